@@ -1,0 +1,71 @@
+// swift-tools-version: 6.2
+import PackageDescription
+
+// Every target of the project: Swift 6 language mode, every use of an unsafe construct spelled out,
+// and no warning let through.
+let strict: [SwiftSetting] = [
+  .swiftLanguageMode(.v6),
+  .strictMemorySafety(),
+  .treatAllWarnings(as: .error),
+]
+
+let systemPackage = Target.Dependency.product(name: "SystemPackage", package: "swift-system")
+
+/// A module of the engine; `Sources/` lists them in the order in which they may import one another.
+func module(_ name: String, _ dependencies: [Target.Dependency], resources: [Resource] = []) -> Target {
+  .target(name: name, dependencies: dependencies, resources: resources, swiftSettings: strict)
+}
+
+func tests(
+  _ name: String, _ dependencies: [Target.Dependency], resources: [Resource] = []
+) -> Target {
+  .testTarget(
+    name: name, dependencies: dependencies, resources: resources, swiftSettings: strict)
+}
+
+let package = Package(
+  name: "quantease",
+  products: [
+    .executable(name: "quantease", targets: ["quantease"])
+  ],
+  dependencies: [
+    .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.0"),
+    .package(url: "https://github.com/apple/swift-system", from: "1.8.0"),
+  ],
+  targets: [
+    .systemLibrary(name: "CLMDB", pkgConfig: "lmdb", providers: [.apt(["liblmdb-dev"])]),
+    .systemLibrary(name: "CZstd", pkgConfig: "libzstd", providers: [.apt(["libzstd-dev"])]),
+    .systemLibrary(name: "COpenBLAS", pkgConfig: "openblas", providers: [.apt(["libopenblas-dev"])]),
+
+    .target(name: "CKernels"),
+    module("Tensors", []),
+    module("SystemIO", [systemPackage]),
+    module("Checkpoint", ["Tensors", "SystemIO"]),
+    module("ActivationCache", ["Tensors", "CLMDB", "CZstd"]),
+    module("Quantization", ["Tensors"]),
+    module("Compute", ["Tensors", "Quantization"]),
+    module("ComputeOpenBLAS", ["Compute", "Tensors", "Quantization", "COpenBLAS", "CKernels"]),
+    module("Decoder", ["Tensors", "Checkpoint", "Compute"]),
+    module(
+      "Calibration", ["Tensors", "Compute", "SystemIO", "Checkpoint"],
+      resources: [.embedInCode("Resources/tokenize.py")]),
+    module("Solvers", ["Tensors", "Compute", "Quantization"]),
+    module("Export", ["Tensors", "SystemIO", "Checkpoint", "Quantization"]),
+    module(
+      "Pipeline",
+      [
+        "Tensors", "SystemIO", "Checkpoint", "ActivationCache", "Compute", "Quantization", "Decoder",
+        "Calibration", "Solvers", "Export",
+      ]),
+    module(
+      "Evaluation", ["Tensors", "Checkpoint", "ActivationCache", "Compute", "Decoder"]),
+    .executableTarget(
+      name: "quantease",
+      dependencies: [
+        "ActivationCache", "Calibration", "Checkpoint", "ComputeOpenBLAS", "Decoder", "Evaluation",
+        "Export", "Pipeline", "Quantization", "Solvers", "SystemIO",
+        .product(name: "ArgumentParser", package: "swift-argument-parser"),
+      ],
+      swiftSettings: strict),
+  ]
+)

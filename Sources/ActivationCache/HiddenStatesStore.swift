@@ -1,0 +1,190 @@
+import Synchronization
+import Tensors
+
+/// The hidden states of the calibration set between two stages, out of core.
+///
+/// One LMDB value per batch of sequences, in the element type of the checkpoint, in byte planes that are
+/// compressed with zstd where that pays, each with a checksum. What a stage leaves replaces what it read
+/// in the same transaction, so the file stays near the size of one layer's hidden states.
+///
+/// The file is disposable: it is never synced, and it goes when the store goes. All calls block; they may
+/// come from any thread.
+public final class HiddenStatesStore: Sendable {
+  /// Hardly any search for repetitions, which pay in the first layers only, and the entropy coder for all
+  /// the rest: several times as fast as level 1 and, deeper in a model, smaller.
+  public static let defaultCompressionLevel = -256
+
+  private static let prefetchLimit = 2
+
+  public let path: String
+  public let elementType: DType
+  let environment: LMDBEnvironment
+  private let workers: ChunkWorkers
+  private let reader: ValueReader
+  private let prefetcher: Prefetcher
+  private let encoders = Mutex<[ValueEncoder]>([])
+  private let records = Mutex(Records())
+
+  private struct Records {
+    var statistics = CacheStatistics()
+    var sizes: [HiddenStatesKey: (raw: Int, compressed: Int)] = [:]
+  }
+
+  /// Creates an empty cache.
+  ///
+  /// - Parameters:
+  ///   - path: The file. Missing directories on the way are created; a cache that an earlier run left
+  ///     there is deleted, any other file is refused.
+  ///   - elementType: `.float32`, `.float16` or `.bfloat16`; hidden states are rounded to it.
+  ///   - compressionLevel: A level of zstd. Below zero: hardly any search for matches, but always the
+  ///     entropy coder.
+  ///   - threads: How many threads one call may use. It does not change a single stored bit.
+  public convenience init(
+    path: String, elementType: DType, compressionLevel: Int = defaultCompressionLevel, threads: Int
+  ) throws(CacheError) {
+    try self.init(
+      path: path, elementType: elementType, compressionLevel: compressionLevel, threads: threads,
+      initialMapBytes: 1 << 30)
+  }
+
+  init(
+    path: String, elementType: DType, compressionLevel: Int, threads: Int, initialMapBytes: Int
+  ) throws(CacheError) {
+    precondition(elementType.isSupportedFloat, "hidden states are float32, float16 or bfloat16")
+    try FileOperations.createDirectories(above: path)
+    if FileOperations.exists(path) {
+      // Opening proves that it is an LMDB file and not something that a person would miss.
+      try LMDBEnvironment(path: path).destroy()
+    }
+    let environment = try LMDBEnvironment(path: path, initialMapBytes: initialMapBytes)
+    let workers = ChunkWorkers(
+      threads: threads, level: compressionLevel, planeCount: elementType.byteWidth)
+    let reader = ValueReader(environment: environment, workers: workers)
+    self.path = path
+    self.elementType = elementType
+    self.environment = environment
+    self.workers = workers
+    self.reader = reader
+    prefetcher = Prefetcher(limit: Self.prefetchLimit) { (key, spare) throws(CacheError) in
+      try reader.load(key) { rows, columns in
+        if let spare, spare.rows == rows, spare.columns == columns { return spare }
+        return Matrix(rows: rows, columns: columns)
+      }
+    }
+  }
+
+  deinit { try? environment.destroy() }
+
+  /// Stores `matrix` under `key` and deletes the values of `previous`, both or neither.
+  ///
+  /// - Parameters:
+  ///   - matrix: `[tokens, features]`, fp32; rounded to ``elementType``.
+  ///   - previous: What the stage has read and nobody needs any more; keys without a value are ignored.
+  /// - Throws: ``CacheError/notFinite(_:row:column:value:)`` and
+  ///   ``CacheError/overflow(_:row:column:value:elementType:)`` for the first such activation;
+  ///   ``CacheError/noSpace(path:freeBytes:)``. After any error the cache is as it was before, and the
+  ///   call can be repeated.
+  public func write(
+    _ matrix: Matrix, key: HiddenStatesKey, replacing previous: [HiddenStatesKey] = []
+  ) throws(CacheError) {
+    let encoder =
+      encoders.withLock { $0.popLast() } ?? ValueEncoder(elementType: elementType, workers: workers)
+    defer { encoders.withLock { $0.append(encoder) } }
+
+    let start = ContinuousClock.now
+    try encoder.encode(matrix, key: key)
+    let encoded = ContinuousClock.now
+    try environment.write { (transaction) throws(CacheError) in
+      for key in previous { try transaction.delete(key) }
+      try unsafe transaction.put(key, count: encoder.byteCount) { unsafe encoder.copy(to: $0) }
+    }
+    let committed = ContinuousClock.now
+
+    prefetcher.forget(Set(previous + [key]))
+    let fileBytes = environment.fileBytes
+    records.withLock { records in
+      for key in previous { records.sizes[key] = nil }
+      records.sizes[key] = (encoder.rawBytes, encoder.byteCount)
+      records.statistics.rawBytesWritten += encoder.rawBytes
+      records.statistics.compressedBytesWritten += encoder.byteCount
+      records.statistics.peakFileBytes = max(records.statistics.peakFileBytes, fileBytes)
+      records.statistics.secondsCompressing += (encoded - start).seconds
+      records.statistics.secondsCommitting += (committed - encoded).seconds
+    }
+  }
+
+  /// Fills `matrix`, `[tokens, features]`, with the value of `key`.
+  ///
+  /// - Throws: ``CacheError/missing(_:)``; ``CacheError/corrupt(_:byte:reason:)``, after which the matrix
+  ///   holds rubbish; ``CacheError/shapeMismatch(_:storedRows:storedColumns:wantedRows:wantedColumns:)``.
+  public func read(_ key: HiddenStatesKey, into matrix: Matrix) throws(CacheError) {
+    func checkShape(_ rows: Int, _ columns: Int) throws(CacheError) {
+      guard rows == matrix.rows && columns == matrix.columns else {
+        throw .shapeMismatch(
+          key, storedRows: rows, storedColumns: columns, wantedRows: matrix.rows,
+          wantedColumns: matrix.columns)
+      }
+    }
+
+    if let prefetched = try prefetcher.take(key)?.get() {
+      try checkShape(prefetched.rows, prefetched.columns)
+      matrix.copy(from: prefetched)
+      prefetcher.recycle(prefetched)
+    } else {
+      try reader.load(key) { (rows, columns) throws(CacheError) in
+        try checkShape(rows, columns)
+        return matrix
+      }
+    }
+  }
+
+  /// Begins to decode the value of `key` in the background, for the next `read` of that key.
+  ///
+  /// A hint: at most two values are kept, a further one drops the oldest, and an error shows when the
+  /// value is read.
+  public func prefetch(_ key: HiddenStatesKey) { prefetcher.request(key) }
+
+  /// Deletes every batch of some stages of a stream.
+  public func remove(stream: Int, stages: Range<Int>) throws(CacheError) {
+    let keys = records.withLock { records in
+      records.sizes.keys.filter { $0.stream == stream && stages.contains($0.stage) }
+    }
+    guard !keys.isEmpty else { return }
+    try environment.write { (transaction) throws(CacheError) in
+      for key in keys { try transaction.delete(key) }
+    }
+    prefetcher.forget(Set(keys))
+    records.withLock { records in
+      for key in keys { records.sizes[key] = nil }
+    }
+  }
+
+  public var statistics: CacheStatistics {
+    var statistics = records.withLock { records in
+      var statistics = records.statistics
+      for size in records.sizes.values {
+        statistics.currentRawBytes += size.raw
+        statistics.currentCompressedBytes += size.compressed
+      }
+      return statistics
+    }
+    statistics.secondsDecompressing = reader.timeDecompressing.seconds
+    return statistics
+  }
+
+  /// Deletes the file now. The store stays usable; its disk space comes back when the store goes.
+  public func destroy() throws(CacheError) { try environment.destroy() }
+
+  /// An upper bound of the memory that a store takes for batches of `elements` elements, the mapped file
+  /// aside: one write, two prefetched values and a spare one, and what each thread works in.
+  public static func workingBytes(elements: Int, elementType: DType, threads: Int) -> Int {
+    let width = elementType.byteWidth
+    let staging = StoredValue.chunkCount(elements: elements) * StoredValue.chunkElements * width
+    let transaction = elements * width
+    let prefetched = (prefetchLimit + 1) * elements * MemoryLayout<Float>.stride
+    let zstdContexts = 2 << 20
+    let worker = (width + 1) * StoredValue.chunkElements + zstdContexts
+    // A prefetch may run beside a write.
+    return staging + transaction + prefetched + 2 * threads * worker
+  }
+}

@@ -1,0 +1,189 @@
+#include "elementwise.h"
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "dispatch.h"
+
+#pragma clang fp contract(fast)
+
+// exp(x) with a relative error below 2e-7 for x in [-87, 88]; arguments outside are moved to the ends.
+// exp(x) = 2ⁿ · exp(r), |r| <= ln 2 / 2, and exp(r) = 1 + r + r² q(r), q fitted for least relative error.
+// There is no branch and no call, so that loops over it vectorise.
+INLINED float exponential(float x) {
+  // Comparisons that let NaN through.
+  x = x < -87.0f ? -87.0f : x;
+  x = x > 88.0f ? 88.0f : x;
+  // Adding 1.5 · 2²³ leaves the nearest whole number in the low bits of the sum.
+  const float magic = 12582912.0f;
+  const float sum = x * 1.44269504f + magic;
+  const float n = sum - magic;
+  // ln 2 in two parts: n times the first is exact.
+  const float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+  float q = 1.37513818e-3f;
+  q = q * r + 8.36892333e-3f;
+  q = q * r + 4.16695327e-2f;
+  q = q * r + 1.66665182e-1f;
+  q = q * r + 4.99999881e-1f;
+  const float p = 1.0f + (r + r * r * q);
+  // The low bits of the sum, moved to the exponent's place, are n · 2²³: an addition multiplies by 2ⁿ.
+  uint32_t bits, exponent;
+  memcpy(&bits, &p, sizeof bits);
+  memcpy(&exponent, &sum, sizeof exponent);
+  bits += exponent << 23;
+  float result;
+  memcpy(&result, &bits, sizeof result);
+  return result;
+}
+
+INLINED float relu(float x) { return x < 0 ? 0 : x; }
+
+INLINED float silu(float x) { return x / (1.0f + exponential(-x)); }
+
+// x·Φ(x) = max(x, 0) − |x|·Φ(−|x|), by Abramowitz and Stegun 7.1.26: for z >= 0
+// erfc(z) = t·(a₁ + a₂t + … + a₅t⁴)·exp(−z²), t = 1 / (1 + 0.3275911 z), with an error below 1.5e-7.
+INLINED float gelu(float x) {
+  const float magnitude = x < 0 ? -x : x;
+  const float z = magnitude * 0.707106781f;
+  const float t = 1.0f / (1.0f + 0.3275911f * z);
+  float p = 1.061405429f;
+  p = p * t - 1.453152027f;
+  p = p * t + 1.421413741f;
+  p = p * t - 0.284496736f;
+  p = p * t + 0.254829592f;
+  const float tail = 0.5f * t * p * exponential(-z * z);
+  return (x < 0 ? 0 : x) - magnitude * tail;
+}
+
+// 0.5·x·(1 + tanh(u)) = x / (1 + exp(−2u)), u = sqrt(2/π)·(x + 0.044715 x³).
+INLINED float gelu_tanh(float x) {
+  const float twice_u = 1.59576912f * x * (1.0f + 0.044715f * x * x);
+  return x / (1.0f + exponential(-twice_u));
+}
+
+// The compiler reorders additions where it is told that it may, but not a comparison of floats: the lanes of
+// a vector stand here by name.
+enum { lanes = 32 };
+
+INLINED float maximum(const float *x, ptrdiff_t count) {
+  float partial[lanes];
+  for (int lane = 0; lane < lanes; lane++) partial[lane] = -INFINITY;
+  ptrdiff_t i = 0;
+  for (; i + lanes <= count; i += lanes)
+    for (int lane = 0; lane < lanes; lane++)
+      partial[lane] = x[i + lane] > partial[lane] ? x[i + lane] : partial[lane];
+  float result = -INFINITY;
+  for (int lane = 0; lane < lanes; lane++) result = partial[lane] > result ? partial[lane] : result;
+  for (; i < count; i++) result = x[i] > result ? x[i] : result;
+  return result;
+}
+
+// The order of these additions is the compiler's, and follows from the count alone.
+INLINED float sum(const float *x, ptrdiff_t count) {
+#pragma clang fp reassociate(on)
+  float result = 0;
+  for (ptrdiff_t i = 0; i < count; i++) result += x[i];
+  return result;
+}
+
+// Σ (x − center)².
+INLINED float sum_of_squares(const float *x, ptrdiff_t count, float center) {
+#pragma clang fp reassociate(on)
+  float result = 0;
+  for (ptrdiff_t i = 0; i < count; i++) result += (x[i] - center) * (x[i] - center);
+  return result;
+}
+
+QE_DISPATCH void qe_add(const float *x, float *y, ptrdiff_t count) {
+  EACH_ELEMENT_ON_ITS_OWN
+  for (ptrdiff_t i = 0; i < count; i++) y[i] += x[i];
+}
+
+void qe_fill_rows(const float *values, float *y, ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t stride) {
+  for (ptrdiff_t row = 0; row < rows; row++)
+    memcpy(y + row * stride, values, (size_t)columns * sizeof(float));
+}
+
+// An activation function's two loops.
+#define ACTIVATION(function)                                                                      \
+  QE_DISPATCH void qe_##function(float *x, ptrdiff_t count) {                                  \
+    for (ptrdiff_t i = 0; i < count; i++) x[i] = function(x[i]);                                  \
+  }                                                                                               \
+  QE_DISPATCH void qe_##function##_gate(float *gate, const float *up, ptrdiff_t count) {       \
+    EACH_ELEMENT_ON_ITS_OWN                                                                       \
+    for (ptrdiff_t i = 0; i < count; i++) gate[i] = function(gate[i]) * up[i];                    \
+  }
+
+ACTIVATION(relu)
+ACTIVATION(silu)
+ACTIVATION(gelu)
+ACTIVATION(gelu_tanh)
+
+QE_DISPATCH void qe_rms_norm(
+    const float *x, float *y, ptrdiff_t rows, ptrdiff_t columns, const float *weight, float epsilon) {
+  for (ptrdiff_t row = 0; row < rows; row++, x += columns, y += columns) {
+    const float mean_square = sum_of_squares(x, columns, 0) / (float)columns;
+    const float factor = 1.0f / sqrtf(mean_square + epsilon);
+    EACH_ELEMENT_ON_ITS_OWN
+    for (ptrdiff_t i = 0; i < columns; i++) y[i] = x[i] * factor * weight[i];
+  }
+}
+
+QE_DISPATCH void qe_layer_norm(
+    const float *x, float *y, ptrdiff_t rows, ptrdiff_t columns, const float *weight,
+    const float *_Nullable bias, float epsilon) {
+  for (ptrdiff_t row = 0; row < rows; row++, x += columns, y += columns) {
+    const float mean = sum(x, columns) / (float)columns;
+    const float variance = sum_of_squares(x, columns, mean) / (float)columns;
+    const float factor = 1.0f / sqrtf(variance + epsilon);
+    EACH_ELEMENT_ON_ITS_OWN
+    for (ptrdiff_t i = 0; i < columns; i++) y[i] = (x[i] - mean) * factor * weight[i];
+    if (bias) qe_add(bias, y, columns);
+  }
+}
+
+QE_DISPATCH void qe_rotate_row(
+    float *x, ptrdiff_t heads, ptrdiff_t half, const float *cosines, const float *sines) {
+  for (ptrdiff_t head = 0; head < heads; head++, x += 2 * half) {
+    float *low = x, *high = x + half;
+    EACH_ELEMENT_ON_ITS_OWN
+    for (ptrdiff_t i = 0; i < half; i++) {
+      const float a = low[i], b = high[i];
+      low[i] = a * cosines[i] - b * sines[i];
+      high[i] = b * cosines[i] + a * sines[i];
+    }
+  }
+}
+
+// x ← exp(x − shift); returns the sum.
+INLINED float exponentiate(float *x, ptrdiff_t count, float shift) {
+  for (ptrdiff_t i = 0; i < count; i++) x[i] = exponential(x[i] - shift);
+  return sum(x, count);
+}
+
+QE_DISPATCH void qe_causal_softmax(
+    float *scores, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride, ptrdiff_t first_count,
+    const float *_Nullable bias) {
+  for (ptrdiff_t row = 0; row < rows; row++, scores += stride) {
+    const ptrdiff_t count = first_count + row;
+    if (bias) qe_add(bias, scores, count);
+    const float factor = 1.0f / exponentiate(scores, count, maximum(scores, count));
+    for (ptrdiff_t i = 0; i < count; i++) scores[i] *= factor;
+    memset(scores + count, 0, (size_t)(width - count) * sizeof(float));
+  }
+}
+
+QE_DISPATCH float qe_log_sum_exp(const float *x, ptrdiff_t count) {
+  // fp32 sums of short stretches, added up in fp64: a vocabulary has 1e5 terms and more.
+  enum { stretch = 1024 };
+  const float shift = maximum(x, count);
+  double total = 0;
+  float exponentials[stretch];
+  for (ptrdiff_t start = 0; start < count; start += stretch) {
+    const ptrdiff_t length = count - start < stretch ? count - start : stretch;
+    for (ptrdiff_t i = 0; i < length; i++) exponentials[i] = exponential(x[start + i] - shift);
+    total += (double)sum(exponentials, length);
+  }
+  return shift + (float)log(total);
+}

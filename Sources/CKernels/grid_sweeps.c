@@ -1,0 +1,212 @@
+#include "grid_sweeps.h"
+#include "dispatch.h"
+
+#include <string.h>
+
+// Adding and taking away 1.5 · 2²³ leaves the nearest integer, ties to even, for values below 2²².
+static const float rounding_magic = 12582912.0f;
+
+// The nearest code to `value`, which is in units of codes.
+static inline __attribute__((always_inline)) float nearest_code(float value, float maximum_code) {
+  float clamped = value > 0.0f ? value : 0.0f;
+  clamped = clamped < maximum_code ? clamped : maximum_code;
+  return (clamped + rounding_magic) - rounding_magic;
+}
+
+QE_DISPATCH
+void qe_nearest_plane_block(
+    size_t rows, size_t columns, const float *restrict factor, size_t factor_stride,
+    const int32_t *group_of, qe_grid grid, const float *restrict weights, float *restrict feedback,
+    float *restrict errors, float *restrict codes) {
+#pragma clang fp contract(fast)
+  for (size_t k = columns; k-- > 0;) {
+    const float *scale = grid.scales + (size_t)group_of[k] * rows;
+    const float *inverse_scale = grid.inverse_scales + (size_t)group_of[k] * rows;
+    const float *zero_point = grid.zero_points + (size_t)group_of[k] * rows;
+    const float *weight = weights + k * rows;
+    float *error = errors + k * rows;
+    for (size_t r = 0; r < rows; r++) {
+      const float target = weight[r] + feedback[k * rows + r];
+      const float code = nearest_code(target * inverse_scale[r] + zero_point[r], grid.maximum_code);
+      codes[k * rows + r] = code;
+      error[r] = weight[r] - scale[r] * (code - zero_point[r]);
+    }
+    for (size_t before = 0; before < k; before++) {
+      const float coefficient = factor[before * factor_stride + k];
+      float *restrict destination = feedback + before * rows;
+      for (size_t r = 0; r < rows; r++) destination[r] += coefficient * error[r];
+    }
+  }
+}
+
+QE_DISPATCH
+size_t qe_descend_block(
+    size_t rows, size_t columns, const float *restrict gram, size_t gram_stride,
+    const float *restrict inverse_diagonal, const int32_t *group_of, qe_grid grid, int is_quantizing,
+    float *restrict gradient, float *restrict approximation, float *restrict errors) {
+#pragma clang fp contract(fast)
+  size_t moved = 0;
+  for (size_t j = 0; j < columns; j++) {
+    const float *scale = grid.scales + (size_t)group_of[j] * rows;
+    const float *inverse_scale = grid.inverse_scales + (size_t)group_of[j] * rows;
+    const float *zero_point = grid.zero_points + (size_t)group_of[j] * rows;
+    const float step = inverse_diagonal[j];
+    float *restrict value = approximation + j * rows;
+    float *restrict error = errors + j * rows;
+    float *restrict delta = gradient + j * rows;  // the column's gradient is not needed any more
+    uint32_t moved_here = 0;
+    for (size_t r = 0; r < rows; r++) {
+      const float old = value[r];
+      float best = old + delta[r] * step;
+      if (is_quantizing) {
+        const float code = nearest_code(best * inverse_scale[r] + zero_point[r], grid.maximum_code);
+        best = scale[r] * (code - zero_point[r]);
+      }
+      const float change = best - old;
+      moved_here += change != 0.0f;
+      delta[r] = change;
+      value[r] = best;
+      error[r] -= change;
+    }
+    moved += moved_here;
+    for (size_t after = j + 1; after < columns; after++) {
+      const float coefficient = gram[j * gram_stride + after];
+      float *restrict destination = gradient + after * rows;
+      for (size_t r = 0; r < rows; r++) destination[r] -= coefficient * delta[r];
+    }
+  }
+  return moved;
+}
+
+enum { scan_width = 32 };
+
+QE_DISPATCH
+size_t qe_descend_row(
+    size_t columns, const float *restrict gram, const float *restrict steps,
+    const float *restrict scales, float maximum_code, float *restrict codes, float *restrict gradient) {
+#pragma clang fp contract(fast)
+  size_t moved = 0;
+  for (size_t start = 0; start < columns; start += scan_width) {
+    const size_t end = start + scan_width < columns ? start + scan_width : columns;
+    // Most stretches of columns stay as they are: look at all of a stretch at once first.
+    uint32_t moves_here = 0;
+    for (size_t j = start; j < end; j++) {
+      moves_here |= nearest_code(codes[j] + gradient[j] * steps[j], maximum_code) != codes[j];
+    }
+    if (!moves_here) continue;
+    for (size_t j = start; j < end; j++) {
+      const float code = nearest_code(codes[j] + gradient[j] * steps[j], maximum_code);
+      if (code == codes[j]) continue;
+      const float change = scales[j] * (code - codes[j]);
+      const float *restrict gram_row = gram + j * columns;
+      codes[j] = code;
+      moved++;
+      for (size_t k = 0; k < columns; k++) gradient[k] -= change * gram_row[k];
+    }
+  }
+  return moved;
+}
+
+QE_DISPATCH
+float qe_weighted_rounding_error(
+    size_t columns, const float *restrict values, const float *restrict weights, float scale,
+    float zero_point, float maximum_code) {
+#pragma clang fp contract(fast) reassociate(on)
+  const float inverse_scale = 1.0f / scale;
+  float sum = 0.0f;
+  for (size_t j = 0; j < columns; j++) {
+    const float scaled = values[j] * inverse_scale + zero_point;
+    float clamped = scaled > 0.0f ? scaled : 0.0f;
+    clamped = clamped < maximum_code ? clamped : maximum_code;
+    // Rounded by way of the integer conversion: the magic number would not survive reassociation.
+    const float error = scaled - (float)(int32_t)(clamped + 0.5f);
+    sum += weights[j] * error * error;
+  }
+  return sum * scale * scale;
+}
+
+QE_DISPATCH
+float qe_optimal_scale(
+    size_t columns, const float *restrict codes, float zero_point, float scale,
+    const float *restrict projection, const float *restrict gradient) {
+#pragma clang fp contract(fast) reassociate(on)
+  double along_target = 0.0;
+  double along_codes = 0.0;
+  for (size_t start = 0; start < columns; start += 512) {
+    const size_t end = start + 512 < columns ? start + 512 : columns;
+    float target_sum = 0.0f;
+    float code_sum = 0.0f;
+    for (size_t j = start; j < end; j++) {
+      const float code = codes[j] - zero_point;
+      target_sum += code * projection[j];
+      code_sum += code * (projection[j] - gradient[j]);
+    }
+    along_target += (double)target_sum;
+    along_codes += (double)code_sum;
+  }
+  if (!(along_codes > 0.0) || !(along_target > 0.0)) return scale;
+  return scale * (float)(along_target / along_codes);
+}
+
+QE_DISPATCH
+void qe_rescale_gradient(
+    size_t columns, float ratio, const float *restrict projection, float *restrict gradient) {
+#pragma clang fp contract(fast)
+  for (size_t j = 0; j < columns; j++) {
+    gradient[j] = projection[j] - ratio * (projection[j] - gradient[j]);
+  }
+}
+
+QE_DISPATCH
+void qe_cholesky_column(
+    size_t size, size_t block_start, size_t pivot, float pivot_value, float *restrict matrix,
+    float *restrict sums) {
+#pragma clang fp contract(fast) reassociate(on)
+  const float inverse = 1.0f / pivot_value;
+  const float *pivot_row = matrix + pivot * size;
+  for (size_t row = pivot + 1; row < size; row++) {
+    float *values = matrix + row * size;
+    float sum = 0.0f;
+    for (size_t k = block_start; k < pivot; k++) sum += values[k] * pivot_row[k];
+    const float entry = (values[pivot] - sum) * inverse;
+    values[pivot] = entry;
+    sums[row] += entry * entry;
+  }
+}
+
+QE_DISPATCH
+double qe_dot(size_t count, const float *restrict a, const float *restrict b) {
+#pragma clang fp contract(fast) reassociate(on)
+  double total = 0.0;
+  // fp32 sums of short stretches, fp64 across them.
+  for (size_t start = 0; start < count; start += 512) {
+    const size_t end = start + 512 < count ? start + 512 : count;
+    float sum = 0.0f;
+    for (size_t i = start; i < end; i++) sum += a[i] * b[i];
+    total += (double)sum;
+  }
+  return total;
+}
+
+QE_DISPATCH
+void qe_axpy(size_t count, float alpha, const float *restrict x, float *restrict y) {
+#pragma clang fp contract(fast)
+  for (size_t i = 0; i < count; i++) y[i] += alpha * x[i];
+}
+
+void qe_transpose(
+    size_t rows, size_t columns, const float *restrict source, size_t source_stride,
+    float *restrict destination, size_t destination_stride) {
+  enum { tile = 16 };
+  for (size_t row = 0; row < rows; row += tile) {
+    const size_t row_end = row + tile < rows ? row + tile : rows;
+    for (size_t column = 0; column < columns; column += tile) {
+      const size_t column_end = column + tile < columns ? column + tile : columns;
+      for (size_t c = column; c < column_end; c++) {
+        for (size_t r = row; r < row_end; r++) {
+          destination[c * destination_stride + r] = source[r * source_stride + c];
+        }
+      }
+    }
+  }
+}

@@ -1,0 +1,5 @@
+#ifndef QUANTEASE_CKERNELS_H
+#define QUANTEASE_CKERNELS_H
+#include "elementwise.h"
+#include "grid_sweeps.h"
+#endif

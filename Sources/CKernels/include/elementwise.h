@@ -1,0 +1,57 @@
+#ifndef QUANTEASE_ELEMENTWISE_H
+#define QUANTEASE_ELEMENTWISE_H
+
+#include <stddef.h>
+
+// Loops over rows and elements of row-major fp32 matrices, single-threaded.
+//
+// A result depends on the values and shapes of one call alone, so a caller may cut a matrix into rows and
+// hand them out to threads in any order. Where an operation has an input and an output, both may be the
+// same memory; other overlaps are not allowed.
+
+#pragma clang assume_nonnull begin
+
+/// y ← y + x.
+void qe_add(const float *x, float *y, ptrdiff_t count);
+
+/// Writes `values` to every one of `rows` rows, `stride` elements apart.
+void qe_fill_rows(const float *values, float *y, ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t stride);
+
+// Activation functions, in place: x ← f(x), or gate ← f(gate) · up.
+// Absolute errors stay below 1e-6 · max(1, |x|).
+
+void qe_relu(float *x, ptrdiff_t count);
+void qe_silu(float *x, ptrdiff_t count);
+void qe_gelu(float *x, ptrdiff_t count);
+void qe_gelu_tanh(float *x, ptrdiff_t count);
+void qe_relu_gate(float *gate, const float *up, ptrdiff_t count);
+void qe_silu_gate(float *gate, const float *up, ptrdiff_t count);
+void qe_gelu_gate(float *gate, const float *up, ptrdiff_t count);
+void qe_gelu_tanh_gate(float *gate, const float *up, ptrdiff_t count);
+
+/// y = weight · x / sqrt(mean(x²) + epsilon), row by row.
+void qe_rms_norm(
+    const float *x, float *y, ptrdiff_t rows, ptrdiff_t columns, const float *weight, float epsilon);
+
+/// y = weight · (x − mean(x)) / sqrt(var(x) + epsilon) + bias, row by row.
+void qe_layer_norm(
+    const float *x, float *y, ptrdiff_t rows, ptrdiff_t columns, const float *weight,
+    const float *_Nullable bias, float epsilon);
+
+/// Turns the pairs (i, i + half) of every head of one row by the angles of its position.
+/// - cosines, sines: `half` values
+void qe_rotate_row(
+    float *x, ptrdiff_t heads, ptrdiff_t half, const float *cosines, const float *sines);
+
+/// Softmax over a growing part of every row: row r has `first_count + r` scores; the rest, up to `width`,
+/// becomes 0. `bias`, `width` values, is added to the scores first.
+void qe_causal_softmax(
+    float *scores, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride, ptrdiff_t first_count,
+    const float *_Nullable bias);
+
+/// log Σ exp(x).
+float qe_log_sum_exp(const float *x, ptrdiff_t count);
+
+#pragma clang assume_nonnull end
+
+#endif

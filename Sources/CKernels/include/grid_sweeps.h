@@ -1,0 +1,88 @@
+// Sweeps of the solvers over the columns of a linear.
+//
+// Two layouts: the blocked sweeps keep a chunk of rows transposed, [columns][rows], so that one instruction
+// moves many rows and what lies outside the block is a matrix product; the sparse sweep works on one row,
+// [columns], so that a coordinate that moves costs one contiguous update and one that stays almost nothing.
+#ifndef QUANTEASE_GRID_SWEEPS_H
+#define QUANTEASE_GRID_SWEEPS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+// The grids of a chunk of rows: scale and zero point at [group][row], the group of a column by `group_of`.
+typedef struct {
+  const float *scales;
+  const float *inverse_scales;
+  const float *zero_points;
+  float maximum_code;
+} qe_grid;
+
+// Nearest plane inside a block of `columns` columns, last to first.
+//   factor        [columns][factor_stride], the unit upper triangular factor of the block
+//   group_of      [columns], the group of each column
+//   weights       [columns][rows]
+//   feedback      [columns][rows], what the columns after the block add; changed
+//   errors        [columns][rows], W - Ŵ; written
+//   codes         [columns][rows], written
+void qe_nearest_plane_block(
+    size_t rows, size_t columns, const float *factor, size_t factor_stride, const int32_t *group_of,
+    qe_grid grid, const float *weights, float *feedback, float *errors, float *codes);
+
+// One coordinate descent step for every column of a block, first to last; returns how many values moved.
+//   gram              [columns][gram_stride], the block's diagonal part of the Gram matrix
+//   inverse_diagonal  [columns], 1 / Σ_jj, 0 for a dead column
+//   gradient          [columns][rows], (W - Ŵ) Σ of the block; changed
+//   approximation     [columns][rows], Ŵ; changed
+//   errors            [columns][rows], W - Ŵ; changed
+//   is_quantizing     0 leaves values off the grid
+size_t qe_descend_block(
+    size_t rows, size_t columns, const float *gram, size_t gram_stride, const float *inverse_diagonal,
+    const int32_t *group_of, qe_grid grid, int is_quantizing, float *gradient, float *approximation,
+    float *errors);
+
+// One coordinate descent pass over a row that already lies on its grid; returns how many codes moved.
+//   gram      [columns][columns]
+//   steps     [columns], 1 / (Σ_jj s_j), 0 for a dead column
+//   scales    [columns]
+//   codes     [columns], changed
+//   gradient  [columns], (w - ŵ) Σ, kept up to date
+size_t qe_descend_row(
+    size_t columns, const float *gram, const float *steps, const float *scales, float maximum_code,
+    float *codes, float *gradient);
+
+// Σ weights_j (w_j - s (q_j - z))² over `columns` columns, q_j the nearest code: what rounding to this grid costs
+// when every column's error counts with its own weight.
+float qe_weighted_rounding_error(
+    size_t columns, const float *values, const float *weights, float scale, float zero_point,
+    float maximum_code);
+
+// The least-squares scale for a row's codes: the `scale` that minimises (w - scale c) Σ (w - scale c)ᵀ,
+// c = codes - zero_point.
+//   projection  [columns], w Σ
+//   gradient    [columns], (w - scale c) Σ for the present scale
+// Returns the scale, or the present one where c Σ cᵀ vanishes.
+float qe_optimal_scale(
+    size_t columns, const float *codes, float zero_point, float scale, const float *projection,
+    const float *gradient);
+
+// gradient ← projection - ratio (projection - gradient): the gradient after the scale changed by `ratio`.
+void qe_rescale_gradient(size_t columns, float ratio, const float *projection, float *gradient);
+
+// One step of a Cholesky factorisation with pivoting, inside the block of columns that begins at `block_start`:
+// column `pivot` of L below the diagonal, and the squares that it adds to `sums`.
+//   matrix  [size][size]: columns before block_start hold L and are already subtracted from the rest
+void qe_cholesky_column(
+    size_t size, size_t block_start, size_t pivot, float pivot_value, float *matrix, float *sums);
+
+// Σ a_i b_i
+double qe_dot(size_t count, const float *a, const float *b);
+
+// y ← y + α x
+void qe_axpy(size_t count, float alpha, const float *x, float *y);
+
+// [rows][columns] → [columns][rows]
+void qe_transpose(
+    size_t rows, size_t columns, const float *source, size_t source_stride, float *destination,
+    size_t destination_stride);
+
+#endif

@@ -1,0 +1,115 @@
+/// Token sequences of one length that the layers' inputs are computed from.
+public struct CalibrationSet: Sendable {
+  public let sequenceLength: Int
+  /// Sequences one after the other.
+  public let tokens: [Int32]
+
+  public var samples: Int { tokens.count / sequenceLength }
+
+  public init(sequenceLength: Int, tokens: [Int32]) {
+    precondition(tokens.count % sequenceLength == 0, "sequences have one length")
+    self.sequenceLength = sequenceLength
+    self.tokens = tokens
+  }
+
+  /// Draws sequences from a source: every stretch of `sequenceLength` tokens is drawn at most once, all with
+  /// the same chance, and those drawn keep the source's order.
+  /// - Throws: ``CalibrationError/tooFewTokens(available:sequences:samples:sequenceLength:source:)``
+  public init(
+    drawing samples: Int, sequenceLength: Int, from source: TokenRows, seed: UInt64
+  ) throws(CalibrationError) {
+    let windows = source.windows(length: sequenceLength)
+    guard source.tokenCount > 0 else { throw .empty(source: source.name) }
+    guard windows.count >= samples else {
+      throw .tooFewTokens(
+        available: source.tokenCount, sequences: windows.count, samples: samples,
+        sequenceLength: sequenceLength, source: source.name)
+    }
+    var generator = SplitMix64(seed: seed)
+    let drawn = windows.indices.shuffled(using: &generator).prefix(samples).sorted()
+    self.init(sequenceLength: sequenceLength, tokens: drawn.flatMap { Array(windows[$0]) })
+  }
+
+  /// The tokens of some samples, one after the other.
+  public func tokens(of samples: Range<Int>) -> [Int32] {
+    Array(tokens[samples.lowerBound * sequenceLength..<samples.upperBound * sequenceLength])
+  }
+
+  /// Ranges of at most `size` samples that cover the set.
+  public func batches(of size: Int) -> [Range<Int>] {
+    stride(from: 0, to: samples, by: size).map { $0..<min($0 + size, samples) }
+  }
+}
+
+/// Rows of token ids: one row for a text, the stored ones for a token file.
+public struct TokenRows: Sendable {
+  /// Where they come from, for messages.
+  public let name: String
+  public let rows: [[Int32]]
+
+  public init(name: String, rows: [[Int32]]) {
+    self.name = name
+    self.rows = rows
+  }
+
+  public var tokenCount: Int { rows.reduce(0) { $0 + $1.count } }
+
+  /// Consecutive stretches of `length` tokens that do not overlap, within each row; what is left over is dropped.
+  public func windows(length: Int) -> [ArraySlice<Int32>] {
+    precondition(length > 0, "a window holds at least one token")
+    return rows.flatMap { row in
+      stride(from: 0, through: row.count - length, by: length).map { row[$0..<$0 + length] }
+    }
+  }
+}
+
+/// Steele, Lea and Flood's SplitMix64: small, and the same sequence on every machine.
+struct SplitMix64: RandomNumberGenerator {
+  private var state: UInt64
+
+  init(seed: UInt64) {
+    state = seed
+  }
+
+  mutating func next() -> UInt64 {
+    state &+= 0x9E37_79B9_7F4A_7C15
+    var mixed = state
+    mixed = (mixed ^ (mixed >> 30)) &* 0xBF58_476D_1CE4_E5B9
+    mixed = (mixed ^ (mixed >> 27)) &* 0x94D0_49BB_1331_11EB
+    return mixed ^ (mixed >> 31)
+  }
+}
+
+/// Calibration or evaluation tokens that cannot be had.
+public enum CalibrationError: Error, Sendable, Equatable, CustomStringConvertible {
+  case empty(source: String)
+  case tooFewTokens(available: Int, sequences: Int, samples: Int, sequenceLength: Int, source: String)
+  case badTokenFile(source: String, reason: String)
+  case tokenizerUnavailable(interpreter: String, reason: String)
+  case tokenizerFailed(status: Int32, message: String)
+
+  public var description: String {
+    switch self {
+    case .empty(let source):
+      "\(source): holds no tokens; give a text of the kind that the model will be used on"
+    case .tooFewTokens(let available, let sequences, let samples, let length, let source):
+      "\(source): holds \(available) tokens, \(sequences) sequences of \(length), and \(samples) were asked for; "
+        + "give more text, or ask for --samples \(max(sequences, 1)) or a shorter --sequence-length"
+    case .badTokenFile(let source, let reason):
+      "\(source): \(reason); a token file is safetensors with input_ids [samples, sequenceLength], I32 or I64"
+    case .tokenizerUnavailable(let interpreter, let reason):
+      "cannot start the tokenizer helper with \(interpreter): \(reason); install Python 3 and "
+        + "'pip install tokenizers', and set QUANTEASE_PYTHON to that interpreter, or pass token ids"
+    case .tokenizerFailed(_, let message): "tokenizer: \(message)"
+    }
+  }
+
+  /// By sysexits(3).
+  public var exitCode: Int32 {
+    switch self {
+    case .empty, .tooFewTokens, .badTokenFile: 65
+    case .tokenizerUnavailable: 69
+    case .tokenizerFailed(let status, _): (64...78).contains(status) ? status : 70
+    }
+  }
+}

@@ -1,0 +1,147 @@
+"""Turns a text into token ids: tokenize.py MODEL_DIR TEXT_FILE OUTPUT_FILE
+
+MODEL_DIR holds tokenizer.json. TEXT_FILE is .txt, or .jsonl with a field `text` in every line, whose
+documents are joined by an empty line; either may be compressed (.zst). The text is tokenized whole, as one
+string, with the special tokens that the tokenizer itself adds. OUTPUT_FILE gets the ids as little-endian
+int32 and nothing else; their count goes to standard output.
+
+A failure is one line on standard error and an exit status of sysexits.h.
+"""
+
+import argparse
+import array
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+DATA_ERROR, NO_INPUT, UNAVAILABLE, CANNOT_CREATE = 65, 66, 69, 73
+
+
+class Failure(Exception):
+    """What is wrong, how to mend it, and the exit status."""
+
+    def __init__(self, status: int, problem: str, mend: str):
+        super().__init__(" ".join(f"{problem}; mend: {mend}".split()))
+        self.status = status
+
+
+def load_tokenizer(model: Path):
+    """The tokenizer of a checkpoint; neither truncates nor pads, whatever its file says."""
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        python = sys.executable or "python3"
+        raise Failure(UNAVAILABLE, f"{python}: {error}", f"{python} -m pip install tokenizers") from None
+    file = model / "tokenizer.json"
+    if not file.is_file():
+        raise Failure(
+            NO_INPUT,
+            f"{file} does not exist",
+            "write it with transformers: AutoTokenizer.from_pretrained(MODEL).save_pretrained(MODEL)",
+        )
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # The package raises nothing narrower.
+        raise Failure(DATA_ERROR, f"{file}: {error}", "upgrade tokenizers, or get the file anew") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def decompressed(file: Path) -> bytes:
+    """The content of a .zst file, by the package `zstandard` or else the command `zstd`."""
+    damaged = Failure(DATA_ERROR, f"{file} is cut short or no zstd file", "compress the text anew")
+    try:
+        import zstandard
+    except ImportError:
+        if not shutil.which("zstd"):
+            mend = "pip install zstandard, or install zstd"
+            raise Failure(UNAVAILABLE, f"nothing here reads {file}", mend) from None
+        with file.open("rb") as source:
+            result = subprocess.run(["zstd", "--decompress", "--stdout"], stdin=source, capture_output=True)
+        if result.returncode:
+            raise damaged from None
+        return result.stdout
+    content, frames = file.read_bytes(), []
+    while content:
+        # Frame by frame: the package's readers of whole streams let a truncated one pass.
+        frame = zstandard.ZstdDecompressor().decompressobj()
+        try:
+            frames.append(frame.decompress(content))
+        except zstandard.ZstdError:
+            raise damaged from None
+        if not frame.eof:
+            raise damaged
+        content = frame.unused_data
+    return b"".join(frames)
+
+
+def read_text(file: Path) -> str:
+    """The whole text of the file. Line ends stay as they are."""
+    kind = Path(file.name.removesuffix(".zst")).suffix
+    if kind not in (".txt", ".jsonl"):
+        raise Failure(DATA_ERROR, f"{file} is no .txt or .jsonl file, nor one of these as .zst", "rename it")
+    try:
+        content = decompressed(file) if file.suffix == ".zst" else file.read_bytes()
+        text = content.decode("utf-8")
+    except OSError as error:
+        raise Failure(NO_INPUT, f"{file}: {error.strerror}", "name a file that can be read") from None
+    except UnicodeDecodeError as error:
+        raise Failure(DATA_ERROR, f"{file}: no UTF-8 at byte {error.start}", "convert it to UTF-8") from None
+    return text if kind == ".txt" else "\n\n".join(documents(text, file))
+
+
+def documents(lines: str, file: Path):
+    """The field `text` of every line that is not empty."""
+    # Not splitlines(): JSON strings may hold the other line separators of Unicode.
+    for number, line in enumerate(lines.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            text = json.loads(line)["text"]
+        except (ValueError, TypeError, KeyError):
+            text = None
+        if not isinstance(text, str):
+            raise Failure(
+                DATA_ERROR, f"{file}, line {number}: no JSON object with a string `text`", "rewrite that line"
+            )
+        yield text
+
+
+def write_ids(ids: list[int], file: Path) -> None:
+    """Little-endian int32; the file appears whole or not at all."""
+    words = array.array("i", ids)
+    if sys.byteorder == "big":
+        words.byteswap()
+    partial = file.with_name(file.name + ".partial")
+    try:
+        partial.write_bytes(words.tobytes())
+        os.replace(partial, file)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise Failure(CANNOT_CREATE, f"{file}: {error.strerror}", "free some space or name another") from None
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(
+        prog="tokenize.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    arguments.add_argument("model", type=Path, metavar="MODEL_DIR")
+    arguments.add_argument("text", type=Path, metavar="TEXT_FILE")
+    arguments.add_argument("output", type=Path, metavar="OUTPUT_FILE")
+    options = arguments.parse_args()
+    try:
+        tokenizer = load_tokenizer(options.model)
+        ids = tokenizer.encode(read_text(options.text), add_special_tokens=True).ids
+        write_ids(ids, options.output)
+    except Failure as failure:
+        print(failure, file=sys.stderr)
+        sys.exit(failure.status)
+    print(len(ids))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+import Foundation
+
+/// Turns texts into token ids by Hugging Face's `tokenizers`, in a helper process of one Python script that
+/// the binary carries along.
+public struct Tokenizer: Sendable {
+  /// The Python that has the package: `QUANTEASE_PYTHON`, or the first python3 on the path.
+  public let interpreter: String
+
+  public init(environment: [String: String] = ProcessInfo.processInfo.environment) {
+    interpreter = environment["QUANTEASE_PYTHON"] ?? "python3"
+  }
+
+  /// Tokenizes a text whole, as one string, with the tokenizer's own special tokens.
+  /// - Parameters:
+  ///   - text: a .txt file, or .jsonl with a field `text`, either also .zst
+  ///   - model: the directory with tokenizer.json
+  /// - Throws: ``CalibrationError``
+  public func tokenize(text: String, model: String) throws -> TokenRows {
+    let scratch = FileManager.default.temporaryDirectory
+      .appendingPathComponent("quantease-\(UUID().uuidString).ids")
+    defer { try? FileManager.default.removeItem(at: scratch) }
+    try run(arguments: [model, text, scratch.path])
+    let bytes = try Data(contentsOf: scratch)
+    let tokens = unsafe bytes.withUnsafeBytes { buffer in
+      (0..<buffer.count / 4).map { index in
+        unsafe Int32(littleEndian: buffer.loadUnaligned(fromByteOffset: 4 * index, as: Int32.self))
+      }
+    }
+    return TokenRows(name: text, rows: [tokens])
+  }
+
+  private func run(arguments: [String]) throws {
+    let script = String(decoding: PackageResources.tokenize_py, as: UTF8.self)
+    let process = Process()
+    process.executableURL = URL(fileURLWithPath: "/usr/bin/env")
+    process.arguments = [interpreter, "-c", script] + arguments
+    process.standardInput = FileHandle.nullDevice
+    process.standardOutput = FileHandle.nullDevice
+    let errors = Pipe()
+    process.standardError = errors
+    do { try process.run() } catch {
+      throw CalibrationError.tokenizerUnavailable(
+        interpreter: interpreter, reason: error.localizedDescription)
+    }
+    let message = String(decoding: errors.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
+    process.waitUntilExit()
+    switch process.terminationStatus {
+    case 0: return
+    case 126, 127:
+      throw CalibrationError.tokenizerUnavailable(
+        interpreter: interpreter, reason: "no such program")
+    default:
+      throw CalibrationError.tokenizerFailed(
+        status: process.terminationStatus,
+        message: message.trimmingCharacters(in: .whitespacesAndNewlines))
+    }
+  }
+}

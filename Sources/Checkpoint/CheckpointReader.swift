@@ -1,0 +1,164 @@
+import SystemIO
+import Tensors
+
+/// The weights of a checkpoint, read through memory-mapped files.
+///
+/// Nothing of the weights is in memory but the rows being converted: their pages are given back after.
+public final class CheckpointReader: WeightSource {
+  public let directory: String
+  /// `config.json`; null for a reader of a single file.
+  public let configuration: JSONValue
+  /// Every tensor by its name.
+  public let tensors: [String: TensorInfo]
+  /// The names in the order in which the tensors stand in the files.
+  public let tensorNames: [String]
+  /// The strings under `__metadata__`, of all files together.
+  public let metadata: [String: String]
+  /// What else belongs to the checkpoint (configuration, tokenizer, licence, …): names of the regular
+  /// files in the directory that hold no weights.
+  public let otherFiles: [String]
+
+  private let files: [String: MappedFile]
+
+  /// Opens all shards of the checkpoint in `directory` and checks their headers.
+  /// - Throws: ``CheckpointError``, ``SafetensorsError`` or ``FileError``.
+  public convenience init(directory: String, symlinks: SymlinkPolicy = .follow) throws {
+    let index = try ShardIndex(directory: directory, symlinks: symlinks)
+    let configurationPath = FileSystem.join(directory, "config.json")
+    guard try FileSystem.kind(of: configurationPath) != nil else {
+      throw CheckpointError.missingConfiguration(directory: directory)
+    }
+    try self.init(
+      directory: directory,
+      configuration: JSONValue(contentsOf: configurationPath, symlinks: symlinks),
+      shards: index.shards, shardOfTensor: index.shardOfTensor,
+      otherFiles: Self.otherFiles(in: directory, symlinks: symlinks), symlinks: symlinks)
+  }
+
+  /// Opens one safetensors file that stands for itself, such as a set of token ids.
+  /// - Throws: ``SafetensorsError`` or ``FileError``.
+  public convenience init(file: String, symlinks: SymlinkPolicy = .follow) throws {
+    try self.init(
+      directory: FileSystem.parent(of: file), configuration: .null,
+      shards: [FileSystem.name(of: file)], shardOfTensor: [:], otherFiles: [], symlinks: symlinks)
+  }
+
+  private init(
+    directory: String, configuration: JSONValue, shards: [String], shardOfTensor: [String: String],
+    otherFiles: [String], symlinks: SymlinkPolicy
+  ) throws {
+    var files: [String: MappedFile] = [:]
+    var tensors: [String: TensorInfo] = [:]
+    var tensorNames: [String] = []
+    var metadata: [String: String] = [:]
+    for shard in shards {
+      let file = try MappedFile(path: FileSystem.join(directory, shard), symlinks: symlinks)
+      let header = try SafetensorsHeader(of: file)
+      for tensor in header.tensors {
+        if let other = tensors.updateValue(tensor, forKey: tensor.name) {
+          throw CheckpointError.duplicateTensor(
+            tensor: tensor.name, shards: [other.file, tensor.file])
+        }
+        tensorNames.append(tensor.name)
+      }
+      metadata.merge(header.metadata) { first, _ in first }
+      files[file.path] = file
+    }
+    for (tensor, shard) in shardOfTensor.sorted(by: { $0.key < $1.key }) {
+      let path = FileSystem.join(directory, shard)
+      guard tensors[tensor]?.file == path else {
+        throw CheckpointError.tensorNotInShard(tensor: tensor, shard: path)
+      }
+    }
+    self.directory = directory
+    self.configuration = configuration
+    self.tensors = tensors
+    self.tensorNames = tensorNames
+    self.metadata = metadata
+    self.otherFiles = otherFiles
+    self.files = files
+  }
+
+  // MARK: Weights
+
+  public func shape(of tensor: String) -> [Int]? { tensors[tensor]?.shape }
+
+  /// Fills `panel`, `[rows.count, columns]`, with the given rows of a tensor of any float type.
+  /// - Throws: ``CheckpointError`` if there is no such tensor, or if it is not made of finite floats.
+  public func read(_ tensor: String, rows: Range<Int>, into panel: Matrix) throws {
+    let info = try self.info(of: tensor)
+    guard info.dtype.isSupportedFloat else {
+      throw CheckpointError.notAFloat(tensor: tensor, info.dtype)
+    }
+    let (rowCount, columns) = info.matrixDimensions
+    precondition(rows.lowerBound >= 0 && rows.upperBound <= rowCount, "rows outside the tensor")
+    precondition(panel.rows == rows.count && panel.columns == columns, "the panel does not fit")
+    let rowByteCount = columns * info.dtype.byteWidth
+    let bytes = rows.lowerBound * rowByteCount..<rows.upperBound * rowByteCount
+    willNeed(tensor, bytes)
+    let isFinite = try withBytes(of: tensor, bytes) { bytes in
+      panel.withMutableSpan { convertWeights(bytes, info.dtype, into: &$0) }
+    }
+    release(tensor, bytes)
+    if !isFinite, let index = panel.firstNonFinite {
+      throw CheckpointError.nonFinite(
+        tensor: tensor, file: info.file, index: rows.lowerBound * columns + index,
+        value: panel[index / columns, index % columns])
+    }
+  }
+
+  // MARK: Bytes
+
+  /// Lends bytes of a tensor as they are in the file; `range` counts from the tensor's first byte and
+  /// the start need not be aligned.
+  /// - Throws: ``CheckpointError/unknownTensor(_:)``, and what `body` throws.
+  public func withBytes<Result>(
+    of tensor: String, _ range: Range<Int>, _ body: (RawSpan) throws -> Result
+  ) throws -> Result {
+    let (file, bytes) = try location(of: tensor, range)
+    return try file.withBytes(bytes, body)
+  }
+
+  /// Starts to read bytes of a tensor from the disk.
+  public func willNeed(_ tensor: String, _ range: Range<Int>) {
+    guard let (file, bytes) = try? location(of: tensor, range) else { return }
+    file.willNeed(bytes)
+  }
+
+  /// Gives the memory of bytes of a tensor back. They can still be read.
+  public func release(_ tensor: String, _ range: Range<Int>) {
+    guard let (file, bytes) = try? location(of: tensor, range) else { return }
+    file.release(bytes)
+  }
+
+  private func info(of tensor: String) throws(CheckpointError) -> TensorInfo {
+    guard let info = tensors[tensor] else { throw .unknownTensor(tensor) }
+    return info
+  }
+
+  private func location(
+    of tensor: String, _ range: Range<Int>
+  ) throws(CheckpointError) -> (MappedFile, Range<Int>) {
+    let info = try self.info(of: tensor)
+    guard let file = files[info.file] else { throw .unknownTensor(tensor) }
+    precondition(
+      range.lowerBound >= 0 && range.upperBound <= info.byteRange.count, "bytes outside the tensor")
+    let start = info.byteRange.lowerBound
+    return (file, start + range.lowerBound..<start + range.upperBound)
+  }
+
+  // MARK: Other files
+
+  /// Weights in any format: not copied along, they are large and would not be the quantized ones.
+  private static let weightSuffixes = [
+    ".safetensors", ".index.json", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5",
+    ".msgpack", ".gguf", ".onnx", ".onnx_data",
+  ]
+
+  private static func otherFiles(in directory: String, symlinks: SymlinkPolicy) throws -> [String] {
+    try FileSystem.names(in: directory).filter { name in
+      guard !weightSuffixes.contains(where: { name.hasSuffix($0) }) else { return false }
+      return try FileSystem.kind(of: FileSystem.join(directory, name), symlinks: symlinks) == .regular
+    }
+  }
+}

@@ -1,0 +1,122 @@
+import Synchronization
+import SystemIO
+import Tensors
+
+/// A tensor that is to be written.
+public struct TensorPlan: Sendable, Hashable {
+  public let name: String
+  public let dtype: DType
+  public let shape: [Int]
+  public let byteCount: Int
+
+  public init(name: String, dtype: DType, shape: [Int]) {
+    precondition(shape.allSatisfy { $0 >= 0 }, "a tensor has no negative extent")
+    guard let byteCount = dtype.byteCount(ofShape: shape) else {
+      preconditionFailure("a tensor of more bytes than can be counted")
+    }
+    self.name = name
+    self.dtype = dtype
+    self.shape = shape
+    self.byteCount = byteCount
+  }
+}
+
+/// Writes a checkpoint whose tensors come in any order, in parts, from any thread.
+///
+/// All names and shapes are known beforehand, so headers and places are settled first, the disk space
+/// is taken, and every part goes straight to its place: no shard is ever in memory.
+public final class CheckpointWriter: Sendable {
+  /// Where a tensor's bytes go.
+  private struct Place: Sendable {
+    let file: OutputFile
+    let offset: Int
+    let byteCount: Int
+  }
+
+  public let directory: String
+  /// The names of the shards, in order.
+  public let shards: [String]
+  private let files: [OutputFile]
+  private let places: [String: Place]
+  private let index: JSONValue?
+  /// The bytes of each tensor that have been written.
+  private let written: Mutex<[String: RangeSet<Int>]>
+
+  /// Creates the files in `directory`, which exists, with their headers and all their space.
+  ///
+  /// - Parameters:
+  ///   - plan: The tensors, each name once; they fill the shards in this order.
+  ///   - shardSizeLimit: Bytes of tensors in one shard; a larger tensor gets a shard to itself.
+  ///   - metadata: The strings under `__metadata__`; transformers insists on `format`.
+  /// - Throws: ``FileError``, with ENOSPC if the tensors do not fit on the disk.
+  public init(
+    directory: String, plan: [TensorPlan], shardSizeLimit: Int = 5_000_000_000,
+    metadata: [String: String] = ["format": "pt"]
+  ) throws(FileError) {
+    precondition(Set(plan.map(\.name)).count == plan.count, "a tensor is planned twice")
+    let layouts = ShardLayout.layouts(of: plan, sizeLimit: shardSizeLimit, metadata: metadata)
+    var shards: [String] = []
+    var files: [OutputFile] = []
+    var places: [String: Place] = [:]
+    var weightMap: [String: JSONValue] = [:]
+    for (number, layout) in layouts.enumerated() {
+      let name =
+        layouts.count == 1
+        ? ShardIndex.singleFileName
+        : ShardIndex.seriesName(number: number + 1, count: layouts.count)
+      let file = try OutputFile(creating: FileSystem.join(directory, name))
+      try file.reserve(layout.fileByteCount)
+      try file.write(layout.header, at: 0)
+      for (tensor, offset) in layout.tensors {
+        places[tensor.name] = Place(file: file, offset: offset, byteCount: tensor.byteCount)
+        weightMap[tensor.name] = .string(name)
+      }
+      shards.append(name)
+      files.append(file)
+    }
+    self.directory = directory
+    self.shards = shards
+    self.files = files
+    self.places = places
+    let totalByteCount = plan.reduce(0) { $0 + $1.byteCount }
+    index =
+      layouts.count == 1
+      ? nil
+      : ["metadata": ["total_size": .integer(totalByteCount)], "weight_map": .object(weightMap)]
+    written = Mutex([:])
+  }
+
+  /// Writes a part of a planned tensor.
+  /// - Parameter offset: Where the part begins, in bytes from the tensor's first.
+  /// - Throws: ``FileError``.
+  public func write(_ tensor: String, _ bytes: RawSpan, at offset: Int = 0) throws(FileError) {
+    guard let place = places[tensor] else { preconditionFailure("\(tensor) is not planned") }
+    precondition(
+      offset >= 0 && offset <= place.byteCount - bytes.byteCount, "bytes outside \(tensor)")
+    try place.file.write(bytes, at: place.offset + offset)
+    let range = offset..<offset + bytes.byteCount
+    written.withLock { $0[tensor, default: RangeSet()].insert(contentsOf: range) }
+  }
+
+  /// Writes a part of a planned tensor.
+  public func write(_ tensor: String, _ bytes: [UInt8], at offset: Int = 0) throws(FileError) {
+    try write(tensor, unsafe bytes.span.bytes, at: offset)
+  }
+
+  /// Brings everything to the disk, and writes the index if there are several shards.
+  /// - Throws: ``CheckpointError/incomplete(tensor:missingBytes:)`` if a part was never written, or
+  ///   ``FileError``.
+  public func finish() throws {
+    let written = self.written.withLock { $0 }
+    for (tensor, place) in places.sorted(by: { $0.key < $1.key }) {
+      let count = written[tensor, default: RangeSet()].ranges.reduce(0) { $0 + $1.count }
+      if count < place.byteCount {
+        throw CheckpointError.incomplete(tensor: tensor, missingBytes: place.byteCount - count)
+      }
+    }
+    for file in files { try file.synchronize() }
+    if let index {
+      try AtomicFile.write(index.prettyText, to: FileSystem.join(directory, ShardIndex.fileName))
+    }
+  }
+}

@@ -1,0 +1,43 @@
+import Tensors
+
+/// Converts weights to fp32.
+///
+/// - Parameters:
+///   - bytes: Elements of type `dtype`, a float type of checkpoints; at any alignment.
+///   - panel: As many elements as `bytes` holds.
+/// - Returns: Whether every element is finite.
+func convertWeights(_ bytes: RawSpan, _ dtype: DType, into panel: inout MutableSpan<Float>) -> Bool {
+  precondition(bytes.byteCount == panel.count * dtype.byteWidth, "the bytes do not fill the panel")
+  return unsafe panel.withUnsafeMutableBufferPointer { panel in
+    unsafe bytes.withUnsafeBytes { bytes in
+      guard let source = bytes.baseAddress, let destination = panel.baseAddress else { return true }
+      return switch dtype {
+      case .float32:
+        unsafe convert(source, UInt32.self, into: destination, panel.count) { Float(bitPattern: $0) }
+      case .bfloat16:
+        unsafe convert(source, UInt16.self, into: destination, panel.count) { Float(bfloat16Bits: $0) }
+      case .float16:
+        unsafe convert(source, UInt16.self, into: destination, panel.count) { Float(float16Bits: $0) }
+      default:
+        preconditionFailure("weights are F32, F16 or BF16")
+      }
+    }
+  }
+}
+
+/// The loop for one type: written so that the compiler vectorises it, finiteness included. An exponent
+/// of all ones, and no other, carries into the sign's place when its lowest bit is added.
+@inline(__always)
+private func convert<Bits: FixedWidthInteger>(
+  _ source: UnsafeRawPointer, _: Bits.Type, into destination: UnsafeMutablePointer<Float>,
+  _ count: Int, _ value: (Bits) -> Float
+) -> Bool {
+  var carries: UInt32 = 0
+  for index in 0..<count {
+    let offset = index &* MemoryLayout<Bits>.size
+    let element = value(unsafe source.loadUnaligned(fromByteOffset: offset, as: Bits.self))
+    carries |= (element.bitPattern & 0x7F80_0000) &+ 0x0080_0000
+    unsafe destination[index] = element
+  }
+  return carries & 0x8000_0000 == 0
+}

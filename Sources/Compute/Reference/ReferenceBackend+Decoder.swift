@@ -1,0 +1,125 @@
+import Glibc
+import Tensors
+
+extension ReferenceBackend: DecoderOperations {
+  public func linear(_ inputs: Matrix, weights: Matrix, bias: [Float]?, into outputs: Matrix) {
+    precondition(inputs.rows == outputs.rows && inputs.columns == weights.columns, "the shapes do not fit")
+    precondition(weights.rows == outputs.columns, "the shapes do not fit")
+    precondition(bias == nil || bias?.count == weights.rows, "the shapes do not fit")
+    outputs.setEach { token, feature in
+      sum(0..<inputs.columns) { inputs.value(token, $0) * weights.value(feature, $0) }
+        + Double(bias?[feature] ?? 0)
+    }
+  }
+
+  public func normalize(
+    _ inputs: Matrix, _ normalization: NormalizationParameters, into outputs: Matrix
+  ) {
+    let features = inputs.columns
+    precondition(outputs.rows == inputs.rows && outputs.columns == features, "the shapes do not fit")
+    precondition(normalization.weight.count == features, "the shapes do not fit")
+    precondition(normalization.bias == nil || normalization.bias?.count == features, "the shapes do not fit")
+    for row in 0..<inputs.rows {
+      let x = (0..<features).map { inputs.value(row, $0) }
+      let center =
+        switch normalization.kind {
+        case .rootMeanSquare: 0.0
+        case .layer: sum(0..<features) { x[$0] } / Double(features)
+        }
+      let spread = sum(0..<features) { (x[$0] - center) * (x[$0] - center) } / Double(features)
+      let deviation = (spread + Double(normalization.epsilon)).squareRoot()
+      for column in 0..<features {
+        let scaled = (x[column] - center) / deviation * Double(normalization.weight[column])
+        outputs[row, column] = Float(scaled + Double(normalization.bias?[column] ?? 0))
+      }
+    }
+  }
+
+  public func rotate(_ states: Matrix, headDimension: Int, table: RotaryTable) {
+    let half = headDimension / 2
+    precondition(headDimension > 0 && headDimension % 2 == 0, "the shapes do not fit")
+    precondition(states.columns % headDimension == 0, "the shapes do not fit")
+    precondition(table.cosines.columns == half && table.sines.columns == half, "the shapes do not fit")
+    for row in 0..<states.rows {
+      let position = row % table.sequenceLength
+      for start in stride(from: 0, to: states.columns, by: headDimension) {
+        for index in 0..<half {
+          let cosine = table.cosines.value(position, index)
+          let sine = table.sines.value(position, index)
+          let low = states.value(row, start + index)
+          let high = states.value(row, start + half + index)
+          states[row, start + index] = Float(low * cosine - high * sine)
+          states[row, start + half + index] = Float(high * cosine + low * sine)
+        }
+      }
+    }
+  }
+
+  public func attend(
+    queries: Matrix, keys: Matrix, values: Matrix, _ parameters: AttentionParameters, into outputs: Matrix
+  ) {
+    let dimension = parameters.headDimension
+    let headsPerKey = parameters.heads / parameters.keyValueHeads
+    precondition(queries.columns == parameters.heads * dimension, "the shapes do not fit")
+    precondition(keys.columns == parameters.keyValueHeads * dimension, "the shapes do not fit")
+    for row in 0..<queries.rows {
+      let position = row % parameters.sequenceLength
+      let first = row - position
+      for head in 0..<parameters.heads {
+        let queryStart = head * dimension
+        let keyStart = head / headsPerKey * dimension
+        let scores = (0...position).map { key in
+          let product = sum(0..<dimension) {
+            queries.value(row, queryStart + $0) * keys.value(first + key, keyStart + $0)
+          }
+          return product * Double(parameters.scale) + (parameters.positionBias?.value(head, key) ?? 0)
+        }
+        let logSum = logSumExp(scores)
+        for index in 0..<dimension {
+          let weighted = sum(0..<scores.count) {
+            exp(scores[$0] - logSum) * values.value(first + $0, keyStart + index)
+          }
+          outputs[row, queryStart + index] = Float(weighted)
+        }
+      }
+    }
+  }
+
+  public func activate(_ states: Matrix, _ function: ActivationFunction) {
+    states.setEach { row, column in function(states.value(row, column)) }
+  }
+
+  public func activateGate(_ gate: Matrix, up: Matrix, _ function: ActivationFunction) {
+    precondition(gate.rows == up.rows && gate.columns == up.columns, "the shapes do not fit")
+    gate.setEach { row, column in function(gate.value(row, column)) * up.value(row, column) }
+  }
+
+  public func add(_ x: Matrix, into y: Matrix) {
+    precondition(x.rows == y.rows && x.columns == y.columns, "the shapes do not fit")
+    y.setEach { row, column in y.value(row, column) + x.value(row, column) }
+  }
+
+  public func negativeLogLikelihoods(logits: Matrix, targets: [Int32]) -> [Float] {
+    precondition(targets.count == logits.rows, "the shapes do not fit")
+    return (0..<logits.rows).map { row in
+      let scores = (0..<logits.columns).map { logits.value(row, $0) }
+      return Float(logSumExp(scores) - scores[Int(targets[row])])
+    }
+  }
+
+  private func logSumExp(_ scores: [Double]) -> Double {
+    let shift = scores.max() ?? 0
+    return shift + log(sum(0..<scores.count) { exp(scores[$0] - shift) })
+  }
+}
+
+extension ActivationFunction {
+  fileprivate func callAsFunction(_ x: Double) -> Double {
+    switch self {
+    case .relu: max(x, 0)
+    case .silu: x / (1 + exp(-x))
+    case .gelu: x * 0.5 * erfc(-x / 2.0.squareRoot())
+    case .geluTanh: 0.5 * x * (1 + tanh((2 / Double.pi).squareRoot() * (x + 0.044715 * x * x * x)))
+    }
+  }
+}

@@ -1,0 +1,26 @@
+import Tensors
+
+/// Every operation as its definition reads, in fp64, one element after the other: what tests compare with.
+///
+/// It is slow on purpose. Nothing here is shared with a backend that it checks.
+public struct ReferenceBackend: Sendable {
+  public init() {}
+
+  public var threads: Int { 1 }
+}
+
+/// Σ term(i), in fp64.
+func sum(_ range: Range<Int>, _ term: (Int) -> Double) -> Double {
+  range.reduce(0) { $0 + term($1) }
+}
+
+extension Matrix {
+  func value(_ row: Int, _ column: Int) -> Double { Double(self[row, column]) }
+
+  /// Sets every element by its row and column.
+  func setEach(_ value: (Int, Int) -> Double) {
+    for row in 0..<rows {
+      for column in 0..<columns { self[row, column] = Float(value(row, column)) }
+    }
+  }
+}

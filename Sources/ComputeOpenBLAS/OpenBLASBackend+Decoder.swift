@@ -1,0 +1,181 @@
+import CKernels
+import Compute
+import Tensors
+
+/// Elements of a chunk of an elementwise operation: work enough to be worth a thread's attention.
+private let elementsPerChunk = 1 << 15
+
+/// Query rows of a chunk of attention: scores take this many rows of one sequence length each, per thread.
+private let queryRowsPerChunk = 128
+
+extension OpenBLASBackend: DecoderOperations {
+  public func linear(_ inputs: Matrix, weights: Matrix, bias: [Float]?, into outputs: Matrix) {
+    precondition(inputs.rows == outputs.rows, "inputs and outputs differ in their tokens")
+    precondition(inputs.columns == weights.columns, "inputs and weights differ in their features")
+    precondition(weights.rows == outputs.columns, "weights and outputs differ in their features")
+    precondition(bias == nil || bias?.count == weights.rows, "the bias has another length")
+    let bias = bias.map { Matrix(rows: 1, columns: $0.count, $0) }
+    runProduct(rows: outputs.rows, columns: outputs.columns) { rows, columns in
+      let block = outputs.block(rows: rows, columns: columns)
+      if let bias {
+        let values = bias.block(rows: 0..<1, columns: columns)
+        unsafe qe_fill_rows(values.pointer, block.pointer, block.rows, block.columns, block.stride)
+      }
+      block.multiply(
+        inputs.rows(rows).whole, weights.rows(columns).whole, transposingB: true,
+        keeping: bias == nil ? 0 : 1)
+    }
+  }
+
+  public func normalize(
+    _ inputs: Matrix, _ normalization: NormalizationParameters, into outputs: Matrix
+  ) {
+    let features = inputs.columns
+    precondition(outputs.rows == inputs.rows && outputs.columns == features, "the shapes differ")
+    precondition(normalization.weight.count == features, "the weight has another length")
+    precondition(
+      normalization.bias == nil || normalization.bias?.count == features, "the bias has another length")
+    runRows(of: inputs) { rows in
+      let x = inputs.rows(rows)
+      let y = outputs.rows(rows)
+      switch normalization.kind {
+      case .rootMeanSquare:
+        unsafe qe_rms_norm(
+          x.pointer, y.pointer, rows.count, features, normalization.weight, normalization.epsilon)
+      case .layer:
+        unsafe qe_layer_norm(
+          x.pointer, y.pointer, rows.count, features, normalization.weight, normalization.bias,
+          normalization.epsilon)
+      }
+    }
+  }
+
+  public func rotate(_ states: Matrix, headDimension: Int, table: RotaryTable) {
+    precondition(headDimension > 0 && headDimension % 2 == 0, "rotary heads have an even dimension")
+    precondition(states.columns % headDimension == 0, "the states are no whole number of heads")
+    let half = headDimension / 2
+    precondition(table.cosines.columns == half && table.sines.columns == half, "the table has another width")
+    precondition(table.sines.rows == table.sequenceLength, "the table has fewer sines than cosines")
+    precondition(table.sequenceLength > 0, "the table is empty")
+    runRows(of: states) { rows in
+      for row in rows {
+        let angles = row % table.sequenceLength * half
+        unsafe qe_rotate_row(
+          states.pointer + row * states.columns, states.columns / headDimension, half,
+          table.cosines.pointer + angles, table.sines.pointer + angles)
+      }
+    }
+  }
+
+  public func attend(
+    queries: Matrix, keys: Matrix, values: Matrix, _ parameters: AttentionParameters, into outputs: Matrix
+  ) {
+    parameters.checkShapes(queries: queries, keys: keys, values: values, outputs: outputs)
+    let length = parameters.sequenceLength
+    let dimension = parameters.headDimension
+    let blocks = Division(length, blocksOfAtMost: queryRowsPerChunk)
+    let heads = queries.rows / length * parameters.heads
+    team.run(chunks: heads * blocks.count, scratch: { Matrix(rows: blocks.size, columns: length) }) {
+      chunk, scratch in
+      // A block of queries sees the keys up to its last row: the last blocks, with the most work, come first.
+      let block = blocks[blocks.count - 1 - chunk / heads]
+      let (sequence, head) = (chunk % heads).quotientAndRemainder(dividingBy: parameters.heads)
+      let keyHead = head / (parameters.heads / parameters.keyValueHeads)
+      let first = sequence * length
+      let queryRows = first + block.lowerBound..<first + block.upperBound
+      let keyRows = first..<first + block.upperBound
+      let queryColumns = head * dimension..<(head + 1) * dimension
+      let keyColumns = keyHead * dimension..<(keyHead + 1) * dimension
+
+      let scores = scratch.block(rows: 0..<block.count, columns: 0..<block.upperBound)
+      scores.multiply(
+        queries.block(rows: queryRows, columns: queryColumns),
+        keys.block(rows: keyRows, columns: keyColumns), transposingB: true, scale: parameters.scale,
+        keeping: 0)
+      let bias = parameters.positionBias?.block(rows: head..<head + 1, columns: 0..<block.upperBound)
+      unsafe qe_causal_softmax(
+        scores.pointer, scores.rows, scores.columns, scores.stride, block.lowerBound + 1, bias?.pointer)
+      outputs.block(rows: queryRows, columns: queryColumns).multiply(
+        scores, values.block(rows: keyRows, columns: keyColumns), keeping: 0)
+    }
+  }
+
+  public func activate(_ states: Matrix, _ function: ActivationFunction) {
+    runElements(of: states) { elements in
+      let x = unsafe states.pointer + elements.lowerBound
+      switch function {
+      case .relu: unsafe qe_relu(x, elements.count)
+      case .silu: unsafe qe_silu(x, elements.count)
+      case .gelu: unsafe qe_gelu(x, elements.count)
+      case .geluTanh: unsafe qe_gelu_tanh(x, elements.count)
+      }
+    }
+  }
+
+  public func activateGate(_ gate: Matrix, up: Matrix, _ function: ActivationFunction) {
+    precondition(gate.rows == up.rows && gate.columns == up.columns, "the shapes differ")
+    runElements(of: gate) { elements in
+      let x = unsafe gate.pointer + elements.lowerBound
+      let factor = unsafe up.pointer + elements.lowerBound
+      switch function {
+      case .relu: unsafe qe_relu_gate(x, factor, elements.count)
+      case .silu: unsafe qe_silu_gate(x, factor, elements.count)
+      case .gelu: unsafe qe_gelu_gate(x, factor, elements.count)
+      case .geluTanh: unsafe qe_gelu_tanh_gate(x, factor, elements.count)
+      }
+    }
+  }
+
+  public func add(_ x: Matrix, into y: Matrix) {
+    precondition(x.rows == y.rows && x.columns == y.columns, "the shapes differ")
+    runElements(of: y) { elements in
+      unsafe qe_add(x.pointer + elements.lowerBound, y.pointer + elements.lowerBound, elements.count)
+    }
+  }
+
+  public func negativeLogLikelihoods(logits: Matrix, targets: [Int32]) -> [Float] {
+    precondition(targets.count == logits.rows, "every row of logits has one target")
+    precondition(
+      targets.allSatisfy { $0 >= 0 && $0 < logits.columns }, "a target lies outside the vocabulary")
+    let losses = Matrix(rows: logits.rows, columns: 1)
+    runRows(of: logits) { rows in
+      for row in rows {
+        let logSum = unsafe qe_log_sum_exp(logits.pointer + row * logits.columns, logits.columns)
+        losses[row, 0] = logSum - logits[row, Int(targets[row])]
+      }
+    }
+    return losses.elements
+  }
+
+  /// Calls `body` for ranges that cover the rows.
+  private func runRows(of matrix: Matrix, _ body: (Range<Int>) -> Void) {
+    let rows = max(1, elementsPerChunk / max(matrix.columns, 1))
+    let blocks = Division(matrix.rows, blocksOfAtMost: rows)
+    team.run(chunks: blocks.count) { body(blocks[$0]) }
+  }
+
+  /// Calls `body` for ranges that cover the elements.
+  private func runElements(of matrix: Matrix, _ body: (Range<Int>) -> Void) {
+    let blocks = Division(matrix.count, blocksOfAtMost: elementsPerChunk, multipleOf: 16)
+    team.run(chunks: blocks.count) { body(blocks[$0]) }
+  }
+}
+
+extension AttentionParameters {
+  fileprivate func checkShapes(queries: Matrix, keys: Matrix, values: Matrix, outputs: Matrix) {
+    precondition(heads > 0 && keyValueHeads > 0, "attention has heads")
+    precondition(heads % keyValueHeads == 0, "heads do not share keys evenly")
+    precondition(sequenceLength > 0 && headDimension > 0, "a sequence and a head have a size")
+    precondition(queries.rows % sequenceLength == 0, "the tokens are no whole number of sequences")
+    precondition(queries.columns == heads * headDimension, "queries have another width")
+    precondition(keys.columns == keyValueHeads * headDimension, "keys have another width")
+    precondition(values.columns == keys.columns, "keys and values differ in their width")
+    precondition(keys.rows == queries.rows && values.rows == queries.rows, "the tokens differ")
+    precondition(
+      outputs.rows == queries.rows && outputs.columns == queries.columns, "outputs have another shape")
+    if let positionBias {
+      precondition(
+        positionBias.rows == heads && positionBias.columns == sequenceLength, "the bias has another shape")
+    }
+  }
+}

@@ -1,0 +1,296 @@
+import CKernels
+import COpenBLAS
+import Compute
+import Quantization
+import Tensors
+
+/// Rows that one chunk of a blocked sweep transposes and works on: small enough that a chunk's block of
+/// columns stays in the first-level cache, large enough for its matrix products to run well.
+private let rowsPerChunk = 96
+/// Columns of a block: inside it a column's move reaches the others one by one, outside by a matrix product.
+private let columnsPerBlock = 48
+/// Rows that one task of a row-wise operation takes.
+private let rowsPerTask = 16
+
+extension OpenBLASBackend: ComputeBackend {
+  public func round(_ weights: Matrix, grid: Grid, into codes: Matrix) {
+    forEachGroup(of: weights, grid: grid, into: codes) { value, scale, zeroPoint, maximum in
+      min(max((value / scale + zeroPoint).rounded(.toNearestOrEven), 0), maximum)
+    }
+  }
+
+  public func dequantize(_ codes: Matrix, grid: Grid, into weights: Matrix) {
+    forEachGroup(of: codes, grid: grid, into: weights) { code, scale, zeroPoint, _ in
+      scale * (code - zeroPoint)
+    }
+  }
+
+  public func roundToNearestPlane(
+    _ weights: Matrix, factor: NearestPlaneFactor, grid: Grid, into codes: Matrix
+  ) {
+    let columns = weights.columns
+    precondition(
+      factor.order.count == columns && codes.columns == columns && codes.rows == weights.rows
+        && grid.outFeatures == weights.rows && grid.inFeatures == columns, "the shapes differ")
+    let groups = grid.groupIndices(order: factor.order)
+    forEachChunk(of: weights.rows) { rows in
+      let count = rows.count
+      let chunkGrid = TransposedGrid(grid.rows(rows))
+      let unordered = transposed(weights.rows(rows))
+      let targets = Matrix(rows: columns, columns: count)
+      for (position, column) in factor.order.enumerated() {
+        targets.rows(position..<position + 1).copy(from: unordered.rows(column..<column + 1))
+      }
+      let errors = Matrix(rows: columns, columns: count)
+      let chunkCodes = Matrix(rows: columns, columns: count)
+      let feedback = Matrix(rows: columnsPerBlock, columns: count)
+      var end = columns
+      while end > 0 {
+        let start = max(0, end - columnsPerBlock)
+        feedback.fill(0)
+        if end < columns {
+          unsafe cblas_sgemm(
+            CblasRowMajor, CblasNoTrans, CblasNoTrans, Int32(end - start), Int32(count),
+            Int32(columns - end), 1, factor.unitFactor.pointer + start * columns + end,
+            Int32(columns), errors.pointer + end * count, Int32(count), 0, feedback.pointer,
+            Int32(count))
+        }
+        unsafe groups.withUnsafeBufferPointer { group in
+          guard let group = group.baseAddress else { return }
+          unsafe qe_nearest_plane_block(
+            count, end - start, factor.unitFactor.pointer + start * columns + start, columns,
+            group + start, chunkGrid.kernelView, targets.pointer + start * count, feedback.pointer,
+            errors.pointer + start * count, chunkCodes.pointer + start * count)
+        }
+        end = start
+      }
+      for (position, column) in factor.order.enumerated() {
+        unordered.rows(column..<column + 1).copy(from: chunkCodes.rows(position..<position + 1))
+      }
+      transpose(unordered, into: codes.rows(rows))
+    }
+  }
+
+  public func descend(
+    from weights: Matrix, approximation: Matrix, gram: Matrix, inverseDiagonal: [Float], grid: Grid,
+    isQuantizing: Bool
+  ) -> Int {
+    let columns = weights.columns
+    precondition(
+      gram.rows == columns && gram.columns == columns && inverseDiagonal.count == columns
+        && approximation.rows == weights.rows && approximation.columns == columns
+        && grid.outFeatures == weights.rows, "the shapes differ")
+    let groups = grid.groupIndices(order: Array(0..<columns))
+    let moved = Counter()
+    forEachChunk(of: weights.rows) { rows in
+      let count = rows.count
+      let chunkGrid = TransposedGrid(grid.rows(rows))
+      let values = transposed(approximation.rows(rows))
+      let errors = transposed(weights.rows(rows))
+      unsafe qe_axpy(values.count, -1, values.pointer, errors.pointer)
+      let gradient = Matrix(rows: columnsPerBlock, columns: count)
+      var movedHere = 0
+      for start in stride(from: 0, to: columns, by: columnsPerBlock) {
+        let width = min(columnsPerBlock, columns - start)
+        unsafe cblas_sgemm(
+          CblasRowMajor, CblasNoTrans, CblasNoTrans, Int32(width), Int32(count), Int32(columns), 1,
+          gram.pointer + start * columns, Int32(columns), errors.pointer, Int32(count), 0,
+          gradient.pointer, Int32(count))
+        unsafe inverseDiagonal.withUnsafeBufferPointer { inverse in
+          unsafe groups.withUnsafeBufferPointer { group in
+            guard let inverse = inverse.baseAddress, let group = group.baseAddress
+            else { return }
+            movedHere += unsafe qe_descend_block(
+              count, width, gram.pointer + start * columns + start, columns, inverse + start,
+              group + start, chunkGrid.kernelView, isQuantizing ? 1 : 0, gradient.pointer,
+              values.pointer + start * count, errors.pointer + start * count)
+          }
+        }
+      }
+      moved.add(movedHere)
+      transpose(values, into: approximation.rows(rows))
+    }
+    return moved.value
+  }
+
+  public func descendSparsely(
+    codes: Matrix, gradient: Matrix, gram: Matrix, inverseDiagonal: [Float], grid: Grid
+  ) -> Int {
+    let columns = codes.columns
+    precondition(
+      gram.rows == columns && gram.columns == columns && inverseDiagonal.count == columns
+        && gradient.rows == codes.rows && gradient.columns == columns
+        && grid.outFeatures == codes.rows, "the shapes differ")
+    let moved = Counter()
+    forEachTask(of: codes.rows) { rows in
+      var movedHere = 0
+      let steps = Matrix(rows: 1, columns: columns)
+      let scales = Matrix(rows: 1, columns: columns)
+      for row in rows {
+        for column in 0..<columns {
+          let scale = grid.scales[row, column / grid.columnsPerGroup]
+          unsafe scales.pointer[column] = scale
+          unsafe steps.pointer[column] = inverseDiagonal[column] / scale
+        }
+        movedHere += unsafe qe_descend_row(
+          columns, gram.pointer, steps.pointer, scales.pointer, Float(grid.format.maximumCode),
+          codes.pointer + row * columns, gradient.pointer + row * columns)
+      }
+      moved.add(movedHere)
+    }
+    return moved.value
+  }
+
+  public func refitScales(codes: Matrix, projection: Matrix, gradient: Matrix, grid: Grid) {
+    let columns = codes.columns
+    precondition(
+      grid.groups == 1 && grid.outFeatures == codes.rows && projection.rows == codes.rows
+        && gradient.rows == codes.rows, "the shapes differ")
+    forEachTask(of: codes.rows) { rows in
+      for row in rows {
+        let present = grid.scales[row, 0]
+        let (projected, residual) = unsafe (
+          projection.pointer + row * columns, gradient.pointer + row * columns
+        )
+        let optimum = unsafe qe_optimal_scale(
+          columns, codes.pointer + row * columns, grid.zeroPoints[row, 0], present, projected,
+          residual)
+        let scale = grid.format.storable(optimum)
+        // The objective is a parabola around the optimum: rounding must not overshoot the present scale.
+        guard abs(scale - optimum) < abs(present - optimum) else { continue }
+        unsafe qe_rescale_gradient(columns, scale / present, projected, residual)
+        grid.scales[row, 0] = scale
+      }
+    }
+  }
+
+  public func subtract(_ x: Matrix, from y: Matrix) {
+    precondition(x.rows == y.rows && x.columns == y.columns, "the shapes differ")
+    forEachTask(of: x.rows) { rows in
+      unsafe qe_axpy(
+        rows.count * x.columns, -1, x.pointer + rows.lowerBound * x.columns,
+        y.pointer + rows.lowerBound * y.columns)
+    }
+  }
+
+  public func rowDots(_ a: Matrix, _ b: Matrix) -> [Double] {
+    precondition(a.rows == b.rows && a.columns == b.columns, "the shapes differ")
+    return (0..<a.rows).map { row in
+      unsafe qe_dot(a.columns, a.pointer + row * a.columns, b.pointer + row * b.columns)
+    }
+  }
+
+  public func searchGrid(
+    _ weights: Matrix, importance: [Float], candidates: GridCandidates, into grid: Grid
+  ) {
+    let columns = weights.columns
+    precondition(
+      importance.count == columns && grid.inFeatures == columns && grid.outFeatures == weights.rows,
+      "the shapes differ")
+    let format = grid.format
+    unsafe importance.withUnsafeBufferPointer { importance in
+      guard let importance = importance.baseAddress else { return }
+      forEachTask(of: weights.rows) { rows in
+        for row in rows {
+          for group in 0..<grid.groups {
+            let start = group * grid.columnsPerGroup
+            let width = min(grid.columnsPerGroup, columns - start)
+            let values = unsafe weights.pointer + row * columns + start
+            let range = unsafe UnsafeBufferPointer(start: values, count: width).rangeHoldingZero
+            let best = candidates.best(for: range, format: format) { scale, zeroPoint in
+              unsafe qe_weighted_rounding_error(
+                width, values, importance + start, scale, zeroPoint, Float(format.maximumCode))
+            }
+            grid.scales[row, group] = best.scale
+            grid.zeroPoints[row, group] = best.zeroPoint
+          }
+        }
+      }
+    }
+  }
+
+  private func forEachChunk(of rows: Int, _ body: (Range<Int>) -> Void) {
+    forEachRange(of: rows, size: rowsPerChunk, body)
+  }
+
+  private func forEachTask(of rows: Int, _ body: (Range<Int>) -> Void) {
+    forEachRange(of: rows, size: rowsPerTask, body)
+  }
+
+  private func forEachRange(of rows: Int, size: Int, _ body: (Range<Int>) -> Void) {
+    team.run(chunks: (rows + size - 1) / size) { chunk in
+      body(chunk * size..<min((chunk + 1) * size, rows))
+    }
+  }
+
+  private func forEachGroup(
+    of source: Matrix, grid: Grid, into destination: Matrix,
+    _ transform: (_ value: Float, _ scale: Float, _ zeroPoint: Float, _ maximum: Float) -> Float
+  ) {
+    precondition(
+      source.rows == destination.rows && source.columns == destination.columns
+        && grid.outFeatures == source.rows && grid.inFeatures == source.columns,
+      "the shapes differ")
+    let maximum = Float(grid.format.maximumCode)
+    forEachTask(of: source.rows) { rows in
+      for row in rows {
+        for group in 0..<grid.groups {
+          let (scale, zeroPoint) = (grid.scales[row, group], grid.zeroPoints[row, group])
+          let start = row * source.columns + group * grid.columnsPerGroup
+          let end = min(start + grid.columnsPerGroup, (row + 1) * source.columns)
+          for index in start..<end {
+            unsafe destination.pointer[index] =
+              transform(source.pointer[index], scale, zeroPoint, maximum)
+          }
+        }
+      }
+    }
+  }
+
+  private func transposed(_ matrix: Matrix) -> Matrix {
+    let result = Matrix(rows: matrix.columns, columns: matrix.rows)
+    transpose(matrix, into: result)
+    return result
+  }
+
+  private func transpose(_ source: Matrix, into destination: Matrix) {
+    unsafe qe_transpose(
+      source.rows, source.columns, source.pointer, source.columns, destination.pointer,
+      destination.columns)
+  }
+}
+
+/// The grids of a chunk of rows with rows side by side, as the blocked kernels read them.
+private struct TransposedGrid {
+  private let scales: Matrix
+  private let inverseScales: Matrix
+  private let zeroPoints: Matrix
+  private let maximumCode: Float
+
+  init(_ grid: Grid) {
+    scales = Matrix(rows: grid.groups, columns: grid.outFeatures)
+    inverseScales = Matrix(rows: grid.groups, columns: grid.outFeatures)
+    zeroPoints = Matrix(rows: grid.groups, columns: grid.outFeatures)
+    maximumCode = Float(grid.format.maximumCode)
+    for row in 0..<grid.outFeatures {
+      for group in 0..<grid.groups {
+        scales[group, row] = grid.scales[row, group]
+        inverseScales[group, row] = 1 / grid.scales[row, group]
+        zeroPoints[group, row] = grid.zeroPoints[row, group]
+      }
+    }
+  }
+
+  @unsafe var kernelView: qe_grid {
+    unsafe qe_grid(
+      scales: scales.pointer, inverse_scales: inverseScales.pointer,
+      zero_points: zeroPoints.pointer, maximum_code: maximumCode)
+  }
+}
+
+extension Grid {
+  /// The group of the column at every position of `order`.
+  fileprivate func groupIndices(order: [Int]) -> [Int32] {
+    order.map { Int32($0 / columnsPerGroup) }
+  }
+}

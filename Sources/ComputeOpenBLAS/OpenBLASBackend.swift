@@ -1,0 +1,26 @@
+import COpenBLAS
+import Compute
+
+/// The processor backend: dense products by OpenBLAS, everything else by the loops of CKernels.
+///
+/// OpenBLAS itself runs single-threaded. An operation is cut into chunks whose bounds follow from the shapes
+/// alone, and a ``ThreadTeam`` works through them: the bits of a result do not depend on the thread count.
+public struct OpenBLASBackend: Sendable {
+  let team: ThreadTeam
+
+  /// - Parameter threads: how many threads an operation may use, at least 1
+  public init(threads: Int) {
+    Self.configure()
+    team = ThreadTeam(threads: threads)
+  }
+
+  public var threads: Int { team.threads }
+
+  /// Makes OpenBLAS single-threaded in the whole process, once. Every backend does it when it is made;
+  /// a composition root that shares the process with other users of OpenBLAS calls it before they start.
+  public static func configure() {
+    _ = singleThreaded
+  }
+
+  private static let singleThreaded: Void = openblas_set_num_threads(1)
+}

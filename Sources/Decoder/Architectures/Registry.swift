@@ -1,0 +1,32 @@
+import Checkpoint
+
+/// A family of models: the `model_type`s that it answers for, and its reading of config.json.
+struct Architecture: Sendable {
+  let modelTypes: [String]
+  let describe: @Sendable (ConfigurationReader) throws -> ModelDescription
+
+  /// Every known family. A new one is a file beside this one and a line here.
+  static let all: [Architecture] = [.llama, .mistral, .qwen2, .qwen3, .opt, .bloom, .falcon]
+}
+
+extension ModelDescription {
+  /// The values of `model_type` in config.json that this decoder runs.
+  public static var knownModelTypes: [String] { Architecture.all.flatMap(\.modelTypes).sorted() }
+
+  /// Reads config.json.
+  /// - Parameter hasTensor: whether the checkpoint holds a tensor of this name.
+  /// - Throws: ``DecoderError`` for an unknown architecture, or a setting that the decoder does not have.
+  public init(configuration: JSONValue, hasTensor: @escaping (String) -> Bool) throws {
+    let reader = ConfigurationReader(values: configuration, hasTensor: hasTensor)
+    let type = try reader.modelType
+    guard let architecture = Architecture.all.first(where: { $0.modelTypes.contains(type) }) else {
+      throw DecoderError.unknownArchitecture(type, known: Self.knownModelTypes)
+    }
+    self = try architecture.describe(reader)
+    let attention = layer.attention
+    guard attention.heads % attention.keyValueHeads == 0 else {
+      throw DecoderError.inconsistentHeads(
+        heads: attention.heads, keyValueHeads: attention.keyValueHeads)
+    }
+  }
+}

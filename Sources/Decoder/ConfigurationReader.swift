@@ -1,0 +1,84 @@
+import Checkpoint
+import Compute
+
+/// Typed access to config.json for the declarations of the families.
+struct ConfigurationReader {
+  let values: JSONValue
+  /// Whether the checkpoint has a tensor of this name: some exports leave out a model's outer prefix.
+  let hasTensor: (String) -> Bool
+
+  var modelType: String {
+    get throws(DecoderError) {
+      guard let type = values["model_type"]?.string else { throw .missingKey("model_type") }
+      return type
+    }
+  }
+
+  /// The number under the first key that is present.
+  func integer(_ keys: String..., default fallback: Int? = nil) throws(DecoderError) -> Int {
+    for key in keys {
+      guard let value = values[key], value != .null else { continue }
+      guard let number = value.int, number > 0 else {
+        throw .unsupportedSetting(key: key, value: "\(value)", supported: "a positive whole number")
+      }
+      return number
+    }
+    guard let fallback else { throw .missingKey(keys.joined(separator: " or ")) }
+    return fallback
+  }
+
+  func number(_ key: String, default fallback: Double) throws(DecoderError) -> Double {
+    guard let value = values[key], value != .null else { return fallback }
+    guard let number = value.double else {
+      throw .unsupportedSetting(key: key, value: "\(value)", supported: "a number")
+    }
+    return number
+  }
+
+  func flag(_ key: String, default fallback: Bool) throws(DecoderError) -> Bool {
+    guard let value = values[key], value != .null else { return fallback }
+    guard let flag = value.bool else {
+      throw .unsupportedSetting(key: key, value: "\(value)", supported: "true or false")
+    }
+    return flag
+  }
+
+  /// Refuses a model that sets `key` to anything but `value`.
+  func require(_ key: String, _ value: Bool, default fallback: Bool) throws(DecoderError) {
+    guard try flag(key, default: fallback) == value else {
+      throw .unsupportedSetting(key: key, value: "\(!value)", supported: "\(value)")
+    }
+  }
+
+  /// The activation function under `key`, by the names that transformers gives them.
+  func activation(_ key: String, default fallback: String) throws(DecoderError) -> ActivationFunction {
+    let name = values[key]?.string ?? fallback
+    switch name {
+    case "relu": return .relu
+    case "silu", "swish": return .silu
+    case "gelu": return .gelu
+    case "gelu_new", "gelu_fast", "gelu_pytorch_tanh": return .geluTanh
+    default:
+      throw .unsupportedSetting(
+        key: key, value: name, supported: "relu, silu, gelu, gelu_new, gelu_pytorch_tanh")
+    }
+  }
+
+  /// The first prefix under which the checkpoint holds `tensor`.
+  func prefix(_ candidates: String..., holding tensor: String) -> String {
+    candidates.first { hasTensor($0 + tensor) } ?? candidates[0]
+  }
+
+  /// The head's weights: `lm_head.weight` unless it is tied to the embeddings or not there.
+  func headWeights(embeddings: String, tiedByDefault: Bool) throws(DecoderError) -> String {
+    let isTied = try flag("tie_word_embeddings", default: tiedByDefault)
+    return !isTied && hasTensor("lm_head.weight") ? "lm_head.weight" : embeddings
+  }
+
+  /// A sliding attention window narrower than the model's positions bounds the sequence length:
+  /// within the window, windowed and full attention are the same.
+  func windowedSequenceLength(isWindowed: Bool, maximum: Int) throws(DecoderError) -> Int {
+    guard isWindowed, let window = values["sliding_window"]?.int else { return maximum }
+    return min(window, maximum)
+  }
+}

@@ -1,0 +1,33 @@
+/// A model that this decoder cannot run.
+public enum DecoderError: Error, Sendable, Equatable, CustomStringConvertible {
+  case unknownArchitecture(String, known: [String])
+  case missingKey(String)
+  case unsupportedSetting(key: String, value: String, supported: String)
+  case inconsistentHeads(heads: Int, keyValueHeads: Int)
+  case sequenceTooLong(Int, maximum: Int)
+  case tokenOutsideVocabulary(token: Int32, vocabulary: Int)
+  case nonFiniteActivation(at: String, layer: Int)
+
+  public var description: String {
+    switch self {
+    case .unknownArchitecture(let name, let known):
+      "config.json: model_type \"\(name)\" is not a known architecture; "
+        + "known are \(known.joined(separator: ", "))"
+    case .missingKey(let key):
+      "config.json: the key \(key) is missing; take config.json from the model's original repository"
+    case .unsupportedSetting(let key, let value, let supported):
+      "config.json: \(key) = \(value) is not supported; supported: \(supported)"
+    case .inconsistentHeads(let heads, let keyValueHeads):
+      "config.json: \(heads) attention heads cannot share \(keyValueHeads) key-value heads evenly"
+    case .sequenceTooLong(let length, let maximum):
+      "a sequence length of \(length) is beyond the \(maximum) positions of this model; "
+        + "ask for --sequence-length \(maximum) or less"
+    case .tokenOutsideVocabulary(let token, let vocabulary):
+      "token id \(token) is outside the model's vocabulary of \(vocabulary); "
+        + "the token file was made with another model's tokenizer"
+    case .nonFiniteActivation(let place, let layer):
+      "layer \(layer): \(place) holds NaN or infinity; the checkpoint's weights overflow fp32 here, "
+        + "check that it runs in transformers"
+    }
+  }
+}

@@ -1,0 +1,109 @@
+import Checkpoint
+import Compute
+import Tensors
+
+/// A model over a weight source: embeds tokens, lends one resident layer at a time, and ends in logits.
+public final class DecoderModel: Sendable {
+  public let description: ModelDescription
+  public let sequenceLength: Int
+  private let source: any WeightSource
+  private let backend: any ComputeBackend
+  private let workspace = Workspace()
+  private let tables: PositionTables
+
+  /// - Throws: ``DecoderError/sequenceTooLong(_:maximum:)``
+  public init(
+    _ description: ModelDescription, source: any WeightSource, backend: any ComputeBackend,
+    sequenceLength: Int
+  ) throws {
+    if let maximum = description.maximumSequenceLength, sequenceLength > maximum {
+      throw DecoderError.sequenceTooLong(sequenceLength, maximum: maximum)
+    }
+    self.description = description
+    self.source = source
+    self.backend = backend
+    self.sequenceLength = sequenceLength
+    tables = PositionTables(description.layer.attention, sequenceLength: sequenceLength)
+  }
+
+  /// Loads a layer's weights.
+  public func layer(_ index: Int) throws -> DecoderLayer {
+    try DecoderLayer(
+      index: index, model: description, source: source, backend: backend, workspace: workspace,
+      tables: tables)
+  }
+
+  /// The hidden states that enter the first layer, `[tokens.count, hiddenSize]`.
+  /// - Parameter tokens: whole sequences, one after the other.
+  /// - Throws: ``DecoderError/tokenOutsideVocabulary(token:vocabulary:)``
+  public func embed(_ tokens: [Int32]) throws -> Matrix {
+    let embedding = description.embedding
+    var states = workspace.matrix(.embeddings, rows: tokens.count, columns: embedding.width)
+    for (row, token) in tokens.enumerated() {
+      guard token >= 0 && token < description.vocabularySize else {
+        throw DecoderError.tokenOutsideVocabulary(
+          token: token, vocabulary: description.vocabularySize)
+      }
+      let index = Int(token)
+      try source.read(embedding.tokens, rows: index..<index + 1, into: states.rows(row..<row + 1))
+    }
+    if let projection = embedding.projection {
+      let weights = try source.matrix(projection, shape: [description.hiddenSize, embedding.width])
+      let projected = workspace.matrix(
+        .projected, rows: tokens.count, columns: description.hiddenSize)
+      backend.linear(states, weights: weights, bias: nil, into: projected)
+      states = projected
+    }
+    if let positions = embedding.positions {
+      let table = try source.matrix(positions.name, shape: [positions.count, description.hiddenSize])
+      let rows = table.rows(positions.offset..<positions.offset + sequenceLength)
+      for start in stride(from: 0, to: tokens.count, by: sequenceLength) {
+        backend.add(rows, into: states.rows(start..<start + sequenceLength))
+      }
+    }
+    if let norm = embedding.norm {
+      backend.normalize(states, try source.norm(norm, size: description.hiddenSize), into: states)
+    }
+    return states
+  }
+
+  /// Loads what turns the last hidden states into logits.
+  public func head() throws -> DecoderHead {
+    let head = description.head
+    return DecoderHead(
+      backend: backend,
+      workspace: workspace,
+      norm: try head.norm.map { try source.norm($0, size: description.hiddenSize) },
+      projection: try head.projection.map {
+        try source.matrix($0, shape: [head.width, description.hiddenSize])
+      },
+      weights: try source.matrix(head.weights, shape: [description.vocabularySize, head.width]))
+  }
+}
+
+/// The final norm and the language-model head, resident in fp32.
+public struct DecoderHead: Sendable {
+  let backend: any ComputeBackend
+  let workspace: Workspace
+  let norm: NormalizationParameters?
+  let projection: Matrix?
+  let weights: Matrix
+
+  /// Logits `[tokens, vocabulary]` of hidden states `[tokens, hiddenSize]`; valid until the next call.
+  public func logits(_ hiddenStates: Matrix) -> Matrix {
+    var states = hiddenStates
+    if let norm {
+      let normalized = workspace.matrix(.normalized, rows: states.rows, columns: states.columns)
+      backend.normalize(states, norm, into: normalized)
+      states = normalized
+    }
+    if let projection {
+      let projected = workspace.matrix(.projected, rows: states.rows, columns: projection.rows)
+      backend.linear(states, weights: projection, bias: nil, into: projected)
+      states = projected
+    }
+    let logits = workspace.matrix(.logits, rows: states.rows, columns: weights.rows)
+    backend.linear(states, weights: weights, bias: nil, into: logits)
+    return logits
+  }
+}

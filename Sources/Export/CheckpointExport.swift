@@ -1,0 +1,227 @@
+import Checkpoint
+import Quantization
+import SystemIO
+import Tensors
+
+/// Writes the quantized checkpoint in every format that was asked for, linear by linear.
+///
+/// Call ``write(_:)`` once for every linear with a grid, in any order and from any thread, and
+/// ``copyUnquantized()`` once; then ``finish()``. No shard is ever in memory, of neither side.
+public final class CheckpointExport: Sendable {
+  /// One checkpoint that is being written.
+  private struct Output: Sendable {
+    let format: any OutputFormat
+    let directory: String
+    let writer: CheckpointWriter
+    let outlierWriter: CheckpointWriter?
+  }
+
+  private let source: CheckpointReader
+  private let linears: [LinearDescription]
+  /// The linears with a grid, by name.
+  private let quantized: [String: LinearDescription]
+  private let outputs: [Output]
+
+  /// Bytes of a tensor that are copied at once.
+  private static let chunkByteCount = 1 << 23
+  /// Files of the source that the export writes itself or that describe the source alone.
+  private static let replacedFiles: Set = [
+    "config.json", "quantize_config.json", Report.fileName, ReportPage.fileName,
+  ]
+
+  /// Creates the files with all their space, so that a full disk shows before the work.
+  ///
+  /// - Parameters:
+  ///   - source: The unquantized checkpoint.
+  ///   - linears: All linears of the model, those included that stay as they are.
+  ///   - formats: Each once. One format: its checkpoint stands in `directory` itself; several: each in
+  ///     a subdirectory of its name.
+  ///   - directory: An existing directory, empty as far as names of checkpoint files go.
+  ///   - shardSizeLimit: Bytes of tensors in one shard.
+  /// - Throws: ``ExportError`` if a format cannot hold a linear or if the source lacks one;
+  ///   ``FileError`` if the files cannot be made.
+  public init(
+    source: CheckpointReader, linears: [LinearDescription], formats: [OutputFormatName],
+    directory: String, shardSizeLimit: Int = 5_000_000_000
+  ) throws {
+    precondition(!formats.isEmpty && Set(formats).count == formats.count, "each format once")
+    precondition(Set(linears.map(\.name)).count == linears.count, "a linear is described twice")
+    let quantized = linears.filter { $0.gridFormat != nil }
+    for linear in quantized { try Self.check(linear, in: source) }
+    for name in formats { try name.format.check(linears) }
+
+    self.source = source
+    self.linears = linears
+    self.quantized = Dictionary(uniqueKeysWithValues: quantized.map { ($0.name, $0) })
+    var outputs: [Output] = []
+    for name in formats {
+      let path = formats.count == 1 ? directory : FileSystem.join(directory, name.rawValue)
+      try FileSystem.createDirectories(path)
+      let format = name.format
+      let plan = Self.plan(of: source, quantized: self.quantized, format: format)
+      outputs.append(
+        Output(
+          format: format, directory: path,
+          writer: try CheckpointWriter(directory: path, plan: plan, shardSizeLimit: shardSizeLimit),
+          outlierWriter: try Self.outlierWriter(for: quantized, format: format, directory: path)))
+    }
+    self.outputs = outputs
+  }
+
+  private static func check(_ linear: LinearDescription, in source: CheckpointReader) throws(ExportError) {
+    let expected =
+      [("weight", [linear.outFeatures, linear.inFeatures])]
+      + (linear.hasBias ? [("bias", [linear.outFeatures])] : [])
+    for (part, shape) in expected {
+      let name = "\(linear.name).\(part)"
+      guard let tensor = source.tensors[name] else { throw .missingTensor(name) }
+      guard tensor.shape == shape else {
+        throw .unexpectedShape(tensor: name, found: tensor.shape, expected: shape)
+      }
+      guard tensor.dtype.isSupportedFloat else {
+        throw .unsupportedType(tensor: name, type: tensor.dtype)
+      }
+    }
+  }
+
+  /// The source's tensors in their order, with what the format makes of the quantized linears.
+  private static func plan(
+    of source: CheckpointReader, quantized: [String: LinearDescription], format: any OutputFormat
+  ) -> [TensorPlan] {
+    source.tensorNames.flatMap { name -> [TensorPlan] in
+      guard let tensor = source.tensors[name] else { return [] }
+      if let linear = quantized[module(of: name, "weight")], let grid = linear.gridFormat {
+        return format.tensors(of: linear, grid: grid, modelType: tensor.dtype)
+      }
+      let isBias = quantized[module(of: name, "bias")] != nil
+      let dtype = isBias ? format.biasType(modelType: tensor.dtype) : tensor.dtype
+      return [TensorPlan(name: name, dtype: dtype, shape: tensor.shape)]
+    }
+  }
+
+  /// The module whose `part` the tensor `name` is; empty if it is another part.
+  private static func module(of name: String, _ part: String) -> String {
+    name.hasSuffix(".\(part)") ? String(name.dropLast(part.count + 1)) : ""
+  }
+
+  private static func outlierWriter(
+    for linears: [LinearDescription], format: any OutputFormat, directory: String
+  ) throws -> CheckpointWriter? {
+    let plan = linears.flatMap(OutlierFile.tensors)
+    guard format.storesOutliersApart, !plan.isEmpty else { return nil }
+    let path = FileSystem.join(directory, OutlierFile.directoryName)
+    try FileSystem.createDirectories(path)
+    // One file: nothing but this engine reads it, in small parts.
+    return try CheckpointWriter(directory: path, plan: plan, shardSizeLimit: .max)
+  }
+
+  // MARK: Tensors
+
+  /// Writes a quantized linear in all formats.
+  /// - Throws: ``ExportError`` if a value does not fit its type, or ``FileError``.
+  public func write(_ linear: QuantizedLinear) throws {
+    guard let description = quantized[linear.name], let grid = description.gridFormat,
+      let weight = source.tensors["\(linear.name).weight"]
+    else { preconditionFailure("\(linear.name) is not among the linears to be quantized") }
+    precondition(
+      weight.shape == [linear.outFeatures, linear.inFeatures]
+        && linear.grid.format.hasSameLayout(as: grid)
+        && linear.outliers.map(OutlierLayout.init) == description.outliers,
+      "\(linear.name) differs from its description")
+    for output in outputs {
+      try output.format.write(linear, modelType: weight.dtype, to: output.writer)
+      if let writer = output.outlierWriter, let outliers = linear.outliers {
+        try OutlierFile.write(outliers, of: linear.name, to: writer)
+      }
+    }
+  }
+
+  /// Copies every other tensor: as it is, but for biases of linears whose format has a type for them.
+  /// - Throws: ``ExportError``, ``CheckpointError`` or ``FileError``.
+  public func copyUnquantized() throws {
+    for name in source.tensorNames {
+      guard let tensor = source.tensors[name] else { continue }
+      if quantized[Self.module(of: name, "weight")] != nil { continue }
+      let isBias = quantized[Self.module(of: name, "bias")] != nil
+      func isConverted(in output: Output) -> Bool {
+        isBias && output.format.biasType(modelType: tensor.dtype) != tensor.dtype
+      }
+      for output in outputs where isConverted(in: output) { try convertBias(tensor, to: output) }
+      let copying = outputs.filter { !isConverted(in: $0) }
+      if !copying.isEmpty { try copy(tensor, to: copying) }
+    }
+  }
+
+  private func copy(_ tensor: TensorInfo, to outputs: [Output]) throws {
+    let byteCount = tensor.byteRange.count
+    for start in stride(from: 0, to: byteCount, by: Self.chunkByteCount) {
+      let range = start..<min(start + Self.chunkByteCount, byteCount)
+      source.willNeed(tensor.name, range)
+      try source.withBytes(of: tensor.name, range) { bytes in
+        for output in outputs { try output.writer.write(tensor.name, bytes, at: start) }
+      }
+      source.release(tensor.name, range)
+    }
+  }
+
+  private func convertBias(_ tensor: TensorInfo, to output: Output) throws {
+    let bias = try source.matrix(tensor.name, shape: tensor.shape)
+    let type = output.format.biasType(modelType: tensor.dtype)
+    let bytes = try bias.withSpan { try encodeChecked($0, as: type, tensor: tensor.name) }
+    try output.writer.write(tensor.name, bytes)
+  }
+
+  // MARK: The rest
+
+  /// Writes config.json, copies the tokenizer and all other files, and brings everything to the disk.
+  /// - Throws: ``CheckpointError/incomplete(tensor:missingBytes:)`` if a tensor was never written, or
+  ///   ``FileError``.
+  public func finish() throws {
+    for output in outputs {
+      try output.writer.finish()
+      try output.outlierWriter?.finish()
+      try writeConfiguration(of: output)
+      for name in source.otherFiles where !Self.replacedFiles.contains(name) {
+        try FileSystem.copyFile(
+          FileSystem.join(source.directory, name), to: FileSystem.join(output.directory, name))
+      }
+    }
+  }
+
+  private func writeConfiguration(of output: Output) throws {
+    var configuration = source.configuration.object ?? [:]
+    var files: [String: JSONValue] = [:]
+    configuration["quantization_config"] = nil
+    if var quantization = output.format.quantizationConfiguration(of: linears)?.object {
+      if output.outlierWriter != nil { quantization["outliers"] = OutlierFile.configuration }
+      configuration["quantization_config"] = .object(quantization)
+      files = output.format.files(configuration: .object(quantization))
+    }
+    files["config.json"] = .object(configuration)
+    for (name, json) in files {
+      try AtomicFile.write(json.prettyText, to: FileSystem.join(output.directory, name))
+    }
+  }
+
+  /// What loads the checkpoints, format by format. Where linears differ, the hardest one decides.
+  public var runtimes: [RuntimeSupport] {
+    outputs.flatMap { output in
+      var supports: [RuntimeSupport] = []
+      for grid in Set(quantized.values.compactMap(\.gridFormat)) {
+        for support in output.format.runtimes(for: grid) {
+          if let index = supports.firstIndex(where: { $0.runtime == support.runtime }) {
+            if supports[index].loads && !support.loads { supports[index] = support }
+          } else {
+            supports.append(support)
+          }
+        }
+      }
+      guard output.outlierWriter != nil else { return supports }
+      return supports.map {
+        RuntimeSupport(
+          format: $0.format, runtime: $0.runtime, loads: false,
+          note: "it would leave the outliers away: use the dense format there")
+      }
+    }
+  }
+}

@@ -1,0 +1,48 @@
+import Tensors
+
+/// Why a checkpoint cannot be written as asked.
+public enum ExportError: Error, Equatable, Sendable, CustomStringConvertible {
+  case featuresNotMultipleOf32(linear: String, outFeatures: Int, inFeatures: Int, format: OutputFormatName)
+  case groupSizeDoesNotDivide(linear: String, groupSize: Int, inFeatures: Int, format: OutputFormatName)
+  case mixedGrids(linear: String, other: String, format: OutputFormatName)
+  case missingTensor(String)
+  case unexpectedShape(tensor: String, found: [Int], expected: [Int])
+  case unsupportedType(tensor: String, type: DType)
+  /// A bias or an outlier left the range of the type that keeps it.
+  case valueOutOfRange(tensor: String, index: Int, type: DType)
+
+  /// The process's exit status: a data error, after sysexits.h.
+  public var exitCode: Int32 { 65 }
+
+  public var description: String {
+    switch self {
+    case .featuresNotMultipleOf32(let linear, let outFeatures, let inFeatures, let format):
+      """
+      \(linear) is \(outFeatures) × \(inFeatures), and \(format.rawValue) needs multiples of 32: \
+      leave this linear out, or write compressed-tensors
+      """
+    case .groupSizeDoesNotDivide(let linear, let groupSize, let inFeatures, let format):
+      """
+      \(linear) has \(inFeatures) columns, which groups of \(groupSize) do not divide, and readers of \
+      \(format.rawValue) refuse a shorter last group: choose a group size that divides \(inFeatures), \
+      or -1 for one group per row
+      """
+    case .mixedGrids(let linear, let other, let format):
+      """
+      \(linear) and \(other) differ in bits, group size or symmetry, and \(format.rawValue) has one \
+      setting for all linears: write compressed-tensors or dense
+      """
+    case .missingTensor(let tensor):
+      "the source checkpoint has no tensor \(tensor): check that the linear is named as in its files"
+    case .unexpectedShape(let tensor, let found, let expected):
+      "\(tensor) has shape \(found) where \(expected) is expected: check config.json against the weights"
+    case .unsupportedType(let tensor, let type):
+      "\(tensor) is of type \(type.rawValue): convert the checkpoint to F32, F16 or BF16 first"
+    case .valueOutOfRange(let tensor, let index, let type):
+      """
+      \(tensor) at index \(index) is outside \(type.rawValue), in which the format keeps it: write \
+      another format
+      """
+    }
+  }
+}

@@ -1,0 +1,86 @@
+import Checkpoint
+import Quantization
+import SystemIO
+import Tensors
+
+/// Codes that a format packs before it hands them to the writer: memory stays small, writes large.
+let codesPerPanel = 1 << 22
+
+extension GridFormat {
+  /// Whether linears of both formats can stand under one setting of a file.
+  func hasSameLayout(as other: GridFormat) -> Bool {
+    bitWidth == other.bitWidth && groupSize == other.groupSize && isSymmetric == other.isSymmetric
+  }
+}
+
+/// The little-endian bytes of `values` in `type`, one of the float types of checkpoints.
+func encode(_ values: Span<Float>, as type: DType) -> [UInt8] {
+  precondition(type.isSupportedFloat, "weights are stored as F32, F16 or BF16")
+  var bytes = [UInt8](repeating: 0, count: values.count * type.byteWidth)
+  var output = bytes.mutableSpan
+  for index in values.indices {
+    if type == .float32 {
+      let bits = values[index].bitPattern
+      for byte in 0..<4 { output[index * 4 + byte] = UInt8(truncatingIfNeeded: bits >> (8 * byte)) }
+    } else {
+      let bits = type == .float16 ? values[index].float16Bits : values[index].bfloat16Bits
+      output[index * 2] = UInt8(truncatingIfNeeded: bits)
+      output[index * 2 + 1] = UInt8(truncatingIfNeeded: bits >> 8)
+    }
+  }
+  return bytes
+}
+
+/// ``encode(_:as:)`` for values that were not rounded to `type` before.
+/// - Throws: ``ExportError/valueOutOfRange(tensor:index:type:)`` if one is finite no more.
+func encodeChecked(
+  _ values: Span<Float>, as type: DType, tensor: String
+) throws(ExportError) -> [UInt8] {
+  for index in values.indices where !values[index].rounded(to: type).isFinite {
+    throw .valueOutOfRange(tensor: tensor, index: index, type: type)
+  }
+  return encode(values, as: type)
+}
+
+/// The bytes of a grid's scales, `[outFeatures, groups]`, as they stand or transposed.
+func encodeScales(_ scales: Matrix, as type: DType, transposed: Bool = false) -> [UInt8] {
+  for row in 0..<scales.rows {
+    for group in 0..<scales.columns {
+      let scale = scales[row, group]
+      precondition(
+        scale.isFinite && scale.rounded(to: type) == scale,
+        "a scale that was not rounded to the type in which the output keeps it")
+    }
+  }
+  return (transposed ? scales.transposed() : scales).withSpan { encode($0, as: type) }
+}
+
+extension Matrix {
+  fileprivate func transposed() -> Matrix {
+    let result = Matrix(rows: columns, columns: rows)
+    for row in 0..<rows {
+      for column in 0..<columns { result[column, row] = self[row, column] }
+    }
+    return result
+  }
+}
+
+/// The zero points of one group, row after row, less `offset`.
+func zeroPointCodes(of grid: Grid, group: Int, offset: Int) -> [UInt8] {
+  (0..<grid.outFeatures).map { row in
+    let stored = Int(grid.zeroPoints[row, group]) - offset
+    precondition(
+      (0...grid.format.maximumCode).contains(stored), "a zero point that the format cannot store")
+    return UInt8(stored)
+  }
+}
+
+extension CheckpointWriter {
+  /// Writes integers, which are in little-endian order already.
+  func write<Element: FixedWidthInteger & BitwiseCopyable>(
+    _ tensor: String, littleEndian elements: [Element], at offset: Int = 0
+  ) throws(FileError) {
+    // Safe: an integer has no padding.
+    try write(tensor, unsafe elements.span.bytes, at: offset)
+  }
+}

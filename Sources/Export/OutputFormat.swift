@@ -1,0 +1,105 @@
+import Checkpoint
+import Quantization
+import Tensors
+
+/// The formats of `--format`, by their names on the command line.
+public enum OutputFormatName: String, CaseIterable, Codable, Sendable {
+  case compressedTensors = "compressed-tensors"
+  case gptq
+  case gptqV2 = "gptq-v2"
+  case dense
+
+  public var format: any OutputFormat {
+    switch self {
+    case .compressedTensors: CompressedTensorsFormat()
+    case .gptq: GPTQFormat(version: .one)
+    case .gptqV2: GPTQFormat(version: .two)
+    case .dense: DenseFormat()
+    }
+  }
+}
+
+/// One way to store quantized linears in a checkpoint.
+public protocol OutputFormat: Sendable {
+  var name: OutputFormatName { get }
+
+  /// The float types that a scale goes through on its way into the files of a model whose weights are
+  /// of `modelType`; a grid must be rounded to them before it is used.
+  func scaleTypes(modelType: DType) -> [DType]
+
+  /// The type of a quantized linear's bias.
+  func biasType(modelType: DType) -> DType
+
+  /// Whether outliers stand in tensors of their own beside the codes, or are part of the weights.
+  var storesOutliersApart: Bool { get }
+
+  /// Checks that the format can hold these linears side by side.
+  /// - Throws: ``ExportError`` naming the linear, the rule, and the way out.
+  func check(_ linears: [LinearDescription]) throws(ExportError)
+
+  /// The tensors that stand for a linear's weight, its bias and outliers aside.
+  func tensors(of linear: LinearDescription, grid: GridFormat, modelType: DType) -> [TensorPlan]
+
+  /// Writes those tensors.
+  func write(_ linear: QuantizedLinear, modelType: DType, to writer: CheckpointWriter) throws
+
+  /// `quantization_config` for config.json; nil for a checkpoint like any other.
+  func quantizationConfiguration(of linears: [LinearDescription]) -> JSONValue?
+
+  /// Further files that loaders of the format look for, by name.
+  func files(configuration: JSONValue) -> [String: JSONValue]
+
+  /// What is known of the runtimes that read such a grid in this format.
+  func runtimes(for grid: GridFormat) -> [RuntimeSupport]
+}
+
+extension OutputFormat {
+  public var storesOutliersApart: Bool { true }
+  public func biasType(modelType: DType) -> DType { modelType }
+  public func check(_ linears: [LinearDescription]) throws(ExportError) {}
+  public func files(configuration: JSONValue) -> [String: JSONValue] { [:] }
+}
+
+/// One linear of the source checkpoint and what is to become of it.
+public struct LinearDescription: Sendable {
+  /// The module's name in the checkpoint, without `.weight`.
+  public var name: String
+  public var outFeatures: Int
+  public var inFeatures: Int
+  /// nil: the linear is copied as it is.
+  public var gridFormat: GridFormat?
+  public var hasBias: Bool
+  public var outliers: OutlierLayout?
+
+  public init(
+    name: String, outFeatures: Int, inFeatures: Int, gridFormat: GridFormat?, hasBias: Bool,
+    outliers: OutlierLayout? = nil
+  ) {
+    self.name = name
+    self.outFeatures = outFeatures
+    self.inFeatures = inFeatures
+    self.gridFormat = gridFormat
+    self.hasBias = hasBias
+    self.outliers = outliers
+  }
+}
+
+/// Whether a runtime loads a checkpoint.
+public struct RuntimeSupport: Codable, Sendable, Equatable, CustomStringConvertible {
+  public var format: OutputFormatName
+  public var runtime: String
+  public var loads: Bool
+  /// The condition or the reason; may be empty.
+  public var note: String
+
+  public init(format: OutputFormatName, runtime: String, loads: Bool, note: String = "") {
+    self.format = format
+    self.runtime = runtime
+    self.loads = loads
+    self.note = note
+  }
+
+  public var description: String {
+    "\(format.rawValue): \(runtime) \(loads ? "loads it" : "does not load it")\(note.isEmpty ? "" : ": \(note)")"
+  }
+}

@@ -1,0 +1,164 @@
+import FoundationEssentials
+import SystemIO
+
+/// What a run did and what it cost: `quantease_report.json`, beside the checkpoint.
+public struct Report: Codable, Sendable, Equatable {
+  public static let fileName = "quantease_report.json"
+
+  public struct Model: Codable, Sendable, Equatable {
+    public var name: String
+    public var architecture: String
+
+    public init(name: String, architecture: String) {
+      self.name = name
+      self.architecture = architecture
+    }
+  }
+
+  public struct Calibration: Codable, Sendable, Equatable {
+    public var samples: Int
+    /// Tokens per sample.
+    public var sequenceLength: Int
+    public var seed: UInt64
+    /// The name of the file that the tokens come from.
+    public var source: String
+
+    public init(samples: Int, sequenceLength: Int, seed: UInt64, source: String) {
+      self.samples = samples
+      self.sequenceLength = sequenceLength
+      self.seed = seed
+      self.source = source
+    }
+  }
+
+  public struct Settings: Codable, Sendable, Equatable {
+    public var bits: Int
+    /// −1 is one group per row.
+    public var groupSize: Int
+    public var symmetric: Bool
+    public var solver: String
+    public var formats: [OutputFormatName]
+    public var calibration: Calibration
+
+    public init(
+      bits: Int, groupSize: Int, symmetric: Bool, solver: String, formats: [OutputFormatName],
+      calibration: Calibration
+    ) {
+      self.bits = bits
+      self.groupSize = groupSize
+      self.symmetric = symmetric
+      self.solver = solver
+      self.formats = formats
+      self.calibration = calibration
+    }
+  }
+
+  public struct Linear: Codable, Sendable, Equatable {
+    public var name: String
+    /// out, in
+    public var shape: [Int]
+    public var bits: Int
+    public var groupSize: Int
+    public var symmetric: Bool
+    public var solver: String
+    /// ‖(W − Ŵ)X‖² / ‖WX‖² over the calibration set.
+    public var relativeError: Double
+    public var seconds: Double
+    /// The decoder layer, from 0.
+    public var layer: Int
+    /// Scales, zero points and outliers included.
+    public var bitsPerWeight: Double
+
+    public init(
+      name: String, shape: [Int], bits: Int, groupSize: Int, symmetric: Bool, solver: String,
+      relativeError: Double, seconds: Double, layer: Int, bitsPerWeight: Double
+    ) {
+      self.name = name
+      self.shape = shape
+      self.bits = bits
+      self.groupSize = groupSize
+      self.symmetric = symmetric
+      self.solver = solver
+      self.relativeError = relativeError
+      self.seconds = seconds
+      self.layer = layer
+      self.bitsPerWeight = bitsPerWeight
+    }
+  }
+
+  public struct Totals: Codable, Sendable, Equatable {
+    public var secondsPerPhase: [String: Double] = [:]
+    /// The whole run, from start to end.
+    public var seconds: Double = 0
+    /// Calibration tokens.
+    public var tokens: Int = 0
+    public var linears: Int = 0
+    public var parametersQuantized: Int = 0
+    public var meanRelativeError: Double = 0
+    /// Over the quantized parameters.
+    public var bitsPerWeight: Double = 0
+    public var peakMemoryBytes: Int = 0
+    public var cacheBytesRaw: Int = 0
+    public var cacheBytesCompressed: Int = 0
+    public var inputBytes: Int = 0
+    public var outputBytes: Int = 0
+
+    public init() {}
+
+    /// Counts and means over `linears`; the rest is left at zero.
+    public init(of linears: [Linear]) {
+      self.linears = linears.count
+      var bits = 0.0
+      for linear in linears {
+        let parameters = linear.shape.reduce(1, *)
+        parametersQuantized += parameters
+        bits += linear.bitsPerWeight * Double(parameters)
+        meanRelativeError += linear.relativeError / Double(linears.count)
+      }
+      if parametersQuantized > 0 { bitsPerWeight = bits / Double(parametersQuantized) }
+    }
+  }
+
+  public var model: Model
+  public var settings: Settings
+  public var linears: [Linear]
+  public var totals: Totals
+  public var loadsIn: [RuntimeSupport]
+
+  public init(
+    model: Model, settings: Settings, linears: [Linear], totals: Totals, loadsIn: [RuntimeSupport]
+  ) {
+    self.model = model
+    self.settings = settings
+    self.linears = linears
+    self.totals = totals
+    self.loadsIn = loadsIn
+  }
+
+  /// The report as JSON, keys in snake_case and in order.
+  public func json() throws -> [UInt8] {
+    let encoder = JSONEncoder()
+    encoder.keyEncodingStrategy = .convertToSnakeCase
+    encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
+    // An error that is not a number must not cost a person the report.
+    encoder.nonConformingFloatEncodingStrategy = .convertToString(
+      positiveInfinity: "Infinity", negativeInfinity: "-Infinity", nan: "NaN")
+    return Array(try encoder.encode(self)) + [UInt8(ascii: "\n")]
+  }
+
+  /// Reads what ``json()`` gives.
+  public init(json: [UInt8]) throws {
+    let decoder = JSONDecoder()
+    decoder.keyDecodingStrategy = .convertFromSnakeCase
+    decoder.nonConformingFloatDecodingStrategy = .convertFromString(
+      positiveInfinity: "Infinity", negativeInfinity: "-Infinity", nan: "NaN")
+    self = try decoder.decode(Report.self, from: Data(json))
+  }
+
+  /// Writes the report and its page into `directory`.
+  public func write(to directory: String) throws {
+    try AtomicFile.write(try json(), to: FileSystem.join(directory, Self.fileName))
+    let page = ReportPage(report: self).html
+    try AtomicFile.write(page, to: FileSystem.join(directory, ReportPage.fileName))
+  }
+}

@@ -1,0 +1,285 @@
+/// `quantease_report.html`: the report as one page for people, which needs no other file and no network.
+public struct ReportPage {
+  public static let fileName = "quantease_report.html"
+
+  private let report: Report
+
+  public init(report: Report) { self.report = report }
+
+  public var html: String {
+    """
+    <!doctype html>
+    <html lang="en">
+    <head>
+    <meta charset="utf-8">
+    <meta name="viewport" content="width=device-width, initial-scale=1">
+    <meta name="color-scheme" content="light dark">
+    <title>\(escaped(report.model.name)), quantized</title>
+    <style>
+    \(reportStyle)
+    </style>
+    </head>
+    <body>
+    <main>
+    \(headline)
+    \(errors)
+    \(worstLinears)
+    \(phases)
+    \(runtimes)
+    \(settings)
+    \(allLinears)
+    </main>
+    </body>
+    </html>
+
+    """
+  }
+
+  // MARK: Headline
+
+  private var headline: String {
+    let totals = report.totals
+    let settings = report.settings
+    let saved =
+      totals.inputBytes > 0
+      ? signed(Double(totals.outputBytes) / Double(totals.inputBytes) - 1) : ""
+    return """
+      <header>
+      <p class="kicker">QuantEase report</p>
+      <h1>\(escaped(report.model.name))</h1>
+      <p class="lead">\(grouped(totals.linears)) linears, \(grouped(totals.parametersQuantized)) weights, \
+      \(settings.bits) bits \(settings.symmetric ? "symmetric" : "asymmetric"), \
+      \(groupNote(settings.groupSize)), by \(escaped(settings.solver)).</p>
+      <div class="cards">
+      \(card("Mean relative error", percent(totals.meanRelativeError), "of the linears' outputs"))
+      \(card(
+        "Size", "\(byteSize(totals.inputBytes)) → \(byteSize(totals.outputBytes))",
+        "\(saved)\(saved.isEmpty ? "" : ", ")\(fixed(totals.bitsPerWeight, 2)) bits per quantized weight"))
+      \(card("Time", duration(totals.seconds), "\(grouped(totals.tokens)) calibration tokens"))
+      \(card("Peak memory", byteSize(totals.peakMemoryBytes), cacheNote))
+      </div>
+      </header>
+      """
+  }
+
+  private func card(_ title: String, _ value: String, _ note: String) -> String {
+    """
+    <div class="card"><h2>\(escaped(title))</h2><p class="value">\(escaped(value).replacing("→ ", with: "→<wbr> "))</p>\
+    <p class="note">\(escaped(note))</p></div>
+    """
+  }
+
+  private var cacheNote: String {
+    let totals = report.totals
+    guard totals.cacheBytesRaw > 0 else { return "mapped files aside" }
+    return "cache \(byteSize(totals.cacheBytesRaw)) → \(byteSize(totals.cacheBytesCompressed))"
+  }
+
+  private func signed(_ share: Double) -> String {
+    "\(share < 0 ? "−" : "+")\(fixed(abs(share) * 100, 0)) %"
+  }
+
+  private func groupNote(_ groupSize: Int) -> String {
+    groupSize == -1 ? "one grid per row" : "groups of \(groupSize)"
+  }
+
+  // MARK: Errors
+
+  private var errors: String {
+    guard let chart = ErrorChart(linears: report.linears) else { return "" }
+    let legend = chart.series.enumerated().map { index, series in
+      """
+      <label class="\(ErrorChart.colourClass(index))"><input type="checkbox" id="show-\(index)" checked>\
+      <span class="key"></span>\(escaped(series.kind))</label>
+      """
+    }
+    // A line goes when its box in the legend is cleared: no script is needed for that.
+    let switches = chart.series.indices.map { index in
+      ".chart:has(#show-\(index):not(:checked)) #series-\(index) { display: none }"
+    }
+    return """
+      <section>
+      <h2>Error per layer</h2>
+      <p class="hint">‖(W − Ŵ)X‖² / ‖WX‖² of each linear over the calibration set, X being its inputs in \
+      the model as quantized so far. Point at a dot for its name; click a name to hide its line.</p>
+      <figure class="chart">
+      <style>\(switches.joined(separator: "\n"))</style>
+      \(chart.svg)
+      <figcaption class="legend">\(legend.joined(separator: "\n"))</figcaption>
+      </figure>
+      </section>
+      """
+  }
+
+  private var worstLinears: String {
+    guard !report.linears.isEmpty else { return "" }
+    let worst = Array(report.linears.sorted { $0.relativeError > $1.relativeError }.prefix(10))
+    let largest = worst.map(\.relativeError).filter(\.isFinite).max() ?? 0
+    let rows = worst.map { linear in
+      let share = largest > 0 ? max(0, min(linear.relativeError / largest, 1)) : 0
+      return """
+        <tr><th scope="row">\(breakable(linear.name))</th>\
+        <td>\(linear.shape.map { "\($0)" }.joined(separator: " × "))</td>\
+        <td class="meter"><span style="width:\(fixed(share * 100, 1))%"></span></td>\
+        <td>\(escaped(percent(linear.relativeError)))</td></tr>
+        """
+    }
+    return """
+      <section>
+      <h2>Largest errors</h2>
+      <table>
+      <thead><tr><th scope="col">Linear</th><th scope="col">Shape</th>\
+      <th scope="col" class="meter"></th><th scope="col">Error</th></tr></thead>
+      <tbody>
+      \(rows.joined(separator: "\n"))
+      </tbody>
+      </table>
+      </section>
+      """
+  }
+
+  // MARK: Time
+
+  private var phases: String {
+    let phases = report.totals.secondsPerPhase.filter { $0.value > 0 }
+      .sorted { ($1.value, $0.key) < ($0.value, $1.key) }
+    let sum = phases.reduce(0) { $0 + $1.value }
+    guard sum > 0 else { return "" }
+    let parts = phases.enumerated().map { index, phase in
+      """
+      <span class="\(ErrorChart.colourClass(index))" style="width:\(fixed(phase.value / sum * 100, 2))%" \
+      title="\(escaped(phase.key)): \(duration(phase.value))"></span>
+      """
+    }
+    let rows = phases.enumerated().map { index, phase in
+      """
+      <tr><th scope="row"><span class="key \(ErrorChart.colourClass(index))"></span>\
+      \(escaped(phase.key.replacing("_", with: " ")))</th>\
+      <td>\(duration(phase.value))</td><td>\(fixed(phase.value / sum * 100, 1)) %</td></tr>
+      """
+    }
+    return """
+      <section>
+      <h2>Where the time went</h2>
+      <div class="bar">\(parts.joined())</div>
+      <table class="narrow"><tbody>
+      \(rows.joined(separator: "\n"))
+      </tbody></table>
+      </section>
+      """
+  }
+
+  // MARK: Use
+
+  private var runtimes: String {
+    guard !report.loadsIn.isEmpty else { return "" }
+    let rows = report.loadsIn.map { support in
+      """
+      <tr><th scope="row">\(escaped(support.runtime))</th><td>\(support.format.rawValue)</td>\
+      <td class="\(support.loads ? "yes" : "no")">\(support.loads ? "loads" : "does not load")</td>\
+      <td class="wide">\(escaped(support.note))</td></tr>
+      """
+    }
+    return """
+      <section>
+      <h2>What loads it</h2>
+      <table class="texts">
+      <thead><tr><th scope="col">Runtime</th><th scope="col">Format</th><th scope="col"></th>\
+      <th scope="col"></th></tr></thead>
+      <tbody>
+      \(rows.joined(separator: "\n"))
+      </tbody>
+      </table>
+      \(snippets)
+      </section>
+      """
+  }
+
+  private var snippets: String {
+    func format(for runtime: String) -> OutputFormatName? {
+      report.loadsIn.first { $0.runtime == runtime && $0.loads }?.format
+    }
+    func directory(_ format: OutputFormatName) -> String {
+      report.settings.formats.count > 1 ? "./\(format.rawValue)" : "."
+    }
+    var snippets: [String] = []
+    if let format = format(for: "vLLM") {
+      snippets.append("<h3>vLLM</h3><pre><code>vllm serve \(directory(format))</code></pre>")
+    }
+    if let format = format(for: "transformers") {
+      let code = """
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        path = "\(directory(format))"
+        model = AutoModelForCausalLM.from_pretrained(path, device_map="auto")
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        """
+      snippets.append("<h3>transformers</h3><pre><code>\(escaped(code))</code></pre>")
+    }
+    if snippets.isEmpty { return "" }
+    return "<p class=\"hint\">From the folder of this report:</p>\n" + snippets.joined(separator: "\n")
+  }
+
+  // MARK: Settings and everything
+
+  private var settings: String {
+    let settings = report.settings
+    let calibration = settings.calibration
+    let entries = [
+      ("Architecture", report.model.architecture),
+      ("Solver", settings.solver),
+      ("Bits", "\(settings.bits)"),
+      ("Group size", settings.groupSize == -1 ? "whole row (−1)" : "\(settings.groupSize)"),
+      ("Grid", settings.symmetric ? "symmetric" : "asymmetric"),
+      ("Formats", settings.formats.map(\.rawValue).joined(separator: ", ")),
+      ("Calibration", calibration.source),
+      ("Samples", "\(grouped(calibration.samples)) × \(grouped(calibration.sequenceLength)) tokens"),
+      ("Seed", "\(calibration.seed)"),
+    ]
+    let list = entries.map { "<div><dt>\($0.0)</dt><dd>\(escaped($0.1))</dd></div>" }
+    return """
+      <section>
+      <h2>Settings</h2>
+      <dl>
+      \(list.joined(separator: "\n"))
+      </dl>
+      </section>
+      """
+  }
+
+  private var allLinears: String {
+    guard !report.linears.isEmpty else { return "" }
+    let rows = report.linears.map { linear in
+      """
+      <tr><th scope="row">\(breakable(linear.name))</th>\
+      <td>\(linear.shape.map { "\($0)" }.joined(separator: " × "))</td>\
+      <td>\(linear.bits)\(linear.symmetric ? "" : " asym")</td>\
+      <td>\(linear.groupSize == -1 ? "row" : "\(linear.groupSize)")</td>\
+      <td>\(fixed(linear.bitsPerWeight, 2))</td>\
+      <td>\(escaped(percent(linear.relativeError)))</td><td>\(fixed(linear.seconds, 2))</td></tr>
+      """
+    }
+    return """
+      <section>
+      <details>
+      <summary>All \(grouped(report.linears.count)) linears</summary>
+      <div class="scroll">
+      <table>
+      <thead><tr><th scope="col">Linear</th><th scope="col">Shape</th><th scope="col">Bits</th>\
+      <th scope="col">Group</th><th scope="col">Bits per weight</th><th scope="col">Error</th>\
+      <th scope="col">Seconds</th></tr></thead>
+      <tbody>
+      \(rows.joined(separator: "\n"))
+      </tbody>
+      </table>
+      </div>
+      </details>
+      </section>
+      """
+  }
+
+  /// A module's name that may break after its dots, so that it fits a narrow screen.
+  private func breakable(_ name: String) -> String {
+    escaped(name).replacing(".", with: ".<wbr>")
+  }
+}

@@ -1,0 +1,46 @@
+/// A run that cannot begin or go on.
+public enum PipelineError: Error, Sendable, Equatable, CustomStringConvertible {
+  case notEnoughMemory(needed: Int, available: Int)
+  case alreadyQuantized(method: String)
+  case wrongShape(tensor: String, found: [Int], expected: [Int])
+  case missingTensor(String)
+  case outputExists(String)
+  case badActivations(layer: Int, module: String, reason: String)
+
+  public var description: String {
+    switch self {
+    case .notEnoughMemory(let needed, let available):
+      "the job needs \(needed.gigabytes) of memory and \(available.gigabytes) are available, "
+        + "\((needed - available).gigabytes) too few; free memory or take a shorter --sequence-length"
+    case .alreadyQuantized(let method):
+      "the checkpoint is already quantized (\(method)); give the original, full-precision checkpoint"
+    case .wrongShape(let tensor, let found, let expected):
+      "\(tensor): shape \(found) does not fit config.json, which asks for \(expected); "
+        + "config.json and weights are of different models"
+    case .missingTensor(let tensor):
+      "\(tensor): config.json asks for this tensor and the checkpoint does not hold it; "
+        + "download the checkpoint again or check config.json"
+    case .outputExists(let path):
+      "\(path): exists already; remove it or name another --output"
+    case .badActivations(let layer, let module, let reason):
+      "layer \(layer), input of \(module): \(reason)"
+    }
+  }
+
+  /// By sysexits(3).
+  public var exitCode: Int32 {
+    switch self {
+    case .notEnoughMemory: 75
+    case .alreadyQuantized, .wrongShape, .missingTensor, .badActivations: 65
+    case .outputExists: 73
+    }
+  }
+}
+
+extension Int {
+  /// In GB with one digit after the point, as an error or a table shows it.
+  var gigabytes: String {
+    let tenths = (self + 50_000_000) / 100_000_000
+    return "\(tenths / 10).\(tenths % 10) GB"
+  }
+}

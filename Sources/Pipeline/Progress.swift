@@ -1,0 +1,54 @@
+/// What a run tells about its progress.
+public enum ProgressEvent: Sendable {
+  /// A new step has begun, in words.
+  case step(String)
+  /// A linear is quantized.
+  case linear(LinearProgress)
+}
+
+public struct LinearProgress: Sendable {
+  /// The module's full name.
+  public let name: String
+  public let layer: Int
+  public let layerCount: Int
+  public let relativeError: Double
+  /// Share of the whole run that is done, 0 to 1.
+  public let fraction: Double
+  public let elapsed: Duration
+
+  /// Time left at the pace so far.
+  public var remaining: Duration {
+    fraction > 0 ? elapsed * ((1 - fraction) / fraction) : .zero
+  }
+}
+
+/// Seconds by phase of a run.
+struct PhaseTimes {
+  enum Phase: String, CaseIterable {
+    case embedding
+    case forward
+    case gram
+    case solver
+    case cache
+    case export
+    case loading
+  }
+
+  private(set) var seconds: [Phase: Double] = [:]
+
+  mutating func measure<Result>(_ phase: Phase, _ body: () throws -> Result) rethrows -> Result {
+    let start = ContinuousClock.now
+    defer { seconds[phase, default: 0] += (ContinuousClock.now - start).seconds }
+    return try body()
+  }
+
+  var byName: [String: Double] {
+    Dictionary(uniqueKeysWithValues: seconds.map { ($0.key.rawValue, $0.value) })
+  }
+}
+
+extension Duration {
+  public var seconds: Double {
+    Double(components.seconds) + Double(components.attoseconds) * 1e-18
+  }
+}

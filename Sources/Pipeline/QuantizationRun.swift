@@ -1,0 +1,199 @@
+import ActivationCache
+import Calibration
+import Checkpoint
+import Compute
+import Decoder
+import Export
+import Quantization
+import Solvers
+import SystemIO
+import Tensors
+
+/// What a run is asked to do.
+public struct QuantizationRequest: Sendable {
+  /// The directory of the source checkpoint.
+  public var model: String
+  /// The directory that the result appears at; it must not exist.
+  public var output: String
+  public var gridFormat: GridFormat
+  public var solver: any LayerSolver
+  public var formats: [OutputFormatName]
+  public var calibration: CalibrationSet
+  public var seed: UInt64
+  /// Where the calibration tokens come from, for the report.
+  public var calibrationSource: String
+  /// Where the activation cache is made; beside the output if nil.
+  public var cacheDirectory: String?
+  /// The memory that the run may take, mapped files aside.
+  public var memoryBudgetBytes: Int
+  /// The type of hidden states in the cache; the checkpoint's own if nil.
+  public var cacheType: DType?
+  public var shardSizeLimit: Int
+
+  public init(
+    model: String, output: String, gridFormat: GridFormat, solver: any LayerSolver,
+    formats: [OutputFormatName], calibration: CalibrationSet, seed: UInt64,
+    calibrationSource: String, cacheDirectory: String? = nil, memoryBudgetBytes: Int,
+    cacheType: DType? = nil, shardSizeLimit: Int = 5_000_000_000
+  ) {
+    self.model = model
+    self.output = output
+    self.gridFormat = gridFormat
+    self.solver = solver
+    self.formats = formats
+    self.calibration = calibration
+    self.seed = seed
+    self.calibrationSource = calibrationSource
+    self.cacheDirectory = cacheDirectory
+    self.memoryBudgetBytes = memoryBudgetBytes
+    self.cacheType = cacheType
+    self.shardSizeLimit = shardSizeLimit
+  }
+}
+
+/// Quantizes one checkpoint from end to end.
+///
+/// Everything that can be known to be wrong is found before the first product is computed, and nothing
+/// stands at the output path before all of it is complete and on the disk.
+public final class QuantizationRun {
+  public let request: QuantizationRequest
+  public let description: ModelDescription
+  public let plan: MemoryPlan
+  private let checkpoint: CheckpointReader
+  private let backend: any ComputeBackend
+  private let modelType: DType
+
+  /// - Throws: an error that names the file or tensor, if the request cannot be met.
+  public init(_ request: QuantizationRequest, backend: any ComputeBackend) throws {
+    if try FileSystem.exists(request.output) { throw PipelineError.outputExists(request.output) }
+    checkpoint = try CheckpointReader(directory: request.model)
+    if let method = checkpoint.configuration["quantization_config"]?["quant_method"]?.string {
+      throw PipelineError.alreadyQuantized(method: method)
+    }
+    let description = try ModelDescription(checking: checkpoint, source: checkpoint)
+    let modelType = checkpoint.weightType(of: description)
+    var request = request
+    request.gridFormat.scaleTypes = Set(
+      request.formats.flatMap { $0.format.scaleTypes(modelType: modelType) }
+    ).sorted { $0.rawValue < $1.rawValue }
+    self.description = description
+    self.modelType = modelType
+    self.request = request
+    self.backend = backend
+    plan = try MemoryPlan(
+      description, samples: request.calibration.samples,
+      sequenceLength: request.calibration.sequenceLength,
+      budgetBytes: request.memoryBudgetBytes)
+  }
+
+  /// Runs to the end and publishes the output.
+  /// - Returns: the report that stands beside the checkpoint.
+  public func run(progress: @escaping (ProgressEvent) -> Void) throws -> Report {
+    let start = ContinuousClock.now
+    let memory = PeakMemorySampler()
+    let staging = try StagingDirectory(for: request.output)
+    let linears = exportedLinears
+    let export = try CheckpointExport(
+      source: checkpoint, linears: linears, formats: request.formats, directory: staging.path,
+      shardSizeLimit: request.shardSizeLimit)
+    let store = try HiddenStatesStore(
+      path: cachePath, elementType: request.cacheType ?? modelType, threads: backend.threads)
+    let model = try DecoderModel(
+      description, source: checkpoint, backend: backend,
+      sequenceLength: request.calibration.sequenceLength)
+    let loop = LayerLoop(
+      model: model, calibration: request.calibration, store: store, backend: backend,
+      batchSamples: plan.batchSamples)
+    var rows: [Report.Linear] = []
+    var exportTimes = PhaseTimes()
+
+    progress(.step("embedding \(request.calibration.samples) × \(request.calibration.sequenceLength) tokens"))
+    try loop.run { layer, stage, problem in
+      for linear in stage.linears {
+        let linearStart = ContinuousClock.now
+        let solution = try request.solver.quantize(
+          name: layer.moduleName(of: linear), weights: layer.weights(of: linear), problem: problem,
+          format: request.gridFormat, backend: backend, panelRows: plan.panelRows)
+        try exportTimes.measure(.export) { try export.write(solution.linear) }
+        rows.append(
+          row(solution, layer: layer.index, seconds: (ContinuousClock.now - linearStart).seconds))
+        progress(
+          .linear(
+            LinearProgress(
+              name: solution.linear.name, layer: layer.index, layerCount: description.layerCount,
+              relativeError: solution.relativeError,
+              fraction: Double(rows.count) / Double(linears.count),
+              elapsed: ContinuousClock.now - start)))
+      }
+    }
+    progress(.step("writing the other tensors and files"))
+    try exportTimes.measure(.export) {
+      try export.copyUnquantized()
+      try export.finish()
+    }
+
+    var totals = Report.Totals(of: rows)
+    totals.secondsPerPhase = loop.times.byName.merging(exportTimes.byName) { $0 + $1 }
+    // Writing a linear happens inside the solver's turn.
+    totals.secondsPerPhase["solver"] = rows.reduce(0) { $0 + $1.seconds }
+    totals.tokens = request.calibration.tokens.count
+    totals.cacheBytesRaw = store.statistics.rawBytesWritten
+    totals.cacheBytesCompressed = store.statistics.compressedBytesWritten
+    totals.inputBytes = checkpoint.tensors.values.reduce(0) { $0 + $1.byteRange.count }
+    totals.outputBytes = try FileSystem.treeSize(staging.path) / request.formats.count
+    totals.peakMemoryBytes = memory.stop()
+    totals.seconds = (ContinuousClock.now - start).seconds
+    let report = Report(
+      model: Report.Model(name: FileSystem.name(of: request.model), architecture: description.modelType),
+      settings: settings, linears: rows, totals: totals, loadsIn: export.runtimes)
+    try report.write(to: staging.path)
+    try staging.publish()
+    return report
+  }
+
+  private var exportedLinears: [Export.LinearDescription] {
+    (0..<description.layerCount).flatMap { index in
+      description.layerLinears.map {
+        Export.LinearDescription(
+          name: description.layerPrefix(index) + $0.name, outFeatures: $0.outFeatures,
+          inFeatures: $0.inFeatures, gridFormat: request.gridFormat, hasBias: $0.hasBias)
+      }
+    }
+  }
+
+  private var cachePath: String {
+    let directory = request.cacheDirectory ?? FileSystem.parent(of: request.output)
+    return FileSystem.join(directory, ".\(FileSystem.name(of: request.output)).activations.mdb")
+  }
+
+  private var settings: Report.Settings {
+    Report.Settings(
+      bits: request.gridFormat.bitWidth.rawValue, groupSize: request.gridFormat.groupSize.notation,
+      symmetric: request.gridFormat.isSymmetric, solver: request.solver.name,
+      formats: request.formats,
+      calibration: Report.Calibration(
+        samples: request.calibration.samples, sequenceLength: request.calibration.sequenceLength,
+        seed: request.seed, source: FileSystem.name(of: request.calibrationSource)))
+  }
+
+  private func row(_ solution: LayerSolution, layer: Int, seconds: Double) -> Report.Linear {
+    let linear = solution.linear
+    let format = linear.grid.format
+    let scaleBits = format.isSymmetric ? 16 : 16 + format.bitWidth.rawValue
+    let gridBits = Double(linear.grid.groups * scaleBits) / Double(linear.inFeatures)
+    return Report.Linear(
+      name: linear.name, shape: [linear.outFeatures, linear.inFeatures],
+      bits: format.bitWidth.rawValue, groupSize: format.groupSize.notation,
+      symmetric: format.isSymmetric, solver: request.solver.name,
+      relativeError: solution.relativeError, seconds: seconds, layer: layer,
+      bitsPerWeight: Double(format.bitWidth.rawValue) + gridBits)
+  }
+}
+
+extension CheckpointReader {
+  /// The type that the model's linears are stored in, which is the type it computes in.
+  func weightType(of description: ModelDescription) -> DType {
+    let name = description.layerPrefix(0) + description.layerLinears[0].name + ".weight"
+    return tensors[name]?.dtype ?? .float32
+  }
+}

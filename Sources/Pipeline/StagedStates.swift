@@ -1,0 +1,140 @@
+import ActivationCache
+import Decoder
+import Tensors
+
+/// The states of all batches between two stages: what the layer loop keeps in the activation cache.
+///
+/// A slot of a state is stored when a stage has written it and deleted when a stage has used it up, in the
+/// transaction that stores what came of it.
+final class StagedStates {
+  enum Slot: Int, CaseIterable {
+    case residual, context, intermediate
+  }
+
+  private let store: HiddenStatesStore
+  private let stream: Int
+  /// The version of every slot that is in the cache, by the count of writes so far.
+  private var versions: [Slot: Int] = [:]
+  private var writes = 0
+  /// Buffers that states are read into, reused from batch to batch.
+  private var buffers: [Slot: Matrix] = [:]
+
+  init(store: HiddenStatesStore, stream: Int) {
+    self.store = store
+    self.stream = stream
+  }
+
+  /// The slots of batch `batch` among `slots`.
+  /// - Parameter columns: the width of each slot
+  func read(_ slots: Set<Slot>, batch: Int, tokens: Int, columns: (Slot) -> Int) throws -> LayerState {
+    func matrix(_ slot: Slot) throws -> Matrix? {
+      guard slots.contains(slot), let version = versions[slot] else { return nil }
+      let buffer = buffer(slot, tokens: tokens, columns: columns(slot))
+      try store.read(key(slot, version, batch), into: buffer)
+      return buffer
+    }
+    return LayerState(
+      residual: try matrix(.residual) ?? buffer(.residual, tokens: 0, columns: columns(.residual)),
+      context: try matrix(.context), intermediate: try matrix(.intermediate))
+  }
+
+  /// Begins reading a batch ahead of its use.
+  func prefetch(_ slots: Set<Slot>, batch: Int) {
+    for slot in slots {
+      if let version = versions[slot] { store.prefetch(key(slot, version, batch)) }
+    }
+  }
+
+  /// Stores what a stage has left of every batch; see ``Transition/write(_:batch:)``.
+  func transition(writing written: Set<Slot>, consuming consumed: Set<Slot>) -> Transition {
+    var next = versions
+    for slot in consumed { next[slot] = nil }
+    for slot in written {
+      writes += 1
+      next[slot] = writes
+    }
+    return Transition(states: self, before: versions, after: next, written: written)
+  }
+
+  /// The step from the states before a stage to those after it, batch by batch.
+  struct Transition {
+    fileprivate let states: StagedStates
+    fileprivate let before: [Slot: Int]
+    fileprivate let after: [Slot: Int]
+    fileprivate let written: Set<Slot>
+
+    /// Stores what the stage has written of a batch and deletes what it has replaced or used up.
+    func write(_ state: LayerState, batch: Int) throws {
+      var replaced = before.filter { after[$0.key] != $0.value }
+        .map { states.key($0.key, $0.value, batch) }
+      for slot in Slot.allCases where written.contains(slot) {
+        guard let version = after[slot], let matrix = state[slot] else { continue }
+        try states.store.write(matrix, key: states.key(slot, version, batch), replacing: replaced)
+        replaced = []
+      }
+    }
+
+    /// To be called when every batch is written.
+    func finish() {
+      states.versions = after
+    }
+  }
+
+  private func key(_ slot: Slot, _ version: Int, _ batch: Int) -> HiddenStatesKey {
+    HiddenStatesKey(stream: stream, stage: version * Slot.allCases.count + slot.rawValue, batch: batch)
+  }
+
+  private func buffer(_ slot: Slot, tokens: Int, columns: Int) -> Matrix {
+    if let buffer = buffers[slot], buffer.columns == columns, buffer.rows >= tokens {
+      return buffer.prefix(tokens)
+    }
+    let buffer = Matrix(rows: tokens, columns: columns)
+    buffers[slot] = buffer
+    return buffer
+  }
+}
+
+extension LayerState {
+  subscript(slot: StagedStates.Slot) -> Matrix? {
+    switch slot {
+    case .residual: residual
+    case .context: context
+    case .intermediate: intermediate
+    }
+  }
+}
+
+extension Stage {
+  /// The slot that holds the stage's input, before any norm.
+  var inputSlot: StagedStates.Slot {
+    switch input {
+    case .residual: .residual
+    case .context: .context
+    case .intermediate: .intermediate
+    }
+  }
+
+  /// The slots that running the stage reads.
+  var reads: Set<StagedStates.Slot> {
+    var slots: Set = [inputSlot]
+    if writes.contains(.residual) { slots.insert(.residual) }
+    return slots
+  }
+
+  /// The slots that running the stage writes.
+  var writes: Set<StagedStates.Slot> {
+    Set(
+      parts.map { part in
+        switch part {
+        case .attention: .context
+        case .expansion: .intermediate
+        case .attentionOutput, .contraction: .residual
+        }
+      })
+  }
+
+  /// The slots that are used up once the stage has run.
+  var consumes: Set<StagedStates.Slot> {
+    inputSlot == .residual ? [] : [inputSlot]
+  }
+}

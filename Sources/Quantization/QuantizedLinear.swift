@@ -1,0 +1,77 @@
+import Tensors
+
+/// One quantized linear: the codes of its weights, their grids, and the outliers beside them.
+public struct QuantizedLinear: Sendable {
+  /// The module's name in the checkpoint, without `.weight`.
+  public let name: String
+  /// `[outFeatures, inFeatures]`, row-major, in the checkpoint's column order.
+  public let codes: [UInt8]
+  public let grid: Grid
+  public let outliers: Outliers?
+
+  public init(name: String, codes: [UInt8], grid: Grid, outliers: Outliers? = nil) {
+    precondition(codes.count == grid.outFeatures * grid.inFeatures, "codes do not fill the linear")
+    self.name = name
+    self.codes = codes
+    self.grid = grid
+    self.outliers = outliers
+  }
+
+  public var outFeatures: Int { grid.outFeatures }
+  public var inFeatures: Int { grid.inFeatures }
+
+  /// The weights that the codes and outliers stand for: Ŵ + Ĥ, `[outFeatures, inFeatures]`.
+  public func dequantized() -> Matrix {
+    let weights = Matrix(rows: outFeatures, columns: inFeatures)
+    dequantize(rows: 0..<outFeatures, into: weights)
+    return weights
+  }
+
+  /// Writes Ŵ + Ĥ of some rows into `panel`, `[rows.count, inFeatures]`.
+  public func dequantize(rows: Range<Int>, into panel: Matrix) {
+    precondition(panel.rows == rows.count && panel.columns == inFeatures, "the panel has another shape")
+    let width = grid.columnsPerGroup
+    for (panelRow, row) in rows.enumerated() {
+      for group in 0..<grid.groups {
+        let scale = grid.scales[row, group]
+        let zeroPoint = grid.zeroPoints[row, group]
+        for column in (group * width)..<min((group + 1) * width, inFeatures) {
+          panel[panelRow, column] = scale * (Float(codes[row * inFeatures + column]) - zeroPoint)
+        }
+      }
+    }
+    outliers?.add(rows: rows, to: panel)
+  }
+}
+
+/// The sparse matrix Ĥ of full-precision corrections beside the integer grid, kept as 16-bit floats.
+public enum Outliers: Sendable {
+  /// Single entries in compressed sparse row form. Row i holds entries `rowOffsets[i] ..< rowOffsets[i + 1]`.
+  case unstructured(values: [Float], columns: [Int32], rowOffsets: [Int64])
+  /// Whole columns: `values` is `[outFeatures, columns.count]`, row-major.
+  case structured(values: [Float], columns: [Int32])
+
+  /// Stored entries.
+  public var count: Int {
+    switch self {
+    case .unstructured(let values, _, _), .structured(let values, _): values.count
+    }
+  }
+
+  func add(rows: Range<Int>, to panel: Matrix) {
+    switch self {
+    case .unstructured(let values, let columns, let rowOffsets):
+      for (panelRow, row) in rows.enumerated() {
+        for entry in Int(rowOffsets[row])..<Int(rowOffsets[row + 1]) {
+          panel[panelRow, Int(columns[entry])] += values[entry]
+        }
+      }
+    case .structured(let values, let columns):
+      for (panelRow, row) in rows.enumerated() {
+        for (index, column) in columns.enumerated() {
+          panel[panelRow, Int(column)] += values[row * columns.count + index]
+        }
+      }
+    }
+  }
+}

@@ -1,0 +1,30 @@
+import SystemPackage
+
+/// Small files that are there whole, old or new, whatever happens meanwhile.
+public enum AtomicFile {
+  /// Writes a file beside `path`, brings it to the disk and puts it in the place of what was there.
+  public static func write(_ bytes: [UInt8], to path: String) throws(FileError) {
+    let destination = FilePath(path)
+    let name = destination.lastComponent?.string ?? ""
+    let suffix = String(UInt32.random(in: 0...UInt32.max), radix: 16)
+    let temporary = destination.removingLastComponent().appending(".\(name).\(suffix).tmp").string
+    let file = try OutputFile(creating: temporary)
+    do {
+      try file.write(bytes, at: 0)
+      try file.synchronize()
+      try FileError.attempt(.rename, path) { () throws(Errno) in
+        try SystemCall.rename(temporary, to: path)
+      }
+    } catch {
+      // The first error is the one to tell; a leftover that cannot be removed is hidden and small.
+      try? FileSystem.removeTree(temporary)
+      throw error
+    }
+    try FileSystem.synchronize(FileSystem.parent(of: path))
+  }
+
+  /// Writes `text` in UTF-8.
+  public static func write(_ text: String, to path: String) throws(FileError) {
+    try write(Array(text.utf8), to: path)
+  }
+}

@@ -1,0 +1,173 @@
+import Glibc
+import SystemPackage
+
+/// Questions to the file system, and changes to its tree.
+public enum FileSystem {
+  /// The names in a directory, sorted, without `.` and `..`.
+  public static func names(in directory: String) throws(FileError) -> [String] {
+    try FileError.attempt(.list, directory) { () throws(Errno) in
+      try SystemCall.names(in: SystemCall.open(directory, flags: O_RDONLY | O_DIRECTORY))
+    }
+  }
+
+  /// What is at `path`; nil if nothing is, or if a link there leads nowhere.
+  public static func kind(
+    of path: String, symlinks: SymlinkPolicy = .follow
+  ) throws(FileError) -> FileKind? {
+    do {
+      return try SystemCall.status(path, symlinks: symlinks).kind
+    } catch {
+      if error == .noSuchFileOrDirectory || error == .notDirectory { return nil }
+      throw FileError(path: path, operation: .inspect, errno: error)
+    }
+  }
+
+  /// Whether something is at `path`, or a link that leads nowhere.
+  public static func exists(_ path: String) throws(FileError) -> Bool {
+    try kind(of: path, symlinks: .refuse) != nil
+  }
+
+  /// The bytes of all files below a directory.
+  public static func treeSize(_ directory: String) throws(FileError) -> Int {
+    var total = 0
+    for name in try names(in: directory) {
+      let path = join(directory, name)
+      switch try kind(of: path, symlinks: .refuse) {
+      case .directory: total += try treeSize(path)
+      case .regular: total += try fileSize(path)
+      default: break
+      }
+    }
+    return total
+  }
+
+  /// The length of the file at `path` in bytes.
+  public static func fileSize(_ path: String) throws(FileError) -> Int {
+    try FileError.attempt(.inspect, path) { () throws(Errno) in
+      try SystemCall.status(path, symlinks: .follow).byteCount
+    }
+  }
+
+  /// Bytes that may still be written to the file system that holds `path`, which exists.
+  public static func freeBytes(_ path: String) throws(FileError) -> Int {
+    try FileError.attempt(.inspect, path) { () throws(Errno) in try SystemCall.freeBytes(path) }
+  }
+
+  /// All bytes of a small file. Works for `/proc` too, where lengths are not known beforehand.
+  /// - Throws: ``FileError``, EFBIG if there are more than `limit` bytes.
+  public static func contents(
+    of path: String, limit: Int, symlinks: SymlinkPolicy = .follow
+  ) throws(FileError) -> [UInt8] {
+    let descriptor = try FileError.attempt(.open, path) { () throws(Errno) in
+      try SystemCall.open(path, flags: O_RDONLY | O_NONBLOCK | symlinks.openFlags)
+    }
+    var contents: [UInt8] = []
+    var buffer = [UInt8](repeating: 0, count: 65_536)
+    while true {
+      let count = try FileError.attempt(.read, path) { () throws(Errno) in
+        try SystemCall.read(descriptor, into: &buffer)
+      }
+      if count == 0 { return contents }
+      contents += buffer[..<count]
+      if contents.count > limit {
+        throw FileError(path: path, operation: .read, errno: .fileTooLarge)
+      }
+    }
+  }
+
+  /// Copies the bytes of a regular file to a new one.
+  public static func copyFile(
+    _ source: String, to destination: String, symlinks: SymlinkPolicy = .follow
+  ) throws(FileError) {
+    let input = try MappedFile(path: source, symlinks: symlinks)
+    let output = try OutputFile(creating: destination)
+    try input.withBytes(0..<input.byteCount) { bytes throws(FileError) in
+      try output.write(bytes, at: 0)
+    }
+  }
+
+  /// Creates a directory and those above it that are missing; one that exists is fine.
+  public static func createDirectories(_ path: String) throws(FileError) {
+    if try kind(of: path) == .directory { return }
+    let above = parent(of: path)
+    if above != path { try createDirectories(above) }
+    do {
+      try SystemCall.makeDirectory(path)
+    } catch {
+      // Someone else may have made it meanwhile.
+      if error == .fileExists, try kind(of: path) == .directory { return }
+      throw FileError(path: path, operation: .create, errno: error)
+    }
+  }
+
+  /// Removes a file, or a directory with all that is in it; no symbolic link is followed on the way
+  /// down. Nothing at `path` is fine.
+  public static func removeTree(_ path: String) throws(FileError) {
+    try remove(path, in: AT_FDCWD, path: path)
+  }
+
+  private static func remove(_ name: String, in parent: Int32, path: String) throws(FileError) {
+    do {
+      return try SystemCall.unlink(name, in: parent)
+    } catch .noSuchFileOrDirectory {
+      return
+    } catch .isDirectory {
+      // Handled below.
+    } catch {
+      throw FileError(path: path, operation: .remove, errno: error)
+    }
+    // Going down by descriptors: nobody can put a link in the place of a directory already entered.
+    let directory = try FileError.attempt(.list, path) { () throws(Errno) in
+      try SystemCall.open(name, flags: O_RDONLY | O_DIRECTORY | O_NOFOLLOW, in: parent)
+    }
+    let names: [String]
+    do {
+      names = try SystemCall.names(in: directory)
+    } catch {
+      throw FileError(path: path, operation: .list, errno: error)
+    }
+    for name in names {
+      try remove(name, in: directory.number, path: join(path, name))
+    }
+    try FileError.attempt(.remove, path) { () throws(Errno) in
+      try SystemCall.unlink(name, in: parent, isDirectory: true)
+    }
+  }
+
+  /// Waits until a file's bytes, or a directory's names, are on the disk.
+  public static func synchronize(_ path: String) throws(FileError) {
+    try FileError.attempt(.synchronize, path) { () throws(Errno) in
+      try SystemCall.synchronize(
+        SystemCall.open(path, flags: O_RDONLY | O_NONBLOCK | O_NOFOLLOW))
+    }
+  }
+
+  /// ``synchronize(_:)`` for every file and directory below `directory`, and itself.
+  public static func synchronizeTree(_ directory: String) throws(FileError) {
+    for name in try names(in: directory) {
+      let path = join(directory, name)
+      switch try kind(of: path, symlinks: .refuse) {
+      case .directory: try synchronizeTree(path)
+      case .regular: try synchronize(path)
+      default: break
+      }
+    }
+    try synchronize(directory)
+  }
+
+  /// `name` inside `directory`.
+  public static func join(_ directory: String, _ name: String) -> String {
+    FilePath(directory).appending(name).string
+  }
+
+  /// The directory that holds `path`.
+  public static func parent(of path: String) -> String {
+    let parent = FilePath(path).removingLastComponent()
+    return parent.isEmpty ? "." : parent.string
+  }
+
+  /// The last component of `path`.
+  public static func name(of path: String) -> String {
+    FilePath(path).lastComponent?.string ?? path
+  }
+}

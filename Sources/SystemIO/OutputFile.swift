@@ -1,0 +1,46 @@
+import Glibc
+import SystemPackage
+
+/// A new file that is written at any offset, from any thread.
+public final class OutputFile: Sendable {
+  public let path: String
+  private let descriptor: Descriptor
+
+  /// Creates the file.
+  /// - Throws: ``FileError``, EEXIST if there is something at `path`.
+  public init(creating path: String) throws(FileError) {
+    self.path = path
+    descriptor = try FileError.attempt(.create, path) { () throws(Errno) in
+      try SystemCall.open(path, flags: O_WRONLY | O_CREAT | O_EXCL, mode: 0o666)
+    }
+  }
+
+  /// Takes the space of the first `byteCount` bytes now, so that a full disk shows before the work;
+  /// the file is then at least that long.
+  public func reserve(_ byteCount: Int) throws(FileError) {
+    try FileError.attempt(.reserve, path) { () throws(Errno) in
+      try SystemCall.reserve(descriptor, byteCount: byteCount)
+    }
+  }
+
+  /// Writes all of `bytes` at `offset`.
+  public func write(_ bytes: RawSpan, at offset: Int) throws(FileError) {
+    do {
+      try SystemCall.write(descriptor, bytes, at: offset)
+    } catch {
+      throw FileError(path: path, operation: .write, errno: error)
+    }
+  }
+
+  /// Writes all of `bytes` at `offset`.
+  public func write(_ bytes: [UInt8], at offset: Int) throws(FileError) {
+    try write(unsafe bytes.span.bytes, at: offset)
+  }
+
+  /// Waits until the bytes, and the length that is needed to find them, are on the disk.
+  public func synchronize() throws(FileError) {
+    try FileError.attempt(.synchronize, path) { () throws(Errno) in
+      try SystemCall.synchronizeData(descriptor)
+    }
+  }
+}

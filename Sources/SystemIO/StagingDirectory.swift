@@ -1,0 +1,72 @@
+import Glibc
+import Synchronization
+import SystemPackage
+
+/// A directory that appears at its path only when it is complete.
+///
+/// The work goes into a hidden directory beside the wanted one; ``publish()`` brings it to the disk and
+/// gives it its name, all at once. Unpublished, it goes with its object, so that a run that fails
+/// leaves nothing at the output path.
+public final class StagingDirectory: Sendable {
+  /// Where the directory is to stand.
+  public let outputPath: String
+  /// Where the work goes until then.
+  public let path: String
+  private let isOpen = Mutex(true)
+
+  /// Creates the hidden directory, and those above it that are missing.
+  /// - Throws: ``FileError``, EEXIST if there is something at `outputPath`.
+  public init(for outputPath: String) throws(FileError) {
+    // Normalised: a trailing slash must not put the staging inside the output.
+    let output = FilePath(outputPath).lexicallyNormalized()
+    guard let name = output.lastComponent, name.kind == .regular else {
+      throw FileError(path: outputPath, operation: .create, errno: .fileExists)
+    }
+    self.outputPath = output.string
+    try Self.refuseWhatExists(at: self.outputPath)
+    let parent = FileSystem.parent(of: output.string)
+    try FileSystem.createDirectories(parent)
+    let staging = FileSystem.join(parent, ".\(name.string).partial-\(getpid())")
+    path = staging
+    try FileError.attempt(.create, staging) { () throws(Errno) in
+      try SystemCall.makeDirectory(staging)
+    }
+  }
+
+  deinit {
+    // An error has nobody to go to here; who wants to hear of it calls `discard()`.
+    try? discard()
+  }
+
+  /// Puts the directory in its place, with everything in it on the disk.
+  /// - Throws: ``FileError``, EEXIST if something has come to stand at the output path meanwhile.
+  public func publish() throws(FileError) {
+    try isOpen.withLock { isOpen throws(FileError) in
+      precondition(isOpen, "the staging directory is published or discarded already")
+      try FileSystem.synchronizeTree(path)
+      try Self.refuseWhatExists(at: outputPath)
+      // Between the look and the renaming nothing can get lost: a directory's name never replaces a
+      // file, nor a directory unless it is empty.
+      try FileError.attempt(.rename, outputPath) { () throws(Errno) in
+        try SystemCall.rename(path, to: outputPath)
+      }
+      isOpen = false
+    }
+    try FileSystem.synchronize(FileSystem.parent(of: outputPath))
+  }
+
+  /// Removes the directory with all that is in it, unless it is published.
+  public func discard() throws(FileError) {
+    try isOpen.withLock { isOpen throws(FileError) in
+      guard isOpen else { return }
+      try FileSystem.removeTree(path)
+      isOpen = false
+    }
+  }
+
+  private static func refuseWhatExists(at path: String) throws(FileError) {
+    if try FileSystem.kind(of: path, symlinks: .refuse) != nil {
+      throw FileError(path: path, operation: .create, errno: .fileExists)
+    }
+  }
+}

@@ -1,0 +1,87 @@
+import Foundation
+import Pipeline
+
+/// What a person or a log sees of a run: results on standard output, everything else on standard error.
+enum Console {
+  static func line(_ text: String) {
+    FileHandle.standardOutput.write(Data((text + "\n").utf8))
+  }
+
+  static func note(_ text: String) {
+    FileHandle.standardError.write(Data((text + "\n").utf8))
+  }
+
+  static func error(_ text: String) {
+    note("quantease: error: \(text)")
+  }
+
+  static var isTerminal: Bool { isatty(FileHandle.standardError.fileDescriptor) == 1 }
+
+  /// `value` as pretty JSON with keys in snake_case and in order.
+  static func json(_ value: some Encodable) throws {
+    let encoder = JSONEncoder()
+    encoder.keyEncodingStrategy = .convertToSnakeCase
+    encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
+    line(String(decoding: try encoder.encode(value), as: UTF8.self))
+  }
+
+  /// A share in percent with three significant digits.
+  static func percent(_ share: Double) -> String {
+    String(format: "%.3g %%", share * 100)
+  }
+
+  static func bytes(_ count: Int) -> String {
+    ByteCountFormatStyle(style: .decimal).format(Int64(count))
+  }
+
+  static func time(_ seconds: Double) -> String {
+    let whole = Int(seconds.rounded())
+    return whole < 3_600
+      ? String(format: "%d:%02d", whole / 60, whole % 60)
+      : String(format: "%d:%02d:%02d", whole / 3_600, whole / 60 % 60, whole % 60)
+  }
+}
+
+/// Shows progress as one line that is written anew on a terminal, as plain lines elsewhere.
+final class ProgressLine {
+  private let isTerminal = Console.isTerminal
+  private var lastLayer = -1
+  private var isLineOpen = false
+
+  func show(_ event: ProgressEvent) {
+    switch event {
+    case .step(let text):
+      close()
+      Console.note(text)
+    case .linear(let progress):
+      let place = "layer \(progress.layer + 1)/\(progress.layerCount)"
+      let left = Console.time(progress.remaining.seconds)
+      let error = Console.percent(progress.relativeError)
+      if isTerminal {
+        rewrite("\(place)  \(progress.name)  error \(error)  \(left) left")
+      } else {
+        Console.note("\(place) linear=\(progress.name) error=\(error) left=\(left)")
+      }
+    }
+  }
+
+  /// Shows a count of layers.
+  func show(layer: Int, of count: Int) {
+    if isTerminal {
+      rewrite("layer \(layer)/\(count)")
+    } else {
+      Console.note("layer \(layer)/\(count)")
+    }
+  }
+
+  /// Ends the line that is being rewritten.
+  func close() {
+    if isLineOpen { Console.note("") }
+    isLineOpen = false
+  }
+
+  private func rewrite(_ text: String) {
+    FileHandle.standardError.write(Data("\r\u{1B}[K\(text)".utf8))
+    isLineOpen = true
+  }
+}

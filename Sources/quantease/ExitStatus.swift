@@ -1,0 +1,25 @@
+import ActivationCache
+import Calibration
+import Checkpoint
+import Decoder
+import Export
+import Pipeline
+import Solvers
+import SystemIO
+
+/// The exit status of an error, by sysexits(3); nil for errors of the command line itself, which the
+/// argument parser reports.
+func sysexit(of error: any Error) -> Int32? {
+  switch error {
+  case let error as FileError: error.exitCode
+  case let error as SafetensorsError: error.exitCode
+  case let error as CheckpointError: error.exitCode
+  case let error as CalibrationError: error.exitCode
+  case let error as ExportError: error.exitCode
+  case let error as PipelineError: error.exitCode
+  case let error as CacheError: error.exitCode
+  case is DecoderError, is JSONError: 65
+  case is SolverError: 70
+  default: nil
+  }
+}

@@ -1,0 +1,70 @@
+import ArgumentParser
+import Checkpoint
+import Decoder
+import Export
+import Pipeline
+import SystemIO
+
+struct InspectCommand: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "inspect",
+    abstract: "Says what a checkpoint holds and whether it can be quantized.",
+    discussion: "Reads config.json and the headers of the shards; no weights.")
+
+  @Argument(help: ArgumentHelp("The checkpoint's directory.", valueName: "model"))
+  var model: String
+
+  @Flag(help: "Print JSON.")
+  var json = false
+
+  private struct Summary: Encodable {
+    let architecture: String
+    let layers: Int
+    let hiddenSize: Int
+    let vocabularySize: Int
+    let tensors: Int
+    let bytes: Int
+    let parameters: Int
+    let linears: Int
+    let quantizableParameters: Int
+    let dtypes: [String]
+    let quantization: String?
+    /// Memory of a run of 128 × 2,048 tokens.
+    let memoryBytes: Int?
+  }
+
+  func run() throws {
+    let (checkpoint, weights) = try openWeights(model)
+    let description = try ModelDescription(checking: checkpoint, source: weights)
+    let tensors = Array(checkpoint.tensors.values)
+    let linears = description.layerLinears
+    let linearParameters = linears.reduce(0) { $0 + $1.outFeatures * $1.inFeatures }
+    let plan = try? MemoryPlan(
+      description, samples: 128,
+      sequenceLength: min(2_048, description.maximumSequenceLength ?? 2_048), budgetBytes: .max)
+    let summary = Summary(
+      architecture: description.modelType, layers: description.layerCount,
+      hiddenSize: description.hiddenSize, vocabularySize: description.vocabularySize,
+      tensors: tensors.count,
+      bytes: tensors.map(\.byteRange.count).reduce(0, +),
+      parameters: tensors.map { $0.shape.reduce(1, *) }.reduce(0, +),
+      linears: linears.count * description.layerCount,
+      quantizableParameters: linearParameters * description.layerCount,
+      dtypes: Set(tensors.map(\.dtype.rawValue)).sorted(),
+      quantization: checkpoint.configuration["quantization_config"]?["quant_method"]?.string,
+      memoryBytes: plan?.peakBytes)
+    if json { return try Console.json(summary) }
+    Console.line(
+      """
+      \(FileSystem.name(of: model)): \(summary.architecture), \(summary.layers) layers, \
+      hidden size \(summary.hiddenSize), vocabulary \(summary.vocabularySize)
+      tensors   \(summary.tensors), \(Console.bytes(summary.bytes)), \(summary.dtypes.joined(separator: ", "))
+      linears   \(summary.linears) with \(summary.quantizableParameters) of \(summary.parameters) parameters
+      """)
+    if let method = summary.quantization {
+      Console.line("quantized already: \(method)")
+    } else {
+      Console.line("memory    \(Console.bytes(summary.memoryBytes ?? 0)) to quantize it, mapped files aside")
+    }
+  }
+}

@@ -1,0 +1,33 @@
+import ArgumentParser
+
+@main
+struct QuantEaseCommand: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "quantease",
+    abstract: "Quantizes language-model checkpoints layer by layer, out of core.",
+    discussion: """
+      A model goes through in three commands:
+
+        quantease inspect MODEL
+        quantease quantize MODEL --output DIR --calibration text.txt
+        quantease eval DIR --text other.txt
+
+      MODEL is a directory as Hugging Face publishes them: config.json, tokenizer.json and *.safetensors.
+      Known architectures: bloom, falcon, llama, mistral, opt, qwen2, qwen3.
+      """,
+    version: "0.1.0",
+    subcommands: [QuantizeCommand.self, EvaluateCommand.self, InspectCommand.self])
+
+  static func main() {
+    do {
+      var command = try parseAsRoot()
+      try command.run()
+    } catch let error as ExitCode {
+      exit(withError: error)
+    } catch {
+      guard let status = sysexit(of: error) else { exit(withError: error) }
+      Console.error("\(error)")
+      exit(withError: ExitCode(status))
+    }
+  }
+}

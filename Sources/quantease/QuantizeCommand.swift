@@ -1,0 +1,216 @@
+import ArgumentParser
+import Calibration
+import Checkpoint
+import ComputeOpenBLAS
+import Export
+import Foundation
+import Pipeline
+import Quantization
+import Solvers
+import SystemIO
+
+struct QuantizeCommand: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "quantize",
+    abstract: "Quantizes a checkpoint and writes it with a report of what it cost.",
+    discussion: """
+      The calibration text should read like what the model will be used on; a few hundred kilobytes are
+      enough. The output directory appears only when everything in it is complete.
+
+      Examples:
+        quantease quantize llama --output llama-w4 --calibration prose.txt
+        quantease quantize llama --output llama-w4g128 --group-size 128 --symmetric --calibration prose.txt
+        quantease quantize llama --output out --bits 3 --format gptq --format dense --calibration ids.safetensors
+
+      What loads where: 4 and 8 bits symmetric load in vLLM and transformers in every format;
+      2 and 3 bits, and asymmetric grids, in fewer: the report says in which.
+      """)
+
+  @Argument(help: ArgumentHelp("The checkpoint's directory.", valueName: "model"))
+  var model: String
+
+  @Option(name: .shortAndLong, help: "The directory to write; it must not exist.")
+  var output: String
+
+  @OptionGroup(title: "Grid") var grid: GridOptions
+  @OptionGroup(title: "Solver") var solver: SolverOptions
+
+  @Option(
+    help: ArgumentHelp(
+      "\(OutputFormatName.allCases.map(\.rawValue).joined(separator: ", ")). "
+        + "Several may be given: each then gets a directory of its own under --output.",
+      valueName: "format"))
+  var format: [OutputFormatName] = [.compressedTensors]
+
+  @Option(
+    help: ArgumentHelp(
+      "Text (.txt, .jsonl with a field \"text\", either also .zst) or token ids (.safetensors).",
+      valueName: "file"))
+  var calibration: String
+
+  @Option(help: "Sequences to draw from the calibration file.")
+  var samples = 128
+
+  @Option(help: "Tokens of a sequence.")
+  var sequenceLength = 2_048
+
+  @Option(help: "Decides which sequences are drawn.")
+  var seed: UInt64 = 0
+
+  @OptionGroup(title: "Machine") var machine: MachineOptions
+
+  @Flag(help: "Print the report as JSON when done.")
+  var json = false
+
+  func validate() throws {
+    try machine.validate()
+    guard samples > 0 else { throw ValidationError("--samples must be at least 1") }
+    guard sequenceLength > 1 else { throw ValidationError("--sequence-length must be at least 2") }
+    guard Set(format).count == format.count else {
+      throw ValidationError("--format names a format twice")
+    }
+  }
+
+  func run() throws {
+    if try FileSystem.exists(output) { throw PipelineError.outputExists(output) }
+    let backend = OpenBLASBackend(threads: machine.threads)
+    let progress = ProgressLine()
+    progress.show(.step("reading \(calibration)"))
+    let rows = try TokenRows(file: calibration, model: model)
+    let run = try QuantizationRun(
+      QuantizationRequest(
+        model: model, output: output, gridFormat: try grid.format,
+        solver: solver.solver, formats: format,
+        calibration: try CalibrationSet(
+          drawing: samples, sequenceLength: sequenceLength, from: rows, seed: seed),
+        seed: seed, calibrationSource: calibration, cacheDirectory: machine.cacheDir,
+        memoryBudgetBytes: try machine.memoryBudgetBytes),
+      backend: backend)
+    let report = try run.run(progress: progress.show)
+    progress.close()
+    if json {
+      Console.line(String(decoding: try report.json(), as: UTF8.self))
+    } else {
+      summarize(report)
+    }
+  }
+
+  private func summarize(_ report: Report) {
+    let totals = report.totals
+    Console.line(
+      """
+      \(report.model.name): \(totals.linears) linears at \(grid.bits) bits \
+      in \(Console.time(totals.seconds)), mean relative error \(Console.percent(totals.meanRelativeError))
+      size     \(Console.bytes(totals.inputBytes)) → \(Console.bytes(totals.outputBytes))
+      memory   \(Console.bytes(totals.peakMemoryBytes)) at the peak, mapped files aside
+      result   \(output)
+      report   \(FileSystem.join(output, ReportPage.fileName))
+      """)
+    for runtime in report.loadsIn { Console.line("loads    \(runtime)") }
+  }
+}
+
+struct GridOptions: ParsableArguments {
+  @Option(help: "Bits per weight: 2, 3, 4 or 8.")
+  var bits = 4
+
+  @Option(help: "Columns that share a scale; -1 is one scale for a whole row.")
+  var groupSize = -1
+
+  @Flag(
+    exclusivity: .exclusive,
+    help: "Without or with zero points. Symmetric loads in more runtimes, asymmetric is more exact.")
+  var symmetry = Symmetry.asymmetric
+
+  enum Symmetry: String, EnumerableFlag {
+    case symmetric, asymmetric
+  }
+
+  var format: GridFormat {
+    get throws {
+      guard let width = BitWidth(rawValue: bits) else {
+        throw ValidationError("--bits \(bits) is not possible: 2, 3, 4 or 8")
+      }
+      guard let size = GroupSize(groupSize) else {
+        throw ValidationError("--group-size \(groupSize) is not possible: -1, or a number of columns")
+      }
+      return GridFormat(bitWidth: width, groupSize: size, isSymmetric: symmetry == .symmetric)
+    }
+  }
+
+  func validate() throws {
+    _ = try format
+  }
+}
+
+struct SolverOptions: ParsableArguments {
+  enum Name: String, ExpressibleByArgument, CaseIterable {
+    case quantease, gptq, rtn
+  }
+
+  enum Preset: String, ExpressibleByArgument, CaseIterable {
+    case standard, paper
+  }
+
+  @Option(name: .customLong("solver"), help: "How weights are moved onto the grid.")
+  var name = Name.quantease
+
+  @Option(
+    help: "quantease only: standard, with all that lowers the error, or paper, the published algorithm.")
+  var preset = Preset.standard
+
+  @Option(help: "quantease only: passes over all columns, at most.")
+  var passes = 25
+
+  var solver: any LayerSolver {
+    switch (name, preset) {
+    case (.quantease, .standard): QuantEase(.standard(passes: passes))
+    case (.quantease, .paper): QuantEase(.paper(passes: passes))
+    case (.gptq, _): GPTQ()
+    case (.rtn, _): RoundToNearest()
+    }
+  }
+
+  func validate() throws {
+    guard passes > 0 else { throw ValidationError("--passes must be at least 1") }
+  }
+}
+
+struct MachineOptions: ParsableArguments {
+  @Option(
+    help: ArgumentHelp(
+      "Where the activation cache is made; a fast local disk. Default: beside the output.",
+      valueName: "dir"))
+  var cacheDir: String?
+
+  @Option(help: "Threads to compute with. The result does not depend on it.")
+  var threads = ProcessInfo.processInfo.activeProcessorCount
+
+  @Option(
+    help: ArgumentHelp(
+      "Memory to stay within, in GB. Default: what is available now.", valueName: "gigabytes"))
+  var memory: Double?
+
+  var memoryBudgetBytes: Int {
+    get throws {
+      if let memory { return Int(memory * 1e9) }
+      return try ProcessMemory.availableBytes()
+    }
+  }
+
+  func validate() throws {
+    guard threads > 0 else { throw ValidationError("--threads must be at least 1") }
+    guard memory.map({ $0 > 0 }) ?? true else { throw ValidationError("--memory must be above 0") }
+  }
+}
+
+extension OutputFormatName: ExpressibleByArgument {}
+
+extension TokenRows {
+  /// Token ids from a safetensors file, or a text through the model's tokenizer.
+  init(file: String, model: String) throws {
+    self =
+      file.hasSuffix(".safetensors")
+      ? try TokenRows(tokenFile: file) : try Tokenizer().tokenize(text: file, model: model)
+  }
+}

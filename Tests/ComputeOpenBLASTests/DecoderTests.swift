@@ -1,0 +1,151 @@
+import Compute
+import ComputeOpenBLAS
+import Tensors
+import Testing
+
+@Suite struct DecoderTests {
+  @Test(arguments: [(1, 1, 1), (17, 9, 5), (530, 24, 33), (9, 16, 1029)], [false, true])
+  func `a linear agrees with its definition`(
+    _ shape: (tokens: Int, inFeatures: Int, outFeatures: Int), hasBias: Bool
+  ) {
+    let inputs = Matrix.random(shape.tokens, shape.inFeatures, seed: 1)
+    let weights = Matrix.random(shape.outFeatures, shape.inFeatures, seed: 2)
+    let bias = hasBias ? Matrix.random(1, shape.outFeatures, seed: 3).elements : nil
+    expectAgreement(within: 2e-6) { backend in
+      let outputs = Matrix(rows: shape.tokens, columns: shape.outFeatures)
+      outputs.fill(.nan)
+      backend.linear(inputs, weights: weights, bias: bias, into: outputs)
+      return outputs
+    }
+  }
+
+  @Test(
+    arguments: [NormalizationParameters.Kind.rootMeanSquare, .layer],
+    [(1, 1), (3, 17), (70, 1000)])
+  func `normalization in place agrees with its definition`(
+    kind: NormalizationParameters.Kind, _ shape: (rows: Int, columns: Int)
+  ) {
+    let parameters = NormalizationParameters(
+      kind: kind, weight: Matrix.random(1, shape.columns, seed: 4).elements,
+      bias: kind == .layer ? Matrix.random(1, shape.columns, seed: 5).elements : nil, epsilon: 1e-5)
+    expectAgreement(within: 2e-6) { backend in
+      let states = Matrix.random(shape.rows, shape.columns, seed: 6)
+      backend.normalize(states, parameters, into: states)
+      return states
+    }
+  }
+
+  @Test func `layer normalization does without a bias`() {
+    let parameters = NormalizationParameters(kind: .layer, weight: [1, 2, 3], epsilon: 1e-5)
+    expectAgreement(within: 2e-6) { backend in
+      let outputs = Matrix(rows: 4, columns: 3)
+      backend.normalize(.random(4, 3, seed: 7), parameters, into: outputs)
+      return outputs
+    }
+  }
+
+  @Test(arguments: [(2, 1, 3), (10, 3, 17), (64, 9, 700)])
+  func `rotary embedding agrees with its definition`(_ shape: (dimension: Int, heads: Int, length: Int)) {
+    let table = RotaryTable(
+      cosines: .random(shape.length, shape.dimension / 2, seed: 8),
+      sines: .random(shape.length, shape.dimension / 2, seed: 9))
+    expectAgreement(within: 1e-6) { backend in
+      let states = Matrix.random(2 * shape.length, shape.dimension * shape.heads, seed: 10)
+      backend.rotate(states, headDimension: shape.dimension, table: table)
+      return states
+    }
+  }
+
+  @Test(arguments: [1, 17, 128, 300], [(1, 1, 8), (4, 2, 6), (3, 1, 64)])
+  func `attention agrees with its definition`(
+    length: Int, _ shape: (heads: Int, keyValueHeads: Int, dimension: Int)
+  ) {
+    let tokens = 2 * length
+    let queries = Matrix.random(tokens, shape.heads * shape.dimension, seed: 11)
+    let keys = Matrix.random(tokens, shape.keyValueHeads * shape.dimension, seed: 12)
+    let values = Matrix.random(tokens, shape.keyValueHeads * shape.dimension, seed: 13)
+    for bias in [nil, Matrix.random(shape.heads, length, seed: 14)] {
+      let parameters = AttentionParameters(
+        heads: shape.heads, keyValueHeads: shape.keyValueHeads, headDimension: shape.dimension,
+        sequenceLength: length, scale: 1.5, positionBias: bias)
+      expectAgreement(within: 5e-6) { backend in
+        let outputs = Matrix(rows: tokens, columns: queries.columns)
+        outputs.fill(.nan)
+        backend.attend(queries: queries, keys: keys, values: values, parameters, into: outputs)
+        return outputs
+      }
+    }
+  }
+
+  @Test(arguments: ActivationFunction.allCases, [(1, 1), (5, 13), (70, 1001)])
+  func `activation functions agree with their definitions`(
+    function: ActivationFunction, _ shape: (rows: Int, columns: Int)
+  ) {
+    // Values from −12 to 12: both tails and what lies between.
+    let states = Matrix.random(shape.rows, shape.columns, seed: 15)
+    for row in 0..<shape.rows {
+      for column in 0..<shape.columns { states[row, column] *= 12 }
+    }
+    expectAgreement(within: 2e-7) { backend in
+      let result = states.copy()
+      backend.activate(result, function)
+      return result
+    }
+    expectAgreement(within: 2e-7) { backend in
+      let result = states.copy()
+      backend.activateGate(result, up: .random(shape.rows, shape.columns, seed: 16), function)
+      return result
+    }
+  }
+
+  @Test(arguments: ActivationFunction.allCases)
+  func `activation functions stay finite far out`(function: ActivationFunction) {
+    let states = Matrix(rows: 1, columns: 4, [-1e4, -200, 200, 1e4])
+    OpenBLASBackend(threads: 1).activate(states, function)
+    #expect(abs(states[0, 0]) < 1e-30 && abs(states[0, 1]) < 1e-30)
+    #expect(states[0, 2] == 200 && states[0, 3] == 1e4)
+  }
+
+  @Test(arguments: [(1, 1), (33, 4001)])
+  func `addition is exact`(_ shape: (rows: Int, columns: Int)) {
+    expectAgreement(within: 0) { backend in
+      let sum = Matrix.random(shape.rows, shape.columns, seed: 17)
+      backend.add(.random(shape.rows, shape.columns, seed: 18), into: sum)
+      return sum
+    }
+  }
+
+  @Test(arguments: [1, 7, 5000], [0, -300, 3000] as [Float])
+  func `log likelihoods agree with their definition`(vocabulary: Int, offset: Float) {
+    let logits = Matrix.random(21, vocabulary, seed: 19)
+    for row in 0..<21 {
+      for column in 0..<vocabulary { logits[row, column] = logits[row, column] * 9 + offset }
+    }
+    let targets = (0..<21).map { Int32($0 * 31 % vocabulary) }
+    // Logits of 3,000 have steps of 2.4e-4 themselves.
+    expectAgreement(within: offset > 1000 ? 1e-4 : 1e-5) { backend in
+      let losses = backend.negativeLogLikelihoods(logits: logits, targets: targets)
+      return Matrix(rows: 1, columns: losses.count, losses)
+    }
+  }
+
+  @Test func `a NaN comes out of every operation that it goes into`() {
+    let backend = OpenBLASBackend(threads: 2)
+    for function in ActivationFunction.allCases {
+      let states = Matrix(rows: 1, columns: 20)
+      states[0, 3] = .nan
+      backend.activate(states, function)
+      #expect(states[0, 3].isNaN && states[0, 4] == 0)
+    }
+    let logits = Matrix(rows: 1, columns: 50)
+    logits[0, 40] = .nan
+    #expect(backend.negativeLogLikelihoods(logits: logits, targets: [0])[0].isNaN)
+  }
+
+  @Test func `a target outside the vocabulary traps`() async {
+    await #expect(processExitsWith: .failure) {
+      _ = OpenBLASBackend(threads: 1).negativeLogLikelihoods(
+        logits: Matrix(rows: 1, columns: 3), targets: [3])
+    }
+  }
+}

@@ -1,0 +1,162 @@
+import Checkpoint
+import Quantization
+import SystemIO
+import Tensors
+import Testing
+
+@testable import Export
+
+struct FormatTests {
+  /// Exports one 32 × 32 linear whose zero points are all `zeroPoint` and gives its packed zero points.
+  private func storedZeroPoints(_ zeroPoint: Int, bits: BitWidth, _ name: OutputFormatName) throws -> [UInt32]
+  {
+    let scratch = try ScratchDirectory()
+    let source = try makeCheckpoint(
+      in: scratch.subdirectory("source"),
+      [StoredTensor("a.weight", floats: [Float](repeating: 1, count: 1024), as: .float16, shape: [32, 32])])
+    let format = gridFormat(bits, .channel, symmetric: false, for: [name], dtype: .float16)
+    let linear = randomLinear("a", outFeatures: 32, inFeatures: 32, format: format)
+    linear.grid.zeroPoints.fill(Float(zeroPoint))
+    let output = try scratch.subdirectory("output")
+    let export = try CheckpointExport(
+      source: source,
+      linears: [
+        LinearDescription(name: "a", outFeatures: 32, inFeatures: 32, gridFormat: format, hasBias: false)
+      ], formats: [name], directory: output)
+    try export.write(linear)
+    try export.finish()
+    let reader = try CheckpointReader(directory: output)
+    return try reader.words("a.qzeros", rows: 0..<1, columns: 0..<bits.rawValue)
+  }
+
+  @Test(arguments: BitWidth.allCases)
+  func `version 1 stores the smallest zero point as all zeros and the largest one below it`(
+    bits: BitWidth
+  ) throws {
+    #expect(try storedZeroPoints(1, bits: bits, .gptq).allSatisfy { $0 == 0 })
+    let largest = try storedZeroPoints(bits.maximumCode, bits: bits, .gptq)
+    // Every lane holds 2^b − 2: all bits but the lowest of each lane.
+    var unpacked = [UInt8](repeating: 0, count: 32)
+    var output = unpacked.mutableSpan
+    unpack(largest.span, bits: bits.rawValue, count: 32, into: &output)
+    #expect(unpacked.allSatisfy { $0 == bits.maximumCode - 1 })
+  }
+
+  @Test(arguments: BitWidth.allCases)
+  func `version 2 stores a zero point as it is`(bits: BitWidth) throws {
+    let stored = try storedZeroPoints(bits.maximumCode, bits: bits, .gptqV2)
+    #expect(stored.allSatisfy { $0 == UInt32.max })
+  }
+
+  @Test func `a zero point that does not fit its lane stops the program`() async {
+    await #expect(processExitsWith: .failure) {
+      let format = GridFormat(bitWidth: .four, groupSize: .channel, isSymmetric: false)
+      let grid = Grid(format: format, outFeatures: 32, inFeatures: 32)
+      _ = zeroPointCodes(of: grid, group: 0, offset: 1)
+    }
+  }
+
+  @Test func `a scale that was not rounded to its type stops the program`() async {
+    await #expect(processExitsWith: .failure) {
+      _ = encodeScales(Matrix(rows: 1, columns: 1, [0.1]), as: .float16)
+    }
+  }
+
+  @Test func `GPTQ refuses extents that are no multiples of 32 and names the linear`() {
+    let format = GridFormat(bitWidth: .four, groupSize: .channel, isSymmetric: true)
+    let linear = LinearDescription(
+      name: "odd", outFeatures: 40, inFeatures: 64, gridFormat: format, hasBias: false)
+    let expected = ExportError.featuresNotMultipleOf32(
+      linear: "odd", outFeatures: 40, inFeatures: 64, format: .gptqV2)
+    #expect(throws: expected) { try GPTQFormat(version: .two).check([linear]) }
+    #expect(expected.description.contains("odd") && expected.description.contains("compressed-tensors"))
+    #expect(throws: Never.self) { try CompressedTensorsFormat().check([linear]) }
+  }
+
+  @Test func `GPTQ refuses linears of different grids`() {
+    var linears = descriptions(GridFormat(bitWidth: .four, groupSize: .channel, isSymmetric: true))
+    linears[2].gridFormat?.bitWidth = .eight
+    #expect(
+      throws: ExportError.mixedGrids(linear: linears[0].name, other: linears[2].name, format: .gptq)
+    ) { try GPTQFormat(version: .one).check(linears) }
+  }
+
+  @Test func `compressed-tensors refuses a group size that leaves a shorter group`() {
+    let format = GridFormat(bitWidth: .four, groupSize: .columns(64), isSymmetric: true)
+    #expect(
+      throws: ExportError.groupSizeDoesNotDivide(
+        linear: modelLinears[0].name, groupSize: 64, inFeatures: 96, format: .compressedTensors)
+    ) { try CompressedTensorsFormat().check(descriptions(format)) }
+  }
+
+  @Test func `the compressed-tensors configuration has the keys of the format`() throws {
+    let format = GridFormat(bitWidth: .three, groupSize: .columns(32), isSymmetric: false)
+    let configuration = try #require(
+      CompressedTensorsFormat().quantizationConfiguration(of: descriptions(format)))
+    let expected: JSONValue = [
+      "quant_method": "compressed-tensors", "format": "pack-quantized",
+      "quantization_status": "compressed", "version": "0.18.0", "ignore": ["lm_head"],
+      "config_groups": [
+        "group_0": [
+          "targets": ["Linear"], "input_activations": nil, "output_activations": nil,
+          "weights": [
+            "num_bits": 3, "type": "int", "symmetric": false, "strategy": "group", "group_size": 32,
+            "dynamic": false,
+          ],
+        ]
+      ],
+    ]
+    #expect(configuration == expected)
+  }
+
+  @Test func `mixed grids get groups with targets, and linears without a grid are ignored`() throws {
+    var linears = descriptions(GridFormat(bitWidth: .four, groupSize: .channel, isSymmetric: true))
+    linears[1].gridFormat = nil
+    linears[2].gridFormat?.bitWidth = .eight
+    let configuration = try #require(
+      CompressedTensorsFormat().quantizationConfiguration(of: linears))
+    let groups = try #require(configuration["config_groups"]?.object)
+    #expect(groups.count == 2)
+    #expect(groups["group_1"]?["weights"]?["num_bits"] == 8)
+    let target = try #require(groups["group_1"]?["targets"]?.array?.first?.string)
+    #expect(ModulePattern.rank(of: target, for: linears[2].name) == 1)
+    #expect(ModulePattern.rank(of: target, for: "prefix.\(linears[2].name)") == 1)
+    #expect(ModulePattern.rank(of: target, for: linears[0].name) == nil)
+    #expect(ModulePattern.rank(of: target, for: "\(linears[2].name)x") == nil)
+    let ignored = try #require(configuration["ignore"]?.array).map { $0.string ?? "" }
+    #expect(ignored.first == "lm_head")
+    #expect(ignored.count == 2 && ModulePattern.rank(of: ignored[1], for: linears[1].name) == 1)
+  }
+
+  @Test(arguments: [(GPTQFormat.Version.one, "gptq"), (.two, "gptq_v2")])
+  func `the GPTQ configuration has the keys of the format`(
+    version: GPTQFormat.Version, notation: String
+  ) throws {
+    let format = GridFormat(bitWidth: .four, groupSize: .channel, isSymmetric: true)
+    let configuration = try #require(
+      GPTQFormat(version: version).quantizationConfiguration(of: descriptions(format)))
+    #expect(configuration["quant_method"] == "gptq")
+    #expect(configuration["checkpoint_format"] == .string(notation))
+    #expect(configuration["bits"] == 4 && configuration["group_size"] == -1)
+    #expect(configuration["sym"] == true && configuration["desc_act"] == false)
+    #expect(configuration["lm_head"] == false && configuration["pack_dtype"] == "int32")
+    #expect(
+      GPTQFormat(version: version).files(configuration: configuration)
+        == ["quantize_config.json": configuration])
+  }
+
+  @Test func `the table of runtimes knows what they refuse`() {
+    func loads(_ name: OutputFormatName, _ bits: BitWidth, symmetric: Bool, _ runtime: String) -> Bool? {
+      let format = GridFormat(bitWidth: bits, groupSize: .channel, isSymmetric: symmetric)
+      return name.format.runtimes(for: format).first { $0.runtime == runtime }?.loads
+    }
+    #expect(loads(.compressedTensors, .four, symmetric: true, "vLLM") == true)
+    #expect(loads(.compressedTensors, .three, symmetric: false, "vLLM") == false)
+    #expect(loads(.compressedTensors, .three, symmetric: false, "transformers") == true)
+    #expect(loads(.gptq, .four, symmetric: true, "vLLM") == true)
+    #expect(loads(.gptq, .three, symmetric: true, "vLLM") == false)
+    #expect(loads(.gptq, .four, symmetric: false, "transformers") == false)
+    #expect(loads(.gptqV2, .four, symmetric: false, "transformers") == true)
+    #expect(loads(.dense, .two, symmetric: false, "vLLM") == true)
+  }
+}

@@ -1,0 +1,81 @@
+import Glibc
+import SystemIO
+import SystemPackage
+import TestSupport
+import Testing
+
+@Suite struct MappedFileTests {
+  let directory: TemporaryDirectory
+
+  init() throws { directory = try TemporaryDirectory() }
+
+  private func bytes(_ file: MappedFile, _ range: Range<Int>) -> [UInt8] {
+    file.withBytes(range) { span in unsafe span.withUnsafeBytes { unsafe Array($0) } }
+  }
+
+  @Test func `a mapped file lends any range of its bytes`() throws {
+    let content = (0..<20_000).map { UInt8(truncatingIfNeeded: $0 &* 7) }
+    let file = try MappedFile(path: directory.write(content, to: "a"))
+    #expect(file.byteCount == 20_000)
+    #expect(bytes(file, 0..<20_000) == content)
+    #expect(bytes(file, 4_095..<8_193) == Array(content[4_095..<8_193]))
+    #expect(bytes(file, 20_000..<20_000) == [])
+  }
+
+  @Test func `an empty file has no bytes`() throws {
+    let file = try MappedFile(path: directory.write([UInt8](), to: "empty"))
+    #expect(file.byteCount == 0)
+    #expect(bytes(file, 0..<0) == [])
+    file.release(0..<0)
+  }
+
+  @Test func `released pages leave the resident memory and can be read again`() throws {
+    let megabyte = 1 << 20
+    let content = [UInt8](repeating: 5, count: 64 * megabyte)
+    let file = try MappedFile(path: directory.write(content, to: "large"))
+    file.willNeed(0..<file.byteCount)
+    #expect(bytes(file, 0..<file.byteCount) == content)
+    let before = try ProcessMemory.current().mappedFileBytes
+    // Pieces that meet inside pages: nothing may be left over where they meet.
+    let piece = 1_000_001
+    for start in stride(from: 0, to: file.byteCount, by: piece) {
+      file.release(start..<min(start + piece, file.byteCount))
+    }
+    let after = try ProcessMemory.current().mappedFileBytes
+    #expect(before - after > 60 * megabyte)
+    #expect(bytes(file, 10..<11) == [5])
+  }
+
+  @Test func `a missing file is an error that names it`() {
+    let path = directory.file("absent")
+    #expect(throws: FileError(path: path, operation: .open, errno: .noSuchFileOrDirectory)) {
+      try MappedFile(path: path)
+    }
+  }
+
+  @Test func `a directory and a pipe are no files to map`() throws {
+    #expect(throws: FileError(path: directory.path, operation: .map, errno: .isDirectory)) {
+      try MappedFile(path: directory.path)
+    }
+    let pipe = directory.file("pipe")
+    #expect(unsafe mkfifo(pipe, 0o600) == 0)
+    #expect(throws: FileError.self) { try MappedFile(path: pipe) }
+  }
+
+  @Test func `a symbolic link is followed or refused as asked`() throws {
+    let target = try directory.write("content", to: "target")
+    let link = directory.file("link")
+    #expect(unsafe symlink(target, link) == 0)
+    #expect(try MappedFile(path: link, symlinks: .follow).byteCount == 7)
+    #expect(throws: FileError(path: link, operation: .open, errno: .tooManySymbolicLinkLevels)) {
+      try MappedFile(path: link, symlinks: .refuse)
+    }
+  }
+
+  @Test func `bytes outside the file trap`() async throws {
+    await #expect(processExitsWith: .failure) {
+      let file = try MappedFile(path: "/proc/self/exe")
+      file.withBytes(0..<file.byteCount + 1) { _ in }
+    }
+  }
+}

@@ -1,0 +1,30 @@
+import SystemIO
+
+/// An empty directory that goes with its object.
+public final class TemporaryDirectory: Sendable {
+  public let path: String
+
+  public init() throws {
+    let name = "quantease-test-\(String(UInt64.random(in: 0...UInt64.max), radix: 36))"
+    path = FileSystem.join(TestEnvironment.temporaryDirectory, name)
+    try FileSystem.createDirectories(path)
+  }
+
+  deinit { try? FileSystem.removeTree(path) }
+
+  /// The path of `name` inside.
+  public func file(_ name: String) -> String { FileSystem.join(path, name) }
+
+  /// Writes a file and gives its path.
+  @discardableResult
+  public func write(_ bytes: [UInt8], to name: String) throws -> String {
+    try OutputFile(creating: file(name)).write(bytes, at: 0)
+    return file(name)
+  }
+
+  /// Writes a text file and gives its path.
+  @discardableResult
+  public func write(_ text: String, to name: String) throws -> String {
+    try write(Array(text.utf8), to: name)
+  }
+}

@@ -1,0 +1,67 @@
+# What quickstart and test share; sourced by both. Leaves the shell in the root of the repository.
+# shellcheck shell=bash
+
+set -euo pipefail
+script=$(realpath "$0")
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+export PIP_DISABLE_PIP_VERSION_CHECK=1
+
+# One build serves both: the flags of every `swift build` and `swift test`.
+# shellcheck disable=SC2034
+build_flags=(-c release -Xswiftc -enable-testing)
+
+fail() {
+  printf '%s: %s\n' "$(basename "$script")" "$*" >&2
+  exit 1
+}
+
+# The comment at the head of the calling script is its help.
+usage() {
+  sed -n '2,/^$/s/^# \{0,1\}//p' "$script"
+}
+
+as_root() {
+  if [ "$(id -u)" = 0 ]; then
+    "$@"
+  elif command -v sudo > /dev/null; then
+    sudo "$@"
+  else
+    fail "this needs root: $*; mend: run it as root, or install sudo"
+  fi
+}
+
+require_swift() {
+  command -v swift > /dev/null || fail "no swift on the PATH; mend: install Swift 6.2 or later from swift.org"
+}
+
+# Installs those of the named Debian packages that are missing.
+install_packages() {
+  local missing=()
+  for package in "$@"; do
+    dpkg-query --show --showformat '${db:Status-Status}' "$package" 2> /dev/null | grep -qx installed \
+      || missing+=("$package")
+  done
+  if [ ${#missing[@]} -gt 0 ]; then
+    echo "installing ${missing[*]}"
+    as_root apt-get -qq update
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends "${missing[@]}"
+  fi
+}
+
+# The libraries that Package.swift links, and the program by which SwiftPM finds them.
+install_libraries() {
+  local packages=(libzstd-dev libopenblas-dev liblmdb-dev)
+  command -v pkg-config > /dev/null || packages+=(pkg-config)
+  install_packages "${packages[@]}"
+}
+
+# Makes .venv with the named Python packages and has `quantease` run its tokenizer helper there.
+python_environment() {
+  command -v python3 > /dev/null || install_packages python3
+  python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+    || fail "$(python3 --version) is too old; mend: put Python 3.10 or later first on the PATH"
+  python3 -c 'import ensurepip' 2> /dev/null || install_packages python3-venv
+  [ -x .venv/bin/python ] || python3 -m venv .venv
+  .venv/bin/python -m pip install --quiet "$@"
+  export QUANTEASE_PYTHON="$PWD/.venv/bin/python"
+}

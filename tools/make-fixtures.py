@@ -1,0 +1,203 @@
+#!/usr/bin/env python3
+"""Writes tiny random checkpoints of every family variant, with the logits that transformers computes.
+
+Each folder OUTPUT_DIR/<variant>/ gets config.json, the weights as safetensors, and expected.safetensors:
+`input_ids` int64 [2, 17] and `logits` float32 [2, 17, vocabulary], by eager attention in float32.
+
+    tools/make-fixtures.py Tests/Fixtures/models
+
+Needs torch and transformers. A seed per variant makes the weights the same on every run of the same torch.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import zlib
+from pathlib import Path
+
+try:
+    import torch
+    import transformers
+    from safetensors.torch import save_file
+except ImportError as missing:
+    sys.exit(f"make-fixtures: {missing}; mend: pip install torch transformers")
+
+# Everything is as small as it can be while no two sizes that could be confused are equal.
+SHAPE = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "max_position_embeddings": 128}
+LLAMA = SHAPE | {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "intermediate_size": 24,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-3,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": True,
+}
+# Every linear's sides are multiples of 32 here, which the GPTQ format needs.
+LLAMA_32 = LLAMA | {"hidden_size": 32, "intermediate_size": 96, "head_dim": 16}
+# With theta = 100 the four rotary frequencies lie on both sides of the band that llama3 smooths, and in it.
+LLAMA3_SCALING = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+OPT = SHAPE | {
+    "architectures": ["OPTForCausalLM"],
+    "model_type": "opt",
+    "ffn_dim": 24,
+    "num_attention_heads": 4,
+    "activation_function": "relu",
+    "word_embed_proj_dim": 16,
+    "do_layer_norm_before": True,
+}
+# Six heads, so that the slopes of alibi leave the powers of two.
+BLOOM = {
+    "architectures": ["BloomForCausalLM"],
+    "model_type": "bloom",
+    "vocab_size": 64,
+    "hidden_size": 24,
+    "n_layer": 2,
+    "n_head": 6,
+    "layer_norm_epsilon": 1e-3,
+}
+FALCON = SHAPE | {
+    "architectures": ["FalconForCausalLM"],
+    "model_type": "falcon",
+    "num_attention_heads": 4,
+    "ffn_hidden_size": 40,
+    "layer_norm_epsilon": 1e-3,
+    "rope_theta": 10000.0,
+    "alibi": False,
+    "bias": False,
+    "multi_query": True,
+    "parallel_attn": True,
+    "new_decoder_architecture": False,
+}
+FALCON_NEW = FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2}
+
+
+def without(config: dict, *keys: str) -> dict:
+    return {key: value for key, value in config.items() if key not in keys}
+
+
+# The older spelling, `rope_theta` with `rope_scaling`, stands everywhere but in llama-rope-parameters.
+VARIANTS = {
+    "llama": LLAMA_32 | {"tie_word_embeddings": False},
+    "llama-tied": without(LLAMA, "head_dim"),
+    "llama-rope-llama3": LLAMA | {"rope_theta": 100.0, "rope_scaling": LLAMA3_SCALING},
+    "llama-rope-linear": LLAMA | {"rope_scaling": {"type": "linear", "factor": 4.0}},
+    "llama-rope-parameters": without(LLAMA, "rope_theta")
+    | {"rope_parameters": LLAMA3_SCALING | {"rope_theta": 100.0}},
+    "llama-bias": LLAMA | {"attention_bias": True, "mlp_bias": True},
+    "llama-bf16-sharded": LLAMA_32,
+    "mistral": LLAMA
+    | {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": None},
+    "qwen2": without(LLAMA, "head_dim")
+    | {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "use_sliding_window": False},
+    "qwen3": LLAMA
+    | {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "use_sliding_window": False},
+    "opt-pre": OPT,
+    "opt-post-350m": OPT | {"do_layer_norm_before": False, "word_embed_proj_dim": 12},
+    "bloom": BLOOM,
+    # As released: a count of key and value heads that multi_query overrules.
+    "falcon-7b": FALCON | {"num_kv_heads": 4},
+    "falcon-40b": FALCON_NEW,
+    "falcon-11b": FALCON_NEW | {"num_ln_in_parallel_attn": 1},
+    "falcon-rw": FALCON | {"alibi": True, "bias": True, "multi_query": False, "parallel_attn": False},
+}
+SHARDS = {"llama-bf16-sharded": 3}
+DTYPES = {"llama-bf16-sharded": torch.bfloat16}
+
+
+def randomize(model: torch.nn.Module) -> None:
+    """Gives every parameter values far from what it is initialised to, so that none goes unnoticed."""
+    for name, parameter in model.named_parameters():
+        noise = 0.3 * torch.randn_like(parameter)
+        is_norm_weight = parameter.ndim == 1 and name.endswith("weight")
+        parameter.data = 1 + noise if is_norm_weight else noise
+
+
+def write_weights(tensors: dict[str, torch.Tensor], folder: Path, shards: int) -> None:
+    """model.safetensors, or with several shards model-00001-of-0000N.safetensors and the index."""
+    if shards == 1:
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        return
+    names = list(tensors)
+    weight_map = {}
+    for shard in range(shards):
+        file = f"model-{shard + 1:05}-of-{shards:05}.safetensors"
+        part = names[shard * len(names) // shards : (shard + 1) * len(names) // shards]
+        save_file({name: tensors[name] for name in part}, folder / file, metadata={"format": "pt"})
+        weight_map |= {name: file for name in part}
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    write_json({"metadata": {"total_size": size}, "weight_map": weight_map},
+               folder / "model.safetensors.index.json")
+
+
+def write_json(value: dict, file: Path) -> None:
+    file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def load(folder: Path) -> torch.nn.Module:
+    """The checkpoint as any client reads it; a name that does not match is an error."""
+    model, report = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+    )
+    if report["missing_keys"] or report["unexpected_keys"] or report["mismatched_keys"]:
+        raise SystemExit(f"make-fixtures: {folder}: names do not match: {report}")
+    return model.eval()
+
+
+def require_live_parameters(model: torch.nn.Module, logits: torch.Tensor, variant: str) -> None:
+    """Stops if the logits do not depend on some tensor: such a fixture would let an error through."""
+    (logits * torch.randn_like(logits)).sum().backward()
+    dead = {name for name, parameter in model.named_parameters() if parameter.grad.abs().max() < 1e-3}
+    if variant.startswith("opt"):
+        # Without rotary positions a key bias adds the same to all of a query's scores.
+        dead = {name for name in dead if not name.endswith("k_proj.bias")}
+    if dead:
+        raise SystemExit(f"make-fixtures: {variant}: the logits do not depend on {sorted(dead)}")
+
+
+def make(variant: str, root: Path) -> None:
+    torch.manual_seed(zlib.crc32(variant.encode()))
+    dtype = DTYPES.get(variant, torch.float32)
+    folder = root / variant
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    write_json(VARIANTS[variant] | {"torch_dtype": str(dtype).removeprefix("torch.")}, folder / "config.json")
+
+    model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.from_pretrained(folder))
+    randomize(model)
+    tensors = {name: parameter.data.to(dtype) for name, parameter in model.named_parameters()}
+    write_weights(tensors, folder, SHARDS.get(variant, 1))
+
+    model = load(folder)
+    input_ids = torch.randint(model.config.vocab_size, (2, 17))
+    logits = model(input_ids).logits
+    require_live_parameters(model, logits, variant)
+    save_file({"input_ids": input_ids, "logits": logits.detach()}, folder / "expected.safetensors")
+    print(f"{variant}: {len(tensors)} tensors, largest logit {logits.abs().max():.2f}")
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    arguments.add_argument("output", type=Path, metavar="OUTPUT_DIR", help="gets one folder per variant")
+    arguments.add_argument("--variant", choices=VARIANTS, metavar="NAME", action="append",
+                           help=f"only this one, may be repeated; one of {', '.join(VARIANTS)}")
+    options = arguments.parse_args()
+    transformers.logging.disable_progress_bar()
+    for variant in options.variant or VARIANTS:
+        make(variant, options.output)
+
+
+if __name__ == "__main__":
+    main()

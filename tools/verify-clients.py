@@ -1,0 +1,190 @@
+#!/usr/bin/env python3
+"""Shows that other programs read the checkpoints that `quantease quantize` writes.
+
+OUTPUT_ROOT is the output of a run with several formats; each of compressed-tensors/, gptq/, gptq-v2/ and
+dense/ that stands in it is checked:
+
+  - packed tensors, unpacked here by numpy, equal the dense weights bit for bit, and so does all the rest;
+  - the client of the format loads it on the CPU and finds the perplexity that `quantease eval` found.
+
+    tools/verify-clients.py out --tokens tokens.safetensors --windows 2 --perplexity 21.74
+
+The exit status is 0 if every check that was made passed. Clients: transformers (dense), transformers with
+compressed-tensors 0.18 or later, GPTQModel. Tried with torch 2.15, transformers 5.23, compressed-tensors
+0.20 and GPTQModel 7.7:
+
+    pip install torch transformers compressed-tensors
+    pip install --upgrade setuptools wheel ninja && pip install --no-build-isolation gptqmodel
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
+try:
+    import numpy as np
+    import torch
+    import transformers
+    from perplexity import load_windows, perplexity
+    from safetensors import safe_open
+except ImportError as missing:
+    sys.exit(f"verify-clients: {missing}; mend: pip install torch transformers compressed-tensors gptqmodel")
+
+TOLERANCE = 0.005
+
+
+class Checkpoint:
+    """The tensors and the configuration in a checkpoint directory."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.config = json.loads((folder / "config.json").read_text())
+        self.quantization = self.config.get("quantization_config", {})
+        shards = [safe_open(file, framework="pt") for file in sorted(folder.glob("*.safetensors"))]
+        self.shards = {name: shard for shard in shards for name in shard.keys()}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.shards
+
+    def tensor(self, name: str) -> torch.Tensor:
+        return self.shards[name].get_tensor(name)
+
+    def array(self, name: str) -> np.ndarray:
+        """As float32 if it is any float type, which loses nothing; else as it stands."""
+        tensor = self.tensor(name)
+        return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+
+
+def unpack(words: np.ndarray, bits: int, count: int) -> np.ndarray:
+    """Rows of int32 words, each row one little-endian bitstream → its first `count` codes."""
+    stream = np.ascontiguousarray(words, dtype="<i4").view(np.uint8)
+    digits = np.unpackbits(stream, axis=1, bitorder="little", count=count * bits)
+    return digits.reshape(len(words), count, bits) @ (1 << np.arange(bits))
+
+
+def compressed_tensors_weight(checkpoint: Checkpoint, module: str) -> np.ndarray:
+    """[out, in], float32: s · (q − z), in groups of neighbouring columns."""
+    weights = checkpoint.quantization["config_groups"]["group_0"]["weights"]
+    bits = weights["num_bits"]
+    rows, columns = checkpoint.array(f"{module}.weight_shape")
+    codes = unpack(checkpoint.array(f"{module}.weight_packed"), bits, columns)
+    scales = checkpoint.array(f"{module}.weight_scale")
+    if weights["symmetric"]:
+        zero_points = np.full(scales.shape, 1 << (bits - 1))
+    else:
+        zero_points = unpack(checkpoint.array(f"{module}.weight_zero_point").T, bits, rows).T
+    group = np.arange(columns) // (weights.get("group_size") or columns)
+    return scales[:, group] * (codes - zero_points[:, group]).astype(np.float32)
+
+
+def gptq_weight(checkpoint: Checkpoint, module: str) -> np.ndarray:
+    """[out, in], float32: s · (q − z); version 1 stores z − 1."""
+    bits = checkpoint.quantization["bits"]
+    group = checkpoint.array(f"{module}.g_idx")
+    scales = checkpoint.array(f"{module}.scales").T
+    codes = unpack(checkpoint.array(f"{module}.qweight").T, bits, len(group))
+    zero_points = unpack(checkpoint.array(f"{module}.qzeros"), bits, len(scales)).T
+    if checkpoint.quantization["checkpoint_format"] == "gptq":
+        zero_points = zero_points + 1
+    return scales[:, group] * (codes - zero_points[:, group]).astype(np.float32)
+
+
+def differing_weights(packed: Checkpoint, dense: Checkpoint) -> list[str]:
+    """Names of tensors of `dense` that `packed` does not hold, or holds with another value."""
+    differing = []
+    for name in dense.shards:
+        expected, module = dense.tensor(name), name.removesuffix(".weight")
+        if f"{module}.weight_packed" in packed:
+            found = torch.from_numpy(compressed_tensors_weight(packed, module)).to(expected.dtype)
+        elif f"{module}.qweight" in packed:
+            found = torch.from_numpy(gptq_weight(packed, module)).to(expected.dtype)
+        else:
+            found = packed.tensor(name) if name in packed else None
+        if found is None or found.dtype != expected.dtype or not torch.equal(found, expected):
+            differing.append(name)
+    return differing
+
+
+def load_transformers(checkpoint: Checkpoint) -> torch.nn.Module:
+    return transformers.AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=torch.float32)
+
+
+def load_compressed_tensors(checkpoint: Checkpoint) -> torch.nn.Module:
+    # transformers 5.23 with compressed-tensors 0.20 reads asymmetric checkpoints only with `dequantize`.
+    config = transformers.CompressedTensorsConfig(dequantize=True)
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        checkpoint.folder, dtype=torch.float32, quantization_config=config
+    )
+
+
+def load_gptq(checkpoint: Checkpoint) -> torch.nn.Module:
+    # Imported late: it changes transformers, which the other clients are to find untouched.
+    from gptqmodel import GPTQModel
+
+    # float16 keeps the scales as they stand in the file; the torch backend does not compute in float32.
+    loaded = GPTQModel.load(str(checkpoint.folder), device="cpu", backend="torch", dtype=torch.float16)
+    return loaded.model
+
+
+def unsupported(checkpoint: Checkpoint) -> str | None:
+    """Why no client is expected to load the checkpoint, if so."""
+    quantization = checkpoint.quantization
+    if quantization.get("checkpoint_format") == "gptq" and not quantization["sym"]:
+        return "GPTQModel takes asymmetric version 1 only from itself; use gptq-v2"
+    return None
+
+
+CLIENTS = {
+    "dense": load_transformers,
+    "compressed-tensors": load_compressed_tensors,
+    "gptq": load_gptq,
+    "gptq-v2": load_gptq,
+}
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    arguments.add_argument("output", type=Path, metavar="OUTPUT_ROOT",
+                           help="a folder with one folder per format")
+    arguments.add_argument("--tokens", type=Path, required=True, metavar="FILE",
+                           help="safetensors file with input_ids, [windows, sequence length]")
+    arguments.add_argument("--windows", type=int, metavar="N", help="read only the first N windows")
+    arguments.add_argument("--perplexity", type=float, required=True, metavar="P",
+                           help="what `quantease eval` found on the same windows")
+    options = arguments.parse_args()
+    formats = [name for name in CLIENTS if (options.output / name / "config.json").is_file()]
+    if not formats:
+        raise SystemExit(
+            f"{options.output} has none of {', '.join(CLIENTS)}; mend: quantize with several --format"
+        )
+    found = {name: Checkpoint(options.output / name) for name in formats}
+    windows = load_windows(options.tokens, options.windows)
+    transformers.logging.disable_progress_bar()
+
+    failed = False
+    dense = found.get("dense")
+    for name, checkpoint in found.items():
+        if dense and checkpoint is not dense:
+            differing = differing_weights(checkpoint, dense)
+            failed |= bool(differing)
+            total = len(dense.shards)
+            print(f"{name}: {total - len(differing)} of {total} tensors equal the dense ones", *differing[:5])
+    for name, checkpoint in found.items():
+        if reason := unsupported(checkpoint):
+            print(f"{name}: not loaded: {reason}")
+            continue
+        measured = perplexity(CLIENTS[name](checkpoint).eval(), windows)
+        difference = measured / options.perplexity - 1
+        agrees = abs(difference) <= TOLERANCE
+        failed |= not agrees
+        print(f"{name}: perplexity {measured:.4f}, {difference:+.3%}, {'agrees' if agrees else 'DIFFERS'}")
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
