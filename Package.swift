@@ -67,5 +67,32 @@ let package = Package(
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
       ],
       swiftSettings: strict),
+    .target(
+      name: "TestSupport", dependencies: ["SystemIO"], path: "Tests/TestSupport",
+      swiftSettings: strict),
+    tests("SystemIOTests", ["SystemIO", "TestSupport", systemPackage]),
+    tests("CheckpointTests", ["Checkpoint", "SystemIO", "Tensors", "TestSupport", systemPackage]),
+    tests("ActivationCacheTests", ["ActivationCache", "Tensors"]),
+    tests("ComputeOpenBLASTests", ["ComputeOpenBLAS", "Compute", "Quantization", "Tensors"]),
+    tests("ExportTests", ["Export", "Checkpoint", "Quantization", "SystemIO", "Tensors"]),
+    tests(
+      "DecoderTests",
+      ["Decoder", "Checkpoint", "Compute", "ComputeOpenBLAS", "Tensors", "TestSupport"]),
+    tests(
+      "CalibrationTests", ["Calibration", "Checkpoint", "SystemIO", "Tensors", "TestSupport"]),
+    tests(
+      "SolversTests",
+      [
+        "Solvers", "Calibration", "Checkpoint", "Compute", "ComputeOpenBLAS", "Quantization",
+        "Tensors", "TestSupport",
+      ]),
+    tests(
+      "PipelineTests",
+      [
+        "Pipeline", "Calibration", "Checkpoint", "Compute", "ComputeOpenBLAS", "Decoder", "Export",
+        "Quantization", "Solvers", "SystemIO", "Tensors", "TestSupport",
+      ]),
+    tests(
+      "Integration", ["quantease", "Checkpoint", "Export", "SystemIO", "Tensors", "TestSupport"]),
   ]
 )

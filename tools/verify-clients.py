@@ -124,9 +124,10 @@ def load_gptq(checkpoint: Checkpoint) -> torch.nn.Module:
     # Imported late: it changes transformers, which the other clients are to find untouched.
     from gptqmodel import GPTQModel
 
-    # float16 keeps the scales as they stand in the file; the torch backend does not compute in float32.
+    # The torch backend loads 16-bit floats only; float16 keeps the scales as they stand in the file. It
+    # dequantizes in the type of the model, and float32 is what CPUs are fast in.
     loaded = GPTQModel.load(str(checkpoint.folder), device="cpu", backend="torch", dtype=torch.float16)
-    return loaded.model
+    return loaded.model.float()
 
 
 def unsupported(checkpoint: Checkpoint) -> str | None:

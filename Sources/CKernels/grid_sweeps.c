@@ -125,36 +125,79 @@ float qe_weighted_rounding_error(
   return sum * scale * scale;
 }
 
-QE_DISPATCH
-float qe_optimal_scale(
-    size_t columns, const float *restrict codes, float zero_point, float scale,
-    const float *restrict projection, const float *restrict gradient) {
-#pragma clang fp contract(fast) reassociate(on)
-  double along_target = 0.0;
-  double along_codes = 0.0;
-  for (size_t start = 0; start < columns; start += 512) {
-    const size_t end = start + 512 < columns ? start + 512 : columns;
-    float target_sum = 0.0f;
-    float code_sum = 0.0f;
-    for (size_t j = start; j < end; j++) {
-      const float code = codes[j] - zero_point;
-      target_sum += code * projection[j];
-      code_sum += code * (projection[j] - gradient[j]);
-    }
-    along_target += (double)target_sum;
-    along_codes += (double)code_sum;
+// What the step of a partner costs, at best: s² Σ_kk - 2 s |gradient there|.
+static inline __attribute__((always_inline)) float partner_cost(
+    float residual, float scale, float diagonal) {
+  const float magnitude = residual < 0.0f ? -residual : residual;
+  return scale * (scale * diagonal - 2.0f * magnitude);
+}
+
+// The least partner cost among a column's neighbours once the column has changed by `change`.
+static inline __attribute__((always_inline)) float least_partner_cost(
+    size_t count, const int32_t *restrict others, const float *restrict other_gram,
+    const float *restrict other_diagonal, const float *restrict scales, const float *restrict gradient,
+    float change) {
+  float least = 0.0f;
+  for (size_t x = 0; x < count; x++) {
+    const float residual = gradient[others[x]] - change * other_gram[x];
+    const float cost = partner_cost(residual, scales[others[x]], other_diagonal[x]);
+    least = cost < least ? cost : least;
   }
-  if (!(along_codes > 0.0) || !(along_target > 0.0)) return scale;
-  return scale * (float)(along_target / along_codes);
+  return least;
 }
 
 QE_DISPATCH
-void qe_rescale_gradient(
-    size_t columns, float ratio, const float *restrict projection, float *restrict gradient) {
+size_t qe_descend_pairs_row(
+    size_t columns, qe_neighbours neighbours, const float *restrict gram,
+    const float *restrict scales, float largest_scale, float maximum_code, float *restrict codes,
+    float *restrict gradient) {
 #pragma clang fp contract(fast)
+  size_t moved = 0;
   for (size_t j = 0; j < columns; j++) {
-    gradient[j] = projection[j] - ratio * (projection[j] - gradient[j]);
+    // Away from the minimiser a step only costs more: the code on its other side is the one to try.
+    const float direction = gradient[j] > 0.0f ? 1.0f : -1.0f;
+    const float change = direction * scales[j];
+    const float cost = change * (change * gram[j * columns + j] - 2.0f * gradient[j]);
+    // Partners that stand at their own minimum can gain no more than this from the change.
+    if (cost >= 2.0f * scales[j] * largest_scale * neighbours.reach[j]) continue;
+    const float code = codes[j] + direction;
+    if (code < 0.0f || code > maximum_code) continue;
+    const int32_t *others = neighbours.columns + j * neighbours.count;
+    const float *other_gram = neighbours.gram + j * neighbours.count;
+    const float *other_diagonal = neighbours.diagonal + j * neighbours.count;
+    // A gain within rounding is none: the same pair would move back and forth.
+    const float threshold = -1e-6f * cost;
+    const float least = least_partner_cost(
+        neighbours.count, others, other_gram, other_diagonal, scales, gradient, change);
+    if (!(cost + least < threshold)) continue;
+
+    float best_gain = threshold;
+    size_t best = neighbours.count;
+    float best_step = 0.0f;
+    for (size_t x = 0; x < neighbours.count; x++) {
+      const int32_t k = others[x];
+      const float residual = gradient[k] - change * other_gram[x];
+      const float step = residual > 0.0f ? 1.0f : -1.0f;
+      const float gain = cost + partner_cost(residual, scales[k], other_diagonal[x]);
+      if (gain < best_gain && codes[k] + step >= 0.0f && codes[k] + step <= maximum_code) {
+        best_gain = gain;
+        best = x;
+        best_step = step;
+      }
+    }
+    if (best == neighbours.count) continue;
+    const size_t partner = (size_t)others[best];
+    const float partner_change = best_step * scales[partner];
+    codes[j] = code;
+    codes[partner] += best_step;
+    moved++;
+    const float *restrict row = gram + j * columns;
+    const float *restrict partner_row = gram + partner * columns;
+    for (size_t k = 0; k < columns; k++) {
+      gradient[k] -= change * row[k] + partner_change * partner_row[k];
+    }
   }
+  return moved;
 }
 
 QE_DISPATCH

@@ -4,7 +4,7 @@ import Tensors
 ///
 /// Matrices are row-major fp32. An operation returns when its result stands in memory, owns its threads,
 /// and gives the same bits for every number of threads. Shapes that do not fit are programmer errors and trap.
-public protocol ComputeBackend: DecoderOperations, LinearAlgebra, GridSweeps {
+public protocol ComputeBackend: DecoderOperations, LinearAlgebra, GridSweeps, OutlierSweeps {
   /// Threads that an operation may use.
   var threads: Int { get }
 }

@@ -39,12 +39,17 @@ public protocol GridSweeps: Sendable {
     codes: Matrix, gradient: Matrix, gram: Matrix, inverseDiagonal: [Float], grid: Grid
   ) -> Int
 
-  /// Moves the scale of every row that has one grid to the least-squares optimum for its codes, rounded to what
-  /// the outputs store, where that lowers the objective.
-  /// - Parameters:
-  ///   - projection: W Σ
-  ///   - gradient: (W − Ŵ) Σ, kept up to date
-  func refitScales(codes: Matrix, projection: Matrix, gradient: Matrix, grid: Grid)
+  /// One pass of pair moves: a column takes its second nearest code where a step of a neighbour makes up for more
+  /// than that costs. Reaches codes that no single move does.
+  /// - Parameters: as for ``descendSparsely(codes:gradient:gram:inverseDiagonal:grid:)``
+  /// - Returns: the number of pairs that moved.
+  func descendInPairs(codes: Matrix, gradient: Matrix, gram: Matrix, neighbours: ColumnNeighbours, grid: Grid)
+    -> Int
+
+  /// Moves every scale to the least-squares optimum for its codes, group after group, rounded to what the outputs
+  /// store, wherever that lowers the objective.
+  /// - Parameter gradient: (W − Ŵ) Σ, kept up to date
+  func refitScales(codes: Matrix, gradient: Matrix, gram: Matrix, grid: Grid)
 
   /// y ← y − x.
   func subtract(_ x: Matrix, from y: Matrix)
@@ -72,5 +77,63 @@ public struct NearestPlaneFactor: Sendable {
     self.order = order
     self.unitFactor = unitFactor
     self.conditionalVariances = conditionalVariances
+  }
+}
+
+/// For every column the other columns that pair moves try with it.
+public struct ColumnNeighbours: Sendable {
+  /// Neighbours of a column.
+  public let count: Int
+  /// `[inFeatures, count]`
+  public let columns: [Int32]
+  /// Σ_jk at the same places, `[inFeatures, count]`.
+  public let gram: Matrix
+  /// Σ_kk at the same places, `[inFeatures, count]`.
+  public let diagonal: Matrix
+  /// The largest |Σ_jk| of every column.
+  public let reach: [Float]
+
+  /// The `count` columns of largest correlation with each.
+  public init(mostCorrelated count: Int, gram: Matrix) {
+    let size = gram.rows
+    let count = min(count, size - 1)
+    let inverseRoots = (0..<size).map { gram[$0, $0] > 0 ? 1 / gram[$0, $0].squareRoot() : 0 }
+    var columns: [Int32] = []
+    columns.reserveCapacity(size * count)
+    let values = Matrix(rows: size, columns: count)
+    let diagonal = Matrix(rows: size, columns: count)
+    var reach = [Float](repeating: 0, count: size)
+    for column in 0..<size {
+      let correlations = gram.rows(column..<column + 1).withSpan { row in
+        (0..<size).map { abs(row[$0]) * inverseRoots[$0] }
+      }
+      for (place, other) in correlations.indicesOfLargest(count, excluding: column).enumerated() {
+        columns.append(Int32(other))
+        values[column, place] = gram[column, other]
+        diagonal[column, place] = gram[other, other]
+        reach[column] = max(reach[column], abs(gram[column, other]))
+      }
+    }
+    self.count = count
+    self.columns = columns
+    self.gram = values
+    self.diagonal = diagonal
+    self.reach = reach
+  }
+}
+
+extension [Float] {
+  /// The indices of the largest elements, without one; of equal elements the first.
+  fileprivate func indicesOfLargest(_ count: Int, excluding excluded: Int) -> [Int] {
+    guard count > 0 else { return [] }
+    var chosen: [Int] = []
+    var least = -Float.infinity
+    for index in indices where index != excluded && (chosen.count < count || self[index] > least) {
+      let place = chosen.firstIndex { self[$0] < self[index] } ?? chosen.count
+      chosen.insert(index, at: place)
+      if chosen.count > count { chosen.removeLast() }
+      if chosen.count == count, let last = chosen.last { least = self[last] }
+    }
+    return chosen
   }
 }

@@ -127,10 +127,9 @@ extension OpenBLASBackend: ComputeBackend {
       let steps = Matrix(rows: 1, columns: columns)
       let scales = Matrix(rows: 1, columns: columns)
       for row in rows {
+        grid.expandScales(ofRow: row, into: scales)
         for column in 0..<columns {
-          let scale = grid.scales[row, column / grid.columnsPerGroup]
-          unsafe scales.pointer[column] = scale
-          unsafe steps.pointer[column] = inverseDiagonal[column] / scale
+          unsafe steps.pointer[column] = inverseDiagonal[column] / scales.pointer[column]
         }
         movedHere += unsafe qe_descend_row(
           columns, gram.pointer, steps.pointer, scales.pointer, Float(grid.format.maximumCode),
@@ -141,25 +140,71 @@ extension OpenBLASBackend: ComputeBackend {
     return moved.value
   }
 
-  public func refitScales(codes: Matrix, projection: Matrix, gradient: Matrix, grid: Grid) {
+  public func descendInPairs(
+    codes: Matrix, gradient: Matrix, gram: Matrix, neighbours: ColumnNeighbours, grid: Grid
+  ) -> Int {
     let columns = codes.columns
     precondition(
-      grid.groups == 1 && grid.outFeatures == codes.rows && projection.rows == codes.rows
-        && gradient.rows == codes.rows, "the shapes differ")
-    forEachTask(of: codes.rows) { rows in
-      for row in rows {
-        let present = grid.scales[row, 0]
-        let (projected, residual) = unsafe (
-          projection.pointer + row * columns, gradient.pointer + row * columns
-        )
-        let optimum = unsafe qe_optimal_scale(
-          columns, codes.pointer + row * columns, grid.zeroPoints[row, 0], present, projected,
-          residual)
-        let scale = grid.format.storable(optimum)
-        // The objective is a parabola around the optimum: rounding must not overshoot the present scale.
-        guard abs(scale - optimum) < abs(present - optimum) else { continue }
-        unsafe qe_rescale_gradient(columns, scale / present, projected, residual)
-        grid.scales[row, 0] = scale
+      gram.rows == columns && gram.columns == columns && neighbours.reach.count == columns
+        && gradient.rows == codes.rows && gradient.columns == columns
+        && grid.outFeatures == codes.rows, "the shapes differ")
+    guard neighbours.count > 0 else { return 0 }
+    let moved = Counter()
+    unsafe neighbours.withKernelView { view in
+      forEachTask(of: codes.rows) { rows in
+        var movedHere = 0
+        let scales = Matrix(rows: 1, columns: columns)
+        for row in rows {
+          grid.expandScales(ofRow: row, into: scales)
+          movedHere += unsafe qe_descend_pairs_row(
+            columns, view, gram.pointer, scales.pointer, grid.largestScale(ofRow: row),
+            Float(grid.format.maximumCode), codes.pointer + row * columns,
+            gradient.pointer + row * columns)
+        }
+        moved.add(movedHere)
+      }
+    }
+    return moved.value
+  }
+
+  public func refitScales(codes: Matrix, gradient: Matrix, gram: Matrix, grid: Grid) {
+    let columns = codes.columns
+    precondition(
+      gram.rows == columns && gram.columns == columns && gradient.rows == codes.rows
+        && gradient.columns == columns && grid.outFeatures == codes.rows, "the shapes differ")
+    forEachChunk(of: codes.rows) { rows in
+      let steps = Matrix(rows: rows.count, columns: grid.columnsPerGroup)
+      let image = Matrix(rows: rows.count, columns: columns)
+      for group in 0..<grid.groups {
+        let start = group * grid.columnsPerGroup
+        let width = min(grid.columnsPerGroup, columns - start)
+        for (chunkRow, row) in rows.enumerated() {
+          let zeroPoint = grid.zeroPoints[row, group]
+          for column in 0..<width {
+            unsafe steps.pointer[chunkRow * width + column] =
+              codes.pointer[row * columns + start + column] - zeroPoint
+          }
+        }
+        unsafe cblas_sgemm(
+          CblasRowMajor, CblasNoTrans, CblasNoTrans, Int32(rows.count), Int32(columns),
+          Int32(width), 1, steps.pointer, Int32(width), gram.pointer + start * columns,
+          Int32(columns), 0, image.pointer, Int32(columns))
+        for (chunkRow, row) in rows.enumerated() {
+          let direction = unsafe steps.pointer + chunkRow * width
+          let moved = unsafe image.pointer + chunkRow * columns
+          let residual = unsafe gradient.pointer + row * columns
+          let slope = unsafe qe_dot(width, direction, residual + start)
+          let curvature = unsafe qe_dot(width, direction, moved + start)
+          guard curvature > 0 else { continue }
+          let present = grid.scales[row, group]
+          let optimum = present + Float(slope / curvature)
+          let scale = optimum > 0 ? grid.format.storable(optimum) : present
+          let change = Double(scale - present)
+          // Rounding can carry the scale past the optimum, to where the objective is higher than before.
+          guard change * (2 * slope - change * curvature) > 0 else { continue }
+          unsafe qe_axpy(columns, -Float(change), moved, residual)
+          grid.scales[row, group] = scale
+        }
       }
     }
   }
@@ -209,21 +254,21 @@ extension OpenBLASBackend: ComputeBackend {
     }
   }
 
-  private func forEachChunk(of rows: Int, _ body: (Range<Int>) -> Void) {
+  func forEachChunk(of rows: Int, _ body: (Range<Int>) -> Void) {
     forEachRange(of: rows, size: rowsPerChunk, body)
   }
 
-  private func forEachTask(of rows: Int, _ body: (Range<Int>) -> Void) {
+  func forEachTask(of rows: Int, _ body: (Range<Int>) -> Void) {
     forEachRange(of: rows, size: rowsPerTask, body)
   }
 
-  private func forEachRange(of rows: Int, size: Int, _ body: (Range<Int>) -> Void) {
+  func forEachRange(of rows: Int, size: Int, _ body: (Range<Int>) -> Void) {
     team.run(chunks: (rows + size - 1) / size) { chunk in
       body(chunk * size..<min((chunk + 1) * size, rows))
     }
   }
 
-  private func forEachGroup(
+  func forEachGroup(
     of source: Matrix, grid: Grid, into destination: Matrix,
     _ transform: (_ value: Float, _ scale: Float, _ zeroPoint: Float, _ maximum: Float) -> Float
   ) {
@@ -247,13 +292,13 @@ extension OpenBLASBackend: ComputeBackend {
     }
   }
 
-  private func transposed(_ matrix: Matrix) -> Matrix {
+  func transposed(_ matrix: Matrix) -> Matrix {
     let result = Matrix(rows: matrix.columns, columns: matrix.rows)
     transpose(matrix, into: result)
     return result
   }
 
-  private func transpose(_ source: Matrix, into destination: Matrix) {
+  func transpose(_ source: Matrix, into destination: Matrix) {
     unsafe qe_transpose(
       source.rows, source.columns, source.pointer, source.columns, destination.pointer,
       destination.columns)
@@ -261,7 +306,7 @@ extension OpenBLASBackend: ComputeBackend {
 }
 
 /// The grids of a chunk of rows with rows side by side, as the blocked kernels read them.
-private struct TransposedGrid {
+struct TransposedGrid {
   private let scales: Matrix
   private let inverseScales: Matrix
   private let zeroPoints: Matrix
@@ -288,9 +333,35 @@ private struct TransposedGrid {
   }
 }
 
+extension ColumnNeighbours {
+  func withKernelView(_ body: (qe_neighbours) -> Void) {
+    unsafe columns.withUnsafeBufferPointer { columns in
+      unsafe reach.withUnsafeBufferPointer { reach in
+        unsafe body(
+          qe_neighbours(
+            count: count, columns: columns.baseAddress, gram: gram.pointer,
+            diagonal: diagonal.pointer, reach: reach.baseAddress))
+      }
+    }
+  }
+}
+
 extension Grid {
+  func largestScale(ofRow row: Int) -> Float {
+    (0..<groups).reduce(0) { max($0, scales[row, $1]) }
+  }
+
+  /// The scale of every column of a row.
+  func expandScales(ofRow row: Int, into expanded: Matrix) {
+    for group in 0..<groups {
+      let start = group * columnsPerGroup
+      let width = min(columnsPerGroup, inFeatures - start)
+      unsafe (expanded.pointer + start).update(repeating: scales[row, group], count: width)
+    }
+  }
+
   /// The group of the column at every position of `order`.
-  fileprivate func groupIndices(order: [Int]) -> [Int32] {
+  func groupIndices(order: [Int]) -> [Int32] {
     order.map { Int32($0 / columnsPerGroup) }
   }
 }

@@ -28,7 +28,8 @@ struct Alibi: Sendable {
       for position in 0..<sequenceLength {
         bias[head, position] =
           isScaledWithScores
-          ? (slope.rounded(to: .bfloat16) * Float(position).rounded(to: .bfloat16)).rounded(to: .bfloat16) * scoreScale
+          ? (slope.rounded(to: .bfloat16) * Float(position).rounded(to: .bfloat16)).rounded(to: .bfloat16)
+            * scoreScale
           : slope * Float(position)
       }
     }

@@ -70,7 +70,7 @@ public final class DecoderLayer: @unchecked Sendable {
   }
 
   /// A linear's weights as they now are, `[outFeatures, inFeatures]`. They may be overwritten in place.
-  public func weights(of linear: LinearDescription) -> Matrix {
+  public func weights(of linear: LayerLinear) -> Matrix {
     guard let matrix = weights[linear.name] else {
       preconditionFailure("\(linear.name) is no linear of this architecture")
     }
@@ -78,7 +78,7 @@ public final class DecoderLayer: @unchecked Sendable {
   }
 
   /// The full name of a linear's module in the checkpoint.
-  public func moduleName(of linear: LinearDescription) -> String {
+  public func moduleName(of linear: LayerLinear) -> String {
     model.layerPrefix(index) + linear.name
   }
 

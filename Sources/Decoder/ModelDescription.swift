@@ -192,7 +192,7 @@ struct MLPDescription: Sendable {
 }
 
 /// One linear of a layer, as a stage of the layer's forward pass sees it.
-public struct LinearDescription: Sendable, Hashable {
+public struct LayerLinear: Sendable, Hashable {
   /// Relative to the layer's prefix, for example `self_attn.q_proj`.
   public let name: String
   public let outFeatures: Int

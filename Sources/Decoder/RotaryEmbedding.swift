@@ -52,7 +52,9 @@ struct RotaryEmbedding: Sendable {
 
 extension ConfigurationReader {
   /// The rotary embedding of config.json, from `rope_theta` and `rope_scaling` or from the newer `rope_parameters`.
-  func rotaryEmbedding(headDimension: Int, defaultTheta: Double = 10_000) throws(DecoderError) -> RotaryEmbedding {
+  func rotaryEmbedding(headDimension: Int, defaultTheta: Double = 10_000) throws(DecoderError)
+    -> RotaryEmbedding
+  {
     let newer = values["rope_parameters"].flatMap { $0 == .null ? nil : $0 }
     let settings = newer ?? values["rope_scaling"].flatMap { $0 == .null ? nil : $0 } ?? .object([:])
     let outerTheta = try number("rope_theta", default: defaultTheta)

@@ -33,8 +33,11 @@ public struct Stage: Sendable {
 
   public let input: Input
   public let parts: [Part]
+  /// The linears of every part. Those of one part read the same input into one operation, and runtimes fuse them.
+  public let linearsByPart: [[LayerLinear]]
+
   /// The linears of all parts, in the order in which they run.
-  public let linears: [LinearDescription]
+  public var linears: [LayerLinear] { linearsByPart.flatMap { $0 } }
 }
 
 extension ModelDescription {
@@ -63,16 +66,18 @@ extension ModelDescription {
         ]
       }
     return outline.map { input, parts in
-      Stage(input: input, parts: parts, linears: parts.flatMap { layer.linears(of: $0, hiddenSize: hiddenSize) })
+      Stage(
+        input: input, parts: parts,
+        linearsByPart: parts.map { layer.linears(of: $0, hiddenSize: hiddenSize) })
     }
   }
 
   /// Every linear of one layer.
-  public var layerLinears: [LinearDescription] { stages.flatMap(\.linears) }
+  public var layerLinears: [LayerLinear] { stages.flatMap(\.linears) }
 }
 
 extension LayerDescription {
-  func linears(of part: Stage.Part, hiddenSize: Int) -> [LinearDescription] {
+  func linears(of part: Stage.Part, hiddenSize: Int) -> [LayerLinear] {
     switch part {
     case .attention:
       let (query, key) = (attention.queryFeatures, attention.keyFeatures)
@@ -83,13 +88,13 @@ extension LayerDescription {
         case .fused(let name): [(name, query + 2 * key)]
         }
       return outputs.map { name, outFeatures in
-        LinearDescription(
+        LayerLinear(
           name: name, outFeatures: outFeatures, inFeatures: hiddenSize,
           hasBias: attention.projectionHasBias)
       }
     case .attentionOutput:
       return [
-        LinearDescription(
+        LayerLinear(
           name: attention.output, outFeatures: hiddenSize, inFeatures: attention.queryFeatures,
           hasBias: attention.outputHasBias)
       ]
@@ -100,12 +105,12 @@ extension LayerDescription {
         case .plain(let up): [up]
         }
       return names.map {
-        LinearDescription(
+        LayerLinear(
           name: $0, outFeatures: mlp.intermediateSize, inFeatures: hiddenSize, hasBias: mlp.hasBias)
       }
     case .contraction:
       return [
-        LinearDescription(
+        LayerLinear(
           name: mlp.down, outFeatures: hiddenSize, inFeatures: mlp.intermediateSize,
           hasBias: mlp.hasBias)
       ]

@@ -100,6 +100,7 @@ public struct RuntimeSupport: Codable, Sendable, Equatable, CustomStringConverti
   }
 
   public var description: String {
-    "\(format.rawValue): \(runtime) \(loads ? "loads it" : "does not load it")\(note.isEmpty ? "" : ": \(note)")"
+    let fact = "\(format.rawValue): \(runtime) \(loads ? "loads it" : "does not load it")"
+    return note.isEmpty ? fact : "\(fact): \(note)"
   }
 }

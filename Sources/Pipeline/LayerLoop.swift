@@ -5,103 +5,179 @@ import Decoder
 import Solvers
 import Tensors
 
+/// What the quantized layers are to come close to.
+public enum Target: String, Sendable, CaseIterable, Codable {
+  /// The layer's own output on the inputs that the quantized model produces.
+  case layer
+  /// The original model's output on its own inputs, so that a layer also makes up for those before it.
+  case original
+}
+
 /// Walks through a model stage by stage: one decoder layer resident, the calibration set's states in the
 /// activation cache.
 ///
 /// One pass over the batches serves two stages: it runs the linears of one, which are quantized by then, and
-/// adds up the Gram matrix of the next. Every linear runs once.
+/// adds up the Gram matrix of the next. Every linear runs once; with ``Target/original`` the original linears
+/// run beside them, on hidden states of their own.
 final class LayerLoop {
-  private let model: DecoderModel
+  private let quantized: Stream
+  private let original: Stream?
   private let calibration: CalibrationSet
   private let backend: any ComputeBackend
+  private let damping: Float
   private let batches: [Range<Int>]
-  private let states: StagedStates
+  private let layerCount: Int
   private(set) var times = PhaseTimes()
 
-  /// - Parameter batchSamples: sequences that are computed at a time
+  /// One model's way through the layers: its hidden states, and the layer it is in.
+  private final class Stream {
+    let model: DecoderModel
+    let states: StagedStates
+
+    init(model: DecoderModel, store: HiddenStatesStore, number: Int) {
+      self.model = model
+      states = StagedStates(store: store, stream: number, description: model.description)
+    }
+  }
+
+  /// The stage of a layer that every stream has reached.
+  private struct Position {
+    let stage: Stage
+    let quantized: DecoderLayer
+    let original: DecoderLayer?
+  }
+
+  /// What a stage's problem is made of.
+  private struct Statistics {
+    let gram: GramMatrix
+    /// (X° − X) Xᵀ; nil where both streams still have the same inputs.
+    let drift: Matrix?
+  }
+
+  /// - Parameters:
+  ///   - original: a second instance of the model, whose weights stay as they are; nil for ``Target/layer``
+  ///   - damping: the ridge of the stages' problems
+  ///   - batchSamples: sequences that are computed at a time
   init(
-    model: DecoderModel, calibration: CalibrationSet, store: HiddenStatesStore,
-    backend: any ComputeBackend, batchSamples: Int
+    model: DecoderModel, original: DecoderModel?, calibration: CalibrationSet,
+    store: HiddenStatesStore, backend: any ComputeBackend, damping: Float, batchSamples: Int
   ) {
-    self.model = model
+    quantized = Stream(model: model, store: store, number: 0)
+    self.original = original.map { Stream(model: $0, store: store, number: 1) }
     self.calibration = calibration
     self.backend = backend
+    self.damping = damping
     batches = calibration.batches(of: batchSamples)
-    states = StagedStates(store: store, stream: 0)
+    layerCount = model.description.layerCount
   }
 
   /// Runs the loop.
-  /// - Parameter quantize: replaces the weights of a stage's linears in the layer, given their Gram matrix
-  func run(_ quantize: (_ layer: DecoderLayer, _ stage: Stage, _ problem: LayerProblem) throws -> Void) throws {
-    var layer = try times.measure(.loading) { try model.layer(0) }
-    var gram = try embed(into: layer)
-    for index in 0..<model.description.layerCount {
-      for (position, stage) in layer.stages.enumerated() {
-        times.measure(.gram) { gram.finish(backend: backend) }
-        let problem = LayerProblem(gram: gram.values)
-        try times.measure(.solver) { try quantize(layer, stage, problem) }
-        if position + 1 < layer.stages.count {
-          gram = try advance(layer, stage, to: layer, layer.stages[position + 1])
-        } else if index + 1 < model.description.layerCount {
-          let next = try times.measure(.loading) { try model.layer(index + 1) }
-          gram = try advance(layer, stage, to: next, next.stages[0])
-          layer = next
+  /// - Parameter quantize: replaces the weights of a stage's linears in the layer, given their problem
+  func run(_ quantize: (_ layer: DecoderLayer, _ stage: Stage, _ problem: LayerProblem) throws -> Void) throws
+  {
+    var layers = try load(0)
+    var statistics = try embed(into: position(layers, 0))
+    for index in 0..<layerCount {
+      let stages = layers.quantized.stages
+      for number in stages.indices {
+        let here = position(layers, number)
+        let problem = try times.measure(.solver) { try makeProblem(statistics) }
+        try times.measure(.solver) { try quantize(here.quantized, here.stage, problem) }
+        if number + 1 < stages.count {
+          statistics = try advance(here, to: position(layers, number + 1))
+        } else if index + 1 < layerCount {
+          let next = try load(index + 1)
+          statistics = try advance(here, to: position(next, 0))
+          layers = next
         }
       }
     }
   }
 
-  /// Embeds the calibration set and adds up the first stage's Gram matrix.
-  private func embed(into layer: DecoderLayer) throws -> GramMatrix {
-    let gram = GramMatrix(inFeatures: layer.stages[0].inFeatures)
-    let transition = states.transition(writing: [.residual], consuming: [])
+  private typealias Layers = (quantized: DecoderLayer, original: DecoderLayer?)
+
+  private func load(_ index: Int) throws -> Layers {
+    try times.measure(.loading) {
+      (try quantized.model.layer(index), try original?.model.layer(index))
+    }
+  }
+
+  private func position(_ layers: Layers, _ stage: Int) -> Position {
+    Position(
+      stage: layers.quantized.stages[stage], quantized: layers.quantized, original: layers.original)
+  }
+
+  private func makeProblem(_ statistics: Statistics) throws -> LayerProblem {
+    statistics.gram.finish(backend: backend)
+    guard let drift = statistics.drift else {
+      return LayerProblem(gram: statistics.gram.values, damping: damping)
+    }
+    return try LayerProblem(
+      gram: statistics.gram.values, damping: damping, drift: drift, backend: backend)
+  }
+
+  /// Embeds the calibration set and adds up the first stage's Gram matrix, which both streams share.
+  private func embed(into first: Position) throws -> Statistics {
+    let gram = GramMatrix(inFeatures: first.stage.inFeatures)
+    let streams = [quantized] + (original.map { [$0] } ?? [])
+    let transitions = streams.map { $0.states.transition(writing: [.residual], consuming: []) }
     for (batch, samples) in batches.enumerated() {
       let state = LayerState(
         residual: try times.measure(.embedding) {
-          try model.embed(calibration.tokens(of: samples))
+          try quantized.model.embed(calibration.tokens(of: samples))
         })
-      try times.measure(.cache) { try transition.write(state, batch: batch) }
-      accumulate(layer, layer.stages[0], state, gram)
+      for transition in transitions {
+        try times.measure(.cache) { try transition.write(state, batch: batch) }
+      }
+      let input = times.measure(.forward) { first.quantized.input(of: first.stage, state) }
+      times.measure(.gram) { gram.accumulate(input, backend: backend) }
     }
-    transition.finish()
-    return gram
+    transitions.forEach { $0.finish() }
+    return Statistics(gram: gram, drift: nil)
   }
 
-  /// Runs a stage on every batch and adds up the next one's Gram matrix.
-  private func advance(
-    _ layer: DecoderLayer, _ stage: Stage, to nextLayer: DecoderLayer, _ next: Stage
-  ) throws -> GramMatrix {
-    let gram = GramMatrix(inFeatures: next.inFeatures)
-    let slots = stage.reads.union([next.inputSlot])
-    let transition = states.transition(writing: stage.writes, consuming: stage.consumes)
+  /// Runs a stage on every batch and adds up what the next one's problem is made of.
+  private func advance(_ here: Position, to next: Position) throws -> Statistics {
+    let gram = GramMatrix(inFeatures: next.stage.inFeatures)
+    let drift = original.map { _ in Matrix(rows: gram.values.rows, columns: gram.values.columns) }
+    let step = quantized.states.transition(through: here.stage)
+    let originalStep = original?.states.transition(through: here.stage)
     for (batch, samples) in batches.enumerated() {
-      let tokens = samples.count * calibration.sequenceLength
-      var state = try times.measure(.cache) {
-        try states.read(slots, batch: batch, tokens: tokens, columns: columns)
+      let input = try run(
+        quantized, here.stage, here.quantized, next.stage, next.quantized, step, batch, samples)
+      times.measure(.gram) { gram.accumulate(input, backend: backend) }
+      guard let original, let layer = here.original, let nextLayer = next.original,
+        let originalStep, let drift
+      else { continue }
+      let originalInput = try run(
+        original, here.stage, layer, next.stage, nextLayer, originalStep, batch, samples)
+      times.measure(.gram) {
+        // What the state held is in the cache by now: its memory takes the difference.
+        backend.subtract(input, from: originalInput)
+        backend.accumulateCrossProduct(originalInput, input, into: drift)
       }
-      if batch + 1 < batches.count { states.prefetch(slots, batch: batch + 1) }
-      times.measure(.forward) {
-        let input = layer.input(of: stage, state)
-        layer.run(stage, input: input, sequenceLength: calibration.sequenceLength, state: &state)
-      }
-      try times.measure(.cache) { try transition.write(state, batch: batch) }
-      accumulate(nextLayer, next, state, gram)
     }
-    transition.finish()
-    return gram
+    step.finish()
+    originalStep?.finish()
+    return Statistics(gram: gram, drift: drift)
   }
 
-  private func accumulate(_ layer: DecoderLayer, _ stage: Stage, _ state: LayerState, _ gram: GramMatrix) {
-    let input = times.measure(.forward) { layer.input(of: stage, state) }
-    times.measure(.gram) { gram.accumulate(input, backend: backend) }
-  }
-
-  private func columns(_ slot: StagedStates.Slot) -> Int {
-    switch slot {
-    case .residual: model.description.hiddenSize
-    case .context: model.description.contextFeatures
-    case .intermediate: model.description.intermediateSize
+  /// Takes one batch of a stream through a stage and returns the input of the next one.
+  private func run(
+    _ stream: Stream, _ stage: Stage, _ layer: DecoderLayer, _ next: Stage, _ nextLayer: DecoderLayer,
+    _ step: StagedStates.Transition, _ batch: Int, _ samples: Range<Int>
+  ) throws -> Matrix {
+    let slots = stage.reads.union([next.inputSlot])
+    var state = try times.measure(.cache) {
+      try stream.states.read(slots, batch: batch, tokens: samples.count * calibration.sequenceLength)
     }
+    if batch + 1 < batches.count { stream.states.prefetch(slots, batch: batch + 1) }
+    times.measure(.forward) {
+      let input = layer.input(of: stage, state)
+      layer.run(stage, input: input, sequenceLength: calibration.sequenceLength, state: &state)
+    }
+    try times.measure(.cache) { try step.write(state, batch: batch) }
+    return times.measure(.forward) { nextLayer.input(of: next, state) }
   }
 }
 

@@ -15,12 +15,13 @@ public struct MemoryPlan: Sendable, Equatable {
   /// The largest batches and panels, up to the preferred ones, whose peak stays within `budgetBytes`.
   /// - Throws: ``PipelineError/notEnoughMemory(needed:available:)`` if the smallest do not fit.
   public init(
-    _ model: ModelDescription, samples: Int, sequenceLength: Int, budgetBytes: Int
+    _ model: ModelDescription, target: Target, samples: Int, sequenceLength: Int, budgetBytes: Int
   ) throws(PipelineError) {
     var batch = max(1, min(samples, Self.preferredBatchTokens / sequenceLength))
     var panel = Self.preferredPanelRows
     while true {
-      let peak = Self.peakBytes(model, batchTokens: batch * sequenceLength, panelRows: panel)
+      let peak = Self.peakBytes(
+        model, target: target, batchTokens: batch * sequenceLength, panelRows: panel)
       if peak <= budgetBytes {
         (batchSamples, panelRows, peakBytes) = (batch, panel, peak)
         return
@@ -33,17 +34,26 @@ public struct MemoryPlan: Sendable, Equatable {
     }
   }
 
-  /// The widest stage decides: its layer, the one that follows, Σ with its factor, and the larger of the
-  /// forward pass's and the solver's buffers.
-  static func peakBytes(_ model: ModelDescription, batchTokens: Int, panelRows: Int) -> Int {
+  /// The widest stage decides: its layer and the one that follows, Σ with what is derived from it, and the larger
+  /// of the forward pass's and the solver's buffers. With ``Target/original`` there are two streams of everything
+  /// but Σ, and their difference beside it.
+  static func peakBytes(
+    _ model: ModelDescription, target: Target, batchTokens: Int, panelRows: Int
+  ) -> Int {
     let float = 4
+    let streams = target == .original ? 2 : 1
     let linears = model.layerLinears
     let layer = linears.reduce(0) { $0 + $1.outFeatures * $1.inFeatures } * float
     let widest = linears.map(\.inFeatures).max() ?? 0
-    let gram = 4 * widest * widest * float
+    let codes = linears.map { $0.outFeatures * $0.inFeatures }.max() ?? 0
+    let gram = (4 + 2 * (streams - 1)) * widest * widest * float
     let statesPerToken = 5 * model.hiddenSize + 3 * model.contextFeatures + 3 * model.intermediateSize
-    let forward = batchTokens * statesPerToken * float
-    let solver = 6 * panelRows * widest * float
-    return 2 * layer + gram + max(forward, forward / 2 + solver)
+    let forward = streams * batchTokens * statesPerToken * float
+    let cache = 3 * batchTokens * max(widest, model.hiddenSize) * float
+    let solver = 8 * panelRows * widest * float + codes
+    return Self.baseBytes + 2 * streams * layer + gram + forward + max(cache, solver)
   }
+
+  /// The program itself, its tables, and LMDB's.
+  static let baseBytes = 64_000_000
 }

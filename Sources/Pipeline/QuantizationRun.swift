@@ -15,8 +15,8 @@ public struct QuantizationRequest: Sendable {
   public var model: String
   /// The directory that the result appears at; it must not exist.
   public var output: String
-  public var gridFormat: GridFormat
-  public var solver: any LayerSolver
+  public var recipe: Recipe
+  public var target: Target
   public var formats: [OutputFormatName]
   public var calibration: CalibrationSet
   public var seed: UInt64
@@ -31,15 +31,15 @@ public struct QuantizationRequest: Sendable {
   public var shardSizeLimit: Int
 
   public init(
-    model: String, output: String, gridFormat: GridFormat, solver: any LayerSolver,
-    formats: [OutputFormatName], calibration: CalibrationSet, seed: UInt64,
+    model: String, output: String, recipe: Recipe, target: Target, formats: [OutputFormatName],
+    calibration: CalibrationSet, seed: UInt64,
     calibrationSource: String, cacheDirectory: String? = nil, memoryBudgetBytes: Int,
     cacheType: DType? = nil, shardSizeLimit: Int = 5_000_000_000
   ) {
     self.model = model
     self.output = output
-    self.gridFormat = gridFormat
-    self.solver = solver
+    self.recipe = recipe
+    self.target = target
     self.formats = formats
     self.calibration = calibration
     self.seed = seed
@@ -62,6 +62,7 @@ public final class QuantizationRun {
   private let checkpoint: CheckpointReader
   private let backend: any ComputeBackend
   private let modelType: DType
+  private let treatments: [String: Treatment]
 
   /// - Throws: an error that names the file or tensor, if the request cannot be met.
   public init(_ request: QuantizationRequest, backend: any ComputeBackend) throws {
@@ -73,15 +74,16 @@ public final class QuantizationRun {
     let description = try ModelDescription(checking: checkpoint, source: checkpoint)
     let modelType = checkpoint.weightType(of: description)
     var request = request
-    request.gridFormat.scaleTypes = Set(
+    request.recipe.standard.gridFormat.scaleTypes = Set(
       request.formats.flatMap { $0.format.scaleTypes(modelType: modelType) }
     ).sorted { $0.rawValue < $1.rawValue }
     self.description = description
     self.modelType = modelType
+    treatments = try request.recipe.resolve(for: description)
     self.request = request
     self.backend = backend
     plan = try MemoryPlan(
-      description, samples: request.calibration.samples,
+      description, target: request.target, samples: request.calibration.samples,
       sequenceLength: request.calibration.sequenceLength,
       budgetBytes: request.memoryBudgetBytes)
   }
@@ -98,12 +100,15 @@ public final class QuantizationRun {
       shardSizeLimit: request.shardSizeLimit)
     let store = try HiddenStatesStore(
       path: cachePath, elementType: request.cacheType ?? modelType, threads: backend.threads)
-    let model = try DecoderModel(
-      description, source: checkpoint, backend: backend,
-      sequenceLength: request.calibration.sequenceLength)
+    func model() throws -> DecoderModel {
+      try DecoderModel(
+        description, source: checkpoint, backend: backend,
+        sequenceLength: request.calibration.sequenceLength)
+    }
     let loop = LayerLoop(
-      model: model, calibration: request.calibration, store: store, backend: backend,
-      batchSamples: plan.batchSamples)
+      model: try model(), original: request.target == .original ? try model() : nil,
+      calibration: request.calibration, store: store, backend: backend,
+      damping: request.recipe.standard.quantizer.damping, batchSamples: plan.batchSamples)
     var rows: [Report.Linear] = []
     var exportTimes = PhaseTimes()
 
@@ -111,18 +116,20 @@ public final class QuantizationRun {
     try loop.run { layer, stage, problem in
       for linear in stage.linears {
         let linearStart = ContinuousClock.now
-        let solution = try request.solver.quantize(
-          name: layer.moduleName(of: linear), weights: layer.weights(of: linear), problem: problem,
-          format: request.gridFormat, backend: backend, panelRows: plan.panelRows)
+        let name = layer.moduleName(of: linear)
+        guard let treatment = treatments[name] else { continue }
+        let solution = try treatment.quantizer.quantize(
+          name: name, weights: layer.weights(of: linear), problem: problem,
+          format: treatment.gridFormat, backend: backend, panelRows: plan.panelRows)
         try exportTimes.measure(.export) { try export.write(solution.linear) }
         rows.append(
-          row(solution, layer: layer.index, seconds: (ContinuousClock.now - linearStart).seconds))
+          row(solution, treatment, layer: layer.index, seconds: (ContinuousClock.now - linearStart).seconds))
         progress(
           .linear(
             LinearProgress(
               name: solution.linear.name, layer: layer.index, layerCount: description.layerCount,
               relativeError: solution.relativeError,
-              fraction: Double(rows.count) / Double(linears.count),
+              fraction: Double(rows.count) / Double(treatments.count),
               elapsed: ContinuousClock.now - start)))
       }
     }
@@ -151,12 +158,15 @@ public final class QuantizationRun {
     return report
   }
 
-  private var exportedLinears: [Export.LinearDescription] {
+  private var exportedLinears: [LinearDescription] {
     (0..<description.layerCount).flatMap { index in
-      description.layerLinears.map {
-        Export.LinearDescription(
-          name: description.layerPrefix(index) + $0.name, outFeatures: $0.outFeatures,
-          inFeatures: $0.inFeatures, gridFormat: request.gridFormat, hasBias: $0.hasBias)
+      description.layerLinears.map { linear in
+        let name = description.layerPrefix(index) + linear.name
+        let treatment = treatments[name]
+        return LinearDescription(
+          name: name, outFeatures: linear.outFeatures, inFeatures: linear.inFeatures,
+          gridFormat: treatment?.gridFormat, hasBias: linear.hasBias,
+          outliers: treatment?.outliers.map { OutlierLayout($0, linear) })
       }
     }
   }
@@ -167,26 +177,28 @@ public final class QuantizationRun {
   }
 
   private var settings: Report.Settings {
-    Report.Settings(
-      bits: request.gridFormat.bitWidth.rawValue, groupSize: request.gridFormat.groupSize.notation,
-      symmetric: request.gridFormat.isSymmetric, solver: request.solver.name,
+    let standard = request.recipe.standard
+    return Report.Settings(
+      bits: standard.gridFormat.bitWidth.rawValue,
+      groupSize: standard.gridFormat.groupSize.notation,
+      symmetric: standard.gridFormat.isSymmetric, solver: standard.quantizer.name,
       formats: request.formats,
       calibration: Report.Calibration(
         samples: request.calibration.samples, sequenceLength: request.calibration.sequenceLength,
         seed: request.seed, source: FileSystem.name(of: request.calibrationSource)))
   }
 
-  private func row(_ solution: LayerSolution, layer: Int, seconds: Double) -> Report.Linear {
+  private func row(
+    _ solution: LayerSolution, _ treatment: Treatment, layer: Int, seconds: Double
+  ) -> Report.Linear {
     let linear = solution.linear
     let format = linear.grid.format
-    let scaleBits = format.isSymmetric ? 16 : 16 + format.bitWidth.rawValue
-    let gridBits = Double(linear.grid.groups * scaleBits) / Double(linear.inFeatures)
     return Report.Linear(
       name: linear.name, shape: [linear.outFeatures, linear.inFeatures],
       bits: format.bitWidth.rawValue, groupSize: format.groupSize.notation,
-      symmetric: format.isSymmetric, solver: request.solver.name,
+      symmetric: format.isSymmetric, solver: treatment.quantizer.name,
       relativeError: solution.relativeError, seconds: seconds, layer: layer,
-      bitsPerWeight: Double(format.bitWidth.rawValue) + gridBits)
+      bitsPerWeight: linear.bitsPerWeight)
   }
 }
 

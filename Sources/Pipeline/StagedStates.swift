@@ -13,28 +13,29 @@ final class StagedStates {
 
   private let store: HiddenStatesStore
   private let stream: Int
+  private let description: ModelDescription
   /// The version of every slot that is in the cache, by the count of writes so far.
   private var versions: [Slot: Int] = [:]
   private var writes = 0
   /// Buffers that states are read into, reused from batch to batch.
   private var buffers: [Slot: Matrix] = [:]
 
-  init(store: HiddenStatesStore, stream: Int) {
+  init(store: HiddenStatesStore, stream: Int, description: ModelDescription) {
     self.store = store
     self.stream = stream
+    self.description = description
   }
 
-  /// The slots of batch `batch` among `slots`.
-  /// - Parameter columns: the width of each slot
-  func read(_ slots: Set<Slot>, batch: Int, tokens: Int, columns: (Slot) -> Int) throws -> LayerState {
+  /// What the cache holds of a batch among `slots`.
+  func read(_ slots: Set<Slot>, batch: Int, tokens: Int) throws -> LayerState {
     func matrix(_ slot: Slot) throws -> Matrix? {
       guard slots.contains(slot), let version = versions[slot] else { return nil }
-      let buffer = buffer(slot, tokens: tokens, columns: columns(slot))
+      let buffer = buffer(slot, tokens: tokens)
       try store.read(key(slot, version, batch), into: buffer)
       return buffer
     }
     return LayerState(
-      residual: try matrix(.residual) ?? buffer(.residual, tokens: 0, columns: columns(.residual)),
+      residual: try matrix(.residual) ?? buffer(.residual, tokens: 0),
       context: try matrix(.context), intermediate: try matrix(.intermediate))
   }
 
@@ -54,6 +55,11 @@ final class StagedStates {
       next[slot] = writes
     }
     return Transition(states: self, before: versions, after: next, written: written)
+  }
+
+  /// Stores what running `stage` leaves of every batch.
+  func transition(through stage: Stage) -> Transition {
+    transition(writing: stage.writes, consuming: stage.consumes)
   }
 
   /// The step from the states before a stage to those after it, batch by batch.
@@ -84,10 +90,14 @@ final class StagedStates {
     HiddenStatesKey(stream: stream, stage: version * Slot.allCases.count + slot.rawValue, batch: batch)
   }
 
-  private func buffer(_ slot: Slot, tokens: Int, columns: Int) -> Matrix {
-    if let buffer = buffers[slot], buffer.columns == columns, buffer.rows >= tokens {
-      return buffer.prefix(tokens)
-    }
+  private func buffer(_ slot: Slot, tokens: Int) -> Matrix {
+    if let buffer = buffers[slot], buffer.rows >= tokens { return buffer.prefix(tokens) }
+    let columns =
+      switch slot {
+      case .residual: description.hiddenSize
+      case .context: description.contextFeatures
+      case .intermediate: description.intermediateSize
+      }
     let buffer = Matrix(rows: tokens, columns: columns)
     buffers[slot] = buffer
     return buffer

@@ -20,6 +20,14 @@ public struct QuantizedLinear: Sendable {
   public var outFeatures: Int { grid.outFeatures }
   public var inFeatures: Int { grid.inFeatures }
 
+  /// Stored bits over weights: codes, 16-bit scales, zero points, and outliers with their indices.
+  public var bitsPerWeight: Double {
+    let width = grid.format.bitWidth.rawValue
+    let gridBits = grid.outFeatures * grid.groups * (grid.format.isSymmetric ? 16 : 16 + width)
+    let weights = Double(outFeatures * inFeatures)
+    return Double(width) + Double(gridBits + (outliers?.storedBits ?? 0)) / max(weights, 1)
+  }
+
   /// The weights that the codes and outliers stand for: Ŵ + Ĥ, `[outFeatures, inFeatures]`.
   public func dequantized() -> Matrix {
     let weights = Matrix(rows: outFeatures, columns: inFeatures)
@@ -55,6 +63,15 @@ public enum Outliers: Sendable {
   public var count: Int {
     switch self {
     case .unstructured(let values, _, _), .structured(let values, _): values.count
+    }
+  }
+
+  /// Bits of the values and of the indices that place them.
+  public var storedBits: Int {
+    switch self {
+    case .unstructured(let values, let columns, let rowOffsets):
+      16 * values.count + 32 * columns.count + 64 * rowOffsets.count
+    case .structured(let values, let columns): 16 * values.count + 32 * columns.count
     }
   }
 

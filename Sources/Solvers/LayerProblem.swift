@@ -5,57 +5,109 @@ import Tensors
 /// The least-squares problem that the linears of one stage share: their Gram matrix, and what solvers
 /// derive from it once for all of them.
 public final class LayerProblem: Sendable {
-  /// Σ, `[inFeatures, inFeatures]`, both triangles.
+  /// Σ + ρI, `[inFeatures, inFeatures]`, both triangles: what solvers descend on.
+  ///
+  /// The ridge ρ stands for inputs that the calibration set did not show; without it solvers spend codes on
+  /// directions in which the set happens to have no energy.
   public let gram: Matrix
-  /// 1 / Σ_jj, 0 for a dead column: one whose input is always zero.
+  /// ρ, the damping times the mean diagonal of Σ.
+  public let ridge: Float
+  /// 1 / (Σ_jj + ρ), 0 for a dead column: one whose input is always zero.
   public let inverseDiagonal: [Float]
-  let meanDiagonal: Float
-  private let factors = Mutex<[FactorKey: NearestPlaneFactor]>([:])
+  /// What moves the target from the layer's own weights to the original model's output: W* = W + W·correction.
+  public let correction: Matrix?
+  private let factors = Mutex<[ColumnOrder: NearestPlaneFactor]>([:])
+  private let neighbours = Mutex<ColumnNeighbours?>(nil)
 
-  private struct FactorKey: Hashable {
-    let order: ColumnOrder
-    let damping: Float
+  /// - Parameters:
+  ///   - gram: Σ, symmetric; the problem adds the ridge in place
+  ///   - damping: ρ as a share of Σ's mean diagonal
+  public convenience init(gram: Matrix, damping: Float = 0) {
+    self.init(gram: gram, ridge: Self.addRidge(to: gram, damping: damping), correction: nil)
   }
 
-  public init(gram: Matrix) {
-    precondition(gram.rows == gram.columns, "a Gram matrix is square")
+  /// The problem whose target is the output of the original model on its own inputs.
+  ///
+  /// With inputs X of the quantized model so far and X° of the original, ‖W X° − Ŵ X‖² + ρ‖W − Ŵ‖² is, up to
+  /// what Ŵ does not change, ‖(W* − Ŵ) X‖² + ρ‖W* − Ŵ‖² for W* = W + W (X° − X) Xᵀ (Σ + ρI)⁻¹.
+  /// - Parameters:
+  ///   - drift: (X° − X) Xᵀ, `[inFeatures, inFeatures]`; overwritten
+  /// - Throws: ``SolverError/notPositiveDefinite(ridge:)``
+  public convenience init(
+    gram: Matrix, damping: Float, drift: Matrix, backend: any ComputeBackend
+  ) throws(SolverError) {
+    let ridge = Self.addRidge(to: gram, damping: damping)
+    let factor = gram.copy()
+    do { try backend.factorizeCholesky(factor) } catch {
+      throw .notPositiveDefinite(ridge: ridge)
+    }
+    backend.solveCholesky(rows: drift, factor: factor)
+    self.init(gram: gram, ridge: ridge, correction: drift)
+  }
+
+  private init(gram: Matrix, ridge: Float, correction: Matrix?) {
     self.gram = gram
-    let diagonal = (0..<gram.rows).map { gram[$0, $0] }
-    inverseDiagonal = diagonal.map { $0 > 0 ? 1 / $0 : 0 }
-    meanDiagonal = Float(diagonal.reduce(0) { $0 + Double($1) } / Double(max(diagonal.count, 1)))
+    self.ridge = ridge
+    self.correction = correction
+    inverseDiagonal = (0..<gram.rows).map { gram[$0, $0] > ridge ? 1 / gram[$0, $0] : 0 }
+  }
+
+  private static func addRidge(to gram: Matrix, damping: Float) -> Float {
+    precondition(gram.rows == gram.columns, "a Gram matrix is square")
+    let trace = (0..<gram.rows).reduce(0.0) { $0 + Double(gram[$1, $1]) }
+    let ridge = damping * Float(trace / Double(max(gram.rows, 1)))
+    for column in 0..<gram.rows { gram[column, column] += ridge }
+    return ridge
   }
 
   public var inFeatures: Int { gram.rows }
 
-  /// Σ_i e_i Σ e_iᵀ for the rows e_i of `errors`.
+  /// The weights that the solver aims at: W, or W* where the problem has a correction. `[rows, inFeatures]`
+  func target(of weights: Matrix, backend: any ComputeBackend) -> Matrix {
+    guard let correction else { return weights }
+    let target = weights.copy()
+    backend.multiply(weights, correction, transposingB: false, scale: 1, into: target, keeping: 1)
+    return target
+  }
+
+  /// Σ_i e_i Σ e_iᵀ for the rows e_i of `errors`, without the ridge.
   public func objective(of errors: Matrix, backend: any ComputeBackend) -> Double {
     let gradient = Matrix(rows: errors.rows, columns: errors.columns)
     backend.multiply(errors, gram, transposingB: false, scale: 1, into: gradient, keeping: 0)
-    return backend.rowDots(errors, gradient).reduce(0, +)
+    let damped = backend.rowDots(errors, gradient).reduce(0, +)
+    let energy = ridge > 0 ? backend.rowDots(errors, errors).reduce(0, +) : 0
+    return max(damped - Double(ridge) * energy, 0)
   }
 
-  /// The Cholesky factor of Σ with `damping` times its mean diagonal added, made once.
-  /// - Throws: ``SolverError/notPositiveDefinite(damping:)``
+  /// The Cholesky factor of Σ + ρI for nearest-plane rounding, made once for each order.
+  /// - Throws: ``SolverError/notPositiveDefinite(ridge:)``
   func factor(
-    order: ColumnOrder, damping: Float, backend: any ComputeBackend
+    order: ColumnOrder, backend: any ComputeBackend
   ) throws(SolverError) -> NearestPlaneFactor {
-    let key = FactorKey(order: order, damping: damping)
-    if let known = factors.withLock({ $0[key] }) { return known }
+    if let known = factors.withLock({ $0[order] }) { return known }
     let factor: NearestPlaneFactor
-    do { factor = try makeFactor(order: order, damping: damping, backend: backend) } catch {
-      throw .notPositiveDefinite(damping: Double(damping))
+    do { factor = try makeFactor(order: order, backend: backend) } catch {
+      throw .notPositiveDefinite(ridge: ridge)
     }
-    factors.withLock { $0[key] = factor }
+    factors.withLock { $0[order] = factor }
     return factor
   }
 
+  /// Every column's `count` most correlated ones, found once.
+  func mostCorrelated(_ count: Int) -> ColumnNeighbours {
+    neighbours.withLock { known in
+      if let known, known.count == min(count, inFeatures - 1) { return known }
+      let found = ColumnNeighbours(mostCorrelated: count, gram: gram)
+      known = found
+      return found
+    }
+  }
+
   private func makeFactor(
-    order: ColumnOrder, damping: Float, backend: any ComputeBackend
+    order: ColumnOrder, backend: any ComputeBackend
   ) throws(ComputeError) -> NearestPlaneFactor {
     let count = inFeatures
-    // With every input zero any rounding is as good as another; a unit diagonal keeps the factor defined.
-    let ridge = meanDiagonal > 0 ? damping * meanDiagonal : 1
-    let (columns, lower) = try factorize(order: order, ridge: ridge, backend: backend)
+    let (columns, lower) = try factorize(order: order, backend: backend)
     var variances = [Float](repeating: 0, count: count)
     let unitFactor = Matrix(rows: count, columns: count)
     for position in 0..<count {
@@ -69,9 +121,9 @@ public final class LayerProblem: Sendable {
       order: columns, unitFactor: unitFactor, conditionalVariances: variances)
   }
 
-  /// The lower Cholesky factor of Σ with `ridge` on its diagonal, its columns in the order asked for.
+  /// The lower Cholesky factor with its columns in the order asked for.
   private func factorize(
-    order: ColumnOrder, ridge: Float, backend: any ComputeBackend
+    order: ColumnOrder, backend: any ComputeBackend
   ) throws(ComputeError) -> (columns: [Int], lower: Matrix) {
     let count = inFeatures
     let columns = order.positions(gram: gram)
@@ -82,7 +134,8 @@ public final class LayerProblem: Sendable {
           for (column, other) in columns.enumerated() { permuted[column] = values[other] }
         }
       }
-      matrix[row, row] += ridge
+      // With every input zero any rounding is as good as another; a unit diagonal keeps the factor defined.
+      if ridge == 0 && matrix[row, row] == 0 { matrix[row, row] = 1 }
     }
     guard order == .smallestPivot else {
       try backend.factorizeCholesky(matrix)
@@ -96,20 +149,16 @@ public final class LayerProblem: Sendable {
 enum ColumnOrder: Sendable, Hashable {
   /// As they are stored: GPTQ's.
   case natural
-  /// Largest Σ_jj first: GPTQ's activation order.
-  case fallingDiagonal
   /// The column with the smallest variance given those already chosen is chosen next, and rounded before
-  /// them: the greedy form of what the activation order aims at.
+  /// them: the greedy form of what GPTQ's activation order aims at.
   case smallestPivot
 
   /// The column at every position; positions are rounded last to first. What `smallestPivot` comes to is
   /// known only from its factorisation.
   func positions(gram: Matrix) -> [Int] {
     switch self {
-    case .natural: return (0..<gram.rows).reversed()
-    case .fallingDiagonal:
-      return (0..<gram.rows).sorted { (gram[$0, $0], $0) < (gram[$1, $1], $1) }
-    case .smallestPivot: return Array(0..<gram.rows)
+    case .natural: (0..<gram.rows).reversed()
+    case .smallestPivot: Array(0..<gram.rows)
     }
   }
 }

@@ -2,22 +2,40 @@ import Compute
 import Quantization
 import Tensors
 
-/// A method that moves the weights of one linear onto an integer grid.
-///
-/// All solvers minimise f(Ŵ) = Σ_i (w_i − ŵ_i) Σ (w_i − ŵ_i)ᵀ, or ignore it; they differ in how far they go.
-public protocol LayerSolver: Sendable {
+/// Quantizes whole linears.
+public protocol LinearQuantizer: Sendable {
   /// The name that the command line and the reports give it.
   var name: String { get }
 
+  /// The ridge that its problems carry, as a share of Σ's mean diagonal.
+  var damping: Float { get }
+
+  /// Quantizes a linear, a panel of rows at a time.
+  ///
+  /// Beside the weights and Σ, memory is bounded by `panelRows`: a handful of matrices of
+  /// `panelRows × inFeatures` values.
+  /// - Parameters:
+  ///   - weights: W, `[outFeatures, inFeatures]`; overwritten with what the result stands for
+  /// - Throws: ``SolverError`` if a result is not finite or the solver fails.
+  func quantize(
+    name: String, weights: Matrix, problem: LayerProblem, format: GridFormat,
+    backend: any ComputeBackend, panelRows: Int
+  ) throws -> LayerSolution
+}
+
+/// A method that moves the weights of one linear onto an integer grid.
+///
+/// All solvers minimise f(Ŵ) = Σ_i (w_i − ŵ_i) Σ (w_i − ŵ_i)ᵀ, or ignore it; they differ in how far they go.
+public protocol LayerSolver: LinearQuantizer {
   /// Quantizes a panel of rows.
   /// - Parameters:
-  ///   - weights: W, `[panelRows, inFeatures]`
+  ///   - target: W, or what the problem's correction makes of it, `[panelRows, inFeatures]`
   ///   - problem: Σ and what was derived from it
   ///   - grid: the panel's grids; the solver chooses them
   ///   - codes: the result, whole numbers, `[panelRows, inFeatures]`
   /// - Throws: ``SolverError``
   func solve(
-    _ weights: Matrix, problem: LayerProblem, grid: Grid, into codes: Matrix,
+    _ target: Matrix, problem: LayerProblem, grid: Grid, into codes: Matrix,
     backend: any ComputeBackend
   ) throws
 }
@@ -35,13 +53,6 @@ public struct LayerSolution: Sendable {
 }
 
 extension LayerSolver {
-  /// Quantizes a linear, a panel of rows at a time.
-  ///
-  /// Beside the weights and Σ, memory is bounded by `panelRows`: the solver keeps a handful of matrices of
-  /// `panelRows × inFeatures` values.
-  /// - Parameters:
-  ///   - weights: W, `[outFeatures, inFeatures]`; overwritten with Ŵ
-  /// - Throws: ``SolverError`` if a result is not finite or the solver fails.
   public func quantize(
     name: String, weights: Matrix, problem: LayerProblem, format: GridFormat,
     backend: any ComputeBackend, panelRows: Int = 1_024
@@ -54,7 +65,8 @@ extension LayerSolver {
       let rows = start..<min(start + panelRows, weights.rows)
       let panel = weights.rows(rows)
       let panelCodes = Matrix(rows: rows.count, columns: weights.columns)
-      try solve(panel, problem: problem, grid: grid.rows(rows), into: panelCodes, backend: backend)
+      let target = problem.target(of: panel, backend: backend)
+      try solve(target, problem: problem, grid: grid.rows(rows), into: panelCodes, backend: backend)
       panelCodes.withSpan { span in
         for index in 0..<span.count { codes[start * weights.columns + index] = UInt8(span[index]) }
       }
@@ -73,15 +85,14 @@ extension LayerSolver {
 
 public enum SolverError: Error, Sendable, Equatable, CustomStringConvertible {
   case nonFiniteObjective(linear: String)
-  case notPositiveDefinite(damping: Double)
+  case notPositiveDefinite(ridge: Float)
 
   public var description: String {
     switch self {
     case .nonFiniteObjective(let linear):
       "\(linear): the layer objective is not finite; its weights or inputs overflow fp32"
-    case .notPositiveDefinite(let damping):
-      "the Gram matrix is not positive definite with a damping of \(damping) of its mean diagonal; "
-        + "calibrate with more tokens"
+    case .notPositiveDefinite(let ridge):
+      "the Gram matrix is not positive definite with \(ridge) on its diagonal; calibrate with more tokens"
     }
   }
 }

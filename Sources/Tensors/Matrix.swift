@@ -9,21 +9,15 @@
 
   /// The first element; rows follow one another without gaps.
   @unsafe public let pointer: UnsafeMutablePointer<Float>
-  private let owner: Matrix?
-  private let allocation: UnsafeMutableRawPointer?
+  private let memory: MatrixMemory
 
   /// A matrix of zeros.
   public init(rows: Int, columns: Int) {
     precondition(rows >= 0 && columns >= 0, "a matrix has no negative dimension")
     self.rows = rows
     self.columns = columns
-    owner = nil
-    let count = rows * columns
-    let memory = UnsafeMutableRawPointer.allocate(
-      byteCount: max(count, 1) * MemoryLayout<Float>.stride, alignment: 64)
-    unsafe allocation = memory
-    unsafe pointer = memory.bindMemory(to: Float.self, capacity: max(count, 1))
-    unsafe pointer.initialize(repeating: 0, count: max(count, 1))
+    memory = MatrixMemory(elements: rows * columns)
+    unsafe pointer = memory.pointer
   }
 
   /// A matrix with the given elements, row after row.
@@ -36,13 +30,8 @@
   private init(sharing owner: Matrix, offset: Int, rows: Int, columns: Int) {
     self.rows = rows
     self.columns = columns
-    self.owner = owner
-    unsafe allocation = nil
+    memory = owner.memory
     unsafe pointer = owner.pointer + offset
-  }
-
-  deinit {
-    if let allocation = unsafe allocation { unsafe allocation.deallocate() }
   }
 
   public var count: Int { rows * columns }

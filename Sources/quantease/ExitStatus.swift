@@ -1,6 +1,7 @@
 import ActivationCache
 import Calibration
 import Checkpoint
+import Compute
 import Decoder
 import Export
 import Pipeline
@@ -16,10 +17,12 @@ func sysexit(of error: any Error) -> Int32? {
   case let error as CheckpointError: error.exitCode
   case let error as CalibrationError: error.exitCode
   case let error as ExportError: error.exitCode
+  case let error as PackedCheckpointError: error.exitCode
   case let error as PipelineError: error.exitCode
   case let error as CacheError: error.exitCode
   case is DecoderError, is JSONError: 65
-  case is SolverError: 70
+  case is RecipeError: 64
+  case is SolverError, is ComputeError: 70
   default: nil
   }
 }

@@ -1,4 +1,6 @@
 import ArgumentParser
+import Decoder
+import Export
 
 @main
 struct QuantEaseCommand: ParsableCommand {
@@ -13,9 +15,9 @@ struct QuantEaseCommand: ParsableCommand {
         quantease eval DIR --text other.txt
 
       MODEL is a directory as Hugging Face publishes them: config.json, tokenizer.json and *.safetensors.
-      Known architectures: bloom, falcon, llama, mistral, opt, qwen2, qwen3.
+      Known architectures: \(ModelDescription.knownModelTypes.joined(separator: ", ")).
       """,
-    version: "0.1.0",
+    version: Producer.version,
     subcommands: [QuantizeCommand.self, EvaluateCommand.self, InspectCommand.self])
 
   static func main() {

@@ -57,17 +57,51 @@ struct QuantizeCommand: ParsableCommand {
   @Option(help: "Decides which sequences are drawn.")
   var seed: UInt64 = 0
 
+  @Option(
+    name: .customLong("rule"),
+    help: ArgumentHelp(
+      """
+      PATTERN=SETTING,SETTING…: other settings for the linears whose name the regular expression finds; may be \
+      repeated, later rules win. Settings: skip, bits:3, group-size:128, symmetric, asymmetric, solver:gptq, \
+      outliers:0.01.
+      """, valueName: "rule"))
+  var rules: [String] = []
+
   @OptionGroup(title: "Machine") var machine: MachineOptions
+
+  @Option(
+    help: ArgumentHelp(
+      "Memory to stay within, in GB. Default: what is available now.", valueName: "gigabytes"))
+  var memory: Double?
+
+  var memoryBudgetBytes: Int {
+    get throws {
+      if let memory { return Int(memory * 1e9) }
+      return try ProcessMemory.availableBytes()
+    }
+  }
 
   @Flag(help: "Print the report as JSON when done.")
   var json = false
 
   func validate() throws {
     try machine.validate()
+    guard memory.map({ $0 > 0 }) ?? true else { throw ValidationError("--memory must be above 0") }
     guard samples > 0 else { throw ValidationError("--samples must be at least 1") }
     guard sequenceLength > 1 else { throw ValidationError("--sequence-length must be at least 2") }
     guard Set(format).count == format.count else {
       throw ValidationError("--format names a format twice")
+    }
+  }
+
+  private var recipe: Recipe {
+    get throws {
+      let solvers = Dictionary(
+        uniqueKeysWithValues: SolverOptions.Name.allCases.map { ($0.rawValue, solver.solver($0)) })
+      return Recipe(
+        Treatment(
+          gridFormat: try grid.format, solver: solver.solver(solver.name), outliers: solver.outlierSettings),
+        rules: try rules.map { try RecipeRule(parsing: $0, solvers: solvers) })
     }
   }
 
@@ -79,12 +113,11 @@ struct QuantizeCommand: ParsableCommand {
     let rows = try TokenRows(file: calibration, model: model)
     let run = try QuantizationRun(
       QuantizationRequest(
-        model: model, output: output, gridFormat: try grid.format,
-        solver: solver.solver, formats: format,
+        model: model, output: output, recipe: try recipe, target: solver.target, formats: format,
         calibration: try CalibrationSet(
           drawing: samples, sequenceLength: sequenceLength, from: rows, seed: seed),
         seed: seed, calibrationSource: calibration, cacheDirectory: machine.cacheDir,
-        memoryBudgetBytes: try machine.memoryBudgetBytes),
+        memoryBudgetBytes: try memoryBudgetBytes),
       backend: backend)
     let report = try run.run(progress: progress.show)
     progress.close()
@@ -159,10 +192,26 @@ struct SolverOptions: ParsableArguments {
     help: "quantease only: standard, with all that lowers the error, or paper, the published algorithm.")
   var preset = Preset.standard
 
+  @Option(
+    help: """
+      layer: every layer comes close to its own output; original: to the original model's, and so makes up \
+      for the layers before it, for twice the forward passes.
+      """)
+  var target = Target.layer
+
   @Option(help: "quantease only: passes over all columns, at most.")
   var passes = 25
 
-  var solver: any LayerSolver {
+  @Option(
+    help: ArgumentHelp(
+      "quantease only: share of the weights that is kept in 16-bit floats, for example 0.01.",
+      valueName: "share"))
+  var outliers: Double?
+
+  @Flag(help: "Keep whole columns as outliers, not single weights.")
+  var structuredOutliers = false
+
+  func solver(_ name: Name) -> any LayerSolver {
     switch (name, preset) {
     case (.quantease, .standard): QuantEase(.standard(passes: passes))
     case (.quantease, .paper): QuantEase(.paper(passes: passes))
@@ -171,38 +220,45 @@ struct SolverOptions: ParsableArguments {
     }
   }
 
+  var outlierSettings: OutlierSettings? {
+    guard let outliers, outliers > 0 else { return nil }
+    return OutlierSettings(
+      share: outliers, isStructured: structuredOutliers,
+      method: preset == .paper ? .paper(rounds: passes) : .standard)
+  }
+
   func validate() throws {
     guard passes > 0 else { throw ValidationError("--passes must be at least 1") }
+    guard outliers.map({ (0...1).contains($0) }) ?? true else {
+      throw ValidationError("--outliers is a share of the weights, 0 to 1")
+    }
+    guard outliers == nil || name == .quantease else {
+      throw ValidationError("--outliers goes with --solver quantease")
+    }
+    guard !structuredOutliers || outliers != nil else {
+      throw ValidationError("--structured-outliers goes with --outliers")
+    }
   }
 }
 
 struct MachineOptions: ParsableArguments {
   @Option(
     help: ArgumentHelp(
-      "Where the activation cache is made; a fast local disk. Default: beside the output.",
-      valueName: "dir"))
+      """
+      Where the activation cache is made; a fast local disk. Default: beside the output; for eval the \
+      temporary directory.
+      """, valueName: "dir"))
   var cacheDir: String?
 
   @Option(help: "Threads to compute with. The result does not depend on it.")
   var threads = ProcessInfo.processInfo.activeProcessorCount
 
-  @Option(
-    help: ArgumentHelp(
-      "Memory to stay within, in GB. Default: what is available now.", valueName: "gigabytes"))
-  var memory: Double?
-
-  var memoryBudgetBytes: Int {
-    get throws {
-      if let memory { return Int(memory * 1e9) }
-      return try ProcessMemory.availableBytes()
-    }
-  }
-
   func validate() throws {
     guard threads > 0 else { throw ValidationError("--threads must be at least 1") }
-    guard memory.map({ $0 > 0 }) ?? true else { throw ValidationError("--memory must be above 0") }
   }
 }
+
+extension Target: ExpressibleByArgument {}
 
 extension OutputFormatName: ExpressibleByArgument {}
 

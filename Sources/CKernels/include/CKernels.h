@@ -2,4 +2,5 @@
 #define QUANTEASE_CKERNELS_H
 #include "elementwise.h"
 #include "grid_sweeps.h"
+#include "outlier_sweeps.h"
 #endif

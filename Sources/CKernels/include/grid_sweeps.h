@@ -56,17 +56,25 @@ float qe_weighted_rounding_error(
     size_t columns, const float *values, const float *weights, float scale, float zero_point,
     float maximum_code);
 
-// The least-squares scale for a row's codes: the `scale` that minimises (w - scale c) Σ (w - scale c)ᵀ,
-// c = codes - zero_point.
-//   projection  [columns], w Σ
-//   gradient    [columns], (w - scale c) Σ for the present scale
-// Returns the scale, or the present one where c Σ cᵀ vanishes.
-float qe_optimal_scale(
-    size_t columns, const float *codes, float zero_point, float scale, const float *projection,
-    const float *gradient);
+// What pair moves know of the columns' neighbours.
+typedef struct {
+  size_t count;            // neighbours of a column
+  const int32_t *columns;  // [columns][count], as a rule those most correlated
+  const float *gram;       // [columns][count], their entries in the column's row of the Gram matrix
+  const float *diagonal;   // [columns][count], their diagonal entries
+  const float *reach;      // [columns], the largest magnitude in `gram`
+} qe_neighbours;
 
-// gradient ← projection - ratio (projection - gradient): the gradient after the scale changed by `ratio`.
-void qe_rescale_gradient(size_t columns, float ratio, const float *projection, float *gradient);
+// One pass of pair moves over a row: a column steps to its second nearest code where a neighbour's step makes up
+// for more than that costs; returns how many pairs moved.
+//   gram           [columns][columns]
+//   scales         [columns]
+//   largest_scale  the largest of them
+//   codes          [columns], changed
+//   gradient       [columns], (w - ŵ) Σ, kept up to date
+size_t qe_descend_pairs_row(
+    size_t columns, qe_neighbours neighbours, const float *gram, const float *scales,
+    float largest_scale, float maximum_code, float *codes, float *gradient);
 
 // One step of a Cholesky factorisation with pivoting, inside the block of columns that begins at `block_start`:
 // column `pivot` of L below the diagonal, and the squares that it adds to `sums`.

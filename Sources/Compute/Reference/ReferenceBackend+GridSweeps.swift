@@ -68,24 +68,69 @@ extension ReferenceBackend: GridSweeps {
     return moved
   }
 
-  public func refitScales(codes: Matrix, projection: Matrix, gradient: Matrix, grid: Grid) {
+  public func descendInPairs(
+    codes: Matrix, gradient: Matrix, gram: Matrix, neighbours: ColumnNeighbours, grid: Grid
+  ) -> Int {
+    var moved = 0
     for row in 0..<codes.rows {
-      let present = grid.scales.value(row, 0)
-      func code(_ column: Int) -> Double { codes.value(row, column) - grid.zeroPoints.value(row, 0) }
-      let alongTarget = sum(0..<codes.columns) { code($0) * projection.value(row, $0) }
-      let alongCodes = sum(0..<codes.columns) {
-        code($0) * (projection.value(row, $0) - gradient.value(row, $0)) / present
+      func scale(_ column: Int) -> Double { grid.scales.value(row, column / grid.columnsPerGroup) }
+      func fits(_ column: Int, _ step: Double) -> Bool {
+        (0...Double(grid.format.maximumCode)).contains(codes.value(row, column) + step)
       }
-      guard alongCodes > 0 && alongTarget > 0 else { continue }
-      let optimum = alongTarget / alongCodes
-      let scale = Double(grid.format.storable(Float(optimum)))
-      guard abs(scale - optimum) < abs(present - optimum) else { continue }
+      func cost(_ column: Int, _ step: Double, _ gradient: Double) -> Double {
+        let change = step * scale(column)
+        return change * (change * gram.value(column, column) - 2 * gradient)
+      }
+      let largestScale = (0..<grid.groups).map { grid.scales.value(row, $0) }.max() ?? 0
       for column in 0..<codes.columns {
-        let target = projection.value(row, column)
-        gradient[row, column] = Float(
-          target - scale / present * (target - gradient.value(row, column)))
+        let step: Double = gradient.value(row, column) > 0 ? 1 : -1
+        guard fits(column, step) else { continue }
+        let alone = cost(column, step, gradient.value(row, column))
+        guard alone < 2 * scale(column) * largestScale * Double(neighbours.reach[column]) else { continue }
+        var best: (cost: Double, column: Int, step: Double)?
+        for place in 0..<neighbours.count {
+          let other = Int(neighbours.columns[column * neighbours.count + place])
+          let residual =
+            gradient.value(row, other) - step * scale(column) * gram.value(column, other)
+          let otherStep: Double = residual > 0 ? 1 : -1
+          let both = alone + cost(other, otherStep, residual)
+          if fits(other, otherStep) && both < best?.cost ?? (-1e-6 * alone) {
+            best = (both, other, otherStep)
+          }
+        }
+        guard let best else { continue }
+        moved += 1
+        for (mover, step) in [(column, step), (best.column, best.step)] {
+          codes[row, mover] += Float(step)
+          for other in 0..<codes.columns {
+            gradient[row, other] -= Float(step * scale(mover) * gram.value(mover, other))
+          }
+        }
       }
-      grid.scales[row, 0] = Float(scale)
+    }
+    return moved
+  }
+
+  public func refitScales(codes: Matrix, gradient: Matrix, gram: Matrix, grid: Grid) {
+    for row in 0..<codes.rows {
+      for group in 0..<grid.groups {
+        let start = group * grid.columnsPerGroup
+        let columns = start..<min(start + grid.columnsPerGroup, codes.columns)
+        func step(_ column: Int) -> Double { codes.value(row, column) - grid.zeroPoints.value(row, group) }
+        let image = (0..<codes.columns).map { other in
+          sum(columns) { step($0) * gram.value($0, other) }
+        }
+        let slope = sum(columns) { step($0) * gradient.value(row, $0) }
+        let curvature = sum(columns) { step($0) * image[$0] }
+        guard curvature > 0 else { continue }
+        let present = grid.scales.value(row, group)
+        let optimum = present + slope / curvature
+        let scale = optimum > 0 ? Double(grid.format.storable(Float(optimum))) : present
+        let change = scale - present
+        guard change * (2 * slope - change * curvature) > 0 else { continue }
+        for other in 0..<codes.columns { gradient[row, other] -= Float(change * image[other]) }
+        grid.scales[row, group] = Float(scale)
+      }
     }
   }
 

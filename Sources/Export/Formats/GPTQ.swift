@@ -111,7 +111,7 @@ public struct GPTQFormat: OutputFormat {
       "lm_head": .bool(false),
       "checkpoint_format": .string(version.notation),
       "pack_dtype": .string("int32"),
-      "meta": .object(["quantizer": .array([.string("quantease:1.0.0")])]),
+      "meta": .object(["quantizer": .array([.string("quantease:\(Producer.version)")])]),
     ])
   }
 

@@ -9,6 +9,7 @@ import Tensors
 public struct QuantEase: LayerSolver {
   public let name = "quantease"
   public let settings: Settings
+  public var damping: Float { settings.damping }
 
   public struct Settings: Sendable, Hashable {
     /// Where the descent begins.
@@ -26,7 +27,9 @@ public struct QuantEase: LayerSolver {
     public var searchesGrid: Bool
     /// Refit scales to the codes by least squares in the metric of Σ.
     public var refitsScales: Bool
-    /// Added to Σ's diagonal for the nearest-plane rounding, as a share of its mean.
+    /// The neighbours with which every column tries to move in pairs; none if 0.
+    public var pairNeighbours: Int
+    /// Added to Σ's diagonal, as a share of its mean.
     public var damping: Float
     /// A pass that lowers the objective by less than this share is the last.
     public var leastGain: Double
@@ -34,15 +37,15 @@ public struct QuantEase: LayerSolver {
     /// The published algorithm.
     public static func paper(passes: Int = 25) -> Settings {
       Settings(
-        start: .weights, passes: passes, searchesGrid: false, refitsScales: false, damping: 0,
-        leastGain: 0)
+        start: .weights, passes: passes, searchesGrid: false, refitsScales: false,
+        pairNeighbours: 0, damping: 0, leastGain: 0)
     }
 
     /// All that lowers the error at the same bits and in the same file format.
     public static func standard(passes: Int = 25) -> Settings {
       Settings(
         start: .nearestPlane, passes: passes, searchesGrid: true, refitsScales: true,
-        damping: 0.003, leastGain: 0.002)
+        pairNeighbours: 16, damping: 0.01, leastGain: 0.002)
     }
   }
 
@@ -59,8 +62,7 @@ public struct QuantEase: LayerSolver {
       chooseGrid(weights, importance: problem.inverseDiagonal, grid, backend)
       descendFromWeights(weights, problem: problem, grid: grid, into: codes, backend: backend)
     case .nearestPlane:
-      let factor = try problem.factor(
-        order: .smallestPivot, damping: settings.damping, backend: backend)
+      let factor = try problem.factor(order: .smallestPivot, backend: backend)
       chooseGrid(weights, importance: factor.conditionalVariances, grid, backend)
       backend.roundToNearestPlane(weights, factor: factor, grid: grid, into: codes)
       descend(weights, problem: problem, grid: grid, codes: codes, backend: backend)
@@ -108,33 +110,40 @@ public struct QuantEase: LayerSolver {
     updateErrors()
     backend.multiply(errors, problem.gram, transposingB: false, scale: -1, into: gradient, keeping: 0)
     var objective = -backend.rowDots(errors, gradient).reduce(0, +)
-
-    let refits = settings.refitsScales && grid.groups == 1
-    let projection = refits ? Matrix(rows: weights.rows, columns: weights.columns) : nil
-    if let projection {
-      backend.multiply(weights, problem.gram, transposingB: false, scale: 1, into: projection, keeping: 0)
-    }
-    for _ in 0..<settings.passes {
+    for pass in 0..<settings.passes {
       let moved = backend.descendSparsely(
         codes: codes, gradient: gradient, gram: problem.gram,
         inverseDiagonal: problem.inverseDiagonal, grid: grid)
-      if let projection {
-        backend.refitScales(codes: codes, projection: projection, gradient: gradient, grid: grid)
+      if settings.refitsScales && Self.refitPasses.contains(pass) {
+        backend.refitScales(codes: codes, gradient: gradient, gram: problem.gram, grid: grid)
+      }
+      // Pairs look further than single moves and cost more: they wait until those have done their part.
+      if pass > 0 && settings.pairNeighbours > 0 {
+        _ = backend.descendInPairs(
+          codes: codes, gradient: gradient, gram: problem.gram,
+          neighbours: problem.mostCorrelated(settings.pairNeighbours), grid: grid)
       }
       updateErrors()
       let next = -backend.rowDots(errors, gradient).reduce(0, +)
       let gain = objective - next
       objective = next
-      if moved == 0 || gain <= settings.leastGain * objective { break }
+      if pass > 1 && (moved == 0 || gain <= settings.leastGain * objective) { break }
     }
   }
+
+  /// A refit costs a product with Σ, more than a pass of moves, and hardly changes once the codes have settled.
+  private static let refitPasses: Set = [1, 3]
 }
 
 extension GridCandidates {
   /// The shrinks worth trying at a bit width.
   static func standard(_ format: GridFormat) -> GridCandidates {
-    format.isSymmetric
-      ? GridCandidates(shrinks: (0..<33).map { 0.3 + Float($0) * 0.025 }, isIndependent: false)
-      : GridCandidates(shrinks: (0..<8).map { 0.3 + Float($0) * 0.1 }, isIndependent: true)
+    if format.isSymmetric {
+      return GridCandidates(shrinks: (0..<33).map { 0.3 + Float($0) * 0.025 }, isIndependent: false)
+    }
+    // A group's few weights fill their range better than a whole row's.
+    return format.groupSize == .channel
+      ? GridCandidates(shrinks: (0..<8).map { 0.3 + Float($0) * 0.1 }, isIndependent: true)
+      : GridCandidates(shrinks: (0..<7).map { 0.5 + Float($0) * 0.1 }, isIndependent: true)
   }
 }

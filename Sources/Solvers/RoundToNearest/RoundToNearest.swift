@@ -5,6 +5,7 @@ import Tensors
 /// Every weight takes the nearest point of the grid from its row's minimum to its maximum.
 public struct RoundToNearest: LayerSolver {
   public let name = "rtn"
+  public let damping: Float = 0
 
   public init() {}
 

@@ -1,0 +1,167 @@
+import Decoder
+import Export
+import Quantization
+import Solvers
+
+/// How one linear is quantized.
+public struct Treatment: Sendable {
+  public var gridFormat: GridFormat
+  public var solver: any LayerSolver
+  /// Full-precision outliers beside the grid; the QuantEase solver's own settings then apply to both.
+  public var outliers: OutlierSettings?
+
+  public init(gridFormat: GridFormat, solver: any LayerSolver, outliers: OutlierSettings? = nil) {
+    self.gridFormat = gridFormat
+    self.solver = solver
+    self.outliers = outliers
+  }
+
+  /// What carries the treatment out.
+  public var quantizer: any LinearQuantizer {
+    guard let outliers else { return solver }
+    return OutlierAwareQuantEase(outliers, base: solver as? QuantEase ?? QuantEase())
+  }
+}
+
+/// The treatment of every linear of a model: one for all, and rules for those that need another.
+public struct Recipe: Sendable {
+  public var standard: Treatment
+  /// Later rules win.
+  public var rules: [RecipeRule]
+
+  public init(_ standard: Treatment, rules: [RecipeRule] = []) {
+    self.standard = standard
+    self.rules = rules
+  }
+
+  /// The treatment of a module; nil leaves it as it is.
+  func treatment(of module: String) throws(RecipeError) -> Treatment? {
+    var result: Treatment? = standard
+    for rule in rules where try rule.matches(module) {
+      result = rule.isSkipped ? nil : rule.applied(to: result ?? standard)
+    }
+    return result
+  }
+
+  /// The treatment of every linear of a model, by module name.
+  /// - Throws: ``RecipeError`` if a rule matches nothing or takes apart what runtimes fuse.
+  public func resolve(for model: ModelDescription) throws(RecipeError) -> [String: Treatment] {
+    var treatments: [String: Treatment] = [:]
+    var used = [Bool](repeating: false, count: rules.count)
+    for layer in 0..<model.layerCount {
+      for part in model.stages.flatMap(\.linearsByPart) {
+        var first: (module: String, grid: GridFormat?)?
+        for linear in part {
+          let module = model.layerPrefix(layer) + linear.name
+          let treatment = try treatment(of: module)
+          treatments[module] = treatment
+          for (index, rule) in rules.enumerated() where try rule.matches(module) { used[index] = true }
+          if let first, first.grid != treatment?.gridFormat {
+            throw .fusedModulesDiffer(first.module, module)
+          }
+          first = first ?? (module, treatment?.gridFormat)
+        }
+      }
+    }
+    if let unused = used.firstIndex(of: false) { throw .matchesNothing(rules[unused].pattern) }
+    return treatments
+  }
+}
+
+/// A change of the treatment of those modules whose name a regular expression finds.
+public struct RecipeRule: Sendable {
+  public let pattern: String
+  public var isSkipped = false
+  public var bitWidth: BitWidth?
+  public var groupSize: GroupSize?
+  public var isSymmetric: Bool?
+  public var solver: (any LayerSolver)?
+  public var outlierShare: Double?
+
+  /// Reads `PATTERN=SETTING,SETTING…`: skip, bits:3, group-size:128, symmetric, asymmetric, solver:gptq, outliers:0.01.
+  /// - Parameter solvers: the solvers by name
+  public init(parsing text: String, solvers: [String: any LayerSolver]) throws(RecipeError) {
+    guard let separator = text.lastIndex(of: "="), separator != text.startIndex else {
+      throw .malformed(text, reason: "no '=' between pattern and settings")
+    }
+    pattern = String(text[..<separator])
+    do { _ = try Regex(pattern) } catch {
+      throw .malformed(text, reason: "the pattern is no regular expression")
+    }
+    for setting in text[text.index(after: separator)...].split(separator: ",") {
+      let parts = setting.split(separator: ":", maxSplits: 1).map(String.init)
+      let value = parts.count == 2 ? parts[1] : ""
+      switch parts[0] {
+      case "skip": isSkipped = true
+      case "symmetric": isSymmetric = true
+      case "asymmetric": isSymmetric = false
+      case "bits": bitWidth = Int(value).flatMap(BitWidth.init(rawValue:))
+      case "group-size": groupSize = Int(value).flatMap { GroupSize($0) }
+      case "solver": solver = solvers[value]
+      case "outliers": outlierShare = Double(value).flatMap { (0...1).contains($0) ? $0 : nil }
+      default: throw .malformed(text, reason: "unknown setting \(parts[0])")
+      }
+      let isUnderstood =
+        switch parts[0] {
+        case "bits": bitWidth != nil
+        case "group-size": groupSize != nil
+        case "solver": solver != nil
+        case "outliers": outlierShare != nil
+        default: true
+        }
+      guard isUnderstood else { throw .malformed(text, reason: "\(setting) is not possible") }
+    }
+  }
+
+  func matches(_ module: String) throws(RecipeError) -> Bool {
+    do { return try Regex(pattern).firstMatch(in: module) != nil } catch {
+      throw .malformed(pattern, reason: "the pattern is no regular expression")
+    }
+  }
+
+  func applied(to treatment: Treatment) -> Treatment {
+    var result = treatment
+    if let bitWidth { result.gridFormat.bitWidth = bitWidth }
+    if let groupSize { result.gridFormat.groupSize = groupSize }
+    if let isSymmetric { result.gridFormat.isSymmetric = isSymmetric }
+    if let solver { result.solver = solver }
+    if let outlierShare {
+      var settings = treatment.outliers ?? OutlierSettings()
+      settings.share = outlierShare
+      result.outliers = outlierShare > 0 ? settings : nil
+    }
+    return result
+  }
+}
+
+/// A recipe that cannot be carried out.
+public enum RecipeError: Error, Sendable, Equatable, CustomStringConvertible {
+  case malformed(String, reason: String)
+  case matchesNothing(String)
+  case fusedModulesDiffer(String, String)
+
+  public var description: String {
+    switch self {
+    case .malformed(let rule, let reason):
+      "rule \"\(rule)\": \(reason); write PATTERN=SETTING,SETTING with skip, bits:3, group-size:128, "
+        + "symmetric, asymmetric, solver:gptq, outliers:0.01"
+    case .matchesNothing(let pattern):
+      "rule \"\(pattern)\" matches no linear of this model; 'quantease inspect' shows their names"
+    case .fusedModulesDiffer(let first, let second):
+      "\(first) and \(second) would get different grids, but runtimes fuse them into one linear; "
+        + "let a rule match both or neither"
+    }
+  }
+}
+
+extension OutlierLayout {
+  /// What the settings come to for a linear.
+  init(_ settings: OutlierSettings, _ linear: LayerLinear) {
+    self =
+      settings.isStructured
+      ? .structured(columns: settings.columnCount(inFeatures: linear.inFeatures))
+      : .unstructured(
+        count: settings.entryCount(
+          outFeatures: linear.outFeatures, inFeatures: linear.inFeatures))
+  }
+}

@@ -1,0 +1,126 @@
+import Compute
+import Quantization
+import Tensors
+
+/// QuantEase with outliers (arXiv 2309.01885, section 4): W ≈ Ŵ + Ĥ, Ŵ on the grid and Ĥ a few 16-bit floats.
+///
+/// ``OutlierSettings/Method/paper(rounds:)`` alternates as published. ``OutlierSettings/Method/standard`` finds
+/// grid and outliers together, rounds to the nearest plane with the outliers left free, and descends on both.
+/// There a row that comes out worse than `base` makes it takes that row's codes, with outliers of zero that
+/// descend from there: no row ends above the solver without outliers.
+public struct OutlierAwareQuantEase: LinearQuantizer {
+  public let name = "quantease"
+  public let settings: OutlierSettings
+  /// The solver without outliers.
+  public let base: QuantEase
+
+  public init(_ settings: OutlierSettings = OutlierSettings(), base: QuantEase = QuantEase()) {
+    self.settings = settings
+    self.base = base
+  }
+
+  /// The ridge that its problems carry, as a share of Σ's mean diagonal.
+  public var damping: Float { settings.method == .standard ? base.damping : 0 }
+
+  /// Quantizes a linear, a panel of rows at a time.
+  ///
+  /// Beside the weights, Σ and what the solution holds, memory is bounded by `panelRows`: a handful of matrices of
+  /// `panelRows × inFeatures` values.
+  /// - Parameters:
+  ///   - weights: W, `[outFeatures, inFeatures]`; overwritten with Ŵ + Ĥ
+  /// - Returns: codes, and exactly as many outliers as the settings say; its objective is that of both as stored.
+  /// - Throws: ``SolverError`` if a result is not finite or the solver fails.
+  public func quantize(
+    name: String, weights: Matrix, problem: LayerProblem, format: GridFormat,
+    backend: any ComputeBackend, panelRows: Int
+  ) throws -> LayerSolution {
+    let (codes, grid, outliers) =
+      switch settings.method {
+      case .standard:
+        try solve(weights, problem: problem, format: format, backend: backend, panelRows: panelRows)
+      case .paper(let rounds):
+        alternate(
+          rounds: rounds, weights, problem: problem, format: format, backend: backend,
+          panelRows: panelRows)
+      }
+    let linear = QuantizedLinear(
+      name: name, codes: codes, grid: grid, outliers: package(outliers, outFeatures: weights.rows))
+    let (objective, scale) = replace(weights, by: linear, problem, backend, panelRows)
+    guard objective.isFinite && scale.isFinite else { throw SolverError.nonFiniteObjective(linear: name) }
+    return LayerSolution(linear: linear, objective: objective, scale: scale)
+  }
+
+  private func solve(
+    _ weights: Matrix, problem: LayerProblem, format: GridFormat, backend: any ComputeBackend,
+    panelRows: Int
+  ) throws -> (codes: [UInt8], grid: Grid, outliers: SparseRows) {
+    let candidates = base.settings.searchesGrid ? GridCandidates.standard(format) : .range
+    let plan = try OutlierSearch(
+      settings: settings, candidates: candidates, weights: weights, problem: problem, format: format,
+      backend: backend, panelRows: panelRows
+    ).plan()
+    var codes = [UInt8](repeating: 0, count: weights.count)
+    for rows in weights.panels(of: panelRows) {
+      let panel = OutlierPanel(
+        target: problem.target(of: weights.rows(rows), backend: backend),
+        outliers: plan.outliers.rows(rows), grid: plan.grid.rows(rows), problem: problem,
+        settings: base.settings, backend: backend)
+      panel.round(factor: plan.factor)
+      panel.descend()
+      try panel.takeBetterRows(of: base)
+      panel.codes.store(in: &codes, firstRow: rows.lowerBound)
+    }
+    return (codes, plan.grid, plan.outliers)
+  }
+
+  private func alternate(
+    rounds: Int, _ weights: Matrix, problem: LayerProblem, format: GridFormat,
+    backend: any ComputeBackend, panelRows: Int
+  ) -> (codes: [UInt8], grid: Grid, outliers: SparseRows) {
+    var alternation = ProjectedAlternation(
+      weights: weights, problem: problem, format: format, settings: settings, backend: backend,
+      panelRows: panelRows)
+    for _ in 0..<rounds {
+      alternation.descend()
+      alternation.stepOutliers()
+    }
+    alternation.roundOutliers()
+    return (alternation.codes, alternation.grid, alternation.outliers)
+  }
+
+  private func package(_ outliers: SparseRows, outFeatures: Int) -> Outliers {
+    let values = outliers.values.elements
+    if settings.isStructured {
+      return .structured(values: values, columns: Array(outliers.columns[outliers.entries(ofRow: 0)]))
+    }
+    let offsets = [0] + (0..<outFeatures).map { Int64(outliers.entries(ofRow: $0).upperBound) }
+    return .unstructured(values: values, columns: outliers.columns, rowOffsets: offsets)
+  }
+
+  /// Replaces W by what the linear stores; returns f of the difference, and f(0).
+  private func replace(
+    _ weights: Matrix, by linear: QuantizedLinear, _ problem: LayerProblem,
+    _ backend: any ComputeBackend, _ panelRows: Int
+  ) -> (objective: Double, scale: Double) {
+    var (objective, scale) = (0.0, 0.0)
+    for rows in weights.panels(of: panelRows) {
+      let panel = weights.rows(rows)
+      scale += problem.objective(of: panel, backend: backend)
+      let stored = Matrix(rows: rows.count, columns: weights.columns)
+      linear.dequantize(rows: rows, into: stored)
+      backend.subtract(stored, from: panel)
+      objective += problem.objective(of: panel, backend: backend)
+      panel.copy(from: stored)
+    }
+    return (objective, scale)
+  }
+}
+
+extension Matrix {
+  /// Writes codes to their place among a linear's.
+  func store(in codes: inout [UInt8], firstRow: Int) {
+    withSpan { span in
+      for index in 0..<span.count { codes[firstRow * columns + index] = UInt8(span[index]) }
+    }
+  }
+}

@@ -1,0 +1,106 @@
+import Compute
+import Quantization
+import Tensors
+
+/// A panel of rows on its way to codes and outliers.
+struct OutlierPanel {
+  /// W, or what the problem's correction makes of it, `[panelRows, inFeatures]`
+  let target: Matrix
+  /// Ĥ
+  let outliers: SparseRows
+  let grid: Grid
+  let problem: LayerProblem
+  let settings: QuantEase.Settings
+  let backend: any ComputeBackend
+  /// The result, `[panelRows, inFeatures]`
+  let codes: Matrix
+
+  init(
+    target: Matrix, outliers: SparseRows, grid: Grid, problem: LayerProblem,
+    settings: QuantEase.Settings, backend: any ComputeBackend
+  ) {
+    self.target = target
+    self.outliers = outliers
+    self.grid = grid
+    self.problem = problem
+    self.settings = settings
+    self.backend = backend
+    codes = Matrix(rows: target.rows, columns: target.columns)
+  }
+
+  /// Nearest-plane rounding in which an outlier takes the nearest code and keeps the rest. Outputs that are read
+  /// without the outliers then still hold a sensible weight.
+  func round(factor: NearestPlaneFactor) {
+    let remainders = Matrix(rows: target.rows, columns: target.columns)
+    backend.roundToNearestPlane(
+      target, outliers: outliers, factor: factor, grid: grid, into: codes, remainders: remainders)
+    outliers.forEach { row, column, entry in
+      outliers.values[0, entry] = remainders[row, column].storableOutlier
+    }
+  }
+
+  /// Passes over outliers and codes until they gain little; no step raises the objective.
+  func descend() {
+    let errors = Matrix(rows: target.rows, columns: target.columns)
+    let gradient = Matrix(rows: target.rows, columns: target.columns)
+    updateErrors(errors)
+    backend.multiply(errors, problem.gram, transposingB: false, scale: -1, into: gradient, keeping: 0)
+    var objective = -backend.rowDots(errors, gradient).reduce(0, +)
+    for pass in 0..<settings.passes {
+      let moved = backend.descendSparsely(
+        codes: codes, outliers: outliers, gradient: gradient, gram: problem.gram,
+        inverseDiagonal: problem.inverseDiagonal, grid: grid)
+      if settings.refitsScales && Self.refitPasses.contains(pass) {
+        backend.refitScales(codes: codes, gradient: gradient, gram: problem.gram, grid: grid)
+      }
+      if pass > 0 && settings.pairNeighbours > 0 {
+        _ = backend.descendInPairs(
+          codes: codes, outliers: outliers, gradient: gradient, gram: problem.gram,
+          neighbours: problem.mostCorrelated(settings.pairNeighbours), grid: grid)
+      }
+      updateErrors(errors)
+      let next = -backend.rowDots(errors, gradient).reduce(0, +)
+      let gain = objective - next
+      objective = next
+      if pass > 1 && (moved == 0 || gain <= settings.leastGain * objective) { break }
+    }
+  }
+
+  /// As in the solver without outliers.
+  private static let refitPasses: Set = [1, 3]
+
+  /// Solves the panel without outliers, and takes that solution where it is better.
+  func takeBetterRows(of solver: QuantEase) throws {
+    let plainGrid = Grid(format: grid.format, outFeatures: target.rows, inFeatures: target.columns)
+    let plainCodes = Matrix(rows: target.rows, columns: target.columns)
+    try solver.solve(
+      target, problem: problem, grid: plainGrid, into: plainCodes, backend: backend)
+    let errors = Matrix(rows: target.rows, columns: target.columns)
+    updateErrors(errors)
+    let objectives = rowObjectives(errors)
+    backend.dequantize(plainCodes, grid: plainGrid, into: errors)
+    backend.subtract(target, from: errors)
+    let plainObjectives = rowObjectives(errors)
+    let worse = objectives.indices.filter { objectives[$0] > plainObjectives[$0] }
+    for row in worse {
+      codes.rows(row..<row + 1).copy(from: plainCodes.rows(row..<row + 1))
+      grid.scales.rows(row..<row + 1).copy(from: plainGrid.scales.rows(row..<row + 1))
+      grid.zeroPoints.rows(row..<row + 1).copy(from: plainGrid.zeroPoints.rows(row..<row + 1))
+      for entry in outliers.entries(ofRow: row) { outliers.values[0, entry] = 0 }
+    }
+    if !worse.isEmpty { descend() }
+  }
+
+  /// Ŵ + Ĥ − W
+  private func updateErrors(_ errors: Matrix) {
+    backend.dequantize(codes, grid: grid, into: errors)
+    outliers.add(to: errors)
+    backend.subtract(target, from: errors)
+  }
+
+  private func rowObjectives(_ errors: Matrix) -> [Double] {
+    let gradient = Matrix(rows: errors.rows, columns: errors.columns)
+    backend.multiply(errors, problem.gram, transposingB: false, scale: 1, into: gradient, keeping: 0)
+    return backend.rowDots(errors, gradient)
+  }
+}

@@ -1,0 +1,142 @@
+import Calibration
+import Foundation
+import TestSupport
+import Testing
+
+/// The helper process, with a tokenizer of whole words.
+@Suite(.enabled(if: TokenizerTests.hasPackages, "needs a Python with tokenizers; set QUANTEASE_PYTHON"))
+struct TokenizerTests {
+  private let model: TemporaryDirectory
+
+  init() throws {
+    model = try TemporaryDirectory()
+    // It puts `<s>` first, truncates and pads: the first is the tokenizer's own, the others are no good here.
+    try model.write(
+      """
+      {"version":"1.0",
+      "truncation":{"direction":"Right","max_length":3,"strategy":"LongestFirst","stride":0},
+      "padding":{"strategy":{"Fixed":20},"direction":"Right","pad_to_multiple_of":null,"pad_id":0,
+      "pad_type_id":0,"pad_token":"<s>"},
+      "added_tokens":[{"id":0,"content":"<s>","single_word":false,"lstrip":false,"rstrip":false,
+      "normalized":false,"special":true}],
+      "normalizer":null,"pre_tokenizer":{"type":"Split","pattern":{"String":" "},"behavior":"Removed","invert":false},
+      "post_processor":{"type":"TemplateProcessing",
+      "single":[{"SpecialToken":{"id":"<s>","type_id":0}},{"Sequence":{"id":"A","type_id":0}}],
+      "pair":[{"Sequence":{"id":"A","type_id":0}},{"Sequence":{"id":"B","type_id":0}}],
+      "special_tokens":{"<s>":{"id":"<s>","ids":[0],"tokens":["<s>"]}}},
+      "decoder":null,
+      "model":{"type":"WordLevel","vocab":{"<s>":0,"one":1,"two":2,"three":3,"two\\n\\none":4,"one\\r\\n":5,"?":6},
+      "unk_token":"?"}}
+      """, to: "tokenizer.json")
+  }
+
+  @Test func `a text is tokenized whole, with the tokenizer's own special tokens`() throws {
+    #expect(try tokenize("three two one two three", as: "text.txt") == [0, 3, 2, 1, 2, 3])
+  }
+
+  @Test func `line ends stay as they are`() throws {
+    #expect(try tokenize("two one\r\n", as: "text.txt") == [0, 2, 5])
+  }
+
+  @Test func `documents of a jsonl file are joined by an empty line`() throws {
+    let lines = """
+      {"text": "one two", "id": 7}
+
+      {"text": "one three"}
+
+      """
+    #expect(try tokenize(lines, as: "text.jsonl") == [0, 1, 4, 3])
+  }
+
+  @Test func `a compressed text is decompressed`() throws {
+    let text = Array("one two three".utf8)
+    // A zstd frame by hand: one raw block, its size in the header, no checksum.
+    let size = UInt8(text.count)
+    let frame = [0x28, 0xB5, 0x2F, 0xFD, 0x20, size, 1 | size << 3, 0, 0] + text
+    let path = try model.write(frame, to: "text.txt.zst")
+    #expect(try Tokenizer().tokenize(text: path, model: model.path).rows == [[0, 1, 2, 3]])
+    let cut = try model.write(Array(frame.dropLast(2)), to: "cut.txt.zst")
+    try expectFailure(65, cut) { try Tokenizer().tokenize(text: cut, model: model.path) }
+  }
+
+  @Test func `an empty text has no tokens but the special ones`() throws {
+    #expect(try tokenize("", as: "text.txt") == [0])
+  }
+
+  @Test func `a missing tokenizer is named, with a way to make it`() throws {
+    let other = try TemporaryDirectory()
+    let text = try other.write("one", to: "text.txt")
+    try expectFailure(66, "tokenizer.json", "save_pretrained") {
+      try Tokenizer().tokenize(text: text, model: other.path)
+    }
+  }
+
+  @Test(arguments: [
+    ("text.md", "one", 65, "text.md"),
+    ("text.jsonl", "{\"text\": \"one\"}\n{\"body\": \"two\"}", 65, "line 2"),
+    ("text.jsonl", "{\"text\": 3}", 65, "line 1"),
+    ("text.jsonl", "plain text", 65, "line 1"),
+  ])
+  func `a text that cannot be read is named`(
+    _ name: String, _ content: String, _ status: Int32, _ mention: String
+  ) throws {
+    try expectFailure(status, name, mention) { try tokenize(content, as: name) }
+  }
+
+  @Test func `bytes that are no UTF-8 are counted`() throws {
+    let path = try model.write([0x6F, 0x6E, 0xFF], to: "latin.txt")
+    try expectFailure(65, "byte 2") { try Tokenizer().tokenize(text: path, model: model.path) }
+  }
+
+  @Test func `a missing text is named`() throws {
+    try expectFailure(66, "nowhere.txt") {
+      try Tokenizer().tokenize(text: model.file("nowhere.txt"), model: model.path)
+    }
+  }
+
+  private func tokenize(_ text: String, as name: String) throws -> [Int32] {
+    let path = try model.write(text, to: name)
+    let rows = try Tokenizer().tokenize(text: path, model: model.path)
+    #expect(rows.name == path)
+    return rows.rows.flatMap { $0 }
+  }
+
+  private func expectFailure(
+    _ status: Int32, _ mentions: String..., sourceLocation: SourceLocation = #_sourceLocation,
+    _ body: () throws -> Any
+  ) throws {
+    let error = try #require(throws: CalibrationError.self, sourceLocation: sourceLocation) { _ = try body() }
+    #expect(error.exitCode == status, sourceLocation: sourceLocation)
+    for mention in mentions {
+      #expect("\(error)".contains(mention), "\(error)", sourceLocation: sourceLocation)
+    }
+  }
+
+  /// Whether the interpreter has tokenizers, and something that reads .zst.
+  static let hasPackages: Bool = {
+    let process = Process()
+    process.executableURL = URL(fileURLWithPath: "/usr/bin/env")
+    process.arguments = [Tokenizer().interpreter, "-c", "import tokenizers, zstandard"]
+    process.standardError = FileHandle.nullDevice
+    guard (try? process.run()) != nil else { return false }
+    process.waitUntilExit()
+    return process.terminationStatus == 0
+  }()
+}
+
+struct MissingInterpreterTests {
+  @Test func `a missing interpreter is named, with a way around it`() throws {
+    let tokenizer = Tokenizer(environment: ["QUANTEASE_PYTHON": "/nowhere/python3"])
+    let error = try #require(throws: CalibrationError.self) {
+      try tokenizer.tokenize(text: "text.txt", model: "model")
+    }
+    #expect(error == .tokenizerUnavailable(interpreter: "/nowhere/python3", reason: "no such program"))
+    #expect(error.exitCode == 69)
+    #expect("\(error)".contains("token ids"))
+  }
+
+  @Test func `the interpreter is python3 unless the environment names one`() {
+    #expect(Tokenizer(environment: [:]).interpreter == "python3")
+    #expect(Tokenizer(environment: ["QUANTEASE_PYTHON": "/opt/python"]).interpreter == "/opt/python")
+  }
+}

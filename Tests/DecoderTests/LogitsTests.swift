@@ -1,0 +1,108 @@
+import Calibration
+import Checkpoint
+import Compute
+import ComputeOpenBLAS
+import Tensors
+import TestSupport
+import Testing
+
+@testable import Decoder
+
+/// The logits of tiny random checkpoints against those that transformers computes in fp32.
+struct LogitsTests {
+  @Test func `there is a fixture for every known architecture`() throws {
+    let covered = try Set(TestFiles.models.map { try Fixture($0).description.modelType })
+    // RefinedWeb and RefinedWebModel are falcon's names in checkpoints before it came into transformers.
+    #expect(covered == Set(ModelDescription.knownModelTypes.filter { !$0.hasPrefix("RefinedWeb") }))
+  }
+
+  @Test(arguments: TestFiles.models)
+  func `logits agree with transformers`(_ name: String) throws {
+    try expectAgreement(of: Fixture(name), by: OpenBLASBackend(threads: 2))
+  }
+
+  @Test(arguments: ["llama", "falcon-40b"])
+  func `logits by the reference backend agree with transformers`(_ name: String) throws {
+    try expectAgreement(of: Fixture(name), by: ReferenceBackend())
+  }
+
+  @Test func `logits do not depend on the number of threads`() throws {
+    let fixture = try Fixture("llama")
+    let results = try [1, 2, 3].map { try fixture.logits(by: OpenBLASBackend(threads: $0)) }
+    #expect(results[1] == results[0])
+    #expect(results[2] == results[0])
+  }
+
+  @Test func `a sequence has the same logits alone and in a batch`() throws {
+    let fixture = try Fixture("bloom")
+    let backend = OpenBLASBackend(threads: 1)
+    let together = try fixture.logits(by: backend)
+    let alone = try fixture.logits(by: backend, of: Array(fixture.tokens.suffix(fixture.sequenceLength)))
+    let difference = zip(together.suffix(alone.count), alone).map { abs($0 - $1) }.max() ?? .infinity
+    #expect(difference <= 1e-5 * (alone.map(abs).max() ?? 0))
+  }
+
+  @Test func `a layer runs with the weights that its linears now have`() throws {
+    let fixture = try Fixture("llama")
+    let model = try fixture.model(OpenBLASBackend(threads: 1))
+    let layer = try model.layer(0)
+    let states = try model.embed(fixture.tokens)
+    let before = states.elements
+    // Both halves end in a linear that adds to the residual stream: with these at zero nothing is added.
+    for linear in model.description.layerLinears where linear.name.hasSuffix("o_proj") || linear.name.hasSuffix("down_proj") {
+      layer.weights(of: linear).fill(0)
+    }
+    layer.run(states, sequenceLength: fixture.sequenceLength)
+    #expect(states.elements == before)
+    try model.layer(0).run(states, sequenceLength: fixture.sequenceLength)
+    #expect(states.elements != before)
+  }
+
+  private func expectAgreement(of fixture: Fixture, by backend: any ComputeBackend) throws {
+    let logits = try fixture.logits(by: backend)
+    try #require(logits.count == fixture.logits.count)
+    let largest = fixture.logits.map(abs).max() ?? 0
+    let difference = zip(logits, fixture.logits).map { abs($0 - $1) }.max() ?? .infinity
+    #expect(difference <= 1e-4 * largest, "\(difference) of \(largest)")
+  }
+}
+
+/// A checkpoint of `Tests/Fixtures/models` and what is expected of it.
+struct Fixture {
+  let checkpoint: CheckpointReader
+  let description: ModelDescription
+  /// Two sequences, one after the other.
+  let tokens: [Int32]
+  let sequenceLength: Int
+  /// `[tokens, vocabulary]`, from transformers.
+  let logits: [Float]
+
+  init(_ name: String) throws {
+    let checkpoint = try CheckpointReader(directory: TestFiles.model(name))
+    self.checkpoint = checkpoint
+    description = try ModelDescription(configuration: checkpoint.configuration) {
+      checkpoint.shape(of: $0) != nil
+    }
+    let expected = TestFiles.model("\(name)/expected.safetensors")
+    let rows = try TokenRows(tokenFile: expected).rows
+    tokens = rows.flatMap { $0 }
+    sequenceLength = rows[0].count
+    let panel = Matrix(rows: rows.count, columns: sequenceLength * description.vocabularySize)
+    try CheckpointReader(file: expected).read("logits", rows: 0..<rows.count, into: panel)
+    logits = panel.elements
+  }
+
+  func model(_ backend: any ComputeBackend) throws -> DecoderModel {
+    try DecoderModel(description, source: checkpoint, backend: backend, sequenceLength: sequenceLength)
+  }
+
+  /// The logits of `tokens`, all of the fixture's unless some are named.
+  func logits(by backend: any ComputeBackend, of tokens: [Int32]? = nil) throws -> [Float] {
+    let model = try model(backend)
+    let states = try model.embed(tokens ?? self.tokens)
+    for index in 0..<description.layerCount {
+      try model.layer(index).run(states, sequenceLength: sequenceLength)
+    }
+    return try model.head().logits(states).elements
+  }
+}

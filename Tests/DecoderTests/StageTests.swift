@@ -1,0 +1,52 @@
+import Checkpoint
+import TestSupport
+import Testing
+
+@testable import Decoder
+
+struct StageTests {
+  @Test(arguments: TestFiles.models)
+  func `the stages cover every linear of a layer exactly once`(_ name: String) throws {
+    let fixture = try Fixture(name)
+    let description = fixture.description
+    for index in 0..<description.layerCount {
+      let prefix = description.layerPrefix(index)
+      let names = description.layerLinears.map { prefix + $0.name + ".weight" }
+      #expect(Set(names).count == names.count)
+      let matrices = fixture.checkpoint.tensors.values.filter {
+        $0.name.hasPrefix(prefix) && $0.shape.count == 2
+      }
+      #expect(Set(names) == Set(matrices.map(\.name)))
+      for linear in description.layerLinears {
+        let shape = fixture.checkpoint.shape(of: prefix + linear.name + ".weight")
+        #expect(shape == [linear.outFeatures, linear.inFeatures])
+        let bias = fixture.checkpoint.shape(of: prefix + linear.name + ".bias")
+        #expect(bias == (linear.hasBias ? [linear.outFeatures] : nil))
+      }
+    }
+  }
+
+  @Test(arguments: TestFiles.models)
+  func `linears of one stage read the same input`(_ name: String) throws {
+    for stage in try Fixture(name).description.stages {
+      #expect(Set(stage.linears.map(\.inFeatures)).count == 1)
+    }
+  }
+
+  @Test(arguments: [
+    // One after the other.
+    ("llama", [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]]),
+    ("opt-post-350m", [["q_proj", "k_proj", "v_proj"], ["out_proj"], ["fc1"], ["fc2"]]),
+    ("falcon-rw", [["query_key_value"], ["dense"], ["dense_h_to_4h"], ["dense_4h_to_h"]]),
+    // Attention and MLP side by side, behind one norm and behind two.
+    ("falcon-7b", [["query_key_value", "dense_h_to_4h"], ["dense"], ["dense_4h_to_h"]]),
+    ("falcon-11b", [["query_key_value", "dense_h_to_4h"], ["dense"], ["dense_4h_to_h"]]),
+    ("falcon-40b", [["query_key_value"], ["dense_h_to_4h"], ["dense"], ["dense_4h_to_h"]]),
+  ])
+  func `the stages follow the arrangement of the layer`(_ name: String, _ expected: [[String]]) throws {
+    let stages = try Fixture(name).description.stages.map { stage in
+      stage.linears.map { String($0.name.split(separator: ".").last ?? "") }
+    }
+    #expect(stages == expected)
+  }
+}

@@ -1,0 +1,183 @@
+import Checkpoint
+import Foundation
+import TestSupport
+
+private let downProjection = "model.layers.1.mlp.down_proj.weight"
+
+extension BadInput {
+  /// Checkpoints that are damaged, incomplete or contradict themselves.
+  static let checkpoints: [BadInput] = [
+    BadInput(
+      "a missing shard", of: "llama-bf16-sharded", status: 66, "model-00002-of-00003.safetensors", "download"
+    ) { bench in
+      try FileManager.default.removeItem(atPath: bench.model + "/model-00002-of-00003.safetensors")
+    },
+    BadInput("a truncated file", status: 65, "model.safetensors", "100 bytes are missing", "download") { bench in
+      try bench.damage { $0.data.removeLast(100) }
+    },
+    BadInput("a header that is cut short", status: 65, "model.safetensors", "header", "incomplete") { bench in
+      try Data(littleEndian([UInt64(5_000)]) + Array(#"{"a":"#.utf8))
+        .write(to: URL(fileURLWithPath: bench.model + "/model.safetensors"))
+    },
+    BadInput("a header of more than 100 MB", status: 65, "100000001", "the limit is 100000000") { bench in
+      try Data(littleEndian([UInt64(100_000_001)]) + [UInt8](repeating: 0x20, count: 1_000))
+        .write(to: URL(fileURLWithPath: bench.model + "/model.safetensors"))
+    },
+    BadInput("a header that is not JSON", status: 65, "model.safetensors", "not JSON", "download") { bench in
+      try Data(tensorFile(header: "{\"lm_head.weight\": }", data: []))
+        .write(to: URL(fileURLWithPath: bench.model + "/model.safetensors"))
+    },
+    BadInput("tensors that overlap", status: 65, "model.safetensors", "overlap", "save it again") { bench in
+      try bench.damage { file in
+        let second = file.names[1]
+        let offsets = file.offsets(of: second)
+        file.place(second, at: offsets.lowerBound - 4..<offsets.upperBound - 4)
+      }
+    },
+    BadInput("a tensor beyond the end of the file", status: 65, "ends at byte", "incomplete") { bench in
+      try bench.damage { file in
+        let last = file.names[file.names.count - 1]
+        let offsets = file.offsets(of: last)
+        let columns = file.header[last]?["shape"]?.array?.last?.int ?? 1
+        let rows = offsets.count / 4 / columns
+        file.place(
+          last, at: offsets.lowerBound..<offsets.upperBound + 400 * columns,
+          shape: rows == 1 ? [columns + 100 * columns] : [rows + 100, columns])
+      }
+    },
+    BadInput(
+      "a tensor in two shards", of: "llama-bf16-sharded", status: 65, "model.embed_tokens.weight",
+      "model-00001-of-00003.safetensors and", "download"
+    ) { bench in
+      let first = try TensorFile(bench.model + "/model-00001-of-00003.safetensors")
+      let twin = "model.embed_tokens.weight"
+      try bench.damage("model-00003-of-00003.safetensors") { file in
+        let end = file.data.count
+        file.data += first.data[first.offsets(of: twin)]
+        file.header[twin] = first.header[twin]
+        file.place(twin, at: end..<file.data.count)
+      }
+    },
+    BadInput(
+      "a weight_map that leads out of the directory", of: "llama-bf16-sharded", status: 65,
+      "model.safetensors.index.json", "lm_head.weight", "../secret.safetensors", "beside the index"
+    ) { bench in
+      let index = bench.model + "/model.safetensors.index.json"
+      var map = try JSONValue(contentsOf: index)["weight_map"]?.object ?? [:]
+      map["lm_head.weight"] = "../secret.safetensors"
+      try edit(index, ["weight_map": .object(map)])
+    },
+    BadInput("an index that lies", of: "llama-bf16-sharded", status: 65, "model.norm.weight", "missing") { bench in
+      let index = bench.model + "/model.safetensors.index.json"
+      var map = try JSONValue(contentsOf: index)["weight_map"]?.object ?? [:]
+      map["model.norm.weight"] = "model-00001-of-00003.safetensors"
+      try edit(index, ["weight_map": .object(map)])
+    },
+    BadInput("no weights", status: 66, "model.safetensors", "download") { bench in
+      try FileManager.default.removeItem(atPath: bench.model + "/model.safetensors")
+    },
+    BadInput("pickled weights", status: 65, "pytorch_model.bin", "safe_serialization") { bench in
+      try FileManager.default.moveItem(
+        atPath: bench.model + "/model.safetensors", toPath: bench.model + "/pytorch_model.bin")
+    },
+    BadInput("no config.json", status: 66, "config.json is missing", "add") { bench in
+      try FileManager.default.removeItem(atPath: bench.model + "/config.json")
+    },
+    BadInput("a config.json that is not JSON", status: 65, "config.json", "download") { bench in
+      try "{'model_type': 'llama'}".write(toFile: bench.model + "/config.json", atomically: true, encoding: .utf8)
+    },
+    BadInput(
+      "an unknown architecture", status: 65, "config.json", "\"mamba\"", "bloom", "falcon", "llama", "mistral", "opt",
+      "qwen2", "qwen3"
+    ) { bench in
+      try bench.editConfiguration(["model_type": "mamba"])
+    },
+    BadInput("a rope scaling that is not supported", status: 65, "yarn", "linear, llama3") { bench in
+      try bench.editConfiguration(["rope_scaling": ["rope_type": "yarn", "factor": 2]])
+    },
+    BadInput(
+      "shapes that do not fit config.json", status: 65, "model.layers.0.mlp.gate_proj.weight", "[96, 32]", "[128, 32]",
+      "config.json"
+    ) { bench in
+      try bench.editConfiguration(["intermediate_size": 128])
+    },
+    BadInput("a vocabulary that does not fit config.json", status: 65, "[64, 32]", "[65, 32]", "config.json") { bench in
+      try bench.editConfiguration(["vocab_size": 65])
+    },
+    BadInput("more layers in config.json than weights", status: 65, "model.layers.2.self_attn.q_proj.weight") { bench in
+      try bench.editConfiguration(["num_hidden_layers": 3])
+    },
+    BadInput("NaN in the weights of a linear", status: 65, downProjection, "nan at index 70", "download") { bench in
+      try bench.damage { $0.set(downProjection, at: 70, to: .nan) }
+    },
+    BadInput("infinity in a norm", status: 65, "model.layers.0.input_layernorm.weight", "inf at index 3") { bench in
+      try bench.damage { $0.set("model.layers.0.input_layernorm.weight", at: 3, to: .infinity) }
+    },
+    BadInput("weights that are no floats", status: 65, downProjection, "I32") { bench in
+      try bench.damage { file in
+        var entry = file.header[downProjection]?.object ?? [:]
+        entry["dtype"] = "I32"
+        file.header[downProjection] = .object(entry)
+      }
+    },
+    BadInput("activations that overflow", status: 65, "layer 0", "mlp.down_proj") { bench in
+      try bench.damage { file in
+        for index in 0..<96 { file.set("model.layers.0.mlp.up_proj.weight", at: 32 * index, to: 3e38) }
+      }
+    },
+  ]
+
+  /// Calibration files.
+  static let tokens: [BadInput] = [
+    BadInput("no calibration tokens", status: 65, "empty.safetensors", "no tokens", "give a text") { bench in
+      bench.calibration = try bench.directory.write(tokens: [], to: "empty.safetensors")
+    },
+    BadInput("too few calibration tokens", status: 65, "384 tokens", "12 sequences of 32", "--samples 12") { bench in
+      bench.options = ["--samples", "13"]
+    },
+    BadInput("a missing calibration file", status: 66, "nowhere.safetensors", "check the path") { bench in
+      bench.calibration = bench.directory.file("nowhere.safetensors")
+    },
+    BadInput("a token file without input_ids", status: 65, "model.safetensors", "input_ids") { bench in
+      bench.calibration = bench.model + "/model.safetensors"
+    },
+    BadInput("a token outside the vocabulary", status: 65, "token id 64", "vocabulary of 64", "tokenizer") { bench in
+      bench.calibration = try bench.directory.write(
+        tokens: [[Int64](repeating: 64, count: 320)], to: "outside.safetensors")
+    },
+    BadInput("sequences beyond the model's positions", status: 65, "129", "--sequence-length 128") { bench in
+      bench.calibration = try bench.directory.write(
+        randomTokens: 8, of: 129, vocabulary: 64, seed: 1, to: "long.safetensors")
+      bench.options = ["--sequence-length", "129"]
+    },
+    BadInput("a tokenizer without its interpreter", status: 69, "/nowhere/python3", "QUANTEASE_PYTHON") { bench in
+      bench.calibration = try bench.directory.write("text", to: "text.txt")
+      bench.environment = ["QUANTEASE_PYTHON": "/nowhere/python3"]
+    },
+  ]
+
+  /// Requests that cannot be met, and command lines.
+  static let requests: [BadInput] = [
+    BadInput("a linear that the format cannot hold", of: "qwen2", status: 65, "gptq", "32", "model.layers.0") { bench in
+      bench.options = ["--format", "gptq"]
+    },
+    BadInput("groups that do not divide a linear", status: 65, "group", "48", "model.layers.0") { bench in
+      bench.options = ["--format", "gptq", "--group-size", "48"]
+    },
+    BadInput("too little memory", status: 75, "memory", "--sequence-length") { bench in
+      bench.options = ["--memory", "0.0001"]
+    },
+    BadInput("a number of bits that there is not", status: 64, "--bits 5", "2, 3, 4 or 8") { bench in
+      bench.options = ["--bits", "5"]
+    },
+    BadInput("an unknown format", status: 64, "awq", "compressed-tensors") { bench in
+      bench.options = ["--format", "awq"]
+    },
+    BadInput("the same format twice", status: 64, "--format") { bench in
+      bench.options = ["--format", "dense", "--format", "dense"]
+    },
+    BadInput("a group size of nothing", status: 64, "--group-size 0") { bench in
+      bench.options = ["--group-size", "0"]
+    },
+  ]
+}

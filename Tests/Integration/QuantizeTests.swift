@@ -1,0 +1,225 @@
+import Checkpoint
+import Foundation
+import TestSupport
+import Testing
+
+/// `quantize`, `eval` and `inspect` end to end, on a tiny llama.
+struct QuantizeTests {
+  private static let formats = ["compressed-tensors", "gptq", "gptq-v2", "dense"]
+  private static var formatOptions: [String] { formats.flatMap { ["--format", $0] } }
+
+  @Test(arguments: [
+    ["--bits", "4"],
+    ["--bits", "4", "--group-size", "32", "--symmetric"],
+    ["--bits", "8", "--group-size", "32"],
+    ["--bits", "3", "--symmetric"],
+    ["--bits", "2", "--group-size", "32"],
+  ])
+  func `every format is the same model`(_ options: [String]) throws {
+    let bench = try Workbench()
+    bench.options = options + Self.formatOptions
+    try bench.report()
+    let tokens = try bench.directory.write(randomTokens: 6, of: 48, vocabulary: 64, seed: 2, to: "test.safetensors")
+    let perplexities = try Self.formats.map { format in
+      try #require(Quantease.json("eval", "\(bench.output)/\(format)", "--tokens", tokens)["perplexity"]?.double)
+    }
+    for (format, perplexity) in zip(Self.formats, perplexities) {
+      // The dense weights are fp32, as the source's are: they hold every grid point but for its last bit.
+      #expect(abs(perplexity / perplexities[0] - 1) < 1e-5, "\(format): \(perplexities)")
+    }
+    let source = try #require(Quantease.json("eval", bench.model, "--tokens", tokens)["perplexity"]?.double)
+    #expect(perplexities[0] != source)
+    if options.contains("8") { #expect(abs(perplexities[0] / source - 1) < 0.02) }
+  }
+
+  @Test func `the report has what every linear and the whole run cost`() throws {
+    let bench = try Workbench()
+    let report = try bench.report("--bits", "3", "--group-size", "32", "--symmetric", "--solver", "gptq")
+    let linears = try #require(report["linears"]?.array)
+    let shapes = ["q": [64, 32], "k": [32, 32], "v": [32, 32], "o": [32, 64], "gate": [96, 32], "up": [96, 32],
+      "down": [32, 96]]
+    #expect(linears.count == 14)
+    for (index, layer) in [(0, 0), (7, 1)] {
+      #expect(
+        linears[index..<index + 7].map { $0["name"]?.string } == [
+          "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
+          "mlp.up_proj", "mlp.down_proj",
+        ].map { "model.layers.\(layer).\($0)" })
+    }
+    for linear in linears {
+      let name = try #require(linear["name"]?.string?.split(separator: ".").last?.split(separator: "_").first)
+      #expect(linear["shape"]?.array?.compactMap(\.int) == shapes[String(name)])
+      #expect(linear["bits"]?.int == 3)
+      #expect(linear["group_size"]?.int == 32)
+      #expect(linear["symmetric"]?.bool == true)
+      #expect(linear["solver"]?.string == "gptq")
+      #expect(try (0.0001..<0.5).contains(#require(linear["relative_error"]?.double)))
+      #expect(try #require(linear["seconds"]?.double) >= 0)
+    }
+    let totals = try #require(report["totals"])
+    #expect(totals["tokens"]?.int == 8 * 32)
+    #expect(totals["linears"]?.int == 14)
+    for key in ["seconds", "peak_memory_bytes", "cache_bytes_raw", "cache_bytes_compressed", "output_bytes"] {
+      #expect(try #require(totals[key]?.double) > 0, "\(key)")
+    }
+    let phases = try #require(totals["seconds_per_phase"]?.object)
+    #expect(Set(phases.keys).isSuperset(of: ["forward", "gram", "solver", "cache", "export"]))
+    // Two layers; each writes the context, the residual stream twice and the intermediate activations. The
+    // last stages of the last layer need not be run.
+    let written = try #require(totals["cache_bytes_raw"]?.int)
+    #expect(written % (8 * 32 * 4) == 0)
+  }
+
+  @Test func `one format stands in the output directory itself, with the source's other files`() throws {
+    let bench = try Workbench()
+    try "terms".write(toFile: bench.model + "/LICENSE", atomically: true, encoding: .utf8)
+    try "{}".write(toFile: bench.model + "/generation_config.json", atomically: true, encoding: .utf8)
+    try "pickle".write(toFile: bench.model + "/pytorch_model.bin", atomically: true, encoding: .utf8)
+    try bench.report()
+    let names = try FileManager.default.contentsOfDirectory(atPath: bench.output)
+    #expect(
+      Set(names) == [
+        "LICENSE", "config.json", "generation_config.json", "model.safetensors", "quantease_report.html",
+        "quantease_report.json",
+      ])
+    #expect(try bench.results == ["output"])
+    let configuration = try JSONValue(contentsOf: bench.output + "/config.json")
+    #expect(configuration["quantization_config"]?["quant_method"]?.string == "compressed-tensors")
+    #expect(configuration["model_type"]?.string == "llama")
+  }
+
+  @Test func `several formats stand in directories of their names, the report above them`() throws {
+    let bench = try Workbench()
+    bench.options = ["--format", "gptq", "--format", "dense"]
+    try bench.report()
+    let names = try FileManager.default.contentsOfDirectory(atPath: bench.output)
+    #expect(Set(names) == ["dense", "gptq", "quantease_report.html", "quantease_report.json"])
+    let dense = try JSONValue(contentsOf: bench.output + "/dense/config.json")
+    #expect(dense["quantization_config"] == nil)
+  }
+
+  @Test func `neither the number of threads nor a second run changes a byte`() throws {
+    let bench = try Workbench("llama-bf16-sharded")
+    bench.options = ["--bits", "3"] + Self.formatOptions
+    let outputs = try [("1", "one"), ("2", "two"), ("3", "three"), ("2", "again")].map { threads, name in
+      let output = bench.directory.file(name)
+      try bench.report("--threads", threads, output: output)
+      return try Self.formats.map { format in
+        try Data(contentsOf: URL(fileURLWithPath: "\(output)/\(format)/model.safetensors"))
+      }
+    }
+    for output in outputs.dropFirst() { #expect(output == outputs[0]) }
+  }
+
+  @Test func `another seed draws other sequences`() throws {
+    let bench = try Workbench()
+    func errors(_ seed: String) throws -> [Double] {
+      let report = try bench.report("--seed", seed, output: bench.directory.file("seed-\(seed)"))
+      return try #require(report["linears"]?.array).compactMap { $0["relative_error"]?.double }
+    }
+    #expect(try errors("1") != errors("2"))
+  }
+
+  @Test func `every solver gives its own result, and descent the best`() throws {
+    let bench = try Workbench()
+    func firstError(_ options: String...) throws -> Double {
+      bench.options = ["--bits", "3"] + options
+      let report = try bench.report(output: bench.directory.file(options.joined()))
+      return try #require(report["linears"]?.array?.first?["relative_error"]?.double)
+    }
+    // The first linear: from there on each solver has inputs of its own.
+    let rounding = try firstError("--solver", "rtn")
+    let gptq = try firstError("--solver", "gptq")
+    let paper = try firstError("--solver", "quantease", "--preset", "paper")
+    let standard = try firstError("--solver", "quantease")
+    #expect(standard < paper && paper < rounding)
+    #expect(standard < gptq && gptq < rounding)
+  }
+
+  @Test(arguments: ["opt-pre", "opt-post-350m", "bloom", "falcon-7b", "falcon-40b", "falcon-rw", "qwen3"])
+  func `every kind of layer goes through`(_ fixture: String) throws {
+    let bench = try Workbench(fixture)
+    bench.options = ["--bits", "8", "--format", "dense"]
+    let report = try bench.report()
+    let errors = try #require(report["linears"]?.array).compactMap { $0["relative_error"]?.double }
+    #expect(errors.allSatisfy { (0..<0.001).contains($0) }, "\(errors)")
+    let source = try #require(Quantease.json("eval", bench.model, "--tokens", bench.calibration)["perplexity"]?.double)
+    let dense = try #require(Quantease.json("eval", bench.output, "--tokens", bench.calibration)["perplexity"]?.double)
+    #expect(abs(dense / source - 1) < 0.02)
+  }
+
+  @Test func `eval counts the windows and tokens that it has used`() throws {
+    let bench = try Workbench()
+    let result = try Quantease.json("eval", bench.model, "--tokens", bench.calibration, "--windows", "5")
+    #expect(Set(try #require(result.object).keys) == ["perplexity", "tokens", "windows", "seconds"])
+    #expect(result["windows"]?.int == 5)
+    #expect(result["tokens"]?.int == 5 * 32)
+    #expect(try #require(result["perplexity"]?.double) > 1)
+    // A random model knows nothing of random tokens: its guess is as good as one among 64, or worse.
+    #expect(try (40..<4_000).contains(#require(result["perplexity"]?.double)))
+  }
+
+  @Test func `inspect says what a checkpoint holds`() throws {
+    let result = try Quantease.json("inspect", TestFiles.model("llama-bf16-sharded"))
+    #expect(result["architecture"]?.string == "llama")
+    #expect(result["layers"]?.int == 2)
+    #expect(result["hidden_size"]?.int == 32)
+    #expect(result["vocabulary_size"]?.int == 64)
+    #expect(result["linears"]?.int == 14)
+    #expect(result["dtypes"]?.array?.compactMap(\.string) == ["BF16"])
+    #expect(try #require(result["memory_bytes"]?.int) > 0)
+  }
+
+  @Test func `inspect names the method of a quantized checkpoint`() throws {
+    let bench = try Workbench()
+    try bench.report("--format", "gptq")
+    #expect(try Quantease.json("inspect", bench.output)["quantization"]?.string == "gptq")
+  }
+
+  @Test func `the cache goes where it is told to, and is gone at the end`() throws {
+    let bench = try Workbench()
+    let cache = bench.directory.file("scratch/cache")
+    try bench.report("--cache-dir", cache)
+    #expect(try FileManager.default.contentsOfDirectory(atPath: cache) == [])
+  }
+
+  @Test(.enabled(if: Python.hasTokenizers, "needs a Python with tokenizers; set QUANTEASE_PYTHON"))
+  func `a text goes through the model's tokenizer`() throws {
+    let bench = try Workbench()
+    let words = (0..<64).map { "\"w\($0)\":\($0)" }.joined(separator: ",")
+    let tokenizer = """
+      {"version":"1.0","truncation":null,"padding":null,"added_tokens":[],"normalizer":null,
+      "pre_tokenizer":{"type":"Whitespace"},"post_processor":null,"decoder":null,
+      "model":{"type":"WordLevel","vocab":{\(words)},"unk_token":"w0"}}
+      """
+    try tokenizer.write(toFile: bench.model + "/tokenizer.json", atomically: true, encoding: .utf8)
+    let ids = (0..<400).map { ($0 * $0 + 7 * $0) % 61 }
+    bench.calibration = try bench.directory.write(ids.map { "w\($0)" }.joined(separator: " "), to: "text.txt")
+    let fromText = try bench.report()
+    let text = try Data(contentsOf: URL(fileURLWithPath: bench.output + "/model.safetensors"))
+    #expect(try String(contentsOfFile: bench.output + "/tokenizer.json", encoding: .utf8) == tokenizer)
+    #expect(fromText["totals"]?["tokens"]?.int == 8 * 32)
+
+    let perplexity = try Quantease.json(
+      "eval", bench.model, "--text", bench.calibration, "--sequence-length", "32")
+    #expect(perplexity["windows"]?.int == 400 / 32)
+
+    bench.calibration = try bench.directory.write(tokens: [ids.map(Int64.init)], to: "ids.safetensors")
+    let output = bench.directory.file("from-tokens")
+    try bench.report(output: output)
+    #expect(try Data(contentsOf: URL(fileURLWithPath: output + "/model.safetensors")) == text)
+  }
+}
+
+enum Python {
+  /// Whether the interpreter that the program would take has the package tokenizers.
+  static let hasTokenizers: Bool = {
+    let process = Process()
+    process.executableURL = URL(fileURLWithPath: "/usr/bin/env")
+    process.arguments = [TestEnvironment.variable("QUANTEASE_PYTHON") ?? "python3", "-c", "import tokenizers"]
+    process.standardError = FileHandle.nullDevice
+    guard (try? process.run()) != nil else { return false }
+    process.waitUntilExit()
+    return process.terminationStatus == 0
+  }()
+}

@@ -1,0 +1,32 @@
+import SystemIO
+
+/// Where the files are that tests read.
+public enum TestFiles {
+  /// The repository, from where this file was compiled.
+  private static var repository: String {
+    var path = #filePath
+    for _ in 0..<3 { path = FileSystem.parent(of: path) }
+    return path
+  }
+
+  /// The folder of a checkpoint among the fixtures.
+  public static func model(_ name: String) -> String {
+    FileSystem.join(repository, "Tests/Fixtures/models/\(name)")
+  }
+
+  /// The names of all checkpoints among the fixtures.
+  public static let models: [String] = {
+    let names = try? FileSystem.names(in: FileSystem.join(repository, "Tests/Fixtures/models"))
+    return (names ?? []).sorted()
+  }()
+
+  /// A file of the reference data, which lie outside the repository; nil where they are not at hand.
+  /// `QUANTEASE_SHARED` names their folder, and otherwise it is `shared` beside the repository.
+  public static func reference(_ name: String) -> String? {
+    let folder =
+      TestEnvironment.variable("QUANTEASE_SHARED")
+      ?? FileSystem.join(FileSystem.parent(of: repository), "shared")
+    let path = FileSystem.join(folder, "reference/\(name)")
+    return (try? FileSystem.exists(path)) == true ? path : nil
+  }
+}
