@@ -2,7 +2,7 @@
 """Writes tiny random checkpoints of every family variant, with the logits that transformers computes.
 
 Each folder OUTPUT_DIR/<variant>/ gets config.json, the weights as safetensors, and expected.safetensors:
-`input_ids` int64 [2, 17] and `logits` float32 [2, 17, vocabulary], by eager attention in float32.
+`input_ids` int64 [2, 17] and `logits` float32 [2, 17, vocabulary], computed in float32.
 
     tools/make-fixtures.py Tests/Fixtures/models
 
@@ -146,8 +146,10 @@ def write_json(value: dict, file: Path) -> None:
 
 def load(folder: Path) -> torch.nn.Module:
     """The checkpoint as any client reads it; a name that does not match is an error."""
+    # Falcon's eager attention in transformers 5.23 adds alibi twice; its default, sdpa, as the model was trained.
+    attention = "sdpa" if folder.name == "falcon-rw" else "eager"
     model, report = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+        folder, dtype=torch.float32, attn_implementation=attention, output_loading_info=True
     )
     if report["missing_keys"] or report["unexpected_keys"] or report["mismatched_keys"]:
         raise SystemExit(f"make-fixtures: {folder}: names do not match: {report}")

@@ -6,7 +6,6 @@ public enum DecoderError: Error, Sendable, Equatable, CustomStringConvertible {
   case inconsistentHeads(heads: Int, keyValueHeads: Int)
   case sequenceTooLong(Int, maximum: Int)
   case tokenOutsideVocabulary(token: Int32, vocabulary: Int)
-  case nonFiniteActivation(at: String, layer: Int)
 
   public var description: String {
     switch self {
@@ -25,9 +24,6 @@ public enum DecoderError: Error, Sendable, Equatable, CustomStringConvertible {
     case .tokenOutsideVocabulary(let token, let vocabulary):
       "token id \(token) is outside the model's vocabulary of \(vocabulary); "
         + "the token file was made with another model's tokenizer"
-    case .nonFiniteActivation(let place, let layer):
-      "layer \(layer): \(place) holds NaN or infinity; the checkpoint's weights overflow fp32 here, "
-        + "check that it runs in transformers"
     }
   }
 }

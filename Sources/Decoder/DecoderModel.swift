@@ -98,7 +98,7 @@ public struct DecoderHead: Sendable {
       states = normalized
     }
     if let projection {
-      let projected = workspace.matrix(.projected, rows: states.rows, columns: projection.rows)
+      let projected = workspace.matrix(.headInput, rows: states.rows, columns: projection.rows)
       backend.linear(states, weights: projection, bias: nil, into: projected)
       states = projected
     }

@@ -127,7 +127,7 @@ final class LayerLoop {
           try quantized.model.embed(calibration.tokens(of: samples))
         })
       for transition in transitions {
-        try times.measure(.cache) { try transition.write(state, batch: batch) }
+        try store(state, by: transition, batch, layer: 0, after: "the embedding")
       }
       let input = times.measure(.forward) { first.quantized.input(of: first.stage, state) }
       times.measure(.gram) { gram.accumulate(input, backend: backend) }
@@ -176,8 +176,29 @@ final class LayerLoop {
       let input = layer.input(of: stage, state)
       layer.run(stage, input: input, sequenceLength: calibration.sequenceLength, state: &state)
     }
-    try times.measure(.cache) { try step.write(state, batch: batch) }
+    try store(
+      state, by: step, batch, layer: layer.index,
+      after: stage.linears.map(\.name).joined(separator: ", "))
     return times.measure(.forward) { nextLayer.input(of: next, state) }
+  }
+
+  /// Stores what a stage has left of a batch; a value that is not finite is reported by its place in the model.
+  private func store(
+    _ state: LayerState, by step: StagedStates.Transition, _ batch: Int, layer: Int, after place: String
+  ) throws {
+    do {
+      try times.measure(.cache) { try step.write(state, batch: batch) }
+    } catch let error as CacheError {
+      switch error {
+      case .notFinite(_, let row, let column, let value):
+        throw PipelineError.badActivations(
+          layer: layer, after: place, value: value, token: row, feature: column)
+      case .overflow(_, let row, let column, let value, _):
+        throw PipelineError.badActivations(
+          layer: layer, after: place, value: "\(value)", token: row, feature: column)
+      default: throw error
+      }
+    }
   }
 }
 

@@ -5,7 +5,7 @@ public enum PipelineError: Error, Sendable, Equatable, CustomStringConvertible {
   case wrongShape(tensor: String, found: [Int], expected: [Int])
   case missingTensor(String)
   case outputExists(String)
-  case badActivations(layer: Int, module: String, reason: String)
+  case badActivations(layer: Int, after: String, value: String, token: Int, feature: Int)
 
   public var description: String {
     switch self {
@@ -22,8 +22,9 @@ public enum PipelineError: Error, Sendable, Equatable, CustomStringConvertible {
         + "download the checkpoint again or check config.json"
     case .outputExists(let path):
       "\(path): exists already; remove it or name another --output"
-    case .badActivations(let layer, let module, let reason):
-      "layer \(layer), input of \(module): \(reason)"
+    case .badActivations(let layer, let place, let value, let token, let feature):
+      "layer \(layer): the activations after \(place) hold \(value) at token \(token) of the batch, feature "
+        + "\(feature); the model overflows here, check that it runs in transformers on the same text"
     }
   }
 

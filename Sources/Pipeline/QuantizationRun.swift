@@ -6,6 +6,7 @@ import Decoder
 import Export
 import Quantization
 import Solvers
+import Synchronization
 import SystemIO
 import Tensors
 
@@ -55,7 +56,7 @@ public struct QuantizationRequest: Sendable {
 ///
 /// Everything that can be known to be wrong is found before the first product is computed, and nothing
 /// stands at the output path before all of it is complete and on the disk.
-public final class QuantizationRun {
+public final class QuantizationRun: Sendable {
   public let request: QuantizationRequest
   public let description: ModelDescription
   public let plan: MemoryPlan
@@ -63,6 +64,7 @@ public final class QuantizationRun {
   private let backend: any ComputeBackend
   private let modelType: DType
   private let treatments: [String: Treatment]
+  private let unpublished = Mutex<(output: StagingDirectory?, cache: HiddenStatesStore?)>((nil, nil))
 
   /// - Throws: an error that names the file or tensor, if the request cannot be met.
   public init(_ request: QuantizationRequest, backend: any ComputeBackend) throws {
@@ -100,6 +102,8 @@ public final class QuantizationRun {
       shardSizeLimit: request.shardSizeLimit)
     let store = try HiddenStatesStore(
       path: cachePath, elementType: request.cacheType ?? modelType, threads: backend.threads)
+    unpublished.withLock { $0 = (staging, store) }
+    defer { unpublished.withLock { $0 = (nil, nil) } }
     func model() throws -> DecoderModel {
       try DecoderModel(
         description, source: checkpoint, backend: backend,
@@ -156,6 +160,15 @@ public final class QuantizationRun {
     try report.write(to: staging.path)
     try staging.publish()
     return report
+  }
+
+  /// Removes what an unfinished run has on the disk, for a process that is about to end; any thread may call it.
+  public func discard() {
+    unpublished.withLock { files in
+      // The process ends whether or not its files could be removed.
+      try? files.cache?.destroy()
+      try? files.output?.discard()
+    }
   }
 
   private var exportedLinears: [LinearDescription] {

@@ -39,12 +39,15 @@ public struct QuantizedLinear: Sendable {
   public func dequantize(rows: Range<Int>, into panel: Matrix) {
     precondition(panel.rows == rows.count && panel.columns == inFeatures, "the panel has another shape")
     let width = grid.columnsPerGroup
-    for (panelRow, row) in rows.enumerated() {
-      for group in 0..<grid.groups {
-        let scale = grid.scales[row, group]
-        let zeroPoint = grid.zeroPoints[row, group]
-        for column in (group * width)..<min((group + 1) * width, inFeatures) {
-          panel[panelRow, column] = scale * (Float(codes[row * inFeatures + column]) - zeroPoint)
+    panel.withMutableSpan { weights in
+      for (panelRow, row) in rows.enumerated() {
+        for group in 0..<grid.groups {
+          let scale = grid.scales[row, group]
+          let zeroPoint = grid.zeroPoints[row, group]
+          for column in (group * width)..<min((group + 1) * width, inFeatures) {
+            weights[panelRow * inFeatures + column] =
+              scale * (Float(codes[row * inFeatures + column]) - zeroPoint)
+          }
         }
       }
     }

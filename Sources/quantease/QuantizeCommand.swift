@@ -119,7 +119,8 @@ struct QuantizeCommand: ParsableCommand {
         seed: seed, calibrationSource: calibration, cacheDirectory: machine.cacheDir,
         memoryBudgetBytes: try memoryBudgetBytes),
       backend: backend)
-    let report = try run.run(progress: progress.show)
+    let interruption = Interruption { run.discard() }
+    let report = try withExtendedLifetime(interruption) { try run.run(progress: progress.show) }
     progress.close()
     if json {
       Console.line(String(decoding: try report.json(), as: UTF8.self))

@@ -3,8 +3,19 @@ import Foundation
 import TestSupport
 import Testing
 
+/// Whether the interpreter has tokenizers, and something that reads .zst.
+private let hasPackages: Bool = {
+  let process = Process()
+  process.executableURL = URL(fileURLWithPath: "/usr/bin/env")
+  process.arguments = [Tokenizer().interpreter, "-c", "import tokenizers, zstandard"]
+  process.standardError = FileHandle.nullDevice
+  guard (try? process.run()) != nil else { return false }
+  process.waitUntilExit()
+  return process.terminationStatus == 0
+}()
+
 /// The helper process, with a tokenizer of whole words.
-@Suite(.enabled(if: TokenizerTests.hasPackages, "needs a Python with tokenizers; set QUANTEASE_PYTHON"))
+@Suite(.enabled(if: hasPackages, "needs a Python with tokenizers; set QUANTEASE_PYTHON"))
 struct TokenizerTests {
   private let model: TemporaryDirectory
 
@@ -111,17 +122,6 @@ struct TokenizerTests {
       #expect("\(error)".contains(mention), "\(error)", sourceLocation: sourceLocation)
     }
   }
-
-  /// Whether the interpreter has tokenizers, and something that reads .zst.
-  static let hasPackages: Bool = {
-    let process = Process()
-    process.executableURL = URL(fileURLWithPath: "/usr/bin/env")
-    process.arguments = [Tokenizer().interpreter, "-c", "import tokenizers, zstandard"]
-    process.standardError = FileHandle.nullDevice
-    guard (try? process.run()) != nil else { return false }
-    process.waitUntilExit()
-    return process.terminationStatus == 0
-  }()
 }
 
 struct MissingInterpreterTests {

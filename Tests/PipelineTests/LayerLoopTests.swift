@@ -1,11 +1,9 @@
+import ActivationCache
 import Calibration
 import Checkpoint
-import Compute
 import ComputeOpenBLAS
 import Quantization
 import Solvers
-import SystemIO
-import Synchronization
 import Tensors
 import TestSupport
 import Testing
@@ -13,106 +11,145 @@ import Testing
 @testable import Decoder
 @testable import Pipeline
 
-/// The layer loop against its definition: a stage's Gram matrix is made of the inputs that the model has
-/// there when everything before it is quantized.
+/// The layer loop against its definition: a stage's statistics are made of the inputs that the model has there
+/// when everything before the stage is quantized.
 struct LayerLoopTests {
-  /// One of every arrangement of stages.
+  /// One for every arrangement of stages.
   static let fixtures = ["llama", "opt-pre", "opt-post-350m", "bloom", "falcon-7b", "falcon-40b", "falcon-rw"]
 
-  @Test(arguments: fixtures)
-  func `gram matrices are those of the quantized model so far`(_ fixture: String) throws {
-    let spy = GramSpy()
-    let run = try TestRun(fixture, solver: spy, batchBudget: .max)
-    let backend = OpenBLASBackend(threads: 2)
-
-    // The dense output holds every linear quantized. What enters a stage depends on stages before it only.
-    let output = try CheckpointReader(directory: run.output)
-    let model = try DecoderModel(
-      run.description, source: output, backend: backend, sequenceLength: run.calibration.sequenceLength)
-    let states = try model.embed(run.calibration.tokens).copy()
-    for index in 0..<run.description.layerCount {
-      let layer = try model.layer(index)
-      var state = LayerState(residual: states)
-      for stage in layer.stages {
-        let input = layer.input(of: stage, state)
-        let expected = GramMatrix(inFeatures: stage.linears[0].inFeatures)
-        expected.accumulate(input, backend: backend)
-        expected.finish(backend: backend)
-        for linear in stage.linears {
-          let found = try #require(spy.gram(of: layer.moduleName(of: linear)))
-          expectClose(found, expected.values.elements, layer.moduleName(of: linear))
-        }
-        layer.run(
-          stage, input: input, sequenceLength: run.calibration.sequenceLength, state: &state)
-      }
+  @Test(arguments: fixtures, [1, 3, 4])
+  func `gram matrices are those of the quantized model so far`(_ fixture: String, _ batchSamples: Int) throws {
+    let run = try LoopRun(fixture, batchSamples: batchSamples)
+    for (module, inputs) in try run.inputs(quantized: true) {
+      let gram = Matrix(rows: inputs.columns, columns: inputs.columns)
+      run.backend.accumulateGram(inputs, into: gram)
+      run.backend.symmetrize(gram)
+      expectClose(try #require(run.grams[module]), gram, module)
     }
   }
 
   @Test(arguments: ["llama", "falcon-40b"])
-  func `batches of one sequence give the same as all at once`(_ fixture: String) throws {
-    let together = GramSpy()
-    let oneByOne = GramSpy()
-    let all = try TestRun(fixture, solver: together, batchBudget: .max)
-    let single = try TestRun(fixture, solver: oneByOne, batchBudget: nil)
-    #expect(all.plan.batchSamples == all.calibration.samples)
-    #expect(single.plan.batchSamples == 1)
-    #expect(together.names == oneByOne.names)
-    // The first stage alone: its inputs are the same, later ones differ by what rounding made of a last bit.
-    for linear in all.description.stages[0].linears {
-      let name = all.description.layerPrefix(0) + linear.name
-      expectClose(try #require(oneByOne.gram(of: name)), try #require(together.gram(of: name)), name)
+  func `the original model's output is the target when it is asked for`(_ fixture: String) throws {
+    let run = try LoopRun(fixture, batchSamples: 2, target: .original, damping: 0.01)
+    let original = try run.inputs(quantized: false)
+    for (index, (module, inputs)) in try run.inputs(quantized: true).enumerated() {
+      guard let correction = run.corrections[module] else {
+        // The first stage alone has the same inputs in both models.
+        let first = run.description.stages[0].linears.map { run.description.layerPrefix(0) + $0.name }
+        #expect(first.contains(module))
+        continue
+      }
+      // (X° − X) Xᵀ = correction · (Σ + ρI)
+      let drift = Matrix(rows: inputs.columns, columns: inputs.columns)
+      run.backend.subtract(inputs, from: original[index].inputs)
+      run.backend.accumulateCrossProduct(original[index].inputs, inputs, into: drift)
+      let product = Matrix(rows: drift.rows, columns: drift.columns)
+      run.backend.multiply(
+        correction, try #require(run.grams[module]), transposingB: false, scale: 1, into: product, keeping: 0)
+      expectClose(product, drift, module, tolerance: 2e-3)
     }
   }
 
-  @Test func `every linear is solved once, in the order of the stages`() throws {
-    let spy = GramSpy()
-    let run = try TestRun("falcon-40b", solver: spy, batchBudget: .max)
+  @Test(arguments: fixtures)
+  func `every linear is solved once, in the order of the stages`(_ fixture: String) throws {
+    let run = try LoopRun(fixture, batchSamples: 4)
     let expected = (0..<run.description.layerCount).flatMap { index in
       run.description.layerLinears.map { run.description.layerPrefix(index) + $0.name }
     }
-    #expect(spy.names == expected)
-    #expect(run.report.linears.map(\.name) == expected)
+    #expect(run.modules == expected)
   }
 
-  @Test func `an activation that is not finite ends the run with the layer and module`() throws {
-    // Weights that overflow are no finite activations: Σ holds what no solver can take.
-    let error = try #require(throws: (any Error).self) {
-      try TestRun("llama", solver: OverflowingSolver(), batchBudget: .max)
-    }
-    #expect("\(error)".contains("layer"), "\(error)")
+  @Test func `the cache holds nothing but the states between two stages`() throws {
+    let run = try LoopRun("llama", batchSamples: 2)
+    // After the last stage but one: the residual stream and the intermediate activations, in fp32.
+    let perToken = run.description.hiddenSize + run.description.intermediateSize
+    #expect(run.statistics.currentRawBytes == run.calibration.tokens.count * perToken * 4)
   }
 
   private func expectClose(
-    _ values: [Float], _ expected: [Float], _ name: String,
+    _ values: Matrix, _ expected: Matrix, _ module: String, tolerance: Float = 1e-4,
     sourceLocation: SourceLocation = #_sourceLocation
   ) {
-    let largest = expected.map(abs).max() ?? 0
-    let difference = zip(values, expected).map { abs($0 - $1) }.max() ?? .infinity
+    let largest = expected.elements.map(abs).max() ?? 0
+    let difference = zip(values.elements, expected.elements).map { abs($0 - $1) }.max() ?? .infinity
     #expect(
-      values.count == expected.count && difference <= 1e-4 * largest, "\(name): \(difference) of \(largest)",
-      sourceLocation: sourceLocation)
+      values.count == expected.count && difference <= tolerance * largest,
+      "\(module): \(difference) of \(largest)", sourceLocation: sourceLocation)
   }
 }
 
-/// Rounds to nearest and remembers every linear's Gram matrix.
-final class GramSpy: LayerSolver {
-  let name = "spy"
-  private let grams = Mutex<[[Float]]>([])
-  private let order = Mutex<[String]>([])
+/// A loop over a fixture that rounds every linear to nearest and remembers what it was given.
+private final class LoopRun {
+  let description: ModelDescription
+  let calibration: CalibrationSet
+  let backend = OpenBLASBackend(threads: 2)
+  let statistics: CacheStatistics
+  private(set) var modules: [String] = []
+  private(set) var grams: [String: Matrix] = [:]
+  private(set) var corrections: [String: Matrix] = [:]
+  private var quantized: [String: Matrix] = [:]
+  private let checkpoint: CheckpointReader
 
-  func solve(
-    _ weights: Matrix, problem: LayerProblem, grid: Grid, into codes: Matrix, backend: any ComputeBackend
-  ) throws {
-    grams.withLock { $0.append(problem.gram.elements) }
-    try RoundToNearest().solve(weights, problem: problem, grid: grid, into: codes, backend: backend)
+  init(_ fixture: String, batchSamples: Int, target: Target = .layer, damping: Float = 0) throws {
+    let checkpoint = try CheckpointReader(directory: TestFiles.model(fixture))
+    self.checkpoint = checkpoint
+    description = try ModelDescription(checking: checkpoint, source: checkpoint)
+    var generator = SeededGenerator(seed: 6)
+    calibration = CalibrationSet(
+      sequenceLength: 12, tokens: (0..<48).map { _ in Int32.random(in: 0..<64, using: &generator) })
+    let directory = try TemporaryDirectory()
+    let store = try HiddenStatesStore(
+      path: directory.file("cache.mdb"), elementType: .float32, threads: 2)
+    let model = { [description, backend] in
+      try DecoderModel(description, source: checkpoint, backend: backend, sequenceLength: 12)
+    }
+    let loop = LayerLoop(
+      model: try model(), original: target == .original ? try model() : nil, calibration: calibration,
+      store: store, backend: backend, damping: damping, batchSamples: batchSamples)
+    // Four bits: enough of an error for a stage to notice whether those before it are quantized.
+    let format = GridFormat(bitWidth: .four, groupSize: .channel, isSymmetric: false)
+    var modules: [String] = []
+    var grams: [String: Matrix] = [:]
+    var corrections: [String: Matrix] = [:]
+    var quantized: [String: Matrix] = [:]
+    try loop.run { [backend] layer, stage, problem in
+      for linear in stage.linears {
+        let module = layer.moduleName(of: linear)
+        modules.append(module)
+        grams[module] = problem.gram.copy()
+        corrections[module] = problem.correction?.copy()
+        let weights = layer.weights(of: linear)
+        _ = try RoundToNearest().quantize(
+          name: module, weights: weights, problem: LayerProblem(gram: problem.gram.copy()), format: format,
+          backend: backend)
+        quantized[module] = weights.copy()
+      }
+    }
+    statistics = store.statistics
+    (self.modules, self.grams, self.corrections, self.quantized) = (modules, grams, corrections, quantized)
   }
 
-  /// Gives the matrices the names of the linears, in the order in which both came.
-  func label(_ names: [String]) { order.withLock { $0 = names } }
-
-  var names: [String] { order.withLock { $0 } }
-
-  func gram(of name: String) -> [Float]? {
-    names.firstIndex(of: name).map { index in grams.withLock { $0[index] } }
+  /// What every linear reads, with all of them quantized or none: the input of a stage depends on stages
+  /// before it alone.
+  func inputs(quantized isQuantized: Bool) throws -> [(module: String, inputs: Matrix)] {
+    let model = try DecoderModel(
+      description, source: checkpoint, backend: backend, sequenceLength: calibration.sequenceLength)
+    var state = LayerState(residual: try model.embed(calibration.tokens).copy())
+    var inputs: [(String, Matrix)] = []
+    for index in 0..<description.layerCount {
+      let layer = try model.layer(index)
+      if isQuantized {
+        for linear in description.layerLinears {
+          guard let weights = quantized[layer.moduleName(of: linear)] else { continue }
+          layer.weights(of: linear).copy(from: weights)
+        }
+      }
+      for stage in layer.stages {
+        let input = layer.input(of: stage, state)
+        inputs += stage.linears.map { (layer.moduleName(of: $0), input.copy()) }
+        layer.run(stage, input: input, sequenceLength: calibration.sequenceLength, state: &state)
+      }
+    }
+    return inputs
   }
 }

@@ -63,10 +63,12 @@ public struct ReportPage {
   }
 
   private func card(_ title: String, _ value: String, _ note: String) -> String {
-    """
-    <div class="card"><h2>\(escaped(title))</h2><p class="value">\(escaped(value).replacing("→ ", with: "→<wbr> "))</p>\
-    <p class="note">\(escaped(note))</p></div>
-    """
+    // On a narrow card, a change may break after its arrow and nowhere else.
+    let breakable = escaped(value).replacing("→ ", with: "→<wbr> ")
+    return """
+      <div class="card"><h2>\(escaped(title))</h2><p class="value">\(breakable)</p>\
+      <p class="note">\(escaped(note))</p></div>
+      """
   }
 
   private var cacheNote: String {
