@@ -2,19 +2,15 @@ import Checkpoint
 import Decoder
 
 extension ModelDescription {
-  /// Reads a checkpoint's config.json and checks that every linear is there in the shape it asks for, before
-  /// any work.
+  /// Reads a checkpoint's config.json and checks that every tensor that the decoder reads is there in the shape it
+  /// asks for, before any work.
   /// - Throws: ``DecoderError`` or ``PipelineError``
   public init(checking checkpoint: CheckpointReader, source: any WeightSource) throws {
     try self.init(configuration: checkpoint.configuration) { source.shape(of: $0) != nil }
-    for index in 0..<layerCount {
-      for linear in layerLinears {
-        let name = layerPrefix(index) + linear.name + ".weight"
-        let expected = [linear.outFeatures, linear.inFeatures]
-        guard let found = source.shape(of: name) else { throw PipelineError.missingTensor(name) }
-        guard found == expected else {
-          throw PipelineError.wrongShape(tensor: name, found: found, expected: expected)
-        }
+    for (name, expected) in requiredTensors {
+      guard let found = source.shape(of: name) else { throw PipelineError.missingTensor(name) }
+      guard found == expected else {
+        throw PipelineError.wrongShape(tensor: name, found: found, expected: expected)
       }
     }
   }

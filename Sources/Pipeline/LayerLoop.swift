@@ -81,7 +81,7 @@ final class LayerLoop {
       let stages = layers.quantized.stages
       for number in stages.indices {
         let here = position(layers, number)
-        let problem = try times.measure(.solver) { try makeProblem(statistics) }
+        let problem = try times.measure(.solver) { try makeProblem(here, statistics) }
         try times.measure(.solver) { try quantize(here.quantized, here.stage, problem) }
         if number + 1 < stages.count {
           statistics = try advance(here, to: position(layers, number + 1))
@@ -107,8 +107,14 @@ final class LayerLoop {
       stage: layers.quantized.stages[stage], quantized: layers.quantized, original: layers.original)
   }
 
-  private func makeProblem(_ statistics: Statistics) throws -> LayerProblem {
+  private func makeProblem(_ here: Position, _ statistics: Statistics) throws -> LayerProblem {
     statistics.gram.finish(backend: backend)
+    let gram = statistics.gram.values
+    if let feature = (0..<gram.rows).first(where: { !gram[$0, $0].isFinite }) {
+      throw PipelineError.overflowingInputs(
+        layer: here.quantized.index, of: here.stage.linears.map(\.name).joined(separator: ", "),
+        feature: feature)
+    }
     guard let drift = statistics.drift else {
       return LayerProblem(gram: statistics.gram.values, damping: damping)
     }

@@ -182,6 +182,11 @@ struct SolverOptions: ParsableArguments {
     case quantease, gptq, rtn
   }
 
+  enum Start: String, ExpressibleByArgument, CaseIterable {
+    case nearestPlane = "nearest-plane"
+    case weights
+  }
+
   enum Preset: String, ExpressibleByArgument, CaseIterable {
     case standard, paper
   }
@@ -204,6 +209,22 @@ struct SolverOptions: ParsableArguments {
   var passes = 25
 
   @Option(
+    help: """
+      quantease, standard preset: where the descent begins, at the nearest-plane rounding or at the unquantized \
+      weights.
+      """)
+  var start = Start.nearestPlane
+
+  @Flag(inversion: .prefixedNo, help: "Standard preset: search each row's grid for the least output error.")
+  var gridSearch = true
+
+  @Flag(inversion: .prefixedNo, help: "Standard preset: refit scales to the codes by least squares.")
+  var scaleRefit = true
+
+  @Flag(inversion: .prefixedNo, help: "Standard preset: move columns in pairs where single moves are stuck.")
+  var pairMoves = true
+
+  @Option(
     help: ArgumentHelp(
       "quantease only: share of the weights that is kept in 16-bit floats, for example 0.01.",
       valueName: "share"))
@@ -214,11 +235,20 @@ struct SolverOptions: ParsableArguments {
 
   func solver(_ name: Name) -> any LayerSolver {
     switch (name, preset) {
-    case (.quantease, .standard): QuantEase(.standard(passes: passes))
+    case (.quantease, .standard): QuantEase(standardSettings)
     case (.quantease, .paper): QuantEase(.paper(passes: passes))
     case (.gptq, _): GPTQ()
     case (.rtn, _): RoundToNearest()
     }
+  }
+
+  private var standardSettings: QuantEase.Settings {
+    var settings = QuantEase.Settings.standard(passes: passes)
+    settings.start = start == .weights ? .weights : .nearestPlane
+    settings.searchesGrid = gridSearch
+    settings.refitsScales = scaleRefit
+    if !pairMoves { settings.pairNeighbours = 0 }
+    return settings
   }
 
   var outlierSettings: OutlierSettings? {

@@ -48,6 +48,18 @@ struct BadInputTests {
     #expect(try FileManager.default.contentsOfDirectory(atPath: bench.output) == ["notes.txt"])
   }
 
+  @Test func `an interrupted run leaves nothing behind`() throws {
+    let bench = try Workbench()
+    bench.calibration = try bench.directory.write(
+      randomTokens: 3_000, of: 128, vocabulary: 64, seed: 7, to: "many.safetensors")
+    let run = try bench.quantize(["--samples", "3000", "--sequence-length", "128"]) { process in
+      while try bench.results.isEmpty && process.isRunning { usleep(1_000) }
+      process.terminate()
+    }
+    #expect(run.status == 128 + SIGTERM, "\(run.errors)")
+    #expect(try bench.results == [])
+  }
+
   @Test func `a quantized checkpoint is not quantized again`() throws {
     let bench = try Workbench()
     let quantized = bench.directory.file("quantized")

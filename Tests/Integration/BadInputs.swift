@@ -101,6 +101,11 @@ extension BadInput {
     ) { bench in
       try bench.editConfiguration(["intermediate_size": 128])
     },
+    BadInput("a token beyond the embeddings", status: 65, "64") { bench in
+      try bench.editConfiguration(["vocab_size": 65])
+      bench.calibration = try bench.directory.write(
+        tokens: [[Int64](repeating: 64, count: 320)], to: "outside.safetensors")
+    },
     BadInput("a vocabulary that does not fit config.json", status: 65, "[64, 32]", "[65, 32]", "config.json") { bench in
       try bench.editConfiguration(["vocab_size": 65])
     },
@@ -120,7 +125,13 @@ extension BadInput {
         file.header[downProjection] = .object(entry)
       }
     },
-    BadInput("activations that overflow", status: 65, "layer 0", "mlp.down_proj") { bench in
+    BadInput("activations that overflow", of: "llama-bias", status: 65, "layer 0", "inf", "feature 3") { bench in
+      // The product of gate and up is beyond fp32, though neither is.
+      for module in ["gate_proj", "up_proj"] {
+        try bench.damage { $0.set("model.layers.0.mlp.\(module).bias", at: 3, to: 1e20) }
+      }
+    },
+    BadInput("weights beyond the range of sums", status: 65, "model.layers.0.mlp.up_proj", "overflow") { bench in
       try bench.damage { file in
         for index in 0..<96 { file.set("model.layers.0.mlp.up_proj.weight", at: 32 * index, to: 3e38) }
       }
@@ -161,8 +172,8 @@ extension BadInput {
     BadInput("a linear that the format cannot hold", of: "qwen2", status: 65, "gptq", "32", "model.layers.0") { bench in
       bench.options = ["--format", "gptq"]
     },
-    BadInput("groups that do not divide a linear", status: 65, "group", "48", "model.layers.0") { bench in
-      bench.options = ["--format", "gptq", "--group-size", "48"]
+    BadInput("groups that do not divide a linear", status: 65, "group", "20", "model.layers.0") { bench in
+      bench.options = ["--group-size", "20"]
     },
     BadInput("too little memory", status: 75, "memory", "--sequence-length") { bench in
       bench.options = ["--memory", "0.0001"]

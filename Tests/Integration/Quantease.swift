@@ -10,7 +10,10 @@ struct Quantease {
   let errors: String
 
   /// Runs the program that was built with these tests, or the one that `QUANTEASE_BINARY` names.
-  init(_ arguments: [String], environment: [String: String] = [:]) throws {
+  /// - Parameter body: called while it runs
+  init(
+    _ arguments: [String], environment: [String: String] = [:], _ body: (Process) throws -> Void = { _ in }
+  ) throws {
     let scratch = try TemporaryDirectory()
     let process = Process()
     process.executableURL = URL(fileURLWithPath: try Self.binary)
@@ -21,6 +24,7 @@ struct Quantease {
     process.standardOutput = try Self.handle(of: scratch.write("", to: "output"))
     process.standardError = try Self.handle(of: scratch.write("", to: "errors"))
     try process.run()
+    try body(process)
     process.waitUntilExit()
     status = process.terminationStatus
     output = try String(contentsOfFile: scratch.file("output"), encoding: .utf8)
@@ -74,12 +78,14 @@ final class Workbench {
   }
 
   /// Runs `quantease quantize` with 8 samples of 32 tokens; options given later win.
-  func quantize(_ more: [String] = [], output: String? = nil) throws -> Quantease {
+  func quantize(
+    _ more: [String] = [], output: String? = nil, _ body: (Process) throws -> Void = { _ in }
+  ) throws -> Quantease {
     try Quantease(
       [
         "quantize", model, "--output", output ?? self.output, "--calibration", calibration, "--samples", "8",
         "--sequence-length", "32", "--threads", "2",
-      ] + options + more, environment: environment)
+      ] + options + more, environment: environment, body)
   }
 
   /// Runs it, expects success, and gives the report.

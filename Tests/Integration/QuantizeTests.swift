@@ -14,6 +14,9 @@ struct QuantizeTests {
     ["--bits", "8", "--group-size", "32"],
     ["--bits", "3", "--symmetric"],
     ["--bits", "2", "--group-size", "32"],
+    ["--bits", "3", "--outliers", "0.02"],
+    ["--bits", "3", "--outliers", "0.05", "--structured-outliers", "--preset", "paper"],
+    ["--bits", "3", "--target", "original"],
   ])
   func `every format is the same model`(_ options: [String]) throws {
     let bench = try Workbench()
@@ -134,6 +137,23 @@ struct QuantizeTests {
     let standard = try firstError("--solver", "quantease")
     #expect(standard < paper && paper < rounding)
     #expect(standard < gptq && gptq < rounding)
+  }
+
+  @Test func `rules exempt some linears and treat others their own way`() throws {
+    let bench = try Workbench()
+    bench.options = ["--rule", "down_proj=skip", "--rule", "layers\\.1\\..*o_proj=bits:8,symmetric"]
+    let report = try bench.report()
+    let linears = try #require(report["linears"]?.array)
+    #expect(linears.count == 12)
+    #expect(!linears.contains { $0["name"]?.string?.hasSuffix("down_proj") ?? true })
+    let special = linears.filter { $0["bits"]?.int == 8 }
+    #expect(special.map { $0["name"]?.string } == ["model.layers.1.self_attn.o_proj"])
+    #expect(special.first?["symmetric"]?.bool == true)
+    let source = try TensorFile(bench.model + "/model.safetensors")
+    let output = try TensorFile(bench.output + "/model.safetensors")
+    let exempt = "model.layers.1.mlp.down_proj.weight"
+    #expect(output.data[output.offsets(of: exempt)] == source.data[source.offsets(of: exempt)])
+    #expect(try #require(Quantease.json("eval", bench.output, "--tokens", bench.calibration)["perplexity"]?.double) > 1)
   }
 
   @Test(arguments: ["opt-pre", "opt-post-350m", "bloom", "falcon-7b", "falcon-40b", "falcon-rw", "qwen3"])

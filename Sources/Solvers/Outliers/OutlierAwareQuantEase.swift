@@ -84,7 +84,7 @@ public struct OutlierAwareQuantEase: LinearQuantizer {
       alternation.descend()
       alternation.stepOutliers()
     }
-    alternation.roundOutliers()
+    alternation.settle()
     return (alternation.codes, alternation.grid, alternation.outliers)
   }
 
@@ -121,6 +121,13 @@ extension Matrix {
   func store(in codes: inout [UInt8], firstRow: Int) {
     withSpan { span in
       for index in 0..<span.count { codes[firstRow * columns + index] = UInt8(span[index]) }
+    }
+  }
+
+  /// Reads codes from their place among a linear's.
+  func load(from codes: [UInt8], firstRow: Int) {
+    withMutableSpan { span in
+      for index in 0..<span.count { span[index] = Float(codes[firstRow * columns + index]) }
     }
   }
 }

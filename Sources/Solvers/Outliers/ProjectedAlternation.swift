@@ -77,11 +77,29 @@ struct ProjectedAlternation {
     outliers = projected
   }
 
-  /// Rounds the outliers to what the outputs store.
-  func roundOutliers() {
+  /// Rounds the outliers to what the outputs store, and lets coordinate descent settle them, and the codes with
+  /// them, where they now stand.
+  mutating func settle() {
     let values = outliers.values
     for entry in 0..<values.columns { values[0, entry] = values[0, entry].storableOutlier }
+    for rows in weights.panels(of: panelRows) {
+      let panelCodes = Matrix(rows: rows.count, columns: weights.columns)
+      panelCodes.load(from: codes, firstRow: rows.lowerBound)
+      let gradient = Matrix(rows: rows.count, columns: weights.columns)
+      backend.multiply(
+        residual(rows), problem.gram, transposingB: false, scale: 1, into: gradient, keeping: 0)
+      for _ in 0..<Self.settlingPasses {
+        let moved = backend.descendSparsely(
+          codes: panelCodes, outliers: outliers.rows(rows), gradient: gradient, gram: problem.gram,
+          inverseDiagonal: problem.inverseDiagonal, grid: grid.rows(rows))
+        if moved == 0 { break }
+      }
+      panelCodes.store(in: &codes, firstRow: rows.lowerBound)
+    }
   }
+
+  /// The gradient steps are short, the descent's are exact: a few do what many rounds did not.
+  private static let settlingPasses = 5
 
   /// f(Ŵ + Ĥ), for the target and with the ridge, as the two half-steps see it.
   func objective() -> Double {
@@ -134,10 +152,7 @@ struct ProjectedAlternation {
   /// Ŵ of some rows.
   private func dequantized(_ rows: Range<Int>) -> Matrix {
     let result = Matrix(rows: rows.count, columns: weights.columns)
-    let first = rows.lowerBound * weights.columns
-    result.withMutableSpan { span in
-      for index in 0..<span.count { span[index] = Float(codes[first + index]) }
-    }
+    result.load(from: codes, firstRow: rows.lowerBound)
     backend.dequantize(result, grid: grid.rows(rows), into: result)
     return result
   }

@@ -34,6 +34,9 @@ public struct QuantEase: LayerSolver {
     /// A pass that lowers the objective by less than this share is the last.
     public var leastGain: Double
 
+    /// Whether the descent ends when passes gain little; the published schedule runs to its end.
+    var stopsEarly: Bool { leastGain > 0 }
+
     /// The published algorithm.
     public static func paper(passes: Int = 25) -> Settings {
       Settings(
@@ -59,8 +62,11 @@ public struct QuantEase: LayerSolver {
   ) throws {
     switch settings.start {
     case .weights:
-      chooseGrid(weights, importance: problem.inverseDiagonal, grid, backend)
+      chooseGrid(weights, importance: Array(repeating: 1, count: weights.columns), grid, backend)
       descendFromWeights(weights, problem: problem, grid: grid, into: codes, backend: backend)
+      if settings.stopsEarly {
+        descend(weights, problem: problem, grid: grid, codes: codes, backend: backend)
+      }
     case .nearestPlane:
       let factor = try problem.factor(order: .smallestPivot, backend: backend)
       chooseGrid(weights, importance: factor.conditionalVariances, grid, backend)
@@ -88,14 +94,19 @@ public struct QuantEase: LayerSolver {
     let approximation = codes
     approximation.copy(from: weights)
     for pass in 0..<settings.passes {
-      let isLast = pass == settings.passes - 1
-      _ = backend.descend(
+      let isQuantizing = pass == settings.passes - 1 || pass % 3 != 1
+      let moved = backend.descend(
         from: weights, approximation: approximation, gram: problem.gram,
-        inverseDiagonal: problem.inverseDiagonal, grid: grid,
-        isQuantizing: isLast || pass % 3 != 1)
+        inverseDiagonal: problem.inverseDiagonal, grid: grid, isQuantizing: isQuantizing)
+      let share = Double(moved) / Double(max(weights.count, 1))
+      if settings.stopsEarly && isQuantizing && share < Self.sparseShare { break }
     }
     backend.round(approximation, grid: grid, into: codes)
   }
+
+  /// A dense pass costs two products with Σ whatever moves, a sparse one a row of Σ for every move, at about a
+  /// tenth of a product's speed: below this share of moves the sparse form is the cheaper.
+  private static let sparseShare = 0.08
 
   /// Passes over codes that already lie on the grid; after a start as good as the nearest plane few move.
   private func descend(

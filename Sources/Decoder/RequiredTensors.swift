@@ -1,0 +1,45 @@
+extension ModelDescription {
+  /// Every tensor that a forward pass reads, with the shape that config.json gives it.
+  public var requiredTensors: [(name: String, shape: [Int])] {
+    outerTensors + (0..<layerCount).flatMap(layerTensors)
+  }
+
+  private var outerTensors: [(name: String, shape: [Int])] {
+    var tensors: [(name: String, shape: [Int])] = [
+      (embedding.tokens, [vocabularySize, embedding.width]),
+      (head.weights, [vocabularySize, head.width]),
+    ]
+    if let positions = embedding.positions {
+      tensors.append((positions.name, [positions.count, hiddenSize]))
+    }
+    if let projection = embedding.projection { tensors.append((projection, [hiddenSize, embedding.width])) }
+    if let projection = head.projection { tensors.append((projection, [head.width, hiddenSize])) }
+    for norm in [embedding.norm, head.norm] {
+      tensors += norm?.tensors(prefix: "", size: hiddenSize) ?? []
+    }
+    return tensors
+  }
+
+  private func layerTensors(_ index: Int) -> [(name: String, shape: [Int])] {
+    let prefix = layerPrefix(index)
+    var tensors: [(name: String, shape: [Int])] = []
+    for linear in layerLinears {
+      tensors.append(("\(prefix)\(linear.name).weight", [linear.outFeatures, linear.inFeatures]))
+      if linear.hasBias { tensors.append(("\(prefix)\(linear.name).bias", [linear.outFeatures])) }
+    }
+    for norm in [layer.attentionNorm, layer.mlpNorm] {
+      tensors += norm?.tensors(prefix: prefix, size: hiddenSize) ?? []
+    }
+    for norm in [layer.attention.queryNorm, layer.attention.keyNorm] {
+      tensors += norm?.tensors(prefix: prefix, size: layer.attention.headDimension) ?? []
+    }
+    return tensors
+  }
+}
+
+extension NormDescription {
+  fileprivate func tensors(prefix: String, size: Int) -> [(name: String, shape: [Int])] {
+    let names = hasBias ? ["weight", "bias"] : ["weight"]
+    return names.map { ("\(prefix)\(name).\($0)", [size]) }
+  }
+}
