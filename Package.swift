@@ -77,7 +77,10 @@ let package = Package(
     tests("ExportTests", ["Export", "Checkpoint", "Quantization", "SystemIO", "Tensors"]),
     tests(
       "DecoderTests",
-      ["Decoder", "Checkpoint", "Compute", "ComputeOpenBLAS", "Tensors", "TestSupport"]),
+      [
+        "Decoder", "Calibration", "Checkpoint", "Compute", "ComputeOpenBLAS", "Tensors",
+        "TestSupport",
+      ]),
     tests(
       "CalibrationTests", ["Calibration", "Checkpoint", "SystemIO", "Tensors", "TestSupport"]),
     tests(
@@ -89,8 +92,8 @@ let package = Package(
     tests(
       "PipelineTests",
       [
-        "Pipeline", "Calibration", "Checkpoint", "Compute", "ComputeOpenBLAS", "Decoder", "Export",
-        "Quantization", "Solvers", "SystemIO", "Tensors", "TestSupport",
+        "Pipeline", "ActivationCache", "Calibration", "Checkpoint", "Compute", "ComputeOpenBLAS",
+        "Decoder", "Export", "Quantization", "Solvers", "SystemIO", "Tensors", "TestSupport",
       ]),
     tests(
       "Integration", ["quantease", "Checkpoint", "Export", "SystemIO", "Tensors", "TestSupport"]),

@@ -109,6 +109,18 @@ public final class CheckpointReader: WeightSource {
 
   // MARK: Bytes
 
+  /// Reads all of a tensor in fp32, a panel at a time, to see that it can be.
+  /// - Throws: ``CheckpointError/nonFinite(tensor:file:index:value:)``
+  public func checkFinite(_ tensor: TensorInfo) throws {
+    let (rows, columns) = tensor.matrixDimensions
+    guard tensor.dtype.isSupportedFloat, rows * columns > 0 else { return }
+    let panel = Matrix(rows: min(rows, max(1, 1_048_576 / columns)), columns: columns)
+    for start in stride(from: 0, to: rows, by: panel.rows) {
+      let range = start..<min(start + panel.rows, rows)
+      try read(tensor.name, rows: range, into: panel.prefix(range.count))
+    }
+  }
+
   /// Lends bytes of a tensor as they are in the file; `range` counts from the tensor's first byte and
   /// the start need not be aligned.
   /// - Throws: ``CheckpointError/unknownTensor(_:)``, and what `body` throws.

@@ -6,6 +6,7 @@ public enum PipelineError: Error, Sendable, Equatable, CustomStringConvertible {
   case missingTensor(String)
   case outputExists(String)
   case badActivations(layer: Int, after: String, value: String, token: Int, feature: Int)
+  case interrupted
   case overflowingInputs(layer: Int, of: String, feature: Int)
 
   public var description: String {
@@ -26,6 +27,7 @@ public enum PipelineError: Error, Sendable, Equatable, CustomStringConvertible {
     case .badActivations(let layer, let place, let value, let token, let feature):
       "layer \(layer): the activations after \(place) hold \(value) at token \(token) of the batch, feature "
         + "\(feature); the model overflows here, check that it runs in transformers on the same text"
+    case .interrupted: "interrupted; nothing was written"
     case .overflowingInputs(let layer, let module, let feature):
       "layer \(layer): the squares of the inputs of \(module) overflow fp32 at feature \(feature); "
         + "the model overflows here, check that it runs in transformers on the same text"
@@ -38,6 +40,7 @@ public enum PipelineError: Error, Sendable, Equatable, CustomStringConvertible {
     case .notEnoughMemory: 75
     case .alreadyQuantized, .wrongShape, .missingTensor, .badActivations, .overflowingInputs: 65
     case .outputExists: 73
+    case .interrupted: 75
     }
   }
 }

@@ -64,7 +64,15 @@ public final class QuantizationRun: Sendable {
   private let backend: any ComputeBackend
   private let modelType: DType
   private let treatments: [String: Treatment]
-  private let unpublished = Mutex<(output: StagingDirectory?, cache: HiddenStatesStore?)>((nil, nil))
+  private let unpublished = Mutex(Unpublished())
+
+  /// What an unfinished run has on the disk.
+  private struct Unpublished {
+    var output: StagingDirectory?
+    var cache: HiddenStatesStore?
+    /// Nothing is made or published any more.
+    var isDiscarded = false
+  }
 
   /// - Throws: an error that names the file or tensor, if the request cannot be met.
   public init(_ request: QuantizationRequest, backend: any ComputeBackend) throws {
@@ -82,6 +90,11 @@ public final class QuantizationRun: Sendable {
     self.description = description
     self.modelType = modelType
     treatments = try request.recipe.resolve(for: description)
+    // The linears are checked as they are read; what is only copied along would slip through.
+    for (name, tensor) in checkpoint.tensors
+    where !name.hasSuffix(".weight") || treatments[String(name.dropLast(7))] == nil {
+      try checkpoint.checkFinite(tensor)
+    }
     self.request = request
     self.backend = backend
     plan = try MemoryPlan(
@@ -95,15 +108,12 @@ public final class QuantizationRun: Sendable {
   public func run(progress: @escaping (ProgressEvent) -> Void) throws -> Report {
     let start = ContinuousClock.now
     let memory = PeakMemorySampler()
-    let staging = try StagingDirectory(for: request.output)
+    let (staging, store) = try makeFiles()
+    defer { unpublished.withLock { ($0.output, $0.cache) = (nil, nil) } }
     let linears = exportedLinears
     let export = try CheckpointExport(
       source: checkpoint, linears: linears, formats: request.formats, directory: staging.path,
       shardSizeLimit: request.shardSizeLimit)
-    let store = try HiddenStatesStore(
-      path: cachePath, elementType: request.cacheType ?? modelType, threads: backend.threads)
-    unpublished.withLock { $0 = (staging, store) }
-    defer { unpublished.withLock { $0 = (nil, nil) } }
     func model() throws -> DecoderModel {
       try DecoderModel(
         description, source: checkpoint, backend: backend,
@@ -158,13 +168,28 @@ public final class QuantizationRun: Sendable {
       model: Report.Model(name: FileSystem.name(of: request.model), architecture: description.modelType),
       settings: settings, linears: rows, totals: totals, loadsIn: export.runtimes)
     try report.write(to: staging.path)
-    try staging.publish()
+    try unpublished.withLock { files in
+      guard !files.isDiscarded else { throw PipelineError.interrupted }
+      try staging.publish()
+    }
     return report
+  }
+
+  private func makeFiles() throws -> (StagingDirectory, HiddenStatesStore) {
+    try unpublished.withLock { files in
+      guard !files.isDiscarded else { throw PipelineError.interrupted }
+      let staging = try StagingDirectory(for: request.output)
+      let store = try HiddenStatesStore(
+        path: cachePath, elementType: request.cacheType ?? modelType, threads: backend.threads)
+      (files.output, files.cache) = (staging, store)
+      return (staging, store)
+    }
   }
 
   /// Removes what an unfinished run has on the disk, for a process that is about to end; any thread may call it.
   public func discard() {
     unpublished.withLock { files in
+      files.isDiscarded = true
       // The process ends whether or not its files could be removed.
       try? files.cache?.destroy()
       try? files.output?.discard()

@@ -17,18 +17,19 @@ struct ConfigurationTests {
     for name in known { #expect("\(error)".contains(name)) }
   }
 
-  @Test(arguments: [
-    ("llama", "rope_scaling", ["rope_type": "yarn", "factor": 4], "yarn"),
-    ("llama", "rope_parameters", ["rope_type": "dynamic", "factor": 4], "dynamic"),
-    ("llama", "partial_rotary_factor", 0.5, "partial_rotary_factor"),
-    ("falcon-7b", "rope_parameters", ["partial_rotary_factor": 0.25], "partial_rotary_factor"),
-    ("llama", "hidden_act", "xielu", "xielu"),
-    ("bloom", "apply_residual_connection_post_layernorm", true, "apply_residual_connection_post_layernorm"),
-    ("opt-pre", "layer_norm_elementwise_affine", false, "layer_norm_elementwise_affine"),
-    ("llama", "num_hidden_layers", 0, "num_hidden_layers"),
-    ("llama", "hidden_size", "wide", "hidden_size"),
-    ("llama", "attention_bias", "yes", "attention_bias"),
-  ] as [(String, String, JSONValue, String)])
+  @Test(
+    arguments: [
+      ("llama", "rope_scaling", ["rope_type": "yarn", "factor": 4], "yarn"),
+      ("llama", "rope_parameters", ["rope_type": "dynamic", "factor": 4], "dynamic"),
+      ("llama", "partial_rotary_factor", 0.5, "partial_rotary_factor"),
+      ("falcon-7b", "rope_parameters", ["partial_rotary_factor": 0.25], "partial_rotary_factor"),
+      ("llama", "hidden_act", "xielu", "xielu"),
+      ("bloom", "apply_residual_connection_post_layernorm", true, "apply_residual_connection_post_layernorm"),
+      ("opt-pre", "layer_norm_elementwise_affine", false, "layer_norm_elementwise_affine"),
+      ("llama", "num_hidden_layers", 0, "num_hidden_layers"),
+      ("llama", "hidden_size", "wide", "hidden_size"),
+      ("llama", "attention_bias", "yes", "attention_bias"),
+    ] as [(String, String, JSONValue, String)])
   func `a setting that the decoder does not have is refused by its name`(
     _ fixture: String, _ key: String, _ value: JSONValue, _ mention: String
   ) throws {

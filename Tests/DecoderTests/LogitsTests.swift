@@ -49,7 +49,8 @@ struct LogitsTests {
     let states = try model.embed(fixture.tokens)
     let before = states.elements
     // Both halves end in a linear that adds to the residual stream: with these at zero nothing is added.
-    for linear in model.description.layerLinears where linear.name.hasSuffix("o_proj") || linear.name.hasSuffix("down_proj") {
+    for linear in model.description.layerLinears
+    where linear.name.hasSuffix("o_proj") || linear.name.hasSuffix("down_proj") {
       layer.weights(of: linear).fill(0)
     }
     layer.run(states, sequenceLength: fixture.sequenceLength)

@@ -12,7 +12,8 @@ extension BadInput {
     ) { bench in
       try FileManager.default.removeItem(atPath: bench.model + "/model-00002-of-00003.safetensors")
     },
-    BadInput("a truncated file", status: 65, "model.safetensors", "100 bytes are missing", "download") { bench in
+    BadInput("a truncated file", status: 65, "model.safetensors", "100 bytes are missing", "download") {
+      bench in
       try bench.damage { $0.data.removeLast(100) }
     },
     BadInput("a header that is cut short", status: 65, "model.safetensors", "header", "incomplete") { bench in
@@ -67,7 +68,8 @@ extension BadInput {
       map["lm_head.weight"] = "../secret.safetensors"
       try edit(index, ["weight_map": .object(map)])
     },
-    BadInput("an index that lies", of: "llama-bf16-sharded", status: 65, "model.norm.weight", "missing") { bench in
+    BadInput("an index that lies", of: "llama-bf16-sharded", status: 65, "model.norm.weight", "missing") {
+      bench in
       let index = bench.model + "/model.safetensors.index.json"
       var map = try JSONValue(contentsOf: index)["weight_map"]?.object ?? [:]
       map["model.norm.weight"] = "model-00001-of-00003.safetensors"
@@ -84,10 +86,12 @@ extension BadInput {
       try FileManager.default.removeItem(atPath: bench.model + "/config.json")
     },
     BadInput("a config.json that is not JSON", status: 65, "config.json", "download") { bench in
-      try "{'model_type': 'llama'}".write(toFile: bench.model + "/config.json", atomically: true, encoding: .utf8)
+      try "{'model_type': 'llama'}".write(
+        toFile: bench.model + "/config.json", atomically: true, encoding: .utf8)
     },
     BadInput(
-      "an unknown architecture", status: 65, "config.json", "\"mamba\"", "bloom", "falcon", "llama", "mistral", "opt",
+      "an unknown architecture", status: 65, "config.json", "\"mamba\"", "bloom", "falcon", "llama",
+      "mistral", "opt",
       "qwen2", "qwen3"
     ) { bench in
       try bench.editConfiguration(["model_type": "mamba"])
@@ -96,7 +100,8 @@ extension BadInput {
       try bench.editConfiguration(["rope_scaling": ["rope_type": "yarn", "factor": 2]])
     },
     BadInput(
-      "shapes that do not fit config.json", status: 65, "model.layers.0.mlp.gate_proj.weight", "[96, 32]", "[128, 32]",
+      "shapes that do not fit config.json", status: 65, "model.layers.0.mlp.gate_proj.weight", "[96, 32]",
+      "[128, 32]",
       "config.json"
     ) { bench in
       try bench.editConfiguration(["intermediate_size": 128])
@@ -106,17 +111,25 @@ extension BadInput {
       bench.calibration = try bench.directory.write(
         tokens: [[Int64](repeating: 64, count: 320)], to: "outside.safetensors")
     },
-    BadInput("a vocabulary that does not fit config.json", status: 65, "[64, 32]", "[65, 32]", "config.json") { bench in
+    BadInput("a vocabulary that does not fit config.json", status: 65, "[64, 32]", "[65, 32]", "config.json")
+    { bench in
       try bench.editConfiguration(["vocab_size": 65])
     },
-    BadInput("more layers in config.json than weights", status: 65, "model.layers.2.self_attn.q_proj.weight") { bench in
+    BadInput("more layers in config.json than weights", status: 65, "model.layers.2.self_attn.q_proj.weight")
+    { bench in
       try bench.editConfiguration(["num_hidden_layers": 3])
     },
-    BadInput("NaN in the weights of a linear", status: 65, downProjection, "nan at index 70", "download") { bench in
+    BadInput("NaN in the weights of a linear", status: 65, downProjection, "nan at index 70", "download") {
+      bench in
       try bench.damage { $0.set(downProjection, at: 70, to: .nan) }
     },
-    BadInput("infinity in a norm", status: 65, "model.layers.0.input_layernorm.weight", "inf at index 3") { bench in
+    BadInput("infinity in a norm", status: 65, "model.layers.0.input_layernorm.weight", "inf at index 3") {
+      bench in
       try bench.damage { $0.set("model.layers.0.input_layernorm.weight", at: 3, to: .infinity) }
+    },
+    BadInput("NaN in weights that are copied along", status: 65, "lm_head.weight", "nan at index 70") {
+      bench in
+      try bench.damage { $0.set("lm_head.weight", at: 70, to: .nan) }
     },
     BadInput("weights that are no floats", status: 65, downProjection, "I32") { bench in
       try bench.damage { file in
@@ -125,13 +138,15 @@ extension BadInput {
         file.header[downProjection] = .object(entry)
       }
     },
-    BadInput("activations that overflow", of: "llama-bias", status: 65, "layer 0", "inf", "feature 3") { bench in
+    BadInput("activations that overflow", of: "llama-bias", status: 65, "layer 0", "inf", "feature 3") {
+      bench in
       // The product of gate and up is beyond fp32, though neither is.
       for module in ["gate_proj", "up_proj"] {
         try bench.damage { $0.set("model.layers.0.mlp.\(module).bias", at: 3, to: 1e20) }
       }
     },
-    BadInput("weights beyond the range of sums", status: 65, "model.layers.0.mlp.up_proj", "overflow") { bench in
+    BadInput("weights beyond the range of sums", status: 65, "model.layers.0.mlp.up_proj", "overflow") {
+      bench in
       try bench.damage { file in
         for index in 0..<96 { file.set("model.layers.0.mlp.up_proj.weight", at: 32 * index, to: 3e38) }
       }
@@ -143,7 +158,8 @@ extension BadInput {
     BadInput("no calibration tokens", status: 65, "empty.safetensors", "no tokens", "give a text") { bench in
       bench.calibration = try bench.directory.write(tokens: [], to: "empty.safetensors")
     },
-    BadInput("too few calibration tokens", status: 65, "384 tokens", "12 sequences of 32", "--samples 12") { bench in
+    BadInput("too few calibration tokens", status: 65, "384 tokens", "12 sequences of 32", "--samples 12") {
+      bench in
       bench.options = ["--samples", "13"]
     },
     BadInput("a missing calibration file", status: 66, "nowhere.safetensors", "check the path") { bench in
@@ -152,7 +168,8 @@ extension BadInput {
     BadInput("a token file without input_ids", status: 65, "model.safetensors", "input_ids") { bench in
       bench.calibration = bench.model + "/model.safetensors"
     },
-    BadInput("a token outside the vocabulary", status: 65, "token id 64", "vocabulary of 64", "tokenizer") { bench in
+    BadInput("a token outside the vocabulary", status: 65, "token id 64", "vocabulary of 64", "tokenizer") {
+      bench in
       bench.calibration = try bench.directory.write(
         tokens: [[Int64](repeating: 64, count: 320)], to: "outside.safetensors")
     },
@@ -161,7 +178,8 @@ extension BadInput {
         randomTokens: 8, of: 129, vocabulary: 64, seed: 1, to: "long.safetensors")
       bench.options = ["--sequence-length", "129"]
     },
-    BadInput("a tokenizer without its interpreter", status: 69, "/nowhere/python3", "QUANTEASE_PYTHON") { bench in
+    BadInput("a tokenizer without its interpreter", status: 69, "/nowhere/python3", "QUANTEASE_PYTHON") {
+      bench in
       bench.calibration = try bench.directory.write("text", to: "text.txt")
       bench.environment = ["QUANTEASE_PYTHON": "/nowhere/python3"]
     },
@@ -169,7 +187,8 @@ extension BadInput {
 
   /// Requests that cannot be met, and command lines.
   static let requests: [BadInput] = [
-    BadInput("a linear that the format cannot hold", of: "qwen2", status: 65, "gptq", "32", "model.layers.0") { bench in
+    BadInput("a linear that the format cannot hold", of: "qwen2", status: 65, "gptq", "32", "model.layers.0")
+    { bench in
       bench.options = ["--format", "gptq"]
     },
     BadInput("groups that do not divide a linear", status: 65, "group", "20", "model.layers.0") { bench in

@@ -16,7 +16,8 @@ import Testing
     func peak(layers: Int, samples: Int) throws -> Double {
       let output = directory.file("output-\(layers)-\(samples)")
       let run = try Quantease([
-        "quantize", directory.file("model-\(layers)"), "--output", output, "--calibration", tokens, "--samples",
+        "quantize", directory.file("model-\(layers)"), "--output", output, "--calibration", tokens,
+        "--samples",
         "\(samples)", "--sequence-length", "256", "--threads", "2",
       ])
       try #require(run.status == 0, "\(run.errors)")

@@ -123,7 +123,9 @@ struct TensorFile {
 
   /// The tensors in the order of their bytes.
   var names: [String] {
-    header.keys.filter { $0 != "__metadata__" }.sorted { offsets(of: $0).lowerBound < offsets(of: $1).lowerBound }
+    header.keys.filter { $0 != "__metadata__" }.sorted {
+      offsets(of: $0).lowerBound < offsets(of: $1).lowerBound
+    }
   }
 
   func offsets(of tensor: String) -> Range<Int> {

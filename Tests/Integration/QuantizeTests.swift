@@ -22,9 +22,11 @@ struct QuantizeTests {
     let bench = try Workbench()
     bench.options = options + Self.formatOptions
     try bench.report()
-    let tokens = try bench.directory.write(randomTokens: 6, of: 48, vocabulary: 64, seed: 2, to: "test.safetensors")
+    let tokens = try bench.directory.write(
+      randomTokens: 6, of: 48, vocabulary: 64, seed: 2, to: "test.safetensors")
     let perplexities = try Self.formats.map { format in
-      try #require(Quantease.json("eval", "\(bench.output)/\(format)", "--tokens", tokens)["perplexity"]?.double)
+      try #require(
+        Quantease.json("eval", "\(bench.output)/\(format)", "--tokens", tokens)["perplexity"]?.double)
     }
     for (format, perplexity) in zip(Self.formats, perplexities) {
       // The dense weights are fp32, as the source's are: they hold every grid point but for its last bit.
@@ -39,15 +41,18 @@ struct QuantizeTests {
     let bench = try Workbench()
     let report = try bench.report("--bits", "3", "--group-size", "32", "--symmetric", "--solver", "gptq")
     let linears = try #require(report["linears"]?.array)
-    let shapes = ["q": [64, 32], "k": [32, 32], "v": [32, 32], "o": [32, 64], "gate": [96, 32], "up": [96, 32],
-      "down": [32, 96]]
+    let shapes = [
+      "q": [64, 32], "k": [32, 32], "v": [32, 32], "o": [32, 64], "gate": [96, 32], "up": [96, 32],
+      "down": [32, 96],
+    ]
     #expect(linears.count == 14)
     for (index, layer) in [(0, 0), (7, 1)] {
       #expect(
-        linears[index..<index + 7].map { $0["name"]?.string } == [
-          "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
-          "mlp.up_proj", "mlp.down_proj",
-        ].map { "model.layers.\(layer).\($0)" })
+        linears[index..<index + 7].map { $0["name"]?.string }
+          == [
+            "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
+            "mlp.up_proj", "mlp.down_proj",
+          ].map { "model.layers.\(layer).\($0)" })
     }
     for linear in linears {
       let name = try #require(linear["name"]?.string?.split(separator: ".").last?.split(separator: "_").first)
@@ -153,7 +158,9 @@ struct QuantizeTests {
     let output = try TensorFile(bench.output + "/model.safetensors")
     let exempt = "model.layers.1.mlp.down_proj.weight"
     #expect(output.data[output.offsets(of: exempt)] == source.data[source.offsets(of: exempt)])
-    #expect(try #require(Quantease.json("eval", bench.output, "--tokens", bench.calibration)["perplexity"]?.double) > 1)
+    #expect(
+      try #require(Quantease.json("eval", bench.output, "--tokens", bench.calibration)["perplexity"]?.double)
+        > 1)
   }
 
   @Test(arguments: ["opt-pre", "opt-post-350m", "bloom", "falcon-7b", "falcon-40b", "falcon-rw", "qwen3"])
@@ -163,8 +170,10 @@ struct QuantizeTests {
     let report = try bench.report()
     let errors = try #require(report["linears"]?.array).compactMap { $0["relative_error"]?.double }
     #expect(errors.allSatisfy { (0..<0.001).contains($0) }, "\(errors)")
-    let source = try #require(Quantease.json("eval", bench.model, "--tokens", bench.calibration)["perplexity"]?.double)
-    let dense = try #require(Quantease.json("eval", bench.output, "--tokens", bench.calibration)["perplexity"]?.double)
+    let source = try #require(
+      Quantease.json("eval", bench.model, "--tokens", bench.calibration)["perplexity"]?.double)
+    let dense = try #require(
+      Quantease.json("eval", bench.output, "--tokens", bench.calibration)["perplexity"]?.double)
     #expect(abs(dense / source - 1) < 0.02)
   }
 
@@ -236,7 +245,9 @@ enum Python {
   static let hasTokenizers: Bool = {
     let process = Process()
     process.executableURL = URL(fileURLWithPath: "/usr/bin/env")
-    process.arguments = [TestEnvironment.variable("QUANTEASE_PYTHON") ?? "python3", "-c", "import tokenizers"]
+    process.arguments = [
+      TestEnvironment.variable("QUANTEASE_PYTHON") ?? "python3", "-c", "import tokenizers",
+    ]
     process.standardError = FileHandle.nullDevice
     guard (try? process.run()) != nil else { return false }
     process.waitUntilExit()

@@ -15,10 +15,13 @@ import Testing
 /// when everything before the stage is quantized.
 struct LayerLoopTests {
   /// One for every arrangement of stages.
-  static let fixtures = ["llama", "opt-pre", "opt-post-350m", "bloom", "falcon-7b", "falcon-40b", "falcon-rw"]
+  static let fixtures = [
+    "llama", "opt-pre", "opt-post-350m", "bloom", "falcon-7b", "falcon-40b", "falcon-rw",
+  ]
 
   @Test(arguments: fixtures, [1, 3, 4])
-  func `gram matrices are those of the quantized model so far`(_ fixture: String, _ batchSamples: Int) throws {
+  func `gram matrices are those of the quantized model so far`(_ fixture: String, _ batchSamples: Int) throws
+  {
     let run = try LoopRun(fixture, batchSamples: batchSamples)
     for (module, inputs) in try run.inputs(quantized: true) {
       let gram = Matrix(rows: inputs.columns, columns: inputs.columns)

@@ -19,7 +19,8 @@ enum Method: String, CaseIterable, Sendable {
   }
 
   func solve(
-    _ problem: TestProblem, _ format: GridFormat, by backend: any ComputeBackend = OpenBLASBackend(threads: 2),
+    _ problem: TestProblem, _ format: GridFormat,
+    by backend: any ComputeBackend = OpenBLASBackend(threads: 2),
     panelRows: Int = 1_024
   ) throws -> LayerSolution {
     try solver.quantize(
@@ -52,7 +53,8 @@ struct TestProblem {
     let backend = OpenBLASBackend(threads: 1)
     let inputs = random(tokens, columns)
     backend.multiply(
-      random(tokens, rank), random(rank, columns), transposingB: false, scale: 1, into: inputs, keeping: noise)
+      random(tokens, rank), random(rank, columns), transposingB: false, scale: 1, into: inputs, keeping: noise
+    )
     for column in dead {
       for token in 0..<tokens { inputs[token, column] = 0 }
     }

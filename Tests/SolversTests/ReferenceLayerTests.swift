@@ -10,7 +10,8 @@ private let layersFile = TestFiles.reference("layers.safetensors")
 
 /// Relative errors on four linears of a real model, against those of other implementations on the same
 /// weights and Gram matrices.
-@Suite(.serialized, .enabled(if: layersFile != nil, "needs reference/layers.safetensors; see QUANTEASE_SHARED"))
+@Suite(
+  .serialized, .enabled(if: layersFile != nil, "needs reference/layers.safetensors; see QUANTEASE_SHARED"))
 struct ReferenceLayerTests {
   /// Errors in percent. At 4, 3 and 2 bits: rounding to nearest and the paper's own code, 25 passes; at 3
   /// bits: GPTQ with its damping of 1 %, and the best that an independent prototype reached.
@@ -26,16 +27,19 @@ struct ReferenceLayerTests {
 
   static let layers = [
     Layer(
-      name: "layers.15.self_attn.q_proj", rounding: [1.1339, 5.0599, 21.4123], paper: [0.1693, 0.7601, 3.7136],
+      name: "layers.15.self_attn.q_proj", rounding: [1.1339, 5.0599, 21.4123],
+      paper: [0.1693, 0.7601, 3.7136],
       gptq: 0.821, best: 0.379),
     Layer(
       name: "layers.15.mlp.gate_proj", rounding: [1.0621, 4.8179, 24.4771], paper: [0.3190, 1.4439, 7.3686],
       gptq: 1.567, best: 0.792),
     Layer(
-      name: "layers.15.mlp.down_proj", rounding: [2.4620, 11.1035, 46.0835], paper: [1.0062, 4.4745, 20.0937],
+      name: "layers.15.mlp.down_proj", rounding: [2.4620, 11.1035, 46.0835],
+      paper: [1.0062, 4.4745, 20.0937],
       gptq: 5.105, best: 1.935),
     Layer(
-      name: "layers.29.self_attn.o_proj", rounding: [1.8209, 7.2055, 34.8620], paper: [0.3417, 1.5641, 7.9711],
+      name: "layers.29.self_attn.o_proj", rounding: [1.8209, 7.2055, 34.8620],
+      paper: [0.3417, 1.5641, 7.9711],
       gptq: 1.101, best: 0.616),
   ]
   private static let bits: [BitWidth] = [.four, .three, .two]

@@ -22,7 +22,9 @@ struct SolverTests {
   }
 
   @Test(arguments: Method.allCases, [GroupSize.channel, .columns(32)])
-  func `the error is that of the weights that the codes stand for`(_ method: Method, _ group: GroupSize) throws {
+  func `the error is that of the weights that the codes stand for`(_ method: Method, _ group: GroupSize)
+    throws
+  {
     let format = GridFormat(bitWidth: .three, groupSize: group, isSymmetric: false)
     let solution = try method.solve(Self.problem, format)
     let objective = Self.problem.objective(of: solution.linear.dequantized())

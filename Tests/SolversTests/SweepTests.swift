@@ -87,7 +87,8 @@ struct DescentTests {
   }
 
   @Test func `a pass off the grid minimises one coordinate after the other`() {
-    let start = Start(GridFormat(bitWidth: .two, groupSize: .channel, isSymmetric: false), rows: 4, columns: 20)
+    let start = Start(
+      GridFormat(bitWidth: .two, groupSize: .channel, isSymmetric: false), rows: 4, columns: 20)
     let approximation = start.approximation
     for _ in 0..<2_000 {
       _ = start.backend.descend(
@@ -234,7 +235,8 @@ struct SweepAgreementTests {
       let factor = setup.blank(shape.columns)
       for row in 0..<shape.columns {
         for column in row..<shape.columns {
-          factor[row, column] = row == column ? 1 : setup.problem.gram[row, column] / max(setup.problem.gram[row, row], 1) / 4
+          factor[row, column] =
+            row == column ? 1 : setup.problem.gram[row, column] / max(setup.problem.gram[row, row], 1) / 4
         }
       }
       let order = (0..<shape.columns).map { ($0 * 7 + 3) % shape.columns }
@@ -313,7 +315,9 @@ struct SweepAgreementTests {
       // On the grid from minimum to maximum a row's ends lie half-way between two codes, and fp64 and fp32
       // break the tie as they like.
       for row in 0..<rows {
-        for group in 0..<grid.groups { grid.scales[row, group] = shape.format.storable(0.93 * grid.scales[row, group]) }
+        for group in 0..<grid.groups {
+          grid.scales[row, group] = shape.format.storable(0.93 * grid.scales[row, group])
+        }
       }
       codes = Matrix(rows: rows, columns: columns)
       approximation = Matrix(rows: rows, columns: columns)
@@ -325,14 +329,17 @@ struct SweepAgreementTests {
       reference.multiply(errors, problem.gram, transposingB: false, scale: 1, into: gradient, keeping: 0)
     }
 
-    func blank(_ rows: Int? = nil) -> Matrix { Matrix(rows: rows ?? problem.weights.rows, columns: problem.weights.columns) }
+    func blank(_ rows: Int? = nil) -> Matrix {
+      Matrix(rows: rows ?? problem.weights.rows, columns: problem.weights.columns)
+    }
   }
 
   /// Runs `sweep` by the reference, and by the fast backend with one, two and three threads. The threads give
   /// the same bits, and these lie within `tolerance` of the reference, relative to its largest value.
   /// - Parameter misses: the share of values that may lie elsewhere, where a tie in fp64 is none in fp32
   private func expectAgreement(
-    _ shape: Shape, tolerance: Float = 0, misses: Double = 0, sourceLocation: SourceLocation = #_sourceLocation,
+    _ shape: Shape, tolerance: Float = 0, misses: Double = 0,
+    sourceLocation: SourceLocation = #_sourceLocation,
     _ sweep: (any GridSweeps, Setup) -> Matrix
   ) {
     let expected = sweep(ReferenceBackend(), Setup(shape)).elements

@@ -8,9 +8,9 @@ extension LayerProblem {
   func factor(
     roundingLast columns: [Int32], backend: any ComputeBackend
   ) throws(SolverError) -> NearestPlaneFactor {
-    // The factorisation takes the smallest pivot first. For D (Σ + ρI) D with a small D at those columns that is
-    // one of them as long as there is one, and D⁻¹ times its factor is the factor wanted. D is a power of two:
-    // it costs no digits.
+    // The factorisation takes the smallest pivot first. For D (Σ + ρI) D with a small D at those columns that
+    // is one of them as long as there is one, and D⁻¹ times its factor is the factor wanted. D is a power of
+    // two: it costs no digits.
     let diagonal = (0..<inFeatures).map { gram[$0, $0] }
     let largest = columns.map { diagonal[Int($0)] }.max() ?? 0
     let least = ridge > 0 ? ridge : diagonal.filter { $0 > 0 }.min() ?? 1

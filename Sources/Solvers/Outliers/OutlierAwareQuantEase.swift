@@ -4,10 +4,10 @@ import Tensors
 
 /// QuantEase with outliers (arXiv 2309.01885, section 4): W ≈ Ŵ + Ĥ, Ŵ on the grid and Ĥ a few 16-bit floats.
 ///
-/// ``OutlierSettings/Method/paper(rounds:)`` alternates as published. ``OutlierSettings/Method/standard`` finds
-/// grid and outliers together, rounds to the nearest plane with the outliers left free, and descends on both.
-/// There a row that comes out worse than `base` makes it takes that row's codes, with outliers of zero that
-/// descend from there: no row ends above the solver without outliers.
+/// ``OutlierSettings/Method/paper(rounds:)`` alternates as published. ``OutlierSettings/Method/standard``
+/// finds grid and outliers together, rounds to the nearest plane with the outliers left free, and descends on
+/// both. There a row that comes out worse than `base` makes it takes that row's codes, with outliers of zero
+/// that descend from there: no row ends above the solver without outliers.
 public struct OutlierAwareQuantEase: LinearQuantizer {
   public let name = "quantease"
   public let settings: OutlierSettings
@@ -24,11 +24,12 @@ public struct OutlierAwareQuantEase: LinearQuantizer {
 
   /// Quantizes a linear, a panel of rows at a time.
   ///
-  /// Beside the weights, Σ and what the solution holds, memory is bounded by `panelRows`: a handful of matrices of
-  /// `panelRows × inFeatures` values.
+  /// Beside the weights, Σ and what the solution holds, memory is bounded by `panelRows`: a handful of
+  /// matrices of `panelRows × inFeatures` values.
   /// - Parameters:
   ///   - weights: W, `[outFeatures, inFeatures]`; overwritten with Ŵ + Ĥ
-  /// - Returns: codes, and exactly as many outliers as the settings say; its objective is that of both as stored.
+  /// - Returns: codes, and exactly as many outliers as the settings say; the objective is that of both as
+  ///   stored.
   /// - Throws: ``SolverError`` if a result is not finite or the solver fails.
   public func quantize(
     name: String, weights: Matrix, problem: LayerProblem, format: GridFormat,

@@ -28,8 +28,8 @@ struct OutlierPanel {
     codes = Matrix(rows: target.rows, columns: target.columns)
   }
 
-  /// Nearest-plane rounding in which an outlier takes the nearest code and keeps the rest. Outputs that are read
-  /// without the outliers then still hold a sensible weight.
+  /// Nearest-plane rounding in which an outlier takes the nearest code and keeps the rest. Outputs that are
+  /// read without the outliers then still hold a sensible weight.
   func round(factor: NearestPlaneFactor) {
     let remainders = Matrix(rows: target.rows, columns: target.columns)
     backend.roundToNearestPlane(

@@ -14,8 +14,8 @@ struct OutlierPlan {
 /// The search for the entries or columns that gain most from full precision.
 ///
 /// An entry's worth is what its rounding costs: its squared rounding error times its column's conditional
-/// variance, all that later columns cannot make up for. Since the grid depends on what is left out of it and the
-/// rounding errors on the grid, the two are found in turns.
+/// variance, all that later columns cannot make up for. Since the grid depends on what is left out of it and
+/// the rounding errors on the grid, the two are found in turns.
 struct OutlierSearch {
   let settings: OutlierSettings
   let candidates: GridCandidates

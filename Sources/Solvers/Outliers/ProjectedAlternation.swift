@@ -2,8 +2,8 @@ import Compute
 import Quantization
 import Tensors
 
-/// The published algorithm: a pass of coordinate descent on Ŵ against W − Ĥ, then a projected gradient step on Ĥ,
-/// Ĥ ← P_s(Ĥ − η ∇) with ∇ = 2 (Ŵ + Ĥ − W) Σ, and so on in turns.
+/// The published algorithm: a pass of coordinate descent on Ŵ against W − Ĥ, then a projected gradient step
+/// on Ĥ, Ĥ ← P_s(Ĥ − η ∇) with ∇ = 2 (Ŵ + Ĥ − W) Σ, and so on in turns.
 ///
 /// P_s keeps the s entries of largest magnitude, or the columns of largest norm. With η = 1 / (2 λ_max(Σ)) no
 /// half-step raises f once the first pass has brought Ŵ onto its grid.
@@ -77,8 +77,8 @@ struct ProjectedAlternation {
     outliers = projected
   }
 
-  /// Rounds the outliers to what the outputs store, and lets coordinate descent settle them, and the codes with
-  /// them, where they now stand.
+  /// Rounds the outliers to what the outputs store, and lets coordinate descent settle them, and the codes
+  /// with them, where they now stand.
   mutating func settle() {
     let values = outliers.values
     for entry in 0..<values.columns { values[0, entry] = values[0, entry].storableOutlier }

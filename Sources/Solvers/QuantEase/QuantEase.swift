@@ -128,8 +128,7 @@ public struct QuantEase: LayerSolver {
       if settings.refitsScales && Self.refitPasses.contains(pass) {
         backend.refitScales(codes: codes, gradient: gradient, gram: problem.gram, grid: grid)
       }
-      // Pairs look further than single moves and cost more: they wait until those have done their part.
-      if pass > 0 && settings.pairNeighbours > 0 {
+      if settings.pairNeighbours > 0 && Self.pairPasses.contains(pass) {
         _ = backend.descendInPairs(
           codes: codes, gradient: gradient, gram: problem.gram,
           neighbours: problem.mostCorrelated(settings.pairNeighbours), grid: grid)
@@ -144,6 +143,10 @@ public struct QuantEase: LayerSolver {
 
   /// A refit costs a product with Σ, more than a pass of moves, and hardly changes once the codes have settled.
   private static let refitPasses: Set = [1, 3]
+
+  /// Pairs look further than single moves and cost more: they wait until those have done their part, and a few
+  /// passes find nearly all there are.
+  private static let pairPasses = 1...2
 }
 
 extension GridCandidates {
