@@ -26,7 +26,15 @@ func tests(
 let package = Package(
   name: "quantease",
   products: [
-    .executable(name: "quantease", targets: ["quantease"])
+    .executable(name: "quantease", targets: ["quantease"]),
+    // What Benchmarks/, a package of its own, measures.
+    .library(
+      name: "QuantEaseEngine",
+      targets: [
+        "ActivationCache", "Checkpoint", "Compute", "ComputeOpenBLAS", "Decoder", "Export",
+        "Quantization", "Solvers", "Tensors",
+      ]),
+    .library(name: "COpenBLAS", targets: ["COpenBLAS"]),
   ],
   dependencies: [
     .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.0"),
