@@ -82,7 +82,7 @@ def print_parts(directory: Path) -> None:
             metrics = {metric: median(samples) for metric, samples in benchmarks[name].items()}
             rate, ratio = describe(metrics)
             elapsed = seconds(metrics["microseconds"] / 1e6)
-            print(f"  {name.split('.', 1)[1]:<{width}}{elapsed:>12}{rate:>14}{ratio:>20}")
+            print(f"  {name.split('.', 1)[1]:<{width}}{elapsed:>12}{rate:>14}{ratio:>20}".rstrip())
     if any("dense_pass_kilooperations" in metrics for metrics in benchmarks.values()):
         print("\nA dense pass: 2 · out · in² operations at the rate of sgemm.")
 

@@ -3,14 +3,14 @@
 // may straddle two words. What differs between formats is where the words go, hence the stride.
 
 /// The words that `count` codes of `bits` bits take.
-func wordCount(codes count: Int, bits: Int) -> Int {
+public func wordCount(codes count: Int, bits: Int) -> Int {
   (count * bits + 31) / 32
 }
 
 /// Packs codes of `bits` bits, of which each keeps only its low `bits` bits.
 ///
 /// Word k goes to `words[start + k · stride]`; the rest of the last word is zero.
-func pack(
+public func pack(
   _ codes: Span<UInt8>, bits: Int, into words: inout MutableSpan<UInt32>, start: Int = 0, stride: Int = 1
 ) {
   let mask: UInt64 = (1 << UInt64(bits)) - 1
@@ -33,7 +33,7 @@ func pack(
 
 /// Undoes ``pack(_:bits:into:start:stride:)``: fills `codes[outputStart ..< outputStart + count]` from
 /// the words at `start`, `start + stride`, …
-func unpack(
+public func unpack(
   _ words: Span<UInt32>, bits: Int, start: Int = 0, stride: Int = 1, count: Int,
   into codes: inout MutableSpan<UInt8>, at outputStart: Int = 0
 ) {
