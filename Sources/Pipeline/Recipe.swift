@@ -54,6 +54,9 @@ public struct Recipe: Sendable {
         for linear in part {
           let module = model.layerPrefix(layer) + linear.name
           let treatment = try treatment(of: module)
+          if let treatment, treatment.outliers != nil, !(treatment.solver is QuantEase) {
+            throw .outliersNeedQuantEase(module, solver: treatment.solver.name)
+          }
           treatments[module] = treatment
           for (index, rule) in rules.enumerated() where try rule.matches(module) { used[index] = true }
           if let first, first.grid != treatment?.gridFormat {
@@ -139,6 +142,7 @@ public enum RecipeError: Error, Sendable, Equatable, CustomStringConvertible {
   case malformed(String, reason: String)
   case matchesNothing(String)
   case fusedModulesDiffer(String, String)
+  case outliersNeedQuantEase(String, solver: String)
 
   public var description: String {
     switch self {
@@ -150,6 +154,8 @@ public enum RecipeError: Error, Sendable, Equatable, CustomStringConvertible {
     case .fusedModulesDiffer(let first, let second):
       "\(first) and \(second) would get different grids, but runtimes fuse them into one linear; "
         + "let a rule match both or neither"
+    case .outliersNeedQuantEase(let module, let solver):
+      "\(module): outliers go with the solver quantease, not \(solver); add outliers:0 or solver:quantease to the rule"
     }
   }
 }
