@@ -193,6 +193,12 @@ public final class QuantizationRun: Sendable {
       // The process ends whether or not its files could be removed.
       try? files.cache?.destroy()
       try? files.output?.discard()
+      // The run still makes files meanwhile, and a directory that gains one cannot be removed; once it is gone,
+      // none can be made.
+      guard let path = files.output?.path else { return }
+      for _ in 0..<1_000 where (try? FileSystem.exists(path)) ?? false {
+        try? FileSystem.removeTree(path)
+      }
     }
   }
 
