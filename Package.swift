@@ -27,6 +27,7 @@ let package = Package(
   name: "quantease",
   products: [
     .executable(name: "quantease", targets: ["quantease"]),
+    .executable(name: "quanteased", targets: ["quanteased"]),
     // What Benchmarks/, a package of its own, measures.
     .library(
       name: "QuantEaseEngine",
@@ -39,8 +40,10 @@ let package = Package(
   dependencies: [
     .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.0"),
     .package(url: "https://github.com/apple/swift-system", from: "1.8.0"),
+    .package(url: "https://github.com/jpsim/Yams", from: "6.2.0"),
   ],
   targets: [
+    .systemLibrary(name: "CCrypto", pkgConfig: "libcrypto", providers: [.apt(["libssl-dev"])]),
     .systemLibrary(name: "CLMDB", pkgConfig: "lmdb", providers: [.apt(["liblmdb-dev"])]),
     .systemLibrary(name: "CZstd", pkgConfig: "libzstd", providers: [.apt(["libzstd-dev"])]),
     .systemLibrary(name: "COpenBLAS", pkgConfig: "openblas", providers: [.apt(["libopenblas-dev"])]),
@@ -67,6 +70,21 @@ let package = Package(
       ]),
     module(
       "Evaluation", ["Tensors", "Checkpoint", "ActivationCache", "Compute", "Decoder"]),
+    module(
+      "Daemon",
+      [
+        "Calibration", "CCrypto", "Checkpoint", "CLMDB", "Decoder", "Export", "Pipeline", "Solvers",
+        "SystemIO",
+        .product(name: "Yams", package: "Yams"),
+      ]),
+    .executableTarget(
+      name: "quanteased",
+      dependencies: [
+        "ActivationCache", "Calibration", "Checkpoint", "ComputeOpenBLAS", "Daemon", "Decoder", "Export",
+        "Pipeline", "Solvers", "SystemIO",
+        .product(name: "ArgumentParser", package: "swift-argument-parser"),
+      ],
+      swiftSettings: strict),
     .executableTarget(
       name: "quantease",
       dependencies: [
@@ -103,6 +121,8 @@ let package = Package(
         "Pipeline", "ActivationCache", "Calibration", "Checkpoint", "Compute", "ComputeOpenBLAS",
         "Decoder", "Export", "Quantization", "Solvers", "SystemIO", "Tensors", "TestSupport",
       ]),
+    tests(
+      "DaemonTests", ["Daemon", "Export", "Pipeline", "SystemIO", "TestSupport"]),
     tests(
       "Integration", ["quantease", "Checkpoint", "Export", "SystemIO", "Tensors", "TestSupport"]),
   ]

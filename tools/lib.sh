@@ -50,7 +50,7 @@ install_packages() {
 
 # The libraries that Package.swift links, and the program by which SwiftPM finds them.
 install_libraries() {
-  local packages=(libzstd-dev libopenblas-dev liblmdb-dev)
+  local packages=(libzstd-dev libopenblas-dev liblmdb-dev libssl-dev)
   command -v pkg-config > /dev/null || packages+=(pkg-config)
   install_packages "${packages[@]}"
 }

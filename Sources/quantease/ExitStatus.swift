@@ -21,7 +21,7 @@ func sysexit(of error: any Error) -> Int32? {
   case let error as PipelineError: error.exitCode
   case let error as CacheError: error.exitCode
   case is DecoderError, is JSONError: 65
-  case is RecipeError: 64
+  case is RecipeError, is SettingsError: 64
   case SolverError.nonFiniteObjective: 65
   case is SolverError, is ComputeError: 70
   default: nil

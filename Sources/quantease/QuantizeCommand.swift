@@ -87,22 +87,19 @@ struct QuantizeCommand: ParsableCommand {
   func validate() throws {
     try machine.validate()
     guard memory.map({ $0 > 0 }) ?? true else { throw ValidationError("--memory must be above 0") }
-    guard samples > 0 else { throw ValidationError("--samples must be at least 1") }
-    guard sequenceLength > 1 else { throw ValidationError("--sequence-length must be at least 2") }
-    guard Set(format).count == format.count else {
-      throw ValidationError("--format names a format twice")
-    }
+    do { try settings.validate() } catch { throw ValidationError("--\(error)") }
   }
 
-  private var recipe: Recipe {
-    get throws {
-      let solvers = Dictionary(
-        uniqueKeysWithValues: SolverOptions.Name.allCases.map { ($0.rawValue, solver.solver($0)) })
-      return Recipe(
-        Treatment(
-          gridFormat: try grid.format, solver: solver.solver(solver.name), outliers: solver.outlierSettings),
-        rules: try rules.map { try RecipeRule(parsing: $0, solvers: solvers) })
-    }
+  private var settings: QuantizationSettings {
+    var settings = QuantizationSettings()
+    grid.set(&settings)
+    solver.set(&settings)
+    settings.rules = rules
+    settings.formats = format
+    settings.samples = samples
+    settings.sequenceLength = sequenceLength
+    settings.seed = seed
+    return settings
   }
 
   func run() throws {
@@ -113,7 +110,7 @@ struct QuantizeCommand: ParsableCommand {
     let rows = try TokenRows(file: calibration, model: model)
     let run = try QuantizationRun(
       QuantizationRequest(
-        model: model, output: output, recipe: try recipe, target: solver.target, formats: format,
+        model: model, output: output, recipe: try settings.recipe(), target: solver.target, formats: format,
         calibration: try CalibrationSet(
           drawing: samples, sequenceLength: sequenceLength, from: rows, seed: seed),
         seed: seed, calibrationSource: calibration, cacheDirectory: machine.cacheDir,
@@ -160,43 +157,20 @@ struct GridOptions: ParsableArguments {
     case symmetric, asymmetric
   }
 
-  var format: GridFormat {
-    get throws {
-      guard let width = BitWidth(rawValue: bits) else {
-        throw ValidationError("--bits \(bits) is not possible: 2, 3, 4 or 8")
-      }
-      guard let size = GroupSize(groupSize) else {
-        throw ValidationError("--group-size \(groupSize) is not possible: -1, or a number of columns")
-      }
-      return GridFormat(bitWidth: width, groupSize: size, isSymmetric: symmetry == .symmetric)
-    }
-  }
-
-  func validate() throws {
-    _ = try format
+  func set(_ settings: inout QuantizationSettings) {
+    settings.bits = bits
+    settings.groupSize = groupSize
+    settings.symmetric = symmetry == .symmetric
   }
 }
 
 struct SolverOptions: ParsableArguments {
-  enum Name: String, ExpressibleByArgument, CaseIterable {
-    case quantease, gptq, rtn
-  }
-
-  enum Start: String, ExpressibleByArgument, CaseIterable {
-    case nearestPlane = "nearest-plane"
-    case weights
-  }
-
-  enum Preset: String, ExpressibleByArgument, CaseIterable {
-    case standard, paper
-  }
-
   @Option(name: .customLong("solver"), help: "How weights are moved onto the grid.")
-  var name = Name.quantease
+  var name = QuantizationSettings.SolverName.quantease
 
   @Option(
     help: "quantease only: standard, with all that lowers the error, or paper, the published algorithm.")
-  var preset = Preset.standard
+  var preset = QuantizationSettings.Preset.standard
 
   @Option(
     help: """
@@ -213,7 +187,7 @@ struct SolverOptions: ParsableArguments {
       quantease, standard preset: where the descent begins, at the nearest-plane rounding or at the unquantized \
       weights.
       """)
-  var start = Start.nearestPlane
+  var start = QuantizationSettings.Start.nearestPlane
 
   @Flag(inversion: .prefixedNo, help: "Standard preset: search each row's grid for the least output error.")
   var gridSearch = true
@@ -228,47 +202,22 @@ struct SolverOptions: ParsableArguments {
     help: ArgumentHelp(
       "quantease only: share of the weights that is kept in 16-bit floats, for example 0.01.",
       valueName: "share"))
-  var outliers: Double?
+  var outliers = 0.0
 
   @Flag(help: "Keep whole columns as outliers, not single weights.")
   var structuredOutliers = false
 
-  func solver(_ name: Name) -> any LayerSolver {
-    switch (name, preset) {
-    case (.quantease, .standard): QuantEase(standardSettings)
-    case (.quantease, .paper): QuantEase(.paper(passes: passes))
-    case (.gptq, _): GPTQ()
-    case (.rtn, _): RoundToNearest()
-    }
-  }
-
-  private var standardSettings: QuantEase.Settings {
-    var settings = QuantEase.Settings.standard(passes: passes)
-    settings.start = start == .weights ? .weights : .nearestPlane
-    settings.searchesGrid = gridSearch
-    settings.refitsScales = scaleRefit
-    if !pairMoves { settings.pairNeighbours = 0 }
-    return settings
-  }
-
-  var outlierSettings: OutlierSettings? {
-    guard let outliers, outliers > 0 else { return nil }
-    return OutlierSettings(
-      share: outliers, isStructured: structuredOutliers,
-      method: preset == .paper ? .paper(rounds: passes) : .standard)
-  }
-
-  func validate() throws {
-    guard passes > 0 else { throw ValidationError("--passes must be at least 1") }
-    guard outliers.map({ (0...1).contains($0) }) ?? true else {
-      throw ValidationError("--outliers is a share of the weights, 0 to 1")
-    }
-    guard outliers == nil || name == .quantease else {
-      throw ValidationError("--outliers goes with --solver quantease")
-    }
-    guard !structuredOutliers || outliers != nil else {
-      throw ValidationError("--structured-outliers goes with --outliers")
-    }
+  func set(_ settings: inout QuantizationSettings) {
+    settings.solver = name
+    settings.preset = preset
+    settings.target = target
+    settings.passes = passes
+    settings.start = start
+    settings.gridSearch = gridSearch
+    settings.scaleRefit = scaleRefit
+    settings.pairMoves = pairMoves
+    settings.outliers = outliers
+    settings.structuredOutliers = structuredOutliers
   }
 }
 
@@ -290,6 +239,12 @@ struct MachineOptions: ParsableArguments {
 }
 
 extension Target: ExpressibleByArgument {}
+
+extension QuantizationSettings.SolverName: ExpressibleByArgument {}
+
+extension QuantizationSettings.Preset: ExpressibleByArgument {}
+
+extension QuantizationSettings.Start: ExpressibleByArgument {}
 
 extension OutputFormatName: ExpressibleByArgument {}
 

@@ -1,0 +1,31 @@
+import SystemIO
+
+/// The drop folder's layout, all on one file system, so that every move is one rename.
+public struct Spool: Sendable, Equatable {
+  public let root: String
+
+  public init(root: String) {
+    self.root = root
+  }
+
+  /// Where people and programs put checkpoints, a directory each.
+  public var incoming: String { FileSystem.join(root, "incoming") }
+  /// Claimed sources, `working/<id>`.
+  public var working: String { FileSystem.join(root, "working") }
+  /// The sources of published jobs.
+  public var done: String { FileSystem.join(root, "done") }
+  /// The sources of failed jobs, `failed/<id>`, each with a `reason.json` beside its files.
+  public var failed: String { FileSystem.join(root, "failed") }
+  /// Finished checkpoints, under the names that their sources were dropped with.
+  public var output: String { FileSystem.join(root, "output") }
+  /// What is being made: hidden, and on the output's file system.
+  public var partial: String { FileSystem.join(output, ".partial") }
+
+  /// Creates the directories that are missing.
+  /// - Throws: ``FileError``
+  public func create() throws(FileError) {
+    for directory in [incoming, working, done, failed, partial] {
+      try FileSystem.createDirectories(directory)
+    }
+  }
+}

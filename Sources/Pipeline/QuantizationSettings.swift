@@ -1,0 +1,135 @@
+import Export
+import Quantization
+import Solvers
+
+/// What a person chooses about a quantization, as plain values: what the command line, the daemon's configuration
+/// and a job's own file have in common.
+public struct QuantizationSettings: Codable, Sendable, Equatable {
+  public enum SolverName: String, Codable, Sendable, CaseIterable {
+    case quantease, gptq, rtn
+  }
+
+  public enum Preset: String, Codable, Sendable, CaseIterable {
+    /// With all that lowers the error.
+    case standard
+    /// The published algorithm.
+    case paper
+  }
+
+  /// Where coordinate descent begins.
+  public enum Start: String, Codable, Sendable, CaseIterable {
+    case nearestPlane = "nearest-plane"
+    case weights
+  }
+
+  public var bits = 4
+  /// Columns that share a scale; −1 is one scale for a whole row.
+  public var groupSize = -1
+  public var symmetric = false
+  public var solver = SolverName.quantease
+  public var preset = Preset.standard
+  public var target = Target.layer
+  /// Passes of coordinate descent, at most.
+  public var passes = 25
+  public var start = Start.nearestPlane
+  public var gridSearch = true
+  public var scaleRefit = true
+  public var pairMoves = true
+  /// Share of the weights that is kept in 16-bit floats.
+  public var outliers = 0.0
+  public var structuredOutliers = false
+  /// `PATTERN=SETTING,SETTING…`; see ``RecipeRule``.
+  public var rules: [String] = []
+  public var formats: [OutputFormatName] = [.compressedTensors]
+  /// Calibration sequences.
+  public var samples = 128
+  /// Tokens of a calibration sequence.
+  public var sequenceLength = 2_048
+  /// Decides which sequences are drawn.
+  public var seed: UInt64 = 0
+
+  public init() {}
+
+  /// - Throws: ``SettingsError`` for the first value that is not possible.
+  public func validate() throws(SettingsError) {
+    func require(_ condition: Bool, _ key: String, _ value: Any, _ mend: String) throws(SettingsError) {
+      if !condition { throw SettingsError(key: key, value: "\(value)", mend: mend) }
+    }
+    try require(BitWidth(rawValue: bits) != nil, "bits", bits, "2, 3, 4 or 8")
+    try require(GroupSize(groupSize) != nil, "group-size", groupSize, "-1, or a number of columns")
+    try require(passes > 0, "passes", passes, "at least 1")
+    try require((0...1).contains(outliers), "outliers", outliers, "a share of the weights, 0 to 1")
+    try require(
+      outliers == 0 || solver == .quantease, "outliers", outliers, "they go with the solver quantease alone")
+    try require(
+      !structuredOutliers || outliers > 0, "structured-outliers", structuredOutliers, "it goes with outliers")
+    try require(
+      !formats.isEmpty && Set(formats).count == formats.count, "format",
+      formats.map(\.rawValue).joined(separator: ", "), "at least one, and each once")
+    try require(samples > 0, "samples", samples, "at least 1")
+    try require(sequenceLength > 1, "sequence-length", sequenceLength, "at least 2")
+    for rule in rules {
+      do { _ = try RecipeRule(parsing: rule, solvers: solvers) } catch {
+        throw SettingsError(key: "rule", value: rule, mend: "\(error)")
+      }
+    }
+  }
+
+  /// The recipe that the settings come to.
+  /// - Throws: ``SettingsError`` or ``RecipeError``
+  public func recipe() throws -> Recipe {
+    try validate()
+    guard let bitWidth = BitWidth(rawValue: bits), let size = GroupSize(groupSize) else {
+      preconditionFailure("validated settings")
+    }
+    let grid = GridFormat(bitWidth: bitWidth, groupSize: size, isSymmetric: symmetric)
+    return Recipe(
+      Treatment(gridFormat: grid, solver: layerSolver(solver), outliers: outlierSettings),
+      rules: try rules.map { try RecipeRule(parsing: $0, solvers: solvers) })
+  }
+
+  private var solvers: [String: any LayerSolver] {
+    Dictionary(uniqueKeysWithValues: SolverName.allCases.map { ($0.rawValue, layerSolver($0)) })
+  }
+
+  private func layerSolver(_ name: SolverName) -> any LayerSolver {
+    switch (name, preset) {
+    case (.quantease, .standard): QuantEase(standardSettings)
+    case (.quantease, .paper): QuantEase(.paper(passes: passes))
+    case (.gptq, _): GPTQ()
+    case (.rtn, _): RoundToNearest()
+    }
+  }
+
+  private var standardSettings: QuantEase.Settings {
+    var settings = QuantEase.Settings.standard(passes: passes)
+    settings.start = start == .weights ? .weights : .nearestPlane
+    settings.searchesGrid = gridSearch
+    settings.refitsScales = scaleRefit
+    if !pairMoves { settings.pairNeighbours = 0 }
+    return settings
+  }
+
+  private var outlierSettings: OutlierSettings? {
+    guard outliers > 0 else { return nil }
+    return OutlierSettings(
+      share: outliers, isStructured: structuredOutliers,
+      method: preset == .paper ? .paper(rounds: passes) : .standard)
+  }
+}
+
+/// A setting whose value is not possible.
+public struct SettingsError: Error, Equatable, Sendable, CustomStringConvertible {
+  /// The setting's name, as the command line and configuration files write it.
+  public let key: String
+  public let value: String
+  public let mend: String
+
+  public init(key: String, value: String, mend: String) {
+    self.key = key
+    self.value = value
+    self.mend = mend
+  }
+
+  public var description: String { "\(key): \(value) is not possible: \(mend)" }
+}

@@ -1,0 +1,7 @@
+import ArgumentParser
+import Daemon
+
+@main
+struct QuanteasedCommand: ParsableCommand {
+  func run() throws {}
+}
