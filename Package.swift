@@ -44,13 +44,14 @@ let package = Package(
   ],
   targets: [
     .systemLibrary(name: "CCrypto", pkgConfig: "libcrypto", providers: [.apt(["libssl-dev"])]),
+    .systemLibrary(name: "CLinux"),
     .systemLibrary(name: "CLMDB", pkgConfig: "lmdb", providers: [.apt(["liblmdb-dev"])]),
     .systemLibrary(name: "CZstd", pkgConfig: "libzstd", providers: [.apt(["libzstd-dev"])]),
     .systemLibrary(name: "COpenBLAS", pkgConfig: "openblas", providers: [.apt(["libopenblas-dev"])]),
 
     .target(name: "CKernels"),
     module("Tensors", []),
-    module("SystemIO", [systemPackage]),
+    module("SystemIO", ["CLinux", systemPackage]),
     module("Checkpoint", ["Tensors", "SystemIO"]),
     module("ActivationCache", ["Tensors", "CLMDB", "CZstd"]),
     module("Quantization", ["Tensors"]),

@@ -39,3 +39,8 @@
   }
   return hash ^ hash >> 32
 }
+
+/// The checksum of `bytes`; parts of a longer stretch are chained by giving each the sum before it as `seed`.
+public func checksum(of bytes: RawSpan, seed: UInt64 = 0) -> UInt64 {
+  unsafe bytes.withUnsafeBytes { unsafe blockHash($0, seed: seed) }
+}

@@ -28,6 +28,20 @@ import Tensors
   }
 }
 
+/// Rounds `count` floats, all of them finite in `elementType`, to it.
+@unsafe func round(_ values: UnsafeMutablePointer<Float>, count: Int, to elementType: DType) {
+  switch elementType {
+  case .bfloat16:
+    for index in 0..<count {
+      let bits = unsafe values[index].bitPattern
+      unsafe values[index] = Float(bitPattern: (bits &+ 0x7FFF &+ ((bits >> 16) & 1)) & 0xFFFF_0000)
+    }
+  case .float16:
+    for index in 0..<count { unsafe values[index] = Float(float16Bits: values[index].float16Bits) }
+  default: break
+  }
+}
+
 /// The inverse of `splitIntoPlanes`; the planes may lie anywhere.
 @unsafe func mergePlanes(
   _ planes: [UnsafePointer<UInt8>], count: Int, elementType: DType,

@@ -68,6 +68,14 @@ extension CacheError: CustomStringConvertible {
 }
 
 extension CacheError {
+  /// Whether what is stored is not what was written; to compute it again is the mend.
+  public var isDamage: Bool {
+    switch self {
+    case .corrupt, .missing, .shapeMismatch: true
+    default: false
+    }
+  }
+
   /// By sysexits(3).
   public var exitCode: Int32 {
     switch self {

@@ -5,6 +5,12 @@ import Glibc
 enum FileOperations {
   static func exists(_ path: String) -> Bool { unsafe access(path, F_OK) == 0 }
 
+  /// The length of a file in bytes; 0 if there is none.
+  static func size(of path: String) -> Int {
+    var status = Glibc.stat()
+    return unsafe stat(path, &status) == 0 ? Int(status.st_size) : 0
+  }
+
   /// Deletes a file; one that does not exist is as good as deleted.
   static func remove(_ path: String) throws(CacheError) {
     if unsafe unlink(path) != 0, errno != ENOENT { throw failure("unlink", path) }

@@ -7,8 +7,8 @@ import Tensors
 /// compressed with zstd where that pays, each with a checksum. What a stage leaves replaces what it read
 /// in the same transaction, so the file stays near the size of one layer's hidden states.
 ///
-/// The file is disposable: it is never synced, and it goes when the store goes. All calls block; they may
-/// come from any thread.
+/// The file is disposable: it is never synced, and it goes when the store goes unless it is to be resumed. All
+/// calls block; they may come from any thread.
 public final class HiddenStatesStore: Sendable {
   /// Hardly any search for repetitions, which pay in the first layers only, and the entropy coder for all
   /// the rest: several times as fast as level 1 and, deeper in a model, smaller.
@@ -24,6 +24,8 @@ public final class HiddenStatesStore: Sendable {
   private let prefetcher: Prefetcher
   private let encoders = Mutex<[ValueEncoder]>([])
   private let records = Mutex(Records())
+  /// Whether the file outlives the store, for a later run to go on with.
+  private let isKept: Bool
 
   private struct Records {
     var statistics = CacheStatistics()
@@ -39,29 +41,30 @@ public final class HiddenStatesStore: Sendable {
   ///   - compressionLevel: A level of zstd. Below zero: hardly any search for matches, but always the
   ///     entropy coder.
   ///   - threads: How many threads one call may use. It does not change a single stored bit.
+  ///   - isKept: Whether the file stays when the store goes, and one that an earlier run left there is taken
+  ///     over. Only a file that was written since the machine started is worth that: none is ever synced.
   public convenience init(
-    path: String, elementType: DType, compressionLevel: Int = defaultCompressionLevel, threads: Int
+    path: String, elementType: DType, compressionLevel: Int = defaultCompressionLevel, threads: Int,
+    isKept: Bool = false
   ) throws(CacheError) {
     try self.init(
       path: path, elementType: elementType, compressionLevel: compressionLevel, threads: threads,
-      initialMapBytes: 1 << 30)
+      initialMapBytes: 1 << 30, isKept: isKept)
   }
 
   init(
-    path: String, elementType: DType, compressionLevel: Int, threads: Int, initialMapBytes: Int
+    path: String, elementType: DType, compressionLevel: Int, threads: Int, initialMapBytes: Int,
+    isKept: Bool = false
   ) throws(CacheError) {
     precondition(elementType.isSupportedFloat, "hidden states are float32, float16 or bfloat16")
     try FileOperations.createDirectories(above: path)
-    if FileOperations.exists(path) {
-      // Opening proves that it is an LMDB file and not something that a person would miss.
-      try LMDBEnvironment(path: path).destroy()
-    }
-    let environment = try LMDBEnvironment(path: path, initialMapBytes: initialMapBytes)
+    let environment = try Self.environment(path: path, initialMapBytes: initialMapBytes, isKept: isKept)
     let workers = ChunkWorkers(
       threads: threads, level: compressionLevel, planeCount: elementType.byteWidth)
     let reader = ValueReader(environment: environment, workers: workers)
     self.path = path
     self.elementType = elementType
+    self.isKept = isKept
     self.environment = environment
     self.workers = workers
     self.reader = reader
@@ -73,12 +76,47 @@ public final class HiddenStatesStore: Sendable {
     }
   }
 
-  deinit { try? environment.destroy() }
+  deinit { if !isKept { try? environment.destroy() } }
+
+  private static func environment(
+    path: String, initialMapBytes: Int, isKept: Bool
+  ) throws(CacheError) -> LMDBEnvironment {
+    guard FileOperations.exists(path) else {
+      return try LMDBEnvironment(path: path, initialMapBytes: initialMapBytes)
+    }
+    if isKept {
+      // A file that lost its end, or is none of LMDB's, is as good as none: all of it can be computed again.
+      if let left = try? LMDBEnvironment(path: path, initialMapBytes: initialMapBytes),
+        FileOperations.size(of: path) >= left.fileBytes
+      {
+        return left
+      }
+      try FileOperations.remove(path)
+      try FileOperations.remove(path + "-lock")
+    } else {
+      // Opening proves that it is an LMDB file and not something that a person would miss.
+      try LMDBEnvironment(path: path).destroy()
+    }
+    return try LMDBEnvironment(path: path, initialMapBytes: initialMapBytes)
+  }
+
+  /// Whether there is a value for `key`.
+  public func contains(_ key: HiddenStatesKey) throws(CacheError) -> Bool {
+    try unsafe environment.withValue(of: key) { unsafe $0 != nil }
+  }
+
+  /// Deletes every value.
+  public func removeAll() throws(CacheError) {
+    try environment.write { (transaction) throws(CacheError) in try transaction.deleteAll() }
+    prefetcher.forgetAll()
+    records.withLock { $0.sizes = [:] }
+  }
 
   /// Stores `matrix` under `key` and deletes the values of `previous`, both or neither.
   ///
   /// - Parameters:
-  ///   - matrix: `[tokens, features]`, fp32; rounded to ``elementType``.
+  ///   - matrix: `[tokens, features]`, fp32; rounded to ``elementType`` in place, so that what is computed from
+  ///     it afterwards is what comes of reading it.
   ///   - previous: What the stage has read and nobody needs any more; keys without a value are ignored.
   /// - Throws: ``CacheError/notFinite(_:row:column:value:)`` and
   ///   ``CacheError/overflow(_:row:column:value:elementType:)`` for the first such activation;

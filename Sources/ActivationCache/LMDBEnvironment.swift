@@ -192,6 +192,11 @@ import Glibc
     unsafe fill(UnsafeMutableRawBufferPointer(start: value.mv_data, count: count))
   }
 
+  /// Deletes every value.
+  func deleteAll() throws(CacheError) {
+    try LMDBEnvironment.check(unsafe mdb_drop(transaction, database, 0), "mdb_drop", path)
+  }
+
   /// Deletes the value of `key`, if there is one.
   func delete(_ key: HiddenStatesKey) throws(CacheError) {
     let code = unsafe withMDBValue(key.encoded) { unsafe mdb_del(transaction, database, $0, nil) }

@@ -69,6 +69,9 @@ final class Prefetcher: Sendable {
   /// Takes a matrix back whose content has been used.
   func recycle(_ matrix: Matrix) { state.withLock { $0.spare = matrix } }
 
+  /// Drops all that was prefetched.
+  func forgetAll() { forget(Set(state.withLock { $0.tickets.map(\.key) })) }
+
   /// Drops what was prefetched for `keys`.
   func forget(_ keys: Set<HiddenStatesKey>) {
     state.withLock { state in

@@ -26,7 +26,7 @@ import Tensors
   var byteCount: Int { value.segments.reduce(value.payloadOffset) { $0 + $1.byteCount } }
   var rawBytes: Int { value.rawBytes }
 
-  /// Rounds `matrix` to the element type, splits and compresses it.
+  /// Rounds `matrix` to the element type, in place, splits and compresses it.
   /// - Throws: ``CacheError/notFinite(_:row:column:value:)``,
   ///   ``CacheError/overflow(_:row:column:value:elementType:)`` for the first such element.
   func encode(_ matrix: Matrix, key: HiddenStatesKey) throws(CacheError) {
@@ -46,6 +46,7 @@ import Tensors
         let index = unsafe firstUnrepresentable(source, count: range.count, elementType: elementType)
         throw unrepresentable(matrix, element: range.lowerBound + (index ?? 0), key: key)
       }
+      unsafe round(matrix.pointer + range.lowerBound, count: range.count, to: elementType)
       var offset = chunk * chunkStride
       for plane in 0..<planeCount {
         let target = unsafe UnsafeMutableRawBufferPointer(rebasing: staging[offset...])

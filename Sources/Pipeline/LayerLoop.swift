@@ -13,6 +13,14 @@ public enum Target: String, Sendable, CaseIterable, Codable {
   case original
 }
 
+/// What an earlier run has quantized of a model.
+protocol KnownLinears {
+  /// Whether nothing of a stage is left to quantize.
+  func isKnown(_ stage: Stage, inLayer index: Int) -> Bool
+  /// Gives those linears of a stage that are known the weights that they were quantized to.
+  func restore(_ stage: Stage, in layer: DecoderLayer)
+}
+
 /// Walks through a model stage by stage: one decoder layer resident, the calibration set's states in the
 /// activation cache.
 ///
@@ -27,6 +35,9 @@ final class LayerLoop {
   private let damping: Float
   private let batches: [Range<Int>]
   private let layerCount: Int
+  private let advanced: () -> Void
+  /// Whether an earlier run has begun to take the batches to the next stage, and some of them are there.
+  private var isTakingOver = false
   private(set) var times = PhaseTimes()
 
   /// One model's way through the layers: its hidden states, and the layer it is in.
@@ -58,9 +69,11 @@ final class LayerLoop {
   ///   - original: a second instance of the model, whose weights stay as they are; nil for ``Target/layer``
   ///   - damping: the ridge of the stages' problems
   ///   - batchSamples: sequences that are computed at a time
+  ///   - advanced: called for every batch of every stage
   init(
     model: DecoderModel, original: DecoderModel?, calibration: CalibrationSet,
-    store: HiddenStatesStore, backend: any ComputeBackend, damping: Float, batchSamples: Int
+    store: HiddenStatesStore, backend: any ComputeBackend, damping: Float, batchSamples: Int,
+    advanced: @escaping () -> Void = {}
   ) {
     quantized = Stream(model: model, store: store, number: 0)
     self.original = original.map { Stream(model: $0, store: store, number: 1) }
@@ -69,29 +82,53 @@ final class LayerLoop {
     self.damping = damping
     batches = calibration.batches(of: batchSamples)
     layerCount = model.description.layerCount
+    self.advanced = advanced
   }
 
   /// Runs the loop.
-  /// - Parameter quantize: replaces the weights of a stage's linears in the layer, given their problem
-  func run(_ quantize: (_ layer: DecoderLayer, _ stage: Stage, _ problem: LayerProblem) throws -> Void) throws
-  {
-    var layers = try load(0)
-    var statistics = try embed(into: position(layers, 0))
-    for index in 0..<layerCount {
-      let stages = layers.quantized.stages
-      for number in stages.indices {
-        let here = position(layers, number)
-        let problem = try times.measure(.solver) { try makeProblem(here, statistics) }
-        try times.measure(.solver) { try quantize(here.quantized, here.stage, problem) }
-        if number + 1 < stages.count {
-          statistics = try advance(here, to: position(layers, number + 1))
-        } else if index + 1 < layerCount {
-          let next = try load(index + 1)
-          statistics = try advance(here, to: position(next, 0))
-          layers = next
-        }
-      }
+  /// - Parameters:
+  ///   - known: the linears that an earlier run has quantized; the loop then goes on where that one ended, with
+  ///     what it left in the cache or, where that does not suffice, from the first layer.
+  ///   - quantize: replaces the weights of a stage's linears in the layer, given their problem
+  func run(
+    knowing known: (any KnownLinears)? = nil,
+    _ quantize: (_ layer: DecoderLayer, _ stage: Stage, _ problem: LayerProblem) throws -> Void
+  ) throws {
+    let stages = quantized.model.description.stages
+    let places = (0..<layerCount).flatMap { layer in
+      stages.indices.map { Place(layer: layer, stage: $0) }
     }
+    func isKnown(_ place: Place) -> Bool {
+      known?.isKnown(stages[place.stage], inLayer: place.layer) ?? false
+    }
+    guard let open = places.firstIndex(where: { !isKnown($0) }) else { return }
+    let first = try canResume(at: open, places) ? open : 0
+    var layers = try load(places[max(first - 1, 0)].layer)
+    var here: Position?
+    if first > 0 {
+      let last = position(layers, places[first - 1].stage)
+      known?.restore(last.stage, in: last.quantized)
+      here = last
+    }
+    for (index, place) in places.enumerated().dropFirst(first) {
+      let next = place.layer == layers.quantized.index ? layers : try load(place.layer)
+      let position = position(next, place.stage)
+      isTakingOver = index == first && first > 0
+      let statistics = try enter(position, from: here, gathering: index >= open)
+      layers = next
+      known?.restore(position.stage, in: position.quantized)
+      if let statistics {
+        let problem = try times.measure(.solver) { try makeProblem(position, statistics) }
+        try times.measure(.solver) { try quantize(position.quantized, position.stage, problem) }
+      }
+      here = position
+    }
+  }
+
+  /// A stage of a layer.
+  private struct Place {
+    let layer: Int
+    let stage: Int
   }
 
   private typealias Layers = (quantized: DecoderLayer, original: DecoderLayer?)
@@ -100,6 +137,27 @@ final class LayerLoop {
     try times.measure(.loading) {
       (try quantized.model.layer(index), try original?.model.layer(index))
     }
+  }
+
+  /// Brings the streams to where an earlier run stood when it worked on the stage `open`, if the cache holds every
+  /// batch there, on the near side of the stage before it or on the far side.
+  private func canResume(at open: Int, _ places: [Place]) throws -> Bool {
+    guard open > 0 else { return false }
+    let stages = quantized.model.description.stages
+    let streams = [quantized] + (original.map { [$0] } ?? [])
+    let isWhole = try streams.allSatisfy { stream in
+      stream.states.transition(writing: [.residual], consuming: []).finish()
+      for place in places[..<(open - 1)] {
+        stream.states.transition(through: stages[place.stage]).finish()
+      }
+      let step = stream.states.peek(through: stages[places[open - 1].stage])
+      return try batches.indices.allSatisfy { try step.isWritten(batch: $0) || stream.states.holds(batch: $0) }
+    }
+    if !isWhole {
+      for stream in streams { stream.states.reset() }
+      try quantized.states.clear()
+    }
+    return isWhole
   }
 
   private func position(_ layers: Layers, _ stage: Int) -> Position {
@@ -122,12 +180,20 @@ final class LayerLoop {
       gram: statistics.gram.values, damping: damping, drift: drift, backend: backend)
   }
 
+  /// Takes every batch to a stage, from the one before it or from the embedding.
+  /// - Returns: what the stage's problem is made of; nil unless `gathering`
+  private func enter(_ next: Position, from here: Position?, gathering: Bool) throws -> Statistics? {
+    guard let here else { return try embed(into: next, gathering: gathering) }
+    return try advance(here, to: next, gathering: gathering)
+  }
+
   /// Embeds the calibration set and adds up the first stage's Gram matrix, which both streams share.
-  private func embed(into first: Position) throws -> Statistics {
-    let gram = GramMatrix(inFeatures: first.stage.inFeatures)
+  private func embed(into first: Position, gathering: Bool) throws -> Statistics? {
+    let gram = gathering ? GramMatrix(inFeatures: first.stage.inFeatures) : nil
     let streams = [quantized] + (original.map { [$0] } ?? [])
     let transitions = streams.map { $0.states.transition(writing: [.residual], consuming: []) }
     for (batch, samples) in batches.enumerated() {
+      advanced()
       let state = LayerState(
         residual: try times.measure(.embedding) {
           try quantized.model.embed(calibration.tokens(of: samples))
@@ -135,28 +201,30 @@ final class LayerLoop {
       for transition in transitions {
         try store(state, by: transition, batch, layer: 0, after: "the embedding")
       }
+      guard let gram else { continue }
       let input = times.measure(.forward) { first.quantized.input(of: first.stage, state) }
       times.measure(.gram) { gram.accumulate(input, backend: backend) }
     }
     transitions.forEach { $0.finish() }
-    return Statistics(gram: gram, drift: nil)
+    return gram.map { Statistics(gram: $0, drift: nil) }
   }
 
   /// Runs a stage on every batch and adds up what the next one's problem is made of.
-  private func advance(_ here: Position, to next: Position) throws -> Statistics {
-    let gram = GramMatrix(inFeatures: next.stage.inFeatures)
-    let drift = original.map { _ in Matrix(rows: gram.values.rows, columns: gram.values.columns) }
+  private func advance(_ here: Position, to next: Position, gathering: Bool) throws -> Statistics? {
+    let gram = gathering ? GramMatrix(inFeatures: next.stage.inFeatures) : nil
+    let drift = original.flatMap { _ in gram.map { Matrix(rows: $0.values.rows, columns: $0.values.columns) } }
     let step = quantized.states.transition(through: here.stage)
     let originalStep = original?.states.transition(through: here.stage)
     for (batch, samples) in batches.enumerated() {
+      advanced()
       let input = try run(
         quantized, here.stage, here.quantized, next.stage, next.quantized, step, batch, samples)
-      times.measure(.gram) { gram.accumulate(input, backend: backend) }
-      guard let original, let layer = here.original, let nextLayer = next.original,
-        let originalStep, let drift
+      if let gram { times.measure(.gram) { gram.accumulate(input, backend: backend) } }
+      guard let original, let layer = here.original, let nextLayer = next.original, let originalStep
       else { continue }
       let originalInput = try run(
         original, here.stage, layer, next.stage, nextLayer, originalStep, batch, samples)
+      guard let drift else { continue }
       times.measure(.gram) {
         // What the state held is in the cache by now: its memory takes the difference.
         backend.subtract(input, from: originalInput)
@@ -165,7 +233,7 @@ final class LayerLoop {
     }
     step.finish()
     originalStep?.finish()
-    return Statistics(gram: gram, drift: drift)
+    return gram.map { Statistics(gram: $0, drift: drift) }
   }
 
   /// Takes one batch of a stream through a stage and returns the input of the next one.
@@ -173,6 +241,13 @@ final class LayerLoop {
     _ stream: Stream, _ stage: Stage, _ layer: DecoderLayer, _ next: Stage, _ nextLayer: DecoderLayer,
     _ step: StagedStates.Transition, _ batch: Int, _ samples: Range<Int>
   ) throws -> Matrix {
+    if isTakingOver, try step.isWritten(batch: batch) {
+      let tokens = samples.count * calibration.sequenceLength
+      let state = try times.measure(.cache) {
+        try step.readWritten([next.inputSlot], batch: batch, tokens: tokens)
+      }
+      return times.measure(.forward) { nextLayer.input(of: next, state) }
+    }
     let slots = stage.reads.union([next.inputSlot])
     var state = try times.measure(.cache) {
       try stream.states.read(slots, batch: batch, tokens: samples.count * calibration.sequenceLength)

@@ -34,6 +34,19 @@ public struct MemoryPlan: Sendable, Equatable {
     }
   }
 
+  /// The plan of a run that is gone on with: sums depend on the sizes that it began with.
+  /// - Throws: ``PipelineError/notEnoughMemory(needed:available:)`` if they no longer fit.
+  public init(
+    _ model: ModelDescription, target: Target, batchSamples: Int, panelRows: Int, sequenceLength: Int,
+    budgetBytes: Int
+  ) throws(PipelineError) {
+    peakBytes = Self.peakBytes(
+      model, target: target, batchTokens: batchSamples * sequenceLength, panelRows: panelRows)
+    self.batchSamples = batchSamples
+    self.panelRows = panelRows
+    if peakBytes > budgetBytes { throw .notEnoughMemory(needed: peakBytes, available: budgetBytes) }
+  }
+
   /// The widest stage decides: its layer and the one that follows, Σ with what is derived from it, and the larger
   /// of the forward pass's and the solver's buffers. With ``Target/original`` there are two streams of everything
   /// but Σ, and their difference beside it.

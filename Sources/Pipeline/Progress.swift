@@ -4,6 +4,8 @@ public enum ProgressEvent: Sendable {
   case step(String)
   /// A linear is quantized.
   case linear(LinearProgress)
+  /// The work has gone on by a batch; there is nothing to show.
+  case advanced
 }
 
 public struct LinearProgress: Sendable {
@@ -12,13 +14,17 @@ public struct LinearProgress: Sendable {
   public let layer: Int
   public let layerCount: Int
   public let relativeError: Double
-  /// Share of the whole run that is done, 0 to 1.
-  public let fraction: Double
+  public let linearsDone: Int
+  public let linearCount: Int
+  /// Those of `linearsDone` that an earlier run had quantized.
+  public let linearsResumed: Int
+  /// Since this run's start.
   public let elapsed: Duration
 
   /// Time left at the pace so far.
   public var remaining: Duration {
-    fraction > 0 ? elapsed * ((1 - fraction) / fraction) : .zero
+    let sinceStart = linearsDone - linearsResumed
+    return sinceStart > 0 ? elapsed * (Double(linearCount - linearsDone) / Double(sinceStart)) : .zero
   }
 }
 

@@ -30,12 +30,15 @@ public struct QuantizationRequest: Sendable {
   /// The type of hidden states in the cache; the checkpoint's own if nil.
   public var cacheType: DType?
   public var shardSizeLimit: Int
+  /// Where the run keeps what it has done, for another to go on with; nil if nothing is to be left of a run that
+  /// ends early.
+  public var resume: ResumePlace?
 
   public init(
     model: String, output: String, recipe: Recipe, target: Target, formats: [OutputFormatName],
     calibration: CalibrationSet, seed: UInt64,
     calibrationSource: String, cacheDirectory: String? = nil, memoryBudgetBytes: Int,
-    cacheType: DType? = nil, shardSizeLimit: Int = 5_000_000_000
+    cacheType: DType? = nil, shardSizeLimit: Int = 5_000_000_000, resume: ResumePlace? = nil
   ) {
     self.model = model
     self.output = output
@@ -49,6 +52,7 @@ public struct QuantizationRequest: Sendable {
     self.memoryBudgetBytes = memoryBudgetBytes
     self.cacheType = cacheType
     self.shardSizeLimit = shardSizeLimit
+    self.resume = resume
   }
 }
 
@@ -64,6 +68,7 @@ public final class QuantizationRun: Sendable {
   private let backend: any ComputeBackend
   private let modelType: DType
   private let treatments: [String: Treatment]
+  private let journal: ResumeJournal?
   private let unpublished = Mutex(Unpublished())
 
   /// What an unfinished run has on the disk.
@@ -97,10 +102,17 @@ public final class QuantizationRun: Sendable {
     }
     self.request = request
     self.backend = backend
-    plan = try MemoryPlan(
-      description, target: request.target, samples: request.calibration.samples,
-      sequenceLength: request.calibration.sequenceLength,
-      budgetBytes: request.memoryBudgetBytes)
+    journal = try request.resume.map(ResumeJournal.init)
+    let sequenceLength = request.calibration.sequenceLength
+    if let head = journal?.head {
+      plan = try MemoryPlan(
+        description, target: request.target, batchSamples: head.batchSamples, panelRows: head.panelRows,
+        sequenceLength: sequenceLength, budgetBytes: request.memoryBudgetBytes)
+    } else {
+      plan = try MemoryPlan(
+        description, target: request.target, samples: request.calibration.samples,
+        sequenceLength: sequenceLength, budgetBytes: request.memoryBudgetBytes)
+    }
   }
 
   /// Runs to the end and publishes the output.
@@ -114,38 +126,70 @@ public final class QuantizationRun: Sendable {
     let export = try CheckpointExport(
       source: checkpoint, linears: linears, formats: request.formats, directory: staging.path,
       shardSizeLimit: request.shardSizeLimit)
+    if let request = request.resume, let journal, journal.head == nil {
+      try journal.begin(
+        ResumeJournal.Head(
+          identity: request.identity, batchSamples: plan.batchSamples, panelRows: plan.panelRows),
+        for: linears)
+    }
     func model() throws -> DecoderModel {
       try DecoderModel(
         description, source: checkpoint, backend: backend,
         sequenceLength: request.calibration.sequenceLength)
     }
-    let loop = LayerLoop(
-      model: try model(), original: request.target == .original ? try model() : nil,
-      calibration: request.calibration, store: store, backend: backend,
-      damping: request.recipe.standard.quantizer.damping, batchSamples: plan.batchSamples)
+    func makeLoop() throws -> LayerLoop {
+      LayerLoop(
+        model: try model(), original: request.target == .original ? try model() : nil,
+        calibration: request.calibration, store: store, backend: backend,
+        damping: request.recipe.standard.quantizer.damping, batchSamples: plan.batchSamples,
+        advanced: { progress(.advanced) })
+    }
     var rows: [Report.Linear] = []
     var exportTimes = PhaseTimes()
+    var times: [String: Double] = [:]
 
-    progress(.step("embedding \(request.calibration.samples) × \(request.calibration.sequenceLength) tokens"))
-    try loop.run { layer, stage, problem in
+    let known = journal.map { JournalledLinears(journal: $0, treatments: treatments, description: description) }
+    if let journal, !journal.rows.isEmpty {
+      progress(.step("going on after \(journal.rows.count) of \(treatments.count) linears"))
+      for row in journal.rows {
+        guard let linear = journal.linear(row.name) else { continue }
+        try exportTimes.measure(.export) { try export.write(linear) }
+        progress(.advanced)
+      }
+      rows = journal.rows
+    }
+    let knownCount = rows.count
+
+    func quantize(_ layer: DecoderLayer, _ stage: Stage, _ problem: LayerProblem) throws {
       for linear in stage.linears {
         let linearStart = ContinuousClock.now
         let name = layer.moduleName(of: linear)
-        guard let treatment = treatments[name] else { continue }
+        guard let treatment = treatments[name], !rows.contains(where: { $0.name == name }) else { continue }
         let solution = try treatment.quantizer.quantize(
           name: name, weights: layer.weights(of: linear), problem: problem,
           format: treatment.gridFormat, backend: backend, panelRows: plan.panelRows)
-        try exportTimes.measure(.export) { try export.write(solution.linear) }
-        rows.append(
-          row(solution, treatment, layer: layer.index, seconds: (ContinuousClock.now - linearStart).seconds))
+        let row = row(
+          solution, treatment, layer: layer.index, seconds: (ContinuousClock.now - linearStart).seconds)
+        try exportTimes.measure(.export) {
+          try export.write(solution.linear)
+          try journal?.append(solution.linear, row: row)
+        }
+        rows.append(row)
         progress(
           .linear(
             LinearProgress(
               name: solution.linear.name, layer: layer.index, layerCount: description.layerCount,
-              relativeError: solution.relativeError,
-              fraction: Double(rows.count) / Double(treatments.count),
+              relativeError: solution.relativeError, linearsDone: rows.count,
+              linearCount: treatments.count, linearsResumed: knownCount,
               elapsed: ContinuousClock.now - start)))
       }
+    }
+
+    progress(.step("embedding \(request.calibration.samples) × \(request.calibration.sequenceLength) tokens"))
+    try rebuildingDamagedCache(store, progress) {
+      let loop = try makeLoop()
+      defer { times.merge(loop.times.byName) { $0 + $1 } }
+      try loop.run(knowing: known, quantize)
     }
     progress(.step("writing the other tensors and files"))
     try exportTimes.measure(.export) {
@@ -154,7 +198,7 @@ public final class QuantizationRun: Sendable {
     }
 
     var totals = Report.Totals(of: rows)
-    totals.secondsPerPhase = loop.times.byName.merging(exportTimes.byName) { $0 + $1 }
+    totals.secondsPerPhase = times.merging(exportTimes.byName) { $0 + $1 }
     // Writing a linear happens inside the solver's turn.
     totals.secondsPerPhase["solver"] = rows.reduce(0) { $0 + $1.seconds }
     totals.tokens = request.calibration.tokens.count
@@ -172,7 +216,19 @@ public final class QuantizationRun: Sendable {
       guard !files.isDiscarded else { throw PipelineError.interrupted }
       try staging.publish()
     }
+    if request.resume != nil { try store.destroy() }
     return report
+  }
+
+  /// Runs `body`, and again if the cache turns out to be damaged: all that it held can be computed from the journal.
+  private func rebuildingDamagedCache(
+    _ store: HiddenStatesStore, _ progress: (ProgressEvent) -> Void, _ body: () throws -> Void
+  ) throws {
+    do { try body() } catch let error as CacheError where error.isDamage && journal != nil {
+      progress(.step("\(error)"))
+      try store.removeAll()
+      try body()
+    }
   }
 
   private func makeFiles() throws -> (StagingDirectory, HiddenStatesStore) {
@@ -180,7 +236,8 @@ public final class QuantizationRun: Sendable {
       guard !files.isDiscarded else { throw PipelineError.interrupted }
       let staging = try StagingDirectory(for: request.output)
       let store = try HiddenStatesStore(
-        path: cachePath, elementType: request.cacheType ?? modelType, threads: backend.threads)
+        path: request.resume?.cache ?? cachePath, elementType: request.cacheType ?? modelType,
+        threads: backend.threads, isKept: request.resume != nil)
       (files.output, files.cache) = (staging, store)
       return (staging, store)
     }

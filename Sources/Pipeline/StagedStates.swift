@@ -28,6 +28,26 @@ final class StagedStates {
 
   /// What the cache holds of a batch among `slots`.
   func read(_ slots: Set<Slot>, batch: Int, tokens: Int) throws -> LayerState {
+    try read(slots, versions: versions, batch: batch, tokens: tokens)
+  }
+
+  /// Whether the cache holds all of a batch.
+  func holds(batch: Int) throws -> Bool {
+    try !versions.isEmpty && versions.allSatisfy { try store.contains(key($0.key, $0.value, batch)) }
+  }
+
+  /// Goes back to before the first state was written.
+  func reset() {
+    versions = [:]
+    writes = 0
+  }
+
+  /// Deletes what the cache holds, of all streams.
+  func clear() throws { try store.removeAll() }
+
+  private func read(
+    _ slots: Set<Slot>, versions: [Slot: Int], batch: Int, tokens: Int
+  ) throws -> LayerState {
     func matrix(_ slot: Slot) throws -> Matrix? {
       guard slots.contains(slot), let version = versions[slot] else { return nil }
       let buffer = buffer(slot, tokens: tokens)
@@ -57,6 +77,13 @@ final class StagedStates {
     return Transition(states: self, before: versions, after: next, written: written)
   }
 
+  /// The step through `stage`, to be looked at and not to be taken.
+  func peek(through stage: Stage) -> Transition {
+    let count = writes
+    defer { writes = count }
+    return transition(through: stage)
+  }
+
   /// Stores what running `stage` leaves of every batch.
   func transition(through stage: Stage) -> Transition {
     transition(writing: stage.writes, consuming: stage.consumes)
@@ -78,6 +105,19 @@ final class StagedStates {
         try states.store.write(matrix, key: states.key(slot, version, batch), replacing: replaced)
         replaced = []
       }
+    }
+
+    /// Whether what the stage leaves of a batch is in the cache.
+    func isWritten(batch: Int) throws -> Bool {
+      try written.allSatisfy { slot in
+        guard let version = after[slot] else { return true }
+        return try states.store.contains(states.key(slot, version, batch))
+      }
+    }
+
+    /// What the stage has left of a batch, of `slots`.
+    func readWritten(_ slots: Set<Slot>, batch: Int, tokens: Int) throws -> LayerState {
+      try states.read(slots, versions: after, batch: batch, tokens: tokens)
     }
 
     /// To be called when every batch is written.

@@ -3,7 +3,7 @@ import SystemPackage
 
 /// What was being done when the system said no; the raw value completes "cannot …".
 public enum FileOperation: String, Sendable {
-  case open, map, read, write, create, synchronize, rename, list, remove, inspect
+  case open, map, read, write, create, synchronize, rename, list, remove, inspect, start
   case reserve = "reserve space for"
 
   /// Whether it brings something new onto the disk.

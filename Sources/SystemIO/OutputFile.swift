@@ -15,6 +15,15 @@ public final class OutputFile: Sendable {
     }
   }
 
+  /// Opens a file to go on writing it, or creates it.
+  /// - Throws: ``FileError``; a symbolic link is refused.
+  public init(resuming path: String) throws(FileError) {
+    self.path = path
+    descriptor = try FileError.attempt(.open, path) { () throws(Errno) in
+      try SystemCall.open(path, flags: O_WRONLY | O_CREAT | O_NOFOLLOW, mode: 0o666)
+    }
+  }
+
   /// Takes the space of the first `byteCount` bytes now, so that a full disk shows before the work;
   /// the file is then at least that long.
   public func reserve(_ byteCount: Int) throws(FileError) {

@@ -36,7 +36,7 @@ extension Errno {
 enum SystemCall {
   /// Runs a call that answers −1 on failure.
   @discardableResult
-  private static func retrying<Result: FixedWidthInteger>(
+  static func retrying<Result: FixedWidthInteger>(
     _ call: () -> Result
   ) throws(Errno) -> Result {
     while true {

@@ -53,6 +53,7 @@ final class ProgressLine {
     case .step(let text):
       close()
       Console.note(text)
+    case .advanced: break
     case .linear(let progress):
       let place = "layer \(progress.layer + 1)/\(progress.layerCount)"
       let left = Console.time(progress.remaining.seconds)

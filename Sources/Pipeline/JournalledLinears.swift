@@ -1,0 +1,26 @@
+import Compute
+import Decoder
+import Quantization
+import Tensors
+
+/// The linears of an earlier run, as its journal has them.
+struct JournalledLinears: KnownLinears {
+  let journal: ResumeJournal
+  /// The linears that are to be quantized, by name; all others are known.
+  let treatments: [String: Treatment]
+  let description: ModelDescription
+
+  func isKnown(_ stage: Stage, inLayer index: Int) -> Bool {
+    stage.linears.allSatisfy { linear in
+      let name = description.layerPrefix(index) + linear.name
+      return treatments[name] == nil || journal.holds(name)
+    }
+  }
+
+  func restore(_ stage: Stage, in layer: DecoderLayer) {
+    for linear in stage.linears {
+      guard let known = journal.linear(layer.moduleName(of: linear)) else { continue }
+      known.dequantize(rows: 0..<known.outFeatures, into: layer.weights(of: linear))
+    }
+  }
+}

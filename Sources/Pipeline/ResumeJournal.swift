@@ -1,0 +1,306 @@
+import ActivationCache
+import Export
+import FoundationEssentials
+import Quantization
+import Synchronization
+import SystemIO
+import Tensors
+
+/// The quantized linears of an unfinished run, in one file that another process can go on from.
+///
+/// A record for every linear: its codes, grid and outliers as the solver left them, independent of the formats
+/// that are being written. ``append(_:row:)`` returns when the record is on the disk; whatever ends the process,
+/// at most the linear in work is lost. A record that is not whole, at the end of the file, is not there.
+///
+///     record   "QELINEAR", payload bytes (u64), checksum of the payload (u64), payload
+///     payload  bytes of the header (u64), header (JSON), scales, zero points (fp32), codes, outliers
+///
+/// Numbers are little-endian. The first record's header names the job and the sizes that the run computes with.
+final class ResumeJournal: Sendable {
+  /// What the first record says.
+  struct Head: Codable, Equatable {
+    static let version = 1
+    var version = Head.version
+    let identity: String
+    /// The sums of a run depend on these in their last digits.
+    let batchSamples: Int
+    let panelRows: Int
+  }
+
+  /// What a linear's record says ahead of its numbers.
+  private struct LinearHead: Codable {
+    let row: Report.Linear
+    let scaleTypes: [String]
+    let outliers: OutlierShape?
+  }
+
+  fileprivate struct OutlierShape: Codable {
+    let isStructured: Bool
+    let values: Int
+    let columns: Int
+  }
+
+  private struct Contents {
+    var head: Head?
+    var end = 0
+    /// The linears of earlier processes, in order, and where their payloads stand.
+    var linears: [(name: String, row: Report.Linear, payload: Range<Int>)] = []
+  }
+
+  private static let magic: [UInt8] = Array("QELINEAR".utf8)
+  private static let preambleByteCount = 24
+
+  let path: String
+  private let file: OutputFile
+  /// What earlier processes wrote; nil if they wrote nothing.
+  private let earlier: MappedFile?
+  private let contents: Mutex<Contents>
+
+  /// Opens the journal, or makes an empty one. One of another job, or of another version, is emptied.
+  /// - Throws: ``FileError``
+  init(_ place: ResumePlace) throws {
+    path = place.journal
+    if try FileSystem.exists(path) {
+      let mapped = try MappedFile(path: path, symlinks: .refuse)
+      let read = Self.read(mapped)
+      if let head = read.head, head.identity == place.identity, head.version == Head.version {
+        earlier = mapped
+        contents = Mutex(read)
+        file = try OutputFile(resuming: path)
+        return
+      }
+      try FileSystem.removeTree(path)
+    }
+    earlier = nil
+    contents = Mutex(Contents())
+    file = try OutputFile(resuming: path)
+  }
+
+  /// What the run that began the journal computes with; nil for a new one.
+  var head: Head? { contents.withLock { $0.head } }
+
+  /// The linears that earlier processes have quantized, with their rows of the report, in order.
+  var rows: [Report.Linear] { contents.withLock { $0.linears.map(\.row) } }
+
+  /// Begins a new journal.
+  /// - Parameter linears: everything that will be appended, so that its space can be taken now.
+  /// - Throws: ``FileError``, with ENOSPC if it does not fit on the disk
+  func begin(_ head: Head, for linears: [LinearDescription]) throws {
+    let byteCount = linears.reduce(4_096) { $0 + Self.byteCount(of: $1) }
+    try file.reserve(byteCount)
+    try contents.withLock { contents in
+      precondition(contents.head == nil, "the journal has begun")
+      contents.end = try write(try Payload(header: head), at: 0)
+      contents.head = head
+    }
+  }
+
+  /// Writes a linear and returns when it is on the disk.
+  func append(_ linear: QuantizedLinear, row: Report.Linear) throws {
+    var payload = try Payload(
+      header: LinearHead(
+        row: row, scaleTypes: linear.grid.format.scaleTypes.map(\.rawValue),
+        outliers: linear.outliers.map { OutlierShape($0) }))
+    linear.grid.scales.withSpan { payload.append($0) }
+    linear.grid.zeroPoints.withSpan { payload.append($0) }
+    payload.append(codes: linear.codes, bits: linear.grid.format.bitWidth.rawValue)
+    switch linear.outliers {
+    case .unstructured(let values, let columns, let rowOffsets):
+      payload.append(values.span)
+      payload.append(columns.span)
+      payload.append(rowOffsets.span)
+    case .structured(let values, let columns):
+      payload.append(values.span)
+      payload.append(columns.span)
+    case nil: break
+    }
+    try contents.withLock { contents in
+      contents.end = try write(payload, at: contents.end)
+    }
+  }
+
+  /// A linear that an earlier process has quantized; nil if none has.
+  func linear(_ name: String) -> QuantizedLinear? {
+    guard let earlier,
+      let record = contents.withLock({ contents in contents.linears.first { $0.name == name } })
+    else { return nil }
+    return earlier.withBytes(record.payload) { Self.linear($0) }
+  }
+
+  /// Whether an earlier process has quantized a linear.
+  func holds(_ name: String) -> Bool {
+    contents.withLock { contents in contents.linears.contains { $0.name == name } }
+  }
+
+  // MARK: Writing
+
+  /// Writes a record and gives the place behind it. Its preamble comes last: until then nothing is there.
+  private func write(_ payload: Payload, at start: Int) throws -> Int {
+    let bytes = payload.bytes
+    try file.write(bytes, at: start + Self.preambleByteCount)
+    var preamble = Payload()
+    preamble.append(Self.magic.span)
+    preamble.append([UInt64(bytes.count), unsafe checksum(of: bytes.span.bytes)].span)
+    try file.write(preamble.bytes, at: start)
+    try file.synchronize()
+    return start + Self.preambleByteCount + bytes.count
+  }
+
+  /// An upper bound of a record's bytes.
+  private static func byteCount(of linear: LinearDescription) -> Int {
+    guard let format = linear.gridFormat else { return 0 }
+    let weights = linear.outFeatures * linear.inFeatures
+    let groups = linear.outFeatures * format.groupSize.groupCount(inFeatures: linear.inFeatures)
+    let outliers =
+      switch linear.outliers {
+      case .unstructured(let count): 8 * count + 8 * (linear.outFeatures + 1)
+      case .structured(let columns): 4 * columns * (linear.outFeatures + 1)
+      case nil: 0
+      }
+    return 4_096 + 4 * wordCount(codes: weights, bits: format.bitWidth.rawValue) + 8 * groups + outliers
+  }
+
+  // MARK: Reading
+
+  private static func read(_ file: MappedFile) -> Contents {
+    var contents = Contents()
+    while let payload = payload(in: file, at: contents.end) {
+      let isSound = file.withBytes(payload) { bytes in
+        var reader = PayloadReader()
+        if contents.head == nil {
+          contents.head = reader.header(Head.self, of: bytes)
+          return contents.head != nil
+        }
+        guard let row = reader.header(LinearHead.self, of: bytes)?.row else { return false }
+        contents.linears.append((row.name, row, payload))
+        return true
+      }
+      guard isSound else { break }
+      contents.end = payload.upperBound
+    }
+    return contents
+  }
+
+  /// The payload of the record at `offset`, if there is a whole one.
+  private static func payload(in file: MappedFile, at offset: Int) -> Range<Int>? {
+    let start = offset + preambleByteCount
+    guard start <= file.byteCount else { return nil }
+    let (isRecord, byteCount, sum) = file.withBytes(offset..<start) { bytes in
+      var reader = PayloadReader()
+      return (
+        reader.values(UInt8.self, count: 8, of: bytes) == magic, reader.values(UInt64.self, count: 1, of: bytes)?.first,
+        reader.values(UInt64.self, count: 1, of: bytes)?.first
+      )
+    }
+    guard isRecord, let byteCount = byteCount.flatMap(Int.init(exactly:)),
+      byteCount <= file.byteCount - start
+    else { return nil }
+    let payload = start..<start + byteCount
+    return file.withBytes(payload) { checksum(of: $0) } == sum ? payload : nil
+  }
+
+  /// The linear of a record whose checksum was right: what is missing then was never written.
+  private static func linear(_ payload: RawSpan) -> QuantizedLinear? {
+    var reader = PayloadReader()
+    guard let head = reader.header(LinearHead.self, of: payload), head.row.shape.count == 2,
+      let bits = BitWidth(rawValue: head.row.bits), let groupSize = GroupSize(head.row.groupSize)
+    else { return nil }
+    let (rows, columns) = (head.row.shape[0], head.row.shape[1])
+    let grid = Grid(
+      format: GridFormat(
+        bitWidth: bits, groupSize: groupSize, isSymmetric: head.row.symmetric,
+        scaleTypes: head.scaleTypes.compactMap(DType.init(rawValue:))),
+      outFeatures: rows, inFeatures: columns)
+    guard let scales = reader.values(Float.self, count: rows * grid.groups, of: payload),
+      let zeroPoints = reader.values(Float.self, count: rows * grid.groups, of: payload),
+      let codes = reader.codes(count: rows * columns, bits: bits.rawValue, of: payload)
+    else { return nil }
+    grid.scales.copy(from: Matrix(rows: rows, columns: grid.groups, scales))
+    grid.zeroPoints.copy(from: Matrix(rows: rows, columns: grid.groups, zeroPoints))
+    var outliers: Outliers?
+    if let shape = head.outliers {
+      guard let values = reader.values(Float.self, count: shape.values, of: payload),
+        let places = reader.values(Int32.self, count: shape.columns, of: payload)
+      else { return nil }
+      if shape.isStructured {
+        outliers = .structured(values: values, columns: places)
+      } else {
+        guard let offsets = reader.values(Int64.self, count: rows + 1, of: payload) else { return nil }
+        outliers = .unstructured(values: values, columns: places, rowOffsets: offsets)
+      }
+    }
+    return QuantizedLinear(name: head.row.name, codes: codes, grid: grid, outliers: outliers)
+  }
+}
+
+extension ResumeJournal.OutlierShape {
+  fileprivate init(_ outliers: Outliers) {
+    switch outliers {
+    case .unstructured(let values, let columns, _):
+      self.init(isStructured: false, values: values.count, columns: columns.count)
+    case .structured(let values, let columns):
+      self.init(isStructured: true, values: values.count, columns: columns.count)
+    }
+  }
+}
+
+/// A record's bytes, put together.
+private struct Payload {
+  private(set) var bytes: [UInt8] = []
+
+  init() {}
+
+  init(header: some Encodable) throws {
+    let json = Array(try JSONEncoder().encode(header))
+    append([UInt64(json.count)].span)
+    append(json.span)
+  }
+
+  mutating func append<Value: BitwiseCopyable>(_ values: Span<Value>) {
+    unsafe values.withUnsafeBytes { unsafe bytes.append(contentsOf: $0) }
+  }
+
+  mutating func append(codes: [UInt8], bits: Int) {
+    // A multiple of 32 codes fills whole words: parts then follow one another as if packed at once.
+    for start in stride(from: 0, to: codes.count, by: 1 << 20) {
+      let part = codes.span.extracting(start..<min(start + 1 << 20, codes.count))
+      var words = [UInt32](repeating: 0, count: wordCount(codes: part.count, bits: bits))
+      var span = words.mutableSpan
+      pack(part, bits: bits, into: &span)
+      append(words.span)
+    }
+  }
+}
+
+/// Takes a record's bytes apart; nil where they end too early.
+private struct PayloadReader {
+  private var offset = 0
+
+  mutating func header<Header: Decodable>(_ type: Header.Type, of bytes: RawSpan) -> Header? {
+    guard let count = values(UInt64.self, count: 1, of: bytes).flatMap({ Int(exactly: $0[0]) }),
+      let json = values(UInt8.self, count: count, of: bytes)
+    else { return nil }
+    return try? JSONDecoder().decode(type, from: Data(json))
+  }
+
+  mutating func values<Value: BitwiseCopyable>(
+    _ type: Value.Type, count: Int, of bytes: RawSpan
+  ) -> [Value]? {
+    let (byteCount, overflow) = count.multipliedReportingOverflow(by: MemoryLayout<Value>.stride)
+    guard !overflow, count >= 0, byteCount <= bytes.byteCount - offset else { return nil }
+    let part = bytes.extracting(offset..<offset + byteCount)
+    offset += byteCount
+    return unsafe [Value](unsafeUninitializedCapacity: count) { buffer, initialized in
+      unsafe part.withUnsafeBytes { unsafe UnsafeMutableRawBufferPointer(buffer).copyMemory(from: $0) }
+      initialized = count
+    }
+  }
+
+  mutating func codes(count: Int, bits: Int, of bytes: RawSpan) -> [UInt8]? {
+    guard let words = values(UInt32.self, count: wordCount(codes: count, bits: bits), of: bytes) else { return nil }
+    var codes = [UInt8](repeating: 0, count: count)
+    var span = codes.mutableSpan
+    unpack(words.span, bits: bits, count: count, into: &span)
+    return codes
+  }
+}

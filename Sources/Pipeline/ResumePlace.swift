@@ -1,0 +1,16 @@
+/// Where a run keeps what it has done, so that another process can go on with it.
+public struct ResumePlace: Sendable, Equatable {
+  /// The file that the quantized linears are written to, one after the other.
+  public var journal: String
+  /// The activation cache's file, which stays when the run ends early. It is worth keeping while the machine is up:
+  /// nobody waits until it is on the disk.
+  public var cache: String
+  /// What makes the job this one and no other: a digest of checkpoint, settings and tokens.
+  public var identity: String
+
+  public init(journal: String, cache: String, identity: String) {
+    self.journal = journal
+    self.cache = cache
+    self.identity = identity
+  }
+}

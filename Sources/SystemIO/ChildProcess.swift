@@ -1,0 +1,73 @@
+import Glibc
+import SystemPackage
+
+/// A child process whose standard output is read here; what it writes to standard error goes where this process's
+/// does.
+public final class ChildProcess: Sendable {
+  /// How a process ended.
+  public enum End: Sendable, Equatable {
+    case exited(status: Int32)
+    case killed(signal: Int32)
+  }
+
+  public let identifier: Int32
+  private let output: Descriptor
+
+  /// Starts the program at `path`.
+  /// - Throws: ``FileError`` if it cannot be started.
+  public init(_ path: String, arguments: [String], environment: [String: String]) throws(FileError) {
+    let ends = try FileError.attempt(.create, "pipe") { () throws(Errno) in try SystemCall.pipe() }
+    output = Descriptor(owning: ends.reading)
+    let writing = Descriptor(owning: ends.writing)
+    do {
+      identifier = try SystemCall.spawn(
+        path, arguments: arguments, environment: environment, output: writing)
+    } catch {
+      throw FileError(path: path, operation: .start, errno: error)
+    }
+  }
+
+  /// What a poll loop waits for: readable when there is output, or when the process has closed it.
+  public var descriptor: Int32 { output.number }
+
+  /// Reads what there is of the output, waiting for the first byte.
+  /// - Returns: the bytes; none once the process has closed its output
+  public func read() throws(FileError) -> [UInt8] {
+    var buffer = [UInt8](repeating: 0, count: 65_536)
+    do {
+      let count = try SystemCall.read(output, into: &buffer)
+      return Array(buffer[..<count])
+    } catch {
+      throw FileError(path: "pipe from process \(identifier)", operation: .read, errno: error)
+    }
+  }
+
+  /// Waits for the end, which is to be asked for once.
+  public func wait() throws(FileError) -> End {
+    let status = try FileError.attempt(.inspect, "process \(identifier)") { () throws(Errno) in
+      try SystemCall.wait(for: identifier)
+    }
+    let signal = status & 0x7F
+    return signal == 0 ? .exited(status: (status >> 8) & 0xFF) : .killed(signal: signal)
+  }
+
+  /// Ends the process at once; one that has ended already is fine.
+  public func kill() {
+    // The only error that can be is that there is no such process any more.
+    try? SystemCall.kill(identifier, SIGKILL)
+  }
+}
+
+/// This process itself.
+public enum ThisProcess {
+  /// Has the kernel end this process when the one that started it ends.
+  public static func endWithParent() {
+    // Without it a process whose parent was killed goes on for nobody; nothing else comes of it.
+    try? SystemCall.endWithParent()
+  }
+
+  /// The program that this process runs.
+  public static var path: String { "/proc/self/exe" }
+
+  public static var identifier: Int32 { getpid() }
+}

@@ -1,0 +1,33 @@
+import Glibc
+import SystemPackage
+
+/// Signals as something to read: they interrupt nothing.
+public final class SignalQueue: Sendable {
+  private let queue: Descriptor
+
+  /// To be made before the process has other threads: each would go on taking the signals.
+  public init(_ signals: [Int32]) throws(FileError) {
+    queue = try FileError.attempt(.open, "signal descriptor") { () throws(Errno) in
+      try SystemCall.signalDescriptor(signals)
+    }
+  }
+
+  public var descriptor: Int32 { queue.number }
+
+  /// The next signal that has arrived; nil if none has.
+  public func next() throws(FileError) -> Int32? {
+    do { return try SystemCall.nextSignal(queue) } catch {
+      throw FileError(path: "signal descriptor", operation: .read, errno: error)
+    }
+  }
+}
+
+/// Waits until one of `descriptors` can be read, or until the time is over.
+/// - Returns: those that can be read, or whose other end is gone
+public func waitUntilReadable(_ descriptors: [Int32], for time: Duration) throws(FileError) -> Set<Int32> {
+  let (seconds, attoseconds) = time.components
+  let milliseconds = Int32(clamping: max(0, seconds) * 1_000 + attoseconds / 1_000_000_000_000_000)
+  do { return try SystemCall.waitUntilReadable(descriptors, milliseconds: milliseconds) } catch {
+    throw FileError(path: "descriptors", operation: .read, errno: error)
+  }
+}

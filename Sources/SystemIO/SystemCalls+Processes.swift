@@ -1,0 +1,114 @@
+import CLinux
+import Glibc
+import SystemPackage
+
+/// Processes, signals and waiting.
+extension SystemCall {
+  /// Starts a program with nothing on its standard input and its standard output on a pipe.
+  /// - Parameter output: the pipe's writing end
+  /// - Returns: its process id
+  static func spawn(
+    _ path: String, arguments: [String], environment: [String: String], output: borrowing Descriptor
+  ) throws(Errno) -> pid_t {
+    var actions = unsafe posix_spawn_file_actions_t()
+    unsafe posix_spawn_file_actions_init(&actions)
+    defer { unsafe posix_spawn_file_actions_destroy(&actions) }
+    unsafe posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0)
+    unsafe posix_spawn_file_actions_adddup2(&actions, output.number, STDOUT_FILENO)
+
+    // What this process waits for by descriptor, the child takes as it comes.
+    var attributes = posix_spawnattr_t()
+    unsafe posix_spawnattr_init(&attributes)
+    defer { unsafe posix_spawnattr_destroy(&attributes) }
+    var none = sigset_t()
+    unsafe sigemptyset(&none)
+    unsafe posix_spawnattr_setsigmask(&attributes, &none)
+    unsafe posix_spawnattr_setflags(&attributes, Int16(POSIX_SPAWN_SETSIGMASK))
+
+    var process = pid_t()
+    let code = unsafe withCStrings([path] + arguments) { argv in
+      unsafe withCStrings(environment.map { "\($0.key)=\($0.value)" }) { envp in
+        unsafe posix_spawn(&process, path, &actions, &attributes, argv, envp)
+      }
+    }
+    guard code == 0 else { throw Errno(rawValue: code) }
+    return process
+  }
+
+  /// The two ends of a new pipe, for reading and for writing; both to be owned by the caller.
+  static func pipe() throws(Errno) -> (reading: Int32, writing: Int32) {
+    var ends: [Int32] = [-1, -1]
+    try retrying { unsafe ends.withUnsafeMutableBufferPointer { unsafe Glibc.pipe($0.baseAddress) } }
+    // Nobody else starts processes meanwhile: the flag may come after the fact.
+    for end in ends { try retrying { fcntl(end, F_SETFD, FD_CLOEXEC) } }
+    return (ends[0], ends[1])
+  }
+
+  private static func withCStrings<Result>(
+    _ strings: [String], _ body: (UnsafeMutablePointer<UnsafeMutablePointer<CChar>?>) -> Result
+  ) -> Result {
+    var copies: [UnsafeMutablePointer<CChar>?] = unsafe strings.map { unsafe strdup($0) } + [nil]
+    defer { unsafe copies.forEach { unsafe free($0) } }
+    return unsafe copies.withUnsafeMutableBufferPointer { buffer in
+      guard let start = buffer.baseAddress else { preconditionFailure("an array with an end mark") }
+      return unsafe body(start)
+    }
+  }
+
+  /// Waits for a child's end.
+  /// - Returns: its wait status
+  static func wait(for process: pid_t) throws(Errno) -> Int32 {
+    var status: Int32 = 0
+    try retrying { unsafe waitpid(process, &status, 0) }
+    return status
+  }
+
+  static func kill(_ process: pid_t, _ signal: Int32) throws(Errno) {
+    try retrying { Glibc.kill(process, signal) }
+  }
+
+  /// Blocks signals in this thread and those it starts, and gives a descriptor that they are read from.
+  static func signalDescriptor(_ signals: [Int32]) throws(Errno) -> Descriptor {
+    var set = sigset_t()
+    unsafe sigemptyset(&set)
+    for signal in signals { unsafe sigaddset(&set, signal) }
+    let code = unsafe pthread_sigmask(SIG_BLOCK, &set, nil)
+    guard code == 0 else { throw Errno(rawValue: code) }
+    return Descriptor(owning: try retrying { unsafe signal_descriptor(&set) })
+  }
+
+  /// The next signal that has arrived; nil if none has.
+  static func nextSignal(_ descriptor: borrowing Descriptor) throws(Errno) -> Int32? {
+    let number = descriptor.number
+    var information = signalfd_siginfo()
+    do {
+      let count = try retrying {
+        unsafe Glibc.read(number, &information, MemoryLayout<signalfd_siginfo>.size)
+      }
+      return count == MemoryLayout<signalfd_siginfo>.size ? Int32(information.ssi_signo) : nil
+    } catch .resourceTemporarilyUnavailable {
+      return nil
+    }
+  }
+
+  /// Waits until one of `descriptors` can be read, for a time at most.
+  /// - Returns: those that can, or whose other end is gone
+  static func waitUntilReadable(_ descriptors: [Int32], milliseconds: Int32) throws(Errno) -> Set<Int32> {
+    var entries = descriptors.map { pollfd(fd: $0, events: Int16(POLLIN), revents: 0) }
+    let count = unsafe entries.withUnsafeMutableBufferPointer { buffer in
+      unsafe poll(buffer.baseAddress, nfds_t(buffer.count), milliseconds)
+    }
+    if count == -1 {
+      let failure = Errno(rawValue: Glibc.errno)
+      // The caller's time has to be looked at anew.
+      if failure == .interrupted { return [] }
+      throw failure
+    }
+    return Set(entries.filter { $0.revents != 0 }.map(\.fd))
+  }
+
+  /// Has the kernel end this process when the thread that started it ends.
+  static func endWithParent() throws(Errno) {
+    try retrying { end_with_parent() }
+  }
+}
