@@ -3,7 +3,7 @@ import SystemPackage
 
 /// What was being done when the system said no; the raw value completes "cannot …".
 public enum FileOperation: String, Sendable {
-  case open, map, read, write, create, synchronize, rename, list, remove, inspect, start
+  case open, map, read, write, create, synchronize, rename, list, remove, inspect, lock, start, watch
   case reserve = "reserve space for"
 
   /// Whether it brings something new onto the disk.
@@ -44,6 +44,10 @@ public struct FileError: Error, Equatable, Sendable, CustomStringConvertible {
   /// What a person can do about it, where the error number tells.
   public var mend: String? {
     switch errno {
+    case .noSpace where operation == .watch:
+      "raise the user's limit on watched directories (sysctl fs.inotify.max_user_watches)"
+    case .tooManyOpenFiles where operation == .watch:
+      "raise the limits on inotify instances (sysctl fs.inotify.max_user_instances) and on open files"
     case .noSpace, .diskQuotaExceeded:
       "free space on that file system, or choose a path on another one"
     case .permissionDenied, .notPermitted:
