@@ -1,0 +1,78 @@
+import Glibc
+import Pipeline
+import SystemIO
+
+/// What may differ from job to job.
+public struct JobSettings: Codable, Sendable, Equatable {
+  /// The calibration file: an absolute path, or one below the job's directory; nil if nobody named one.
+  public var calibration: String?
+  public var settings: QuantizationSettings
+
+  public init(calibration: String? = nil, settings: QuantizationSettings = QuantizationSettings()) {
+    self.calibration = calibration
+    self.settings = settings
+  }
+
+  /// The calibration file of a job whose files are in `directory`.
+  public func calibrationPath(in directory: String) -> String? {
+    calibration.map { $0.hasPrefix("/") ? $0 : FileSystem.join(directory, $0) }
+  }
+
+  /// Whether a relative path stays below the directory that it starts from.
+  static func isPossible(calibration path: String) -> Bool {
+    !path.contains("\0") && (path.hasPrefix("/") || !path.split(separator: "/").contains(".."))
+  }
+}
+
+/// A job's own `quantease.yaml`, flat, for what it wants otherwise than the daemon's defaults.
+///
+/// Whoever may drop a checkpoint writes it, so it is taken for hostile: a regular file and no symbolic link, of at
+/// most 1 MiB, without aliases, and without any key of the daemon's own.
+public enum JobFile {
+  public static let name = "quantease.yaml"
+
+  /// - Parameter directory: the job's
+  /// - Returns: `defaults`, changed where the file says so; unchanged without a file
+  /// - Throws: ``ConfigurationError``, exit code 65
+  public static func read(
+    directory: String, defaults: JobSettings
+  ) throws(ConfigurationError) -> JobSettings {
+    do {
+      return try merge(FileSystem.join(directory, name), over: defaults)
+    } catch {
+      throw error.withExitCode(EX_DATAERR)
+    }
+  }
+
+  private static func merge(
+    _ path: String, over defaults: JobSettings
+  ) throws(ConfigurationError) -> JobSettings {
+    guard let file = try SettingsFile(path: path, symlinks: .refuse, isRequired: false) else {
+      return defaults
+    }
+    var (result, origins) = (defaults, [String: SettingOrigin]())
+    for entry in try file.entries() {
+      guard let setting = SettingTable.job.first(where: { $0.key == entry.key }) else {
+        throw entry.unknown(known: SettingTable.job.map(\.key), elsewhere: mend(key: entry.key))
+      }
+      try entry.apply(setting, to: &result)
+      origins[entry.key] = entry.origin
+    }
+    do { try result.settings.validate() } catch {
+      let key = SettingEntry.key(of: error)
+      // Two settings that exclude each other need not both stand in this file.
+      let mend =
+        origins[key] == nil ? "\(error.mend); the value is the daemon's default, set it here" : error.mend
+      throw ConfigurationError(
+        origins[key] ?? .file(path, nil), key: key,
+        problem: "\(Excerpt.quoted(error.value)) is not possible", mend: mend)
+    }
+    return result
+  }
+
+  /// What to do about a key that the daemon's file has and a job's has not.
+  private static func mend(key: String) -> String? {
+    if key == DaemonConfiguration.section { return "its keys stand at the top level of this file" }
+    return SettingTable.daemon.contains { $0.key == key } ? "it is the daemon's own: leave it out" : nil
+  }
+}

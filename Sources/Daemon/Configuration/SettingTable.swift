@@ -1,0 +1,102 @@
+import Export
+import Foundation
+import Pipeline
+
+/// All settings there are. File, environment and command line read the same rows, and so do the listing of what is
+/// in force and the help.
+enum SettingTable {
+  /// What the daemon needs for itself: top-level keys of its file.
+  static let daemon: [Setting<DaemonConfiguration>] = [
+    .directory("spool", \.spool, "The drop folder, with incoming, working, done, failed and output."),
+    .directory("state", \.stateDirectory, "Where the state of the jobs is kept. Small, and worth a backup."),
+    .directory(
+      "cache", \.cacheDirectory, "Where activation caches are made. A fast local disk; can be lost."),
+    .value(
+      "threads", \.threads, expected: "all, or a whole number from 1 to 4096",
+      "Threads to compute with. The result does not depend on it.",
+      parse: { text in
+        if text == "all" { return ProcessInfo.processInfo.activeProcessorCount }
+        return Int(text).flatMap { (1...4_096).contains($0) ? $0 : nil }
+      }),
+    .value(
+      "memory", \.memoryGB, expected: "available, or a number of GB above 0",
+      "Memory that a job may use, in GB (10^9 bytes); available: what is free when it starts.",
+      parse: { text -> Double?? in
+        if text == "available" { return .some(nil) }
+        guard let gigabytes = Double(text), gigabytes > 0, gigabytes <= 1e6 else { return nil }
+        return gigabytes
+      }, show: { $0.map { "\($0)" } ?? "available" }),
+    .integer(
+      "settle-seconds", \.settleSeconds, 0...86_400,
+      "Seconds that a dropped checkpoint without a marker must stay unchanged before it is taken."),
+    .integer("scan-seconds", \.scanSeconds, 1...86_400, "Seconds between two full scans of the drop folder."),
+    .integer("attempts", \.attempts, 1...1_000, "Times that a job is begun before it counts as failed."),
+    .value(
+      "python", \.python, expected: "a program's name or absolute path",
+      "A Python interpreter with the package tokenizers; for calibration from text.",
+      parse: { $0.isEmpty || $0.contains("\0") || ($0.contains("/") && !$0.hasPrefix("/")) ? nil : $0 },
+      show: { YAMLText.scalar($0) }),
+  ]
+
+  /// What a job may set in a file of its own: keys under `defaults:` in the daemon's.
+  static let job: [Setting<JobSettings>] = [
+    .value(
+      "calibration", \.calibration,
+      expected: "an absolute path, or one inside the job's directory, without '..'",
+      "Text (.txt, .jsonl, either also .zst) or token ids (.safetensors). Relative: in the job's directory.",
+      parse: { text -> String?? in
+        if text.isEmpty { return .some(nil) }
+        return JobSettings.isPossible(calibration: text) ? .some(text) : nil
+      }, show: { $0.map { YAMLText.scalar($0) } ?? "null" }),
+    .integer("bits", \.settings.bits, 2...8, "Bits per weight: 2, 3, 4 or 8."),
+    .integer(
+      "group-size", \.settings.groupSize, -1...(1 << 24),
+      "Columns that share a scale; -1 is one scale for a whole row."),
+    .flag("symmetric", \.settings.symmetric, "Without zero points: loads in more runtimes, is less exact."),
+    .choice("solver", \.settings.solver, "How weights are moved onto the grid."),
+    .choice(
+      "preset", \.settings.preset, "quantease only: all that lowers the error, or the published algorithm."),
+    .choice(
+      "target", \.settings.target,
+      "What a layer comes close to: its own output, or the original model's for twice the forward passes."),
+    .integer("passes", \.settings.passes, 1...10_000, "quantease only: passes over all columns, at most."),
+    .choice("start", \.settings.start, "Standard preset: where the descent begins."),
+    .flag(
+      "grid-search", \.settings.gridSearch,
+      "Standard preset: search each row's grid for the least output error."),
+    .flag(
+      "scale-refit", \.settings.scaleRefit, "Standard preset: refit scales to the codes by least squares."),
+    .flag(
+      "pair-moves", \.settings.pairMoves,
+      "Standard preset: move columns in pairs where single moves are stuck."),
+    .value(
+      "outliers", \.settings.outliers, expected: "a share of the weights, 0 to 1",
+      "quantease only: share of the weights that is kept in 16-bit floats, for example 0.01.",
+      parse: { Double($0).flatMap { (0...1).contains($0) ? $0 : nil } }),
+    .flag(
+      "structured-outliers", \.settings.structuredOutliers,
+      "Keep whole columns as outliers, not single weights."),
+    .list(
+      "rules", \.settings.rules, separator: "\n", expected: "a list of PATTERN=SETTING,SETTING…",
+      "Other settings for the linears whose name the regular expression finds; later rules win.",
+      parse: { $0.isEmpty ? nil : $0 }, show: \.self),
+    .list(
+      "format", \.settings.formats, separator: ",",
+      expected: "one or more of \(OutputFormatName.allCases.map(\.rawValue).joined(separator: ", "))",
+      "Formats to write; with several, each gets a directory of its own below the job's.",
+      parse: OutputFormatName.init(rawValue:), show: \.rawValue),
+    .integer("samples", \.settings.samples, 1...1_000_000, "Sequences to draw from the calibration file."),
+    .integer("sequence-length", \.settings.sequenceLength, 2...(1 << 20), "Tokens of a sequence."),
+    .value(
+      "seed", \.settings.seed, expected: "a whole number from 0", "Decides which sequences are drawn.",
+      parse: { UInt64($0) }),
+  ]
+
+  static let all: [Setting<DaemonConfiguration>] = daemon + job.map { $0.lifted(\.defaults) }
+
+  static func variable(_ key: String) -> String {
+    variablePrefix + key.uppercased().replacing("-", with: "_")
+  }
+
+  static let variablePrefix = "QUANTEASED_"
+}
