@@ -1,0 +1,203 @@
+import FoundationEssentials
+
+/// What the daemon is doing, at one moment: `quantease status --json`, the page and the metrics are
+/// functions of it. It is made from the spool and the state database, so it can be made without a daemon.
+public struct StatusSnapshot: Codable, Sendable, Equatable {
+  /// Whether a daemon holds the spool.
+  public enum Service: String, Codable, Sendable { case running, stopped }
+
+  public var version: String
+  public var service: Service
+  /// One line for people: what is being done and how far it is, or what is waited for.
+  public var stateText: String
+  public var current: Current?
+  /// In the order in which they will be taken.
+  public var queue: [Queued]
+  /// Newest first.
+  public var finished: [Finished]
+  /// What the activation cache takes on its disk.
+  public var cacheBytes: Int
+  public var cacheFreeBytes: Int
+  public var spoolFreeBytes: Int
+  public var counters: Counters
+  /// Seconds since 1970.
+  public var madeAt: Double
+
+  public init(
+    version: String, service: Service, stateText: String, current: Current? = nil, queue: [Queued] = [],
+    finished: [Finished] = [], cacheBytes: Int = 0, cacheFreeBytes: Int = 0, spoolFreeBytes: Int = 0,
+    counters: Counters = Counters(), madeAt: Double
+  ) {
+    self.version = version
+    self.service = service
+    self.stateText = stateText
+    self.current = current
+    self.queue = queue
+    self.finished = finished
+    self.cacheBytes = cacheBytes
+    self.cacheFreeBytes = cacheFreeBytes
+    self.spoolFreeBytes = spoolFreeBytes
+    self.counters = counters
+    self.madeAt = madeAt
+  }
+}
+
+extension StatusSnapshot {
+  /// The job that is being worked on.
+  public struct Current: Codable, Sendable, Equatable {
+    public var id: String
+    /// The name that its checkpoint was dropped with.
+    public var name: String
+    public var architecture: String?
+    /// The decoder layer, from 0; nil before the first one.
+    public var layer: Int?
+    public var layerCount: Int?
+    /// The linear within the layer, e.g. `mlp.down_proj`.
+    public var linear: String?
+    public var linearsDone: Int
+    /// 0 while it is not known.
+    public var linearCount: Int
+    /// For each layer, the mean relative error of those of its linears that are done; nil where none is.
+    public var errorPerLayer: [Double?]
+    public var secondsElapsed: Double
+    public var secondsRemaining: Double?
+    /// From 1.
+    public var attempt: Int
+    /// What is being done, in words.
+    public var step: String
+    /// Why the work waits, where it does.
+    public var pausedBecause: String?
+
+    public init(
+      id: String, name: String, architecture: String? = nil, layer: Int? = nil, layerCount: Int? = nil,
+      linear: String? = nil, linearsDone: Int = 0, linearCount: Int = 0, errorPerLayer: [Double?] = [],
+      secondsElapsed: Double = 0, secondsRemaining: Double? = nil, attempt: Int = 1, step: String,
+      pausedBecause: String? = nil
+    ) {
+      self.id = id
+      self.name = name
+      self.architecture = architecture
+      self.layer = layer
+      self.layerCount = layerCount
+      self.linear = linear
+      self.linearsDone = linearsDone
+      self.linearCount = linearCount
+      self.errorPerLayer = errorPerLayer
+      self.secondsElapsed = secondsElapsed
+      self.secondsRemaining = secondsRemaining
+      self.attempt = attempt
+      self.step = step
+      self.pausedBecause = pausedBecause
+    }
+
+    /// The share of the linears that are done, 0...1; nil while their number is not known.
+    public var progress: Double? {
+      linearCount > 0 ? max(0, min(Double(linearsDone) / Double(linearCount), 1)) : nil
+    }
+  }
+
+  /// A job that is still to come.
+  public struct Queued: Codable, Sendable, Equatable {
+    public var name: String
+    /// nil until it is claimed.
+    public var id: String?
+    public var isReady: Bool
+    /// Why it waits; empty if it only waits for its turn.
+    public var reasons: [String]
+    /// Seconds since 1970.
+    public var arrivedAt: Double
+
+    public init(name: String, id: String? = nil, isReady: Bool, reasons: [String] = [], arrivedAt: Double) {
+      self.name = name
+      self.id = id
+      self.isReady = isReady
+      self.reasons = reasons
+      self.arrivedAt = arrivedAt
+    }
+  }
+
+  public enum Outcome: String, Codable, Sendable { case published, failed, cancelled }
+
+  /// A job that is over.
+  public struct Finished: Codable, Sendable, Equatable {
+    public var id: String
+    public var name: String
+    public var outcome: Outcome
+    /// Seconds since 1970.
+    public var finishedAt: Double
+    /// The path of the quantized checkpoint.
+    public var output: String?
+    /// What it took.
+    public var seconds: Double?
+    public var meanRelativeError: Double?
+    public var bitsPerWeight: Double?
+    public var failure: Failure?
+
+    public init(
+      id: String, name: String, outcome: Outcome, finishedAt: Double, output: String? = nil,
+      seconds: Double? = nil, meanRelativeError: Double? = nil, bitsPerWeight: Double? = nil,
+      failure: Failure? = nil
+    ) {
+      self.id = id
+      self.name = name
+      self.outcome = outcome
+      self.finishedAt = finishedAt
+      self.output = output
+      self.seconds = seconds
+      self.meanRelativeError = meanRelativeError
+      self.bitsPerWeight = bitsPerWeight
+      self.failure = failure
+    }
+  }
+
+  public struct Failure: Codable, Sendable, Equatable {
+    public var message: String
+    /// What a person can do about it.
+    public var mend: String?
+    /// After sysexits.h.
+    public var code: Int
+
+    public init(message: String, mend: String? = nil, code: Int) {
+      self.message = message
+      self.mend = mend
+      self.code = code
+    }
+  }
+
+  /// Sums over the daemon's whole life.
+  public struct Counters: Codable, Sendable, Equatable {
+    public var published: Int
+    public var failed: Int
+    public var linearsQuantized: Int
+    public var workerRestarts: Int
+
+    public init(published: Int = 0, failed: Int = 0, linearsQuantized: Int = 0, workerRestarts: Int = 0) {
+      self.published = published
+      self.failed = failed
+      self.linearsQuantized = linearsQuantized
+      self.workerRestarts = workerRestarts
+    }
+  }
+}
+
+extension StatusSnapshot {
+  /// The snapshot as JSON, keys in snake_case and in order, with a line feed at its end. A number that is
+  /// none is a string, as in the report.
+  public func json() throws -> [UInt8] {
+    let encoder = JSONEncoder()
+    encoder.keyEncodingStrategy = .convertToSnakeCase
+    encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
+    encoder.nonConformingFloatEncodingStrategy = .convertToString(
+      positiveInfinity: "Infinity", negativeInfinity: "-Infinity", nan: "NaN")
+    return Array(try encoder.encode(self)) + [UInt8(ascii: "\n")]
+  }
+
+  /// Reads what ``json()`` gives.
+  public init(json: [UInt8]) throws {
+    let decoder = JSONDecoder()
+    decoder.keyDecodingStrategy = .convertFromSnakeCase
+    decoder.nonConformingFloatDecodingStrategy = .convertFromString(
+      positiveInfinity: "Infinity", negativeInfinity: "-Infinity", nan: "NaN")
+    self = try decoder.decode(StatusSnapshot.self, from: Data(json))
+  }
+}
