@@ -74,7 +74,8 @@ let package = Package(
     module(
       "Daemon",
       [
-        "Calibration", "CCrypto", "Checkpoint", "CLMDB", "Decoder", "Export", "Pipeline", "Solvers",
+        "ActivationCache", "Calibration", "CCrypto", "Checkpoint", "CLMDB", "Compute", "Decoder", "Export",
+        "Pipeline",
         "SystemIO",
         .product(name: "Yams", package: "Yams"),
       ]),

@@ -6,6 +6,10 @@ public struct Tokenizer: Sendable {
   /// The Python that has the package: `QUANTEASE_PYTHON`, or the first python3 on the path.
   public let interpreter: String
 
+  public init(interpreter: String) {
+    self.interpreter = interpreter
+  }
+
   public init(environment: [String: String] = ProcessInfo.processInfo.environment) {
     interpreter = environment["QUANTEASE_PYTHON"] ?? "python3"
   }
@@ -54,5 +58,16 @@ public struct Tokenizer: Sendable {
         status: process.terminationStatus,
         message: message.trimmingCharacters(in: .whitespacesAndNewlines))
     }
+  }
+}
+
+extension TokenRows {
+  /// Token ids from a safetensors file, or a text through the model's tokenizer.
+  /// - Parameter python: the interpreter that has the package `tokenizers`; that of the environment if nil
+  public init(file: String, model: String, python: String? = nil) throws {
+    self =
+      file.hasSuffix(".safetensors")
+      ? try TokenRows(tokenFile: file)
+      : try (python.map { Tokenizer(interpreter: $0) } ?? Tokenizer()).tokenize(text: file, model: model)
   }
 }

@@ -18,6 +18,8 @@ public final class CheckpointReader: WeightSource {
   /// files in the directory that hold no weights.
   public let otherFiles: [String]
 
+  /// Whether the checkpoint's files may be links.
+  public let symlinks: SymlinkPolicy
   private let files: [String: MappedFile]
 
   /// Opens all shards of the checkpoint in `directory` and checks their headers.
@@ -71,6 +73,7 @@ public final class CheckpointReader: WeightSource {
       }
     }
     self.directory = directory
+    self.symlinks = symlinks
     self.configuration = configuration
     self.tensors = tensors
     self.tensorNames = tensorNames

@@ -21,12 +21,14 @@ public final class CheckpointExport: Sendable {
   /// The linears with a grid, by name.
   private let quantized: [String: LinearDescription]
   private let outputs: [Output]
+  private let leftOut: Set<String>
 
   /// Bytes of a tensor that are copied at once.
   private static let chunkByteCount = 1 << 23
-  /// Files of the source that the export writes itself or that describe the source alone.
+  /// Files of the source that the export writes itself, or that are about the source alone.
   private static let replacedFiles: Set = [
-    "config.json", "quantize_config.json", Report.fileName, ReportPage.fileName,
+    "config.json", "quantize_config.json", "quantease.yaml", "SHA256SUMS", Report.fileName,
+    ReportPage.fileName,
   ]
 
   /// Creates the files with all their space, so that a full disk shows before the work.
@@ -38,11 +40,12 @@ public final class CheckpointExport: Sendable {
   ///     a subdirectory of its name.
   ///   - directory: An existing directory, empty as far as names of checkpoint files go.
   ///   - shardSizeLimit: Bytes of tensors in one shard.
+  ///   - leftOut: Names of files in the source that are not part of the model.
   /// - Throws: ``ExportError`` if a format cannot hold a linear or if the source lacks one;
   ///   ``FileError`` if the files cannot be made.
   public init(
     source: CheckpointReader, linears: [LinearDescription], formats: [OutputFormatName],
-    directory: String, shardSizeLimit: Int = 5_000_000_000
+    directory: String, shardSizeLimit: Int = 5_000_000_000, leavingOut leftOut: Set<String> = []
   ) throws {
     precondition(!formats.isEmpty && Set(formats).count == formats.count, "each format once")
     precondition(Set(linears.map(\.name)).count == linears.count, "a linear is described twice")
@@ -52,6 +55,7 @@ public final class CheckpointExport: Sendable {
 
     self.source = source
     self.linears = linears
+    self.leftOut = leftOut
     self.quantized = Dictionary(uniqueKeysWithValues: quantized.map { ($0.name, $0) })
     var outputs: [Output] = []
     for name in formats {
@@ -181,11 +185,16 @@ public final class CheckpointExport: Sendable {
       try output.writer.finish()
       try output.outlierWriter?.finish()
       try writeConfiguration(of: output)
-      for name in source.otherFiles where !Self.replacedFiles.contains(name) {
+      for name in source.otherFiles where isCopied(name) {
         try FileSystem.copyFile(
-          FileSystem.join(source.directory, name), to: FileSystem.join(output.directory, name))
+          FileSystem.join(source.directory, name), to: FileSystem.join(output.directory, name),
+          symlinks: source.symlinks)
       }
     }
+  }
+
+  private func isCopied(_ file: String) -> Bool {
+    !Self.replacedFiles.contains(file) && !leftOut.contains(file) && !file.hasPrefix(".")
   }
 
   private func writeConfiguration(of output: Output) throws {

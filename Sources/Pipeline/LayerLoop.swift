@@ -151,7 +151,9 @@ final class LayerLoop {
         stream.states.transition(through: stages[place.stage]).finish()
       }
       let step = stream.states.peek(through: stages[places[open - 1].stage])
-      return try batches.indices.allSatisfy { try step.isWritten(batch: $0) || stream.states.holds(batch: $0) }
+      return try batches.indices.allSatisfy {
+        try step.isWritten(batch: $0) || stream.states.holds(batch: $0)
+      }
     }
     if !isWhole {
       for stream in streams { stream.states.reset() }
@@ -212,7 +214,8 @@ final class LayerLoop {
   /// Runs a stage on every batch and adds up what the next one's problem is made of.
   private func advance(_ here: Position, to next: Position, gathering: Bool) throws -> Statistics? {
     let gram = gathering ? GramMatrix(inFeatures: next.stage.inFeatures) : nil
-    let drift = original.flatMap { _ in gram.map { Matrix(rows: $0.values.rows, columns: $0.values.columns) } }
+    let drift = original.flatMap { _ in gram.map { Matrix(rows: $0.values.rows, columns: $0.values.columns) }
+    }
     let step = quantized.states.transition(through: here.stage)
     let originalStep = original?.states.transition(through: here.stage)
     for (batch, samples) in batches.enumerated() {

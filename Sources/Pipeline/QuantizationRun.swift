@@ -33,12 +33,15 @@ public struct QuantizationRequest: Sendable {
   /// Where the run keeps what it has done, for another to go on with; nil if nothing is to be left of a run that
   /// ends early.
   public var resume: ResumePlace?
+  /// Whether the checkpoint's files may be links: not where strangers put them.
+  public var symlinks: SymlinkPolicy
 
   public init(
     model: String, output: String, recipe: Recipe, target: Target, formats: [OutputFormatName],
     calibration: CalibrationSet, seed: UInt64,
     calibrationSource: String, cacheDirectory: String? = nil, memoryBudgetBytes: Int,
-    cacheType: DType? = nil, shardSizeLimit: Int = 5_000_000_000, resume: ResumePlace? = nil
+    cacheType: DType? = nil, shardSizeLimit: Int = 5_000_000_000, resume: ResumePlace? = nil,
+    symlinks: SymlinkPolicy = .follow
   ) {
     self.model = model
     self.output = output
@@ -53,6 +56,7 @@ public struct QuantizationRequest: Sendable {
     self.cacheType = cacheType
     self.shardSizeLimit = shardSizeLimit
     self.resume = resume
+    self.symlinks = symlinks
   }
 }
 
@@ -82,7 +86,7 @@ public final class QuantizationRun: Sendable {
   /// - Throws: an error that names the file or tensor, if the request cannot be met.
   public init(_ request: QuantizationRequest, backend: any ComputeBackend) throws {
     if try FileSystem.exists(request.output) { throw PipelineError.outputExists(request.output) }
-    checkpoint = try CheckpointReader(directory: request.model)
+    checkpoint = try CheckpointReader(directory: request.model, symlinks: request.symlinks)
     if let method = checkpoint.configuration["quantization_config"]?["quant_method"]?.string {
       throw PipelineError.alreadyQuantized(method: method)
     }
@@ -115,6 +119,12 @@ public final class QuantizationRun: Sendable {
     }
   }
 
+  /// The linears that are to be quantized.
+  public var linearCount: Int { treatments.count }
+
+  /// Those that an earlier run has quantized, in order.
+  public var resumedLinears: [Report.Linear] { journal?.rows ?? [] }
+
   /// Runs to the end and publishes the output.
   /// - Returns: the report that stands beside the checkpoint.
   public func run(progress: @escaping (ProgressEvent) -> Void) throws -> Report {
@@ -125,7 +135,7 @@ public final class QuantizationRun: Sendable {
     let linears = exportedLinears
     let export = try CheckpointExport(
       source: checkpoint, linears: linears, formats: request.formats, directory: staging.path,
-      shardSizeLimit: request.shardSizeLimit)
+      shardSizeLimit: request.shardSizeLimit, leavingOut: [FileSystem.name(of: request.calibrationSource)])
     if let request = request.resume, let journal, journal.head == nil {
       try journal.begin(
         ResumeJournal.Head(
@@ -148,7 +158,9 @@ public final class QuantizationRun: Sendable {
     var exportTimes = PhaseTimes()
     var times: [String: Double] = [:]
 
-    let known = journal.map { JournalledLinears(journal: $0, treatments: treatments, description: description) }
+    let known = journal.map {
+      JournalledLinears(journal: $0, treatments: treatments, description: description)
+    }
     if let journal, !journal.rows.isEmpty {
       progress(.step("going on after \(journal.rows.count) of \(treatments.count) linears"))
       for row in journal.rows {

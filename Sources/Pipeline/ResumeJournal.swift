@@ -188,7 +188,8 @@ final class ResumeJournal: Sendable {
     let (isRecord, byteCount, sum) = file.withBytes(offset..<start) { bytes in
       var reader = PayloadReader()
       return (
-        reader.values(UInt8.self, count: 8, of: bytes) == magic, reader.values(UInt64.self, count: 1, of: bytes)?.first,
+        reader.values(UInt8.self, count: 8, of: bytes) == magic,
+        reader.values(UInt64.self, count: 1, of: bytes)?.first,
         reader.values(UInt64.self, count: 1, of: bytes)?.first
       )
     }
@@ -297,7 +298,9 @@ private struct PayloadReader {
   }
 
   mutating func codes(count: Int, bits: Int, of bytes: RawSpan) -> [UInt8]? {
-    guard let words = values(UInt32.self, count: wordCount(codes: count, bits: bits), of: bytes) else { return nil }
+    guard let words = values(UInt32.self, count: wordCount(codes: count, bits: bits), of: bytes) else {
+      return nil
+    }
     var codes = [UInt8](repeating: 0, count: count)
     var span = codes.mutableSpan
     unpack(words.span, bits: bits, count: count, into: &span)

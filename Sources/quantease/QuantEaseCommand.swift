@@ -1,6 +1,7 @@
 import ArgumentParser
 import Decoder
 import Export
+import Pipeline
 
 @main
 struct QuantEaseCommand: ParsableCommand {

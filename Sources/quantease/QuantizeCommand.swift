@@ -247,12 +247,3 @@ extension QuantizationSettings.Preset: ExpressibleByArgument {}
 extension QuantizationSettings.Start: ExpressibleByArgument {}
 
 extension OutputFormatName: ExpressibleByArgument {}
-
-extension TokenRows {
-  /// Token ids from a safetensors file, or a text through the model's tokenizer.
-  init(file: String, model: String) throws {
-    self =
-      file.hasSuffix(".safetensors")
-      ? try TokenRows(tokenFile: file) : try Tokenizer().tokenize(text: file, model: model)
-  }
-}

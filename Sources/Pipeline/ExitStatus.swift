@@ -4,13 +4,12 @@ import Checkpoint
 import Compute
 import Decoder
 import Export
-import Pipeline
 import Solvers
 import SystemIO
 
-/// The exit status of an error, by sysexits(3); nil for errors of the command line itself, which the
-/// argument parser reports.
-func sysexit(of error: any Error) -> Int32? {
+/// The exit status of an error of the engine, by sysexits(3); nil for errors of others, such as those of the
+/// command line itself, which the argument parser reports.
+public func sysexit(of error: any Error) -> Int32? {
   switch error {
   case let error as FileError: error.exitCode
   case let error as SafetensorsError: error.exitCode

@@ -1,0 +1,232 @@
+import FoundationEssentials
+import SystemIO
+
+/// Every job there is, in the state database and in the spool's directories, and the moves between them.
+///
+/// Every move can be ended anywhere and done again: what is to be done is committed first, then done, and
+/// ``recover()`` finishes what it finds half done. What recovery does follows from the rows and the directories
+/// alone.
+public final class JobLedger {
+  public let spool: Spool
+  public let cacheDirectory: String
+  private let state: StateStore
+  /// As in the database, by identifier.
+  private var records: [String: JobRecord] = [:]
+  private(set) var counters: StatusSnapshot.Counters
+
+  /// - Throws: ``StateError``, ``FileError``
+  public init(spool: Spool, state: StateStore, cacheDirectory: String) throws {
+    self.spool = spool
+    self.state = state
+    self.cacheDirectory = cacheDirectory
+    counters = try state.counters()
+    for job in try state.jobs() { records[job.id] = job }
+  }
+
+  /// In the order of arrival.
+  public var jobs: [JobRecord] {
+    records.values.sorted { ($0.arrivedAt, $0.id) < ($1.arrivedAt, $1.id) }
+  }
+
+  public func job(_ id: String) -> JobRecord? { records[id] }
+
+  func files(of id: String) -> JobFiles { JobFiles(FileSystem.join(spool.partial, id)) }
+  func source(of id: String) -> String { FileSystem.join(spool.working, id) }
+
+  /// Changes a job's row; in memory only when it is on the disk.
+  @discardableResult
+  func update(
+    _ id: String, counting count: (inout StatusSnapshot.Counters) -> Void = { _ in },
+    _ change: (inout JobRecord) -> Void
+  ) throws -> JobRecord {
+    guard var job = records[id] else { preconditionFailure("\(id) is no job") }
+    var counters = counters
+    change(&job)
+    count(&counters)
+    try state.save(job, counters: counters == self.counters ? nil : counters)
+    records[id] = job
+    self.counters = counters
+    return job
+  }
+
+  /// Enters a job whose source has been moved to `working/<id>`.
+  func enter(_ id: String, name: String, arrivedAt: Double) throws {
+    let job = JobRecord(id: id, name: name, arrivedAt: arrivedAt)
+    try state.save(job)
+    records[id] = job
+  }
+
+  // MARK: Moves
+
+  /// Publishes the finished checkpoint of a job under the name of its drop, or the next free one.
+  func publish(_ id: String, summary: WorkerEvent.Summary?) throws {
+    guard let job = records[id] else { preconditionFailure("\(id) is no job") }
+    let checkpoint = files(of: id).checkpoint
+    if try FileSystem.exists(checkpoint) {
+      let output = try freeOutput(for: job.name)
+      try update(id) { job in
+        job.phase = .publishing
+        job.output = output
+        job.summary = summary ?? job.summary
+      }
+      try FileSystem.synchronizeTree(checkpoint)
+      try FileSystem.move(checkpoint, to: output)
+    }
+    // An earlier attempt may have ended between the move and this.
+    try update(id, counting: { $0.published += 1 }) { job in
+      job.phase = .published
+      job.finishedAt = now
+      job.pausedBecause = nil
+      job.secondsRemaining = nil
+    }
+    try clear(id)
+  }
+
+  /// Ends a job whose result stands in the output folder already.
+  func publish(_ id: String, asTwinOf twin: JobRecord) throws {
+    try update(id, counting: { $0.published += 1 }) { job in
+      job.phase = .published
+      job.output = twin.output
+      job.summary = twin.summary
+      job.step = "the same job as \(twin.id)"
+      job.finishedAt = now
+    }
+    try clear(id)
+  }
+
+  func fail(_ id: String, _ failure: JobFailure) throws {
+    try update(id, counting: { $0.failed += 1 }) { job in
+      job.phase = .failed
+      job.failure = failure
+      job.finishedAt = now
+      job.pausedBecause = nil
+      job.secondsRemaining = nil
+    }
+    try clear(id)
+  }
+
+  /// Gives a job up that no worker is at.
+  func cancel(_ id: String) throws {
+    try update(id) { job in
+      job.phase = .cancelled
+      job.failure = JobFailure(.job, "cancelled; 'quantease retry \(id)' takes it up again", code: 0)
+      job.finishedAt = now
+      job.pausedBecause = nil
+      job.secondsRemaining = nil
+    }
+    try clear(id)
+  }
+
+  /// Queues a failed or cancelled job again.
+  func retry(_ id: String) throws {
+    let failed = FileSystem.join(spool.failed, id)
+    if try FileSystem.exists(failed) { try FileSystem.move(failed, to: source(of: id)) }
+    try update(id) { job in
+      job.phase = .queued
+      job.attempts = 0
+      job.failure = nil
+      job.finishedAt = nil
+      job.step = ""
+    }
+    try FileSystem.removeTree(FileSystem.join(source(of: id), Self.reasonName))
+  }
+
+  static let reasonName = "reason.json"
+
+  /// What `reason.json` says.
+  private struct Reason: Encodable {
+    let id: String
+    let name: String
+    let outcome: String
+    let message: String
+    let code: Int32
+    let failedAt: Double
+  }
+
+  /// Removes what a job that is over has left, and puts its source where it belongs.
+  private func clear(_ id: String) throws {
+    guard let job = records[id], job.phase.isOver else { preconditionFailure("\(id) is not over") }
+    try JobWorker.removeCaches(of: id, in: cacheDirectory)
+    // What a worker that broke down has done is worth keeping for `retry`.
+    if job.failure?.kind != .broken { try FileSystem.removeTree(files(of: id).directory) }
+    let source = source(of: id)
+    guard try FileSystem.exists(source) else { return }
+    if job.phase == .published {
+      try FileSystem.move(source, to: FileSystem.join(spool.done, id))
+      return
+    }
+    let encoder = JSONEncoder()
+    encoder.keyEncodingStrategy = .convertToSnakeCase
+    encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
+    let reason = Reason(
+      id: id, name: job.name, outcome: job.phase.rawValue, message: job.failure?.message ?? "",
+      code: job.failure?.code ?? 0, failedAt: job.finishedAt ?? now)
+    try AtomicFile.write(
+      Array(try encoder.encode(reason)) + [UInt8(ascii: "\n")], to: FileSystem.join(source, Self.reasonName))
+    try FileSystem.move(source, to: FileSystem.join(spool.failed, id))
+  }
+
+  private func freeOutput(for name: String) throws(FileError) -> String {
+    var number = 1
+    while true {
+      let path = FileSystem.join(spool.output, number == 1 ? name : "\(name)-\(number)")
+      if try !FileSystem.exists(path) { return path }
+      number += 1
+    }
+  }
+
+  // MARK: Recovery
+
+  /// Brings rows and directories together after the daemon ended in whatever way.
+  /// - Returns: what was done, a line each
+  public func recover() throws -> [String] {
+    var news: [String] = []
+    for id in try FileSystem.names(in: spool.working) where records[id] == nil {
+      let arrivedAt = now
+      try enter(id, name: JobName.name(of: id), arrivedAt: arrivedAt)
+      news.append("\(id): claimed, and not yet entered")
+    }
+    for job in jobs {
+      let hasSource = try FileSystem.exists(source(of: job.id))
+      switch job.phase {
+      case .queued, .running:
+        if !hasSource {
+          try fail(
+            job.id,
+            JobFailure(.job, "\(source(of: job.id)) is gone: drop the checkpoint again", code: 66))
+          news.append("\(job.id): its source is gone")
+        } else if job.phase == .running {
+          try update(job.id) { $0.phase = .queued }
+          news.append("\(job.id): goes on after \(job.linears.count) linears")
+        }
+      case .publishing:
+        let isComplete = try FileSystem.exists(files(of: job.id).checkpoint)
+        if try isComplete || job.output.map({ try FileSystem.exists($0) }) ?? false {
+          try publish(job.id, summary: job.summary)
+          news.append("\(job.id): published")
+        } else {
+          try update(job.id) { $0.phase = .queued }
+          news.append("\(job.id): its result is gone, and made again")
+        }
+      case .published, .failed, .cancelled:
+        if hasSource {
+          try clear(job.id)
+          news.append("\(job.id): its source was still in working/")
+        }
+      }
+    }
+    for id in try FileSystem.names(in: spool.partial) where isAbandoned(id) {
+      try FileSystem.removeTree(FileSystem.join(spool.partial, id))
+      news.append("\(id): removed what it left in \(spool.partial)")
+    }
+    return news
+  }
+
+  /// Whether what stands in `.partial/` serves nothing any more.
+  private func isAbandoned(_ id: String) -> Bool {
+    guard let job = records[id] else { return true }
+    return job.phase.isOver && job.failure?.kind != .broken
+  }
+
+  private var now: Double { Date().timeIntervalSince1970 }
+}

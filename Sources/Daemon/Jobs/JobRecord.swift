@@ -1,0 +1,79 @@
+import FoundationEssentials
+
+/// What the state database keeps of a job.
+public struct JobRecord: Codable, Sendable, Equatable {
+  public enum Phase: String, Codable, Sendable {
+    /// Claimed, and waits for its turn.
+    case queued
+    /// A worker is at it, or was when the daemon ended.
+    case running
+    /// Complete, and on its way to the output folder.
+    case publishing
+    case published, failed, cancelled
+
+    public var isOver: Bool { self == .published || self == .failed || self == .cancelled }
+  }
+
+  /// Names the job's directories; see ``JobName``.
+  public let id: String
+  /// The name that the checkpoint was dropped with.
+  public let name: String
+  public var phase = Phase.queued
+  /// Seconds since 1970, as all times here.
+  public let arrivedAt: Double
+  public var startedAt: Double?
+  public var finishedAt: Double?
+  /// Workers that were started since the last one that got further by a linear.
+  public var attempts = 0
+  /// Seconds that workers have been at it.
+  public var secondsWorked = 0.0
+  public var digest: String?
+  /// The path of the result, known when it is about to be published.
+  public var output: String?
+  public var plan: WorkerEvent.Plan?
+  public var linears: [WorkerEvent.Linear] = []
+  public var secondsRemaining: Double?
+  public var step = ""
+  public var pausedBecause: String?
+  public var summary: WorkerEvent.Summary?
+  public var failure: JobFailure?
+
+  public init(id: String, name: String, arrivedAt: Double) {
+    self.id = id
+    self.name = name
+    self.arrivedAt = arrivedAt
+  }
+
+  /// The mean relative error of every layer's linears that are done; nil where none is.
+  public var errorPerLayer: [Double?] {
+    var sums = [(error: Double, count: Int)](repeating: (0, 0), count: plan?.layerCount ?? 0)
+    for linear in linears where sums.indices.contains(linear.layer) {
+      sums[linear.layer].error += linear.relativeError
+      sums[linear.layer].count += 1
+    }
+    return sums.map { $0.count > 0 ? $0.error / Double($0.count) : nil }
+  }
+}
+
+/// A job's identifier: when it was claimed, four digits against chance, and the name of the drop.
+public enum JobName {
+  private static let nameByteLimit = 200
+
+  public static func identifier(for name: String, at time: Date, random: UInt16) -> String {
+    let digits = String(random, radix: 16)
+    var short = name
+    while short.utf8.count > nameByteLimit { short.removeLast() }
+    return "\(stamp(time))-\(String(repeating: "0", count: 4 - digits.count))\(digits)-\(short)"
+  }
+
+  /// The drop's name in an identifier; the whole of one that is not of this kind.
+  public static func name(of identifier: String) -> String {
+    let parts = identifier.split(separator: "-", maxSplits: 2, omittingEmptySubsequences: false)
+    return parts.count == 3 && parts[0].count == 16 && parts[1].count == 4 ? String(parts[2]) : identifier
+  }
+
+  /// `20261123T231502Z`
+  private static func stamp(_ time: Date) -> String {
+    String(time.formatted(.iso8601.dateSeparator(.omitted).timeSeparator(.omitted)))
+  }
+}

@@ -1,0 +1,177 @@
+import CLMDB
+import FoundationEssentials
+import SystemIO
+
+/// The daemon's durable memory: one row per job, in a small LMDB file that is in step with the disk after every
+/// change.
+///
+/// LMDB runs in its default, synchronous mode and not through a writable map, where a full disk would be a signal.
+/// Other processes may read while the daemon writes.
+@safe public final class StateStore {
+  public static let fileName = "state.mdb"
+  /// Address space, which costs nothing; a job's row takes some kilobytes.
+  private static let mapBytes = 1 << 30
+
+  public let path: String
+  private let environment: OpaquePointer
+  private let database: MDB_dbi
+  private let isReadOnly: Bool
+
+  /// Opens or creates the database in `directory`. One that LMDB cannot read is put aside: the spool's directories
+  /// tell nearly all that it knew.
+  /// - Throws: ``StateError``, ``FileError``
+  public static func open(directory: String) throws -> StateStore {
+    try FileSystem.createDirectories(directory)
+    let path = FileSystem.join(directory, fileName)
+    do { return try StateStore(path: path, isReadOnly: false) } catch {
+      guard error.isDamage else { throw error }
+      for suffix in ["", "-lock"] where try FileSystem.exists(path + suffix) {
+        try FileSystem.removeTree("\(path)\(suffix).damaged")
+        try FileSystem.move(path + suffix, to: "\(path)\(suffix).damaged")
+      }
+      return try StateStore(path: path, isReadOnly: false)
+    }
+  }
+
+  /// Opens the database in `directory` for reading; nil if there is none.
+  public static func reading(directory: String) throws -> StateStore? {
+    let path = FileSystem.join(directory, fileName)
+    return try FileSystem.exists(path) ? StateStore(path: path, isReadOnly: true) : nil
+  }
+
+  private init(path: String, isReadOnly: Bool) throws(StateError) {
+    var created: OpaquePointer?
+    try Self.check(unsafe mdb_env_create(&created), path)
+    guard let environment = unsafe created else { preconditionFailure("LMDB gave no environment") }
+    do throws(StateError) {
+      try Self.check(unsafe mdb_env_set_mapsize(environment, Self.mapBytes), path)
+      let flags = UInt32(MDB_NOSUBDIR | MDB_NOTLS | (isReadOnly ? MDB_RDONLY : 0))
+      try Self.check(unsafe mdb_env_open(environment, path, flags, 0o640), path)
+      var transaction: OpaquePointer?
+      try Self.check(
+        unsafe mdb_txn_begin(environment, nil, UInt32(isReadOnly ? MDB_RDONLY : 0), &transaction), path)
+      var database = MDB_dbi()
+      let code = unsafe mdb_dbi_open(transaction, nil, 0, &database)
+      guard code == MDB_SUCCESS else {
+        unsafe mdb_txn_abort(transaction)
+        throw StateError(code: code, path: path)
+      }
+      try Self.check(unsafe mdb_txn_commit(transaction), path)
+      self.database = database
+    } catch {
+      unsafe mdb_env_close(environment)
+      throw error
+    }
+    self.path = path
+    self.isReadOnly = isReadOnly
+    unsafe self.environment = environment
+  }
+
+  deinit { unsafe mdb_env_close(environment) }
+
+  // MARK: Rows
+
+  /// Every job, by identifier.
+  public func jobs() throws -> [JobRecord] {
+    // A row of another version is none.
+    try rows(withPrefix: "job/").compactMap { try? JSONDecoder().decode(JobRecord.self, from: $0) }
+  }
+
+  public func counters() throws -> StatusSnapshot.Counters {
+    let row = try rows(withPrefix: Self.countersKey).first
+    return row.flatMap { try? JSONDecoder().decode(StatusSnapshot.Counters.self, from: $0) }
+      ?? StatusSnapshot.Counters()
+  }
+
+  /// Writes a job's row, and the counters if they change with it, and returns when they are on the disk.
+  public func save(_ job: JobRecord, counters: StatusSnapshot.Counters? = nil) throws {
+    let encoder = JSONEncoder()
+    var rows = [("job/\(job.id)", Array(try encoder.encode(job)))]
+    if let counters { rows.append((Self.countersKey, Array(try encoder.encode(counters)))) }
+    let transaction = try unsafe StateTransaction(environment, isReadOnly: false, path: path)
+    for (key, row) in rows { try transaction.put(row, for: Array(key.utf8), in: database) }
+    try transaction.commit()
+  }
+
+  private func rows(withPrefix prefix: String) throws -> [Data] {
+    let transaction = try unsafe StateTransaction(environment, isReadOnly: true, path: path)
+    return try transaction.values(withPrefix: Array(prefix.utf8), in: database)
+  }
+
+  private static let countersKey = "counters"
+
+  fileprivate static func check(_ code: Int32, _ path: String) throws(StateError) {
+    if code != MDB_SUCCESS { throw StateError(code: code, path: path) }
+  }
+}
+
+/// A transaction; unless it is committed, it leaves no trace.
+@safe private struct StateTransaction: ~Copyable {
+  private var transaction: OpaquePointer?
+  private let path: String
+
+  init(_ environment: OpaquePointer, isReadOnly: Bool, path: String) throws(StateError) {
+    unsafe transaction = nil
+    self.path = path
+    let flags = UInt32(isReadOnly ? MDB_RDONLY : 0)
+    try StateStore.check(unsafe mdb_txn_begin(environment, nil, flags, &transaction), path)
+  }
+
+  deinit { unsafe mdb_txn_abort(transaction) }
+
+  consuming func commit() throws(StateError) {
+    // LMDB frees the transaction whether or not it succeeds.
+    let committed = unsafe transaction
+    unsafe transaction = nil
+    try StateStore.check(unsafe mdb_txn_commit(committed), path)
+  }
+
+  func put(_ value: [UInt8], for key: [UInt8], in database: MDB_dbi) throws(StateError) {
+    var key = key
+    var value = value
+    // A copy: the closures must not hold on to a value that cannot be copied.
+    let transaction = unsafe transaction
+    let code = unsafe key.withUnsafeMutableBytes { keyBytes in
+      unsafe value.withUnsafeMutableBytes { valueBytes in
+        var stored = unsafe MDB_val(mv_size: valueBytes.count, mv_data: valueBytes.baseAddress)
+        var place = unsafe MDB_val(mv_size: keyBytes.count, mv_data: keyBytes.baseAddress)
+        return unsafe mdb_put(transaction, database, &place, &stored, 0)
+      }
+    }
+    try StateStore.check(code, path)
+  }
+
+  func values(withPrefix prefix: [UInt8], in database: MDB_dbi) throws(StateError) -> [Data] {
+    var cursor: OpaquePointer?
+    try StateStore.check(unsafe mdb_cursor_open(transaction, database, &cursor), path)
+    defer { unsafe mdb_cursor_close(cursor) }
+    var values: [Data] = []
+    var key = unsafe MDB_val()
+    var value = unsafe MDB_val()
+    while true {
+      let code = unsafe mdb_cursor_get(cursor, &key, &value, MDB_NEXT)
+      if code == MDB_NOTFOUND { return values }
+      try StateStore.check(code, path)
+      if unsafe UnsafeRawBufferPointer(start: key.mv_data, count: key.mv_size).starts(with: prefix) {
+        unsafe values.append(Data(UnsafeRawBufferPointer(start: value.mv_data, count: value.mv_size)))
+      }
+    }
+  }
+}
+
+/// The state database cannot be read or written.
+public struct StateError: Error, Equatable, Sendable, CustomStringConvertible {
+  /// LMDB's code, or an errno.
+  public let code: Int32
+  public let path: String
+
+  /// Whether the file is none of LMDB's, or not any more.
+  var isDamage: Bool { [MDB_INVALID, MDB_CORRUPTED, MDB_PAGE_NOTFOUND, MDB_VERSION_MISMATCH].contains(code) }
+
+  public var description: String {
+    let message = unsafe String(cString: mdb_strerror(code))
+    return
+      "state database \(path): \(message); check that its file system has space and that this user may write "
+      + "there"
+  }
+}

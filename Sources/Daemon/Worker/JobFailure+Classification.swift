@@ -1,0 +1,36 @@
+import ActivationCache
+import Calibration
+import Pipeline
+import SystemIO
+
+extension JobFailure {
+  /// What an error of the engine asks for.
+  public init(_ error: any Error) {
+    let code = sysexit(of: error) ?? (error as? ConfigurationError)?.exitCode ?? 70
+    switch error {
+    case let failure as JobFailure: self = failure
+    case let error as FileError where error.errno == .noSpace || error.errno == .diskQuotaExceeded:
+      self.init(.noSpace, "\(error)", code: code, path: error.path)
+    case CacheError.noSpace(let path, _): self.init(.noSpace, "\(error)", code: code, path: path)
+    case let error as FileError where error.errno == .ioError: self.init(.broken, "\(error)", code: code)
+    case let error as FileError where error.isOfTheMachine: self.init(.blocked, "\(error)", code: code)
+    case CacheError.file, CacheError.zstd: self.init(.blocked, "\(error)", code: code)
+    case CacheError.lmdb, CacheError.corrupt, CacheError.missing: self.init(.broken, "\(error)", code: code)
+    case PipelineError.notEnoughMemory, CalibrationError.tokenizerUnavailable:
+      self.init(.blocked, "\(error)", code: code)
+    default: self.init(.job, "\(error)", code: code)
+    }
+  }
+}
+
+extension FileError {
+  /// Whether a right, a limit or a mount stands in the way, and no fault of the job.
+  fileprivate var isOfTheMachine: Bool {
+    switch errno {
+    case .permissionDenied, .notPermitted, .readOnlyFileSystem, .tooManyOpenFiles, .tooManyOpenFilesInSystem,
+      .noMemory:
+      true
+    default: operation == .create || operation == .start
+    }
+  }
+}

@@ -1,0 +1,38 @@
+import Calibration
+import FoundationEssentials
+import Pipeline
+import SystemIO
+
+/// What makes a job this one and no other, whatever it is called: the checkpoint's bytes, the settings, the tokens,
+/// and the version of the algorithm.
+enum JobIdentity {
+  /// To be raised whenever the same job comes to other numbers than before: unfinished jobs then begin anew.
+  static let algorithmVersion = 1
+
+  /// - Parameter advanced: called after every file
+  /// - Throws: ``FileError``
+  static func digest(
+    of order: JobOrder, tokens: CalibrationSet, advanced: () -> Void
+  ) throws -> String {
+    var digest = SHA256Digest()
+    digest.update("quantease \(algorithmVersion)\n")
+    for name in try FileSystem.names(in: order.model) where !isAboutTheJob(name) {
+      let path = FileSystem.join(order.model, name)
+      guard try FileSystem.kind(of: path, symlinks: .refuse) == .regular else { continue }
+      digest.update(
+        "\(name)\n\(try FileSystem.fileSize(path))\n\(try SHA256Digest.of(file: path, symlinks: .refuse))\n")
+      advanced()
+    }
+    let encoder = JSONEncoder()
+    encoder.outputFormatting = [.sortedKeys]
+    digest.update(String(decoding: try encoder.encode(order.settings), as: UTF8.self))
+    digest.update("\n\(tokens.sequenceLength)\n")
+    digest.update(unsafe tokens.tokens.span.bytes)
+    return digest.finish()
+  }
+
+  /// Files that say something about the drop and nothing about the model.
+  private static func isAboutTheJob(_ name: String) -> Bool {
+    name.hasPrefix(".") || name == "quantease.yaml" || name == ChecksumManifest.fileName
+  }
+}

@@ -1,0 +1,68 @@
+import FoundationEssentials
+import Pipeline
+import SystemIO
+
+/// What a worker is to do: written by the daemon, read by the worker it starts.
+public struct JobOrder: Codable, Sendable, Equatable {
+  /// The job's identifier.
+  public var id: String
+  /// The directory of the claimed checkpoint.
+  public var model: String
+  /// Where the job's files are while it is worked on; see ``JobFiles``.
+  public var directory: String
+  public var cacheDirectory: String
+  /// The text or token file, absolute.
+  public var calibration: String
+  public var settings: QuantizationSettings
+  public var threads: Int
+  /// What is available when the job begins, if nil.
+  public var memoryBytes: Int?
+  /// The Python interpreter that has the package `tokenizers`.
+  public var python: String
+
+  public init(
+    id: String, model: String, directory: String, cacheDirectory: String, calibration: String,
+    settings: QuantizationSettings, threads: Int, memoryBytes: Int?, python: String
+  ) {
+    self.id = id
+    self.model = model
+    self.directory = directory
+    self.cacheDirectory = cacheDirectory
+    self.calibration = calibration
+    self.settings = settings
+    self.threads = threads
+    self.memoryBytes = memoryBytes
+    self.python = python
+  }
+
+  public func write(to path: String) throws {
+    let encoder = JSONEncoder()
+    encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
+    try AtomicFile.write(Array(try encoder.encode(self)), to: path)
+  }
+
+  public init(path: String) throws {
+    let bytes = try FileSystem.contents(of: path, limit: 1 << 20, symlinks: .refuse)
+    self = try JSONDecoder().decode(JobOrder.self, from: Data(bytes))
+  }
+}
+
+/// The files of a job that is worked on.
+public struct JobFiles: Sendable {
+  public let directory: String
+
+  public init(_ directory: String) {
+    self.directory = directory
+  }
+
+  public var order: String { FileSystem.join(directory, "order.json") }
+  /// The calibration tokens as drawn, so that a job that is gone on with has the very same.
+  public var tokens: String { FileSystem.join(directory, "tokens.ids") }
+  /// The job's digest, once it is known.
+  public var identity: String { FileSystem.join(directory, "identity") }
+  public var journal: String { FileSystem.join(directory, "journal") }
+  /// Held by the worker.
+  public var lock: String { FileSystem.join(directory, "lock") }
+  /// The finished checkpoint; it is there only when all of it is.
+  public var checkpoint: String { FileSystem.join(directory, "checkpoint") }
+}

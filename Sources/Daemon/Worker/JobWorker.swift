@@ -1,0 +1,158 @@
+import Calibration
+import Compute
+import Export
+import Pipeline
+import SystemIO
+
+/// Does one job, from where an earlier worker left it, in a process of its own.
+///
+/// Whatever ends the process, the next worker goes on after the last linear that is in the journal. Nothing that a
+/// checkpoint or a device does to this process reaches the daemon.
+public struct JobWorker {
+  private let order: JobOrder
+  private let files: JobFiles
+  private let backend: any ComputeBackend
+  private let send: (WorkerEvent) -> Void
+
+  /// - Parameter send: takes every event
+  public init(_ order: JobOrder, backend: any ComputeBackend, send: @escaping (WorkerEvent) -> Void) {
+    self.order = order
+    self.backend = backend
+    self.send = send
+    files = JobFiles(order.directory)
+  }
+
+  /// Works until the finished checkpoint stands in the job's directory, complete, verified and on the disk.
+  /// - Throws: what stops the job; ``JobFailure/init(_:)`` tells what it asks for.
+  public func run() throws {
+    // A worker whose daemon was killed goes a moment later than its daemon.
+    let lock = try waitForLock()
+    defer { withExtendedLifetime(lock) {} }
+    if try !FileSystem.exists(files.checkpoint) { try quantize() }
+    if try !FileSystem.exists(FileSystem.join(files.checkpoint, ChecksumManifest.fileName)) {
+      send(.step("writing checksums"))
+      try ChecksumManifest.write(into: files.checkpoint) { send(.advanced) }
+      try FileSystem.synchronize(files.checkpoint)
+    }
+    send(.step("verifying the result"))
+    if let problem = try OutputVerification.problems(of: files.checkpoint, advanced: { send(.advanced) })
+      .first
+    {
+      try FileSystem.removeTree(files.checkpoint)
+      throw JobFailure(
+        .broken, "\(problem): the result is not what was written; check the disk and the memory", code: 74)
+    }
+    let totals = try Report(directory: files.checkpoint).totals
+    send(
+      .finished(
+        WorkerEvent.Summary(
+          meanRelativeError: totals.meanRelativeError, bitsPerWeight: totals.bitsPerWeight)))
+  }
+
+  private func waitForLock() throws -> FileLock {
+    for _ in 0..<50 {
+      do { return try FileLock(path: files.lock, purpose: "working on \(order.id)") } catch .held {
+        _ = try waitUntilReadable([], for: .milliseconds(100))
+      }
+    }
+    return try FileLock(path: files.lock, purpose: "working on \(order.id)")
+  }
+
+  private func quantize() throws {
+    for name in try FileSystem.names(in: order.directory) where name.hasPrefix(".") {
+      try FileSystem.removeTree(FileSystem.join(order.directory, name))
+    }
+    let calibration = try calibrationSet()
+    let identity = try knownIdentity(calibration)
+    send(.identity(identity))
+    send(.step("checking the checkpoint"))
+    let settings = order.settings
+    let run = try QuantizationRun(
+      QuantizationRequest(
+        model: order.model, output: files.checkpoint, recipe: try settings.recipe(), target: settings.target,
+        formats: settings.formats, calibration: calibration, seed: settings.seed,
+        calibrationSource: order.calibration,
+        memoryBudgetBytes: try order.memoryBytes ?? ProcessMemory.availableBytes(),
+        resume: ResumePlace(journal: files.journal, cache: try cachePath(), identity: identity),
+        symlinks: .refuse),
+      backend: backend)
+    send(
+      .planned(
+        WorkerEvent.Plan(
+          architecture: run.description.modelType, layerCount: run.description.layerCount,
+          linearCount: run.linearCount, memoryBytes: run.plan.peakBytes)))
+    if !run.resumedLinears.isEmpty { send(.resumed(run.resumedLinears.map(WorkerEvent.Linear.init))) }
+    _ = try run.run { event in
+      switch event {
+      case .step(let text): send(.step(text))
+      case .advanced: send(.advanced)
+      case .linear(let progress):
+        send(
+          .linear(
+            WorkerEvent.Linear(
+              name: progress.name, layer: progress.layer, relativeError: progress.relativeError),
+            secondsRemaining: progress.remaining.seconds))
+      }
+    }
+  }
+
+  /// The tokens that the job began with, or those drawn now.
+  private func calibrationSet() throws -> CalibrationSet {
+    let length = order.settings.sequenceLength
+    if try FileSystem.exists(files.tokens) {
+      let bytes = try FileSystem.contents(of: files.tokens, limit: 1 << 32, symlinks: .refuse)
+      let tokens = stride(from: 0, to: bytes.count, by: 4).map { start in
+        bytes[start..<start + 4].reversed().reduce(Int32(0)) { $0 << 8 | Int32($1) }
+      }
+      return CalibrationSet(sequenceLength: length, tokens: tokens)
+    }
+    send(.step("reading \(order.calibration)"))
+    let rows = try TokenRows(file: order.calibration, model: order.model, python: order.python)
+    let set = try CalibrationSet(
+      drawing: order.settings.samples, sequenceLength: length, from: rows, seed: order.settings.seed)
+    try AtomicFile.write(
+      set.tokens.flatMap { token in (0..<4).map { UInt8(truncatingIfNeeded: token >> (8 * $0)) } },
+      to: files.tokens)
+    return set
+  }
+
+  private func knownIdentity(_ tokens: CalibrationSet) throws -> String {
+    if try FileSystem.exists(files.identity) {
+      return String(decoding: try FileSystem.contents(of: files.identity, limit: 128), as: UTF8.self)
+    }
+    send(.step("reading the checkpoint"))
+    let identity = try JobIdentity.digest(of: order, tokens: tokens) { send(.advanced) }
+    try AtomicFile.write(identity, to: files.identity)
+    return identity
+  }
+
+  /// The activation cache's file. Its name holds the machine's start: one that was written before is not to be
+  /// trusted, since nobody waited for it to reach the disk.
+  private func cachePath() throws -> String {
+    let boot = String(
+      decoding: try FileSystem.contents(of: "/proc/sys/kernel/random/boot_id", limit: 128), as: UTF8.self
+    ).prefix(8)
+    let name = "\(order.id).\(boot).activations.mdb"
+    try FileSystem.createDirectories(order.cacheDirectory)
+    try Self.removeCaches(of: order.id, in: order.cacheDirectory) { !$0.hasPrefix(name) }
+    return FileSystem.join(order.cacheDirectory, name)
+  }
+
+  /// Removes a job's activation caches.
+  /// - Throws: ``FileError``
+  static func removeCaches(
+    of job: String, in directory: String, where isUnwanted: (String) -> Bool = { _ in true }
+  ) throws(FileError) {
+    guard try FileSystem.kind(of: directory) == .directory else { return }
+    for name in try FileSystem.names(in: directory)
+    where name.hasPrefix("\(job).") && name.contains(".activations.mdb") && isUnwanted(name) {
+      try FileSystem.removeTree(FileSystem.join(directory, name))
+    }
+  }
+}
+
+extension WorkerEvent.Linear {
+  init(_ row: Report.Linear) {
+    self.init(name: row.name, layer: row.layer, relativeError: row.relativeError)
+  }
+}

@@ -1,0 +1,76 @@
+import FoundationEssentials
+
+/// What a worker tells the daemon: one line of JSON each, on its standard output.
+public enum WorkerEvent: Codable, Sendable, Equatable {
+  /// A new step has begun, in words.
+  case step(String)
+  /// The job's digest: what it is, whatever its name.
+  case identity(String)
+  case planned(Plan)
+  /// Linears that an earlier worker had quantized, with their errors, by layer.
+  case resumed([Linear])
+  case linear(Linear, secondsRemaining: Double)
+  /// The work has gone on; there is nothing to show.
+  case advanced
+  case finished(Summary)
+  case failed(JobFailure)
+
+  public struct Plan: Codable, Sendable, Equatable {
+    public var architecture: String
+    public var layerCount: Int
+    public var linearCount: Int
+    public var memoryBytes: Int
+  }
+
+  public struct Linear: Codable, Sendable, Equatable {
+    public var name: String
+    public var layer: Int
+    public var relativeError: Double
+  }
+
+  public struct Summary: Codable, Sendable, Equatable {
+    public var meanRelativeError: Double
+    public var bitsPerWeight: Double
+  }
+
+  /// The event as a line, its end included.
+  public func line() -> [UInt8] {
+    do { return Array(try JSONEncoder().encode(self)) + [UInt8(ascii: "\n")] } catch {
+      preconditionFailure("an event is plain values: \(error)")
+    }
+  }
+
+  /// Reads a line; nil if it is no event.
+  public init?(line: some Sequence<UInt8>) {
+    guard let event = try? JSONDecoder().decode(WorkerEvent.self, from: Data(line)) else { return nil }
+    self = event
+  }
+}
+
+/// Why a job came to nothing, and what that asks of a person.
+public struct JobFailure: Error, Codable, Sendable, Equatable {
+  public enum Kind: String, Codable, Sendable {
+    /// The job is at fault: to try again changes nothing.
+    case job
+    /// A file system is full: the job goes on when there is space.
+    case noSpace
+    /// The machine is at fault, and a person or time mends it: the job is tried again, ever less often.
+    case blocked
+    /// A device failed, or the worker itself: the job is tried again a few times.
+    case broken
+  }
+
+  public var kind: Kind
+  public var message: String
+  /// By sysexits(3).
+  public var code: Int32
+  /// The path whose file system is full.
+  public var path: String?
+
+  public init(_ kind: Kind, _ message: String, code: Int32, path: String? = nil) {
+    self.kind = kind
+    self.message = message
+    self.code = code
+    self.path = path
+  }
+}
