@@ -9,6 +9,11 @@ public enum TestFiles {
     return path
   }
 
+  /// A file of the repository itself, by its path from the root.
+  public static func repositoryFile(_ path: String) -> String {
+    FileSystem.join(repository, path)
+  }
+
   /// The folder of a checkpoint among the fixtures.
   public static func model(_ name: String) -> String {
     FileSystem.join(repository, "Tests/Fixtures/models/\(name)")
