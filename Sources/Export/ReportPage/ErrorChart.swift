@@ -1,8 +1,8 @@
 import Glibc
 
 /// The relative error of every linear as an SVG: decoder layers to the right, the error upwards on a
-/// logarithmic axis, one line per kind of linear.
-struct ErrorChart {
+/// logarithmic axis, one line per kind of linear; or one line for the means of layers.
+package struct ErrorChart {
   /// Linears of one kind, the last part of their names.
   struct Series {
     let kind: String
@@ -28,6 +28,22 @@ struct ErrorChart {
   private let top = 16.0
   private let bottom = 358.0
 
+  /// One line, the mean error of each layer.
+  /// - Parameters:
+  ///   - errorPerLayer: nil where there is none yet
+  ///   - layerCount: what the axis goes to, if there are more layers than errors
+  /// - Returns: nil if there is nothing to draw: no error above zero.
+  package init?(errorPerLayer: [Double?], layerCount: Int) {
+    let points = errorPerLayer.enumerated().compactMap { layer, error -> Point? in
+      guard let error, error.isFinite, error > 0 else { return nil }
+      return Point(layer: layer, error: error, title: "layer \(layer), mean error \(percent(error))")
+    }
+    guard let axis = LogarithmicAxis(covering: points.map(\.error)) else { return nil }
+    self.axis = axis
+    lastLayer = max(layerCount, errorPerLayer.count) - 1
+    series = [Series(kind: "mean of the layer", points: points)]
+  }
+
   /// nil if there is nothing to draw: no error above zero.
   init?(linears: [Report.Linear]) {
     let drawable = linears.filter { $0.relativeError.isFinite && $0.relativeError > 0 }
@@ -48,7 +64,7 @@ struct ErrorChart {
     }
   }
 
-  var svg: String {
+  package var svg: String {
     """
     <svg viewBox="0 0 760 420" role="img" aria-label="Relative error per decoder layer and linear">
     \(gridLines)\(layerTicks)

@@ -1,7 +1,7 @@
-// Text for people, in HTML: escaping and number formats.
+// Text for people, in HTML: escaping and number formats, for the report's page and the daemon's.
 
 /// `text` with everything escaped that means something in HTML, attributes included.
-func escaped(_ text: String) -> String {
+package func escaped(_ text: String) -> String {
   var result = ""
   for scalar in text.unicodeScalars {
     switch scalar {
@@ -17,7 +17,7 @@ func escaped(_ text: String) -> String {
 }
 
 /// `value` with `digits` decimals.
-func fixed(_ value: Double, _ digits: Int) -> String {
+package func fixed(_ value: Double, _ digits: Int) -> String {
   var unit = 1.0
   for _ in 0..<digits { unit *= 10 }
   guard value.isFinite, (abs(value) * unit) < 1e15 else { return "\(value)" }
@@ -30,7 +30,7 @@ func fixed(_ value: Double, _ digits: Int) -> String {
 }
 
 /// Digits in threes: 1,234,567.
-func grouped(_ value: Int) -> String {
+package func grouped(_ value: Int) -> String {
   var result = ""
   for (index, digit) in String(value.magnitude).reversed().enumerated() {
     if index > 0 && index % 3 == 0 { result.append(",") }
@@ -40,14 +40,14 @@ func grouped(_ value: Int) -> String {
 }
 
 /// A share as percent with three significant digits: 0.0045 is "0.450 %".
-func percent(_ share: Double) -> String {
+package func percent(_ share: Double) -> String {
   let value = share * 100
   let digits = abs(value) >= 100 ? 0 : abs(value) >= 10 ? 1 : abs(value) >= 1 ? 2 : 3
   return abs(value) < 0.001 && value != 0 ? "< 0.001 %" : "\(fixed(value, digits)) %"
 }
 
 /// Bytes in the largest decimal unit that leaves a number above one.
-func byteSize(_ bytes: Int) -> String {
+package func byteSize(_ bytes: Int) -> String {
   var value = Double(bytes)
   for unit in ["B", "kB", "MB", "GB"] {
     if abs(value) < 999.5 { return "\(fixed(value, unit == "B" || abs(value) >= 99.95 ? 0 : 1)) \(unit)" }
@@ -57,7 +57,7 @@ func byteSize(_ bytes: Int) -> String {
 }
 
 /// Seconds as a person says them: "0.42 s", "38 s", "3 min 05 s", "2 h 10 min".
-func duration(_ seconds: Double) -> String {
+package func duration(_ seconds: Double) -> String {
   guard seconds.isFinite, seconds < 1e9 else { return "–" }
   if seconds < 10 { return "\(fixed(seconds, 2)) s" }
   let whole = Int(seconds.rounded())

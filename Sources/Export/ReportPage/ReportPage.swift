@@ -16,7 +16,7 @@ public struct ReportPage {
     <meta name="color-scheme" content="light dark">
     <title>\(escaped(report.model.name)), quantized</title>
     <style>
-    \(reportStyle)
+    \(pageStyle)
     </style>
     </head>
     <body>

@@ -1,6 +1,6 @@
-/// The page's style sheet. Colours are variables, one set for light screens and one for dark ones;
+/// The style sheet of the report's page and the daemon's. Colours are variables, one set for light screens and one for dark ones;
 /// on a phone the chart's letters grow, because the picture shrinks with the screen.
-let reportStyle = """
+package let pageStyle = """
   :root {
     color-scheme: light dark;
     --page: #f6f7f9; --sheet: #ffffff; --text: #1a2030; --soft: #5d6678; --line: #dfe3ea;

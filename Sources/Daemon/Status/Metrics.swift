@@ -1,0 +1,176 @@
+/// A snapshot in the text format of Prometheus, version 0.0.4.
+///
+/// Every metric has its HELP and TYPE, also where it has no series at the moment. A series is named by what
+/// a job is (`job`, its id, and `name`), so no two are alike.
+public struct Metrics: Sendable {
+  public static let contentType = "text/plain; version=0.0.4; charset=utf-8"
+
+  private let snapshot: StatusSnapshot
+
+  public init(_ snapshot: StatusSnapshot) { self.snapshot = snapshot }
+
+  public var text: String { metrics.map(\.text).joined() }
+
+  private var metrics: [Metric] { service + queue + job + totals }
+
+  // MARK: What is measured
+
+  private var service: [Metric] {
+    [
+      Metric(
+        "quantease_up", .gauge, "Whether a daemon holds the spool.",
+        [Series(snapshot.service == .running ? 1 : 0)]),
+      Metric(
+        "quantease_build_info", .gauge, "Always 1; the label says which version runs.",
+        [Series(1, [("version", snapshot.version)])]),
+      Metric(
+        "quantease_status_timestamp_seconds", .gauge, "When these figures were made, since 1970.",
+        [Series(snapshot.madeAt)]),
+    ]
+  }
+
+  private var queue: [Metric] {
+    let ready = snapshot.queue.count { $0.isReady }
+    return [
+      Metric(
+        "quantease_queue_length", .gauge,
+        "Checkpoints in the drop folder: ready to be worked on, or waiting for something.",
+        [
+          Series(Double(ready), [("state", "ready")]),
+          Series(Double(snapshot.queue.count - ready), [("state", "waiting")]),
+        ])
+    ]
+  }
+
+  private var job: [Metric] {
+    let current = snapshot.current
+    func gauge(_ name: String, _ help: String, _ value: (StatusSnapshot.Current) -> Double?) -> Metric {
+      guard let current, let value = value(current) else { return Metric(name, .gauge, help, []) }
+      return Metric(name, .gauge, help, [Series(value, [("job", current.id), ("name", current.name)])])
+    }
+    return [
+      gauge("quantease_job_progress_ratio", "Share of the job's linears that are done.") { $0.progress },
+      gauge("quantease_job_linears_done", "Linears of the job that are done.") { Double($0.linearsDone) },
+      gauge("quantease_job_linears", "Linears that the job has to quantize.") { Double($0.linearCount) },
+      gauge("quantease_job_layer", "Decoder layer at work, from 0.") { $0.layer.map(Double.init) },
+      gauge("quantease_job_layers", "Decoder layers of the job.") { $0.layerCount.map(Double.init) },
+      gauge("quantease_job_relative_error", "Mean relative error of the job's layers so far.") {
+        $0.meanError
+      },
+      gauge("quantease_job_seconds_elapsed", "Time that the job has taken.") { $0.secondsElapsed },
+      gauge("quantease_job_seconds_remaining", "Time that the job is expected to take still.") {
+        $0.secondsRemaining
+      },
+      gauge("quantease_job_attempt", "How often the job was begun.") { Double($0.attempt) },
+      gauge("quantease_job_paused", "Whether the job waits, for space as a rule.") {
+        $0.pausedBecause == nil ? 0 : 1
+      },
+    ]
+  }
+
+  private var totals: [Metric] {
+    let counters = snapshot.counters
+    var last: [(outcome: StatusSnapshot.Outcome, at: Double)] = []
+    for job in snapshot.finished {
+      if let index = last.firstIndex(where: { $0.outcome == job.outcome }) {
+        last[index].at = max(last[index].at, job.finishedAt)
+      } else {
+        last.append((job.outcome, job.finishedAt))
+      }
+    }
+    return [
+      Metric(
+        "quantease_jobs_published_total", .counter, "Jobs whose checkpoint was published.",
+        [Series(Double(counters.published))]),
+      Metric(
+        "quantease_jobs_failed_total", .counter, "Jobs that failed.", [Series(Double(counters.failed))]),
+      Metric(
+        "quantease_last_job_timestamp_seconds", .gauge,
+        "When a job last ended with this outcome, since 1970.",
+        last.map { Series($0.at, [("outcome", $0.outcome.rawValue)]) }),
+      Metric(
+        "quantease_linears_quantized_total", .counter, "Linears that were quantized.",
+        [Series(Double(counters.linearsQuantized))]),
+      Metric(
+        "quantease_worker_restarts_total", .counter, "Times that the process that works was started again.",
+        [Series(Double(counters.workerRestarts))]),
+      Metric(
+        "quantease_cache_bytes", .gauge, "Size of the activation cache on its disk.",
+        [Series(Double(snapshot.cacheBytes))]),
+      Metric(
+        "quantease_free_bytes", .gauge, "Bytes that may still be written to a file system.",
+        [
+          Series(Double(snapshot.cacheFreeBytes), [("where", "cache")]),
+          Series(Double(snapshot.spoolFreeBytes), [("where", "spool")]),
+        ]),
+    ]
+  }
+}
+
+extension StatusSnapshot.Current {
+  /// The mean over the layers that have an error; nil while none has.
+  var meanError: Double? {
+    let errors = errorPerLayer.compactMap { $0 }
+    return errors.isEmpty ? nil : errors.reduce(0, +) / Double(errors.count)
+  }
+}
+
+// MARK: Format
+
+private struct Metric {
+  enum Kind: String { case gauge, counter }
+
+  let name: String
+  let kind: Kind
+  let help: String
+  let series: [Series]
+
+  init(_ name: String, _ kind: Kind, _ help: String, _ series: [Series]) {
+    self.name = name
+    self.kind = kind
+    self.help = help
+    self.series = series
+  }
+
+  var text: String {
+    let lines = series.map { "\(name)\($0.labelText) \(Metric.number($0.value))\n" }
+    return "# HELP \(name) \(help)\n# TYPE \(name) \(kind.rawValue)\n" + lines.joined()
+  }
+
+  /// Whole numbers without a point, so that byte counts keep all their digits.
+  static func number(_ value: Double) -> String {
+    if value.isNaN { return "NaN" }
+    if value.isInfinite { return value > 0 ? "+Inf" : "-Inf" }
+    return Int(exactly: value).map(String.init) ?? "\(value)"
+  }
+}
+
+private struct Series {
+  let value: Double
+  let labels: [(name: String, value: String)]
+
+  init(_ value: Double, _ labels: [(String, String)] = []) {
+    self.value = value
+    self.labels = labels
+  }
+
+  var labelText: String {
+    if labels.isEmpty { return "" }
+    return "{" + labels.map { "\($0.name)=\"\(Self.escaped($0.value))\"" }.joined(separator: ",") + "}"
+  }
+
+  private static func escaped(_ text: String) -> String {
+    var result = ""
+    for scalar in text.unicodeScalars {
+      switch scalar {
+      case "\\": result += "\\\\"
+      case "\"": result += "\\\""
+      case "\n": result += "\\n"
+      // The format has no name for it, and some readers end a line at it.
+      case "\r": result += "\u{FFFD}"
+      default: result.unicodeScalars.append(scalar)
+      }
+    }
+    return result
+  }
+}

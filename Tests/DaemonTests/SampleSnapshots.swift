@@ -1,0 +1,118 @@
+import Daemon
+import Glibc
+
+/// States of the daemon as they occur, and worse ones.
+enum SampleSnapshots {
+  static let madeAt = 1_790_000_000.0
+
+  static let all: [(name: String, snapshot: StatusSnapshot)] = [
+    ("idle", idle), ("working", working), ("paused", paused), ("failures", failures), ("hostile", hostile),
+    ("stopped", stopped),
+  ]
+
+  static let idle = StatusSnapshot(
+    version: "0.4.0", service: .running,
+    stateText: "idle, waiting for a checkpoint in /var/spool/quantease/incoming",
+    cacheFreeBytes: 1_820_000_000_000, spoolFreeBytes: 3_410_000_000_000, madeAt: madeAt)
+
+  static let stopped: StatusSnapshot = {
+    var snapshot = idle
+    snapshot.service = .stopped
+    snapshot.stateText = "no daemon holds /var/spool/quantease"
+    return snapshot
+  }()
+
+  static let working = StatusSnapshot(
+    version: "0.4.0", service: .running,
+    stateText: "falcon-180b layer 37/80 mlp.down_proj · error 0.12 % · ETA 04:10 · 2 queued",
+    current: current, queue: queue, finished: published, cacheBytes: 5_130_000_000,
+    cacheFreeBytes: 1_814_000_000_000, spoolFreeBytes: 3_110_000_000_000,
+    counters: .init(published: 41, failed: 2, linearsQuantized: 11_204, workerRestarts: 1), madeAt: madeAt)
+
+  static let paused: StatusSnapshot = {
+    var snapshot = working
+    snapshot.stateText = "falcon-180b paused at layer 37/80 · 2 queued"
+    snapshot.current?.pausedBecause =
+      "the cache's disk is full: free space on /var/cache/quantease, 7.8 GB are needed"
+    snapshot.current?.attempt = 2
+    snapshot.cacheFreeBytes = 12_000_000
+    return snapshot
+  }()
+
+  static let failures: StatusSnapshot = {
+    var snapshot = idle
+    snapshot.counters = .init(published: 3, failed: 68, linearsQuantized: 430)
+    snapshot.finished =
+      (0..<68).map { index in
+        StatusSnapshot.Finished(
+          id: "f\(1000 + index)", name: "checkpoint-\(index)", outcome: index % 9 == 8 ? .cancelled : .failed,
+          finishedAt: madeAt - Double(index * index) * 700, seconds: Double(index) * 11,
+          failure: index % 9 == 8
+            ? nil
+            : .init(
+              message: "model-0000\(index % 7 + 1)-of-00007.safetensors ends 4,096 bytes early",
+              mend: "copy the file again, then rename the folder back into incoming/", code: 65))
+      } + published
+    return snapshot
+  }()
+
+  static let hostileName =
+    "<script>alert('x')</script>\"&" + String(repeating: "Donaudampfschifffahrtsgesellschaft", count: 8)
+    + "\u{202E}gnp.exe\n# TYPE evil counter\\"
+
+  static let hostile = StatusSnapshot(
+    version: hostileName, service: .running, stateText: "\(hostileName) layer 1/2",
+    current: .init(
+      id: hostileName, name: hostileName, architecture: hostileName, layer: 0, layerCount: 2,
+      linear: hostileName, linearsDone: 9, linearCount: 3,
+      errorPerLayer: [.nan, .infinity, 0, -1, nil, 1e-12],
+      secondsElapsed: .infinity, secondsRemaining: .nan, attempt: 3, step: hostileName,
+      pausedBecause: hostileName),
+    queue: [
+      .init(
+        name: hostileName, id: hostileName, isReady: false, reasons: [hostileName, hostileName],
+        arrivedAt: .nan),
+      .init(name: "from the future", isReady: true, arrivedAt: madeAt + 1e6),
+    ],
+    finished: [
+      .init(
+        id: hostileName, name: hostileName, outcome: .failed, finishedAt: -.infinity, output: hostileName,
+        seconds: .infinity, meanRelativeError: .nan, bitsPerWeight: -1,
+        failure: .init(message: hostileName, mend: hostileName, code: -7))
+    ],
+    cacheBytes: Int.max, cacheFreeBytes: Int.min, spoolFreeBytes: -1,
+    counters: .init(published: Int.max, failed: Int.max, linearsQuantized: Int.max, workerRestarts: -1),
+    madeAt: madeAt)
+
+  private static let current = StatusSnapshot.Current(
+    id: "9f31c07be2a4", name: "falcon-180b", architecture: "FalconForCausalLM", layer: 36, layerCount: 80,
+    linear: "mlp.down_proj", linearsDone: 147, linearCount: 320,
+    errorPerLayer: (0..<37).map { layer in
+      0.0006 * (1 + Double(layer) / 30) * (1 + 0.35 * sin(Double(layer) * 1.9)) + (layer == 0 ? 0.002 : 0)
+    },
+    secondsElapsed: 13_240, secondsRemaining: 15_010, attempt: 1, step: "quantizing the linears")
+
+  private static let queue: [StatusSnapshot.Queued] = [
+    .init(name: "Meta-Llama-3.1-70B-Instruct", isReady: true, arrivedAt: madeAt - 4_300),
+    .init(
+      name: "qwen2.5-32b", isReady: false,
+      reasons: [
+        "model-00014-of-00017.safetensors is missing",
+        "model-00013-of-00017.safetensors still grows: 3.1 GB of 3.9 GB",
+      ], arrivedAt: madeAt - 240),
+  ]
+
+  private static let published: [StatusSnapshot.Finished] = [
+    .init(
+      id: "55ab03d91c7e", name: "mistral-7b-v0.3", outcome: .published, finishedAt: madeAt - 14_000,
+      output: "/var/spool/quantease/output/mistral-7b-v0.3", seconds: 2_710, meanRelativeError: 0.0041,
+      bitsPerWeight: 4.13),
+    .init(
+      id: "0c11e9a27f30", name: "opt-66b-broken", outcome: .failed, finishedAt: madeAt - 90_000, seconds: 12,
+      failure: .init(
+        message: "model.decoder.layers.12.fc1.weight has a value that is not a number at [311, 9042]",
+        mend: "get the checkpoint again; its shard model-00003-of-00014.safetensors is damaged", code: 65)),
+    .init(
+      id: "7d20ffb1a902", name: "bloom-176b", outcome: .cancelled, finishedAt: madeAt - 400_000, seconds: 800),
+  ]
+}
