@@ -1,0 +1,179 @@
+import Checkpoint
+import SystemIO
+
+/// What of a checkpoint is in a drop, and what is missing.
+struct CheckpointParts {
+  /// The shards that are needed, present or not; sorted.
+  private(set) var shards: [String] = []
+  /// What is missing or too short, for people; empty when the checkpoint is complete.
+  private(set) var gaps: [String] = []
+
+  /// What an index says.
+  enum WeightMap {
+    case shards([String])
+    case refused(DropRefusal)
+    case unreadable(String)
+  }
+
+  /// What was read from the files of one drop.
+  struct Memo {
+    var lengths = StampedMemo<ShardLength>()
+    var weightMaps = StampedMemo<WeightMap>()
+    var configurations = StampedMemo<String?>()
+
+    mutating func prune(keeping stamps: [String: FileStamp]) {
+      lengths.prune(keeping: stamps)
+      weightMaps.prune(keeping: stamps)
+      configurations.prune(keeping: stamps)
+    }
+  }
+
+  private static let configurationName = "config.json"
+  private static let byteLimit = 100_000_000
+
+  init(
+    _ stamps: [String: FileStamp], in directory: String, memo: inout Memo, now: ContinuousClock.Instant
+  ) throws(DropRefusal) {
+    memo.prune(keeping: stamps)
+    if let stamp = stamps[Self.configurationName] {
+      let path = FileSystem.join(directory, Self.configurationName)
+      let gap = memo.configurations.value(Self.configurationName, stamp, now: now) {
+        Self.configurationGap(path)
+      }
+      if let gap { gaps.append(gap) }
+    } else {
+      gaps.append("\(Self.configurationName) is missing")
+    }
+    try findShards(stamps, in: directory, memo: &memo, now: now)
+    for shard in shards {
+      guard let stamp = stamps[shard] else {
+        gaps.append("\(shard) is missing")
+        continue
+      }
+      let path = FileSystem.join(directory, shard)
+      let length = memo.lengths.value(shard, stamp, now: now) { ShardLength(readingFrom: path) }
+      switch length {
+      case .complete(stamp.byteCount): break
+      case .complete(let expected): gaps.append("\(shard) has \(stamp.byteCount) of \(expected) bytes")
+      case .unknown(let reason): gaps.append("\(shard): \(reason)")
+      }
+    }
+  }
+
+  private static func configurationGap(_ path: String) -> String? {
+    do {
+      let bytes = try FileSystem.contents(of: path, limit: 1 << 24, symlinks: .refuse)
+      if try JSONValue(parsing: bytes).object != nil { return nil }
+      return "\(configurationName) is not a JSON object"
+    } catch {
+      return "\(configurationName) is not complete: \(error)"
+    }
+  }
+
+  /// In the order in which ``ShardIndex`` chooses.
+  private mutating func findShards(
+    _ stamps: [String: FileStamp], in directory: String, memo: inout Memo, now: ContinuousClock.Instant
+  ) throws(DropRefusal) {
+    if stamps[ShardIndex.singleFileName] != nil {
+      shards = [ShardIndex.singleFileName]
+    } else if let stamp = stamps[ShardIndex.fileName] {
+      let path = FileSystem.join(directory, ShardIndex.fileName)
+      switch memo.weightMaps.value(ShardIndex.fileName, stamp, now: now, read: { Self.weightMap(path) }) {
+      case .shards(let names): shards = names
+      case .refused(let refusal): throw refusal
+      case .unreadable(let gap): gaps.append(gap)
+      }
+    } else {
+      let names = stamps.keys.filter { !$0.contains("/") }
+      shards = names.filter { $0.hasSuffix(".safetensors") }.sorted()
+      gaps += Self.missingOfTheSeries(shards)
+      if shards.isEmpty { gaps.append(Self.noWeights(among: names)) }
+    }
+  }
+
+  private static func weightMap(_ path: String) -> WeightMap {
+    let map: [String: JSONValue]
+    do {
+      let bytes = try FileSystem.contents(of: path, limit: byteLimit, symlinks: .refuse)
+      map = try JSONValue(parsing: bytes)["weight_map"]?.object ?? [:]
+    } catch {
+      return .unreadable("\(ShardIndex.fileName) is not complete: \(error)")
+    }
+    if map.isEmpty { return .unreadable("\(ShardIndex.fileName) has no weight_map") }
+    var shards: Set<String> = []
+    for value in map.values {
+      guard let shard = value.string else {
+        return .unreadable("\(ShardIndex.fileName) has a weight_map without file names")
+      }
+      shards.insert(shard)
+    }
+    for shard in shards.sorted() where !isPlainName(shard) {
+      return .refused(.shardOutside(index: ShardIndex.fileName, shard: shard))
+    }
+    return .shards(shards.sorted())
+  }
+
+  /// Whether a name leads to a file of the directory in which it is looked up.
+  static func isPlainName(_ name: String) -> Bool {
+    // By scalars: a character may combine a slash with an accent.
+    !name.isEmpty && name != "." && name != ".." && !name.unicodeScalars.contains { $0 == "/" || $0 == "\0" }
+  }
+
+  private static func noWeights(among names: [String]) -> String {
+    let pickle = names.sorted().first { name in
+      [".bin", ".pt", ".pth", ".ckpt"].contains { name.hasSuffix($0) }
+    }
+    let fact = "there is neither \(ShardIndex.singleFileName) nor \(ShardIndex.fileName)"
+    guard let pickle else { return fact }
+    return "\(fact), and \(pickle) is a Python pickle, which can run any code and is never read: "
+      + "convert it with transformers, model.save_pretrained(directory, safe_serialization=True)"
+  }
+
+  /// What the names (`model-00001-of-00003.safetensors`) say is there as well. However many they claim,
+  /// one gap is told for each series.
+  private static func missingOfTheSeries(_ shards: [String]) -> [String] {
+    var series: [ShardSeries: Set<Int>] = [:]
+    for shard in shards {
+      guard let (member, number) = ShardSeries.parse(shard) else { continue }
+      if (1...max(member.count, 1)).contains(number) { series[member, default: []].insert(number) }
+    }
+    return series.compactMap { member, numbers in
+      let missing = member.count - numbers.count
+      guard missing > 0, let first = (1...member.count).first(where: { !numbers.contains($0) }) else {
+        return nil
+      }
+      let name = member.name(first)
+      return missing == 1 ? "\(name) is missing" : "\(name) and \(missing - 1) more are missing"
+    }.sorted()
+  }
+}
+
+/// The shards that are numbered together.
+private struct ShardSeries: Hashable {
+  let prefix: String
+  let count: Int
+
+  private static let suffix = ".safetensors"
+
+  /// The series of a name `<prefix>-<number>-of-<count>.safetensors`, both of five digits, and the number.
+  static func parse(_ name: String) -> (ShardSeries, Int)? {
+    guard name.hasSuffix(suffix) else { return nil }
+    let stem = Array(name.utf8.dropLast(suffix.utf8.count))
+    let tail = stem.suffix(15)  // -00001-of-00003
+    guard stem.count > 15, tail.first == UInt8(ascii: "-"),
+      tail.dropFirst(6).prefix(4).elementsEqual("-of-".utf8),
+      let number = digits(tail.dropFirst(1).prefix(5)), let count = digits(tail.suffix(5))
+    else { return nil }
+    return (ShardSeries(prefix: String(decoding: stem.dropLast(15), as: UTF8.self), count: count), number)
+  }
+
+  private static func digits(_ text: ArraySlice<UInt8>) -> Int? {
+    text.allSatisfy { (UInt8(ascii: "0")...UInt8(ascii: "9")).contains($0) }
+      ? Int(String(decoding: text, as: UTF8.self)) : nil
+  }
+
+  func name(_ number: Int) -> String {
+    func padded(_ value: Int) -> String { String(String(100_000 + value).dropFirst()) }
+    return "\(prefix)-\(padded(number))-of-\(padded(count))\(Self.suffix)"
+  }
+}

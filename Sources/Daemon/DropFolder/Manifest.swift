@@ -1,0 +1,68 @@
+import SystemIO
+
+/// The list that `sha256sum` writes, `SHA256SUMS`.
+struct Manifest: Equatable, Sendable {
+  static let name = "SHA256SUMS"
+  private static let byteLimit = 1 << 24
+
+  struct Entry: Equatable, Sendable {
+    /// Relative to the manifest's directory.
+    let path: String
+    /// 64 hexadecimal digits, in lower case.
+    let digest: String
+  }
+
+  enum Reading {
+    case manifest(Manifest)
+    case unreadable(String)
+    case refused(DropRefusal)
+  }
+
+  let entries: [Entry]
+
+  static func read(_ path: String) -> Reading {
+    do {
+      return parse(try FileSystem.contents(of: path, limit: byteLimit, symlinks: .refuse))
+    } catch {
+      return .unreadable("\(error)")
+    }
+  }
+
+  /// Reads lines of a digest, two spaces (or a space and an asterisk) and a path.
+  static func parse(_ text: [UInt8]) -> Reading {
+    var entries: [Entry] = []
+    for (number, line) in text.split(separator: UInt8(ascii: "\n"), omittingEmptySubsequences: false)
+      .enumerated()
+    {
+      let line = line.last == UInt8(ascii: "\r") ? line.dropLast() : line
+      if line.isEmpty { continue }
+      let separator = line.dropFirst(64).prefix(2)
+      guard line.prefix(64).allSatisfy(isHexadecimal), line.count > 66,
+        separator.elementsEqual("  ".utf8) || separator.elementsEqual(" *".utf8)
+      else {
+        return .unreadable("line \(number + 1) of \(name) is not what sha256sum writes")
+      }
+      var path = String(decoding: line.dropFirst(66), as: UTF8.self)
+      while path.hasPrefix("./") { path.removeFirst(2) }
+      let parts = path.split(separator: "/", omittingEmptySubsequences: false).map(String.init)
+      guard parts.allSatisfy(CheckpointParts.isPlainName) else {
+        return .refused(.listedOutside(manifest: name, path: path))
+      }
+      // Its own digest cannot be in it.
+      if path == name { continue }
+      let digest = String(decoding: line.prefix(64), as: UTF8.self).lowercased()
+      entries.append(Entry(path: path, digest: digest))
+    }
+    if entries.isEmpty { return .unreadable("\(name) is empty") }
+    return .manifest(Manifest(entries: entries))
+  }
+
+  private static func isHexadecimal(_ byte: UInt8) -> Bool {
+    switch byte {
+    case UInt8(ascii: "0")...UInt8(ascii: "9"), UInt8(ascii: "a")...UInt8(ascii: "f"),
+      UInt8(ascii: "A")...UInt8(ascii: "F"):
+      true
+    default: false
+    }
+  }
+}
