@@ -16,6 +16,10 @@ public struct OpenBLASBackend: Sendable {
 
   public var threads: Int { team.threads }
 
+  /// Parts of operations that are done so far. Any thread may ask: a number that stands still for long is work that
+  /// hangs.
+  public var progress: Int { team.done.value }
+
   /// Makes OpenBLAS single-threaded in the whole process, once. Every backend does it when it is made;
   /// a composition root that shares the process with other users of OpenBLAS calls it before they start.
   public static func configure() {

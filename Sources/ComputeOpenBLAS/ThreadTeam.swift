@@ -8,6 +8,8 @@ import Synchronization
 struct ThreadTeam: Sendable {
   /// The most threads that work at a time, the caller's among them.
   let threads: Int
+  /// Chunks that are done, of all operations so far.
+  let done = Counter()
 
   init(threads: Int) {
     precondition(threads > 0, "a team has at least one thread")
@@ -28,6 +30,7 @@ struct ThreadTeam: Sendable {
       let memory = scratch()
       repeat {
         body(chunk, memory)
+        done.add(1)
         chunk = next.add(1, ordering: .relaxed).oldValue
       } while chunk < chunks
     }

@@ -21,10 +21,15 @@ public struct Spool: Sendable, Equatable {
   /// What is being made: hidden, and on the output's file system.
   public var partial: String { FileSystem.join(output, ".partial") }
 
+  /// What people ask of a running daemon, a file each; see ``JobRequest``.
+  public var requests: String { FileSystem.join(root, ".requests") }
+  /// Held by the daemon.
+  public var lock: String { FileSystem.join(root, ".lock") }
+
   /// Creates the directories that are missing.
   /// - Throws: ``FileError``
   public func create() throws(FileError) {
-    for directory in [incoming, working, done, failed, partial] {
+    for directory in [incoming, working, done, failed, partial, requests] {
       try FileSystem.createDirectories(directory)
     }
   }

@@ -1,7 +1,7 @@
 import Glibc
 import SystemPackage
 
-/// A socket that other programs connect to. Nothing here waits: ``Readiness`` does.
+/// A socket that other programs connect to. Nothing here waits: ``DescriptorWaiting`` does.
 public final class ListeningSocket: Sendable {
   private let socket: Descriptor
 

@@ -35,15 +35,6 @@ extension SystemCall {
     return process
   }
 
-  /// The two ends of a new pipe, for reading and for writing; both to be owned by the caller.
-  static func pipe() throws(Errno) -> (reading: Int32, writing: Int32) {
-    var ends: [Int32] = [-1, -1]
-    try retrying { unsafe ends.withUnsafeMutableBufferPointer { unsafe Glibc.pipe($0.baseAddress) } }
-    // Nobody else starts processes meanwhile: the flag may come after the fact.
-    for end in ends { try retrying { fcntl(end, F_SETFD, FD_CLOEXEC) } }
-    return (ends[0], ends[1])
-  }
-
   private static func withCStrings<Result>(
     _ strings: [String], _ body: (UnsafeMutablePointer<UnsafeMutablePointer<CChar>?>) -> Result
   ) -> Result {
@@ -89,22 +80,6 @@ extension SystemCall {
     } catch .resourceTemporarilyUnavailable {
       return nil
     }
-  }
-
-  /// Waits until one of `descriptors` can be read, for a time at most.
-  /// - Returns: those that can, or whose other end is gone
-  static func waitUntilReadable(_ descriptors: [Int32], milliseconds: Int32) throws(Errno) -> Set<Int32> {
-    var entries = descriptors.map { pollfd(fd: $0, events: Int16(POLLIN), revents: 0) }
-    let count = unsafe entries.withUnsafeMutableBufferPointer { buffer in
-      unsafe poll(buffer.baseAddress, nfds_t(buffer.count), milliseconds)
-    }
-    if count == -1 {
-      let failure = Errno(rawValue: Glibc.errno)
-      // The caller's time has to be looked at anew.
-      if failure == .interrupted { return [] }
-      throw failure
-    }
-    return Set(entries.filter { $0.revents != 0 }.map(\.fd))
   }
 
   /// Has the kernel end this process when the thread that started it ends.

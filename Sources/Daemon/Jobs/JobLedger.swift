@@ -178,15 +178,16 @@ public final class JobLedger {
   // MARK: Recovery
 
   /// Brings rows and directories together after the daemon ended in whatever way.
+  /// - Parameter working: the job that a worker is at
   /// - Returns: what was done, a line each
-  public func recover() throws -> [String] {
+  public func recover(sparing working: String? = nil) throws -> [String] {
     var news: [String] = []
     for id in try FileSystem.names(in: spool.working) where records[id] == nil {
       let arrivedAt = now
       try enter(id, name: JobName.name(of: id), arrivedAt: arrivedAt)
       news.append("\(id): claimed, and not yet entered")
     }
-    for job in jobs {
+    for job in jobs where job.id != working {
       let hasSource = try FileSystem.exists(source(of: job.id))
       switch job.phase {
       case .queued, .running:

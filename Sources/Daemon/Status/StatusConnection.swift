@@ -26,7 +26,7 @@ final class StatusConnection {
 
   var isOver: Bool { if case .over = phase { true } else { false } }
 
-  var interest: Readiness.Interest {
+  var interest: DescriptorWaiting.Interest {
     if case .sending = phase { return .init(connection.descriptor, .writing) }
     return .init(connection.descriptor, .reading)
   }

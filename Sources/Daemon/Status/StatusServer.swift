@@ -92,7 +92,7 @@ public final class StatusServer: Sendable {
       } catch {
         onFailure(error)
         // No descriptors left, as a rule. What is open goes on; new ones wait until it is better.
-        _ = try? Readiness.wait(for: [.init(wake.descriptor, .reading)], seconds: 1)
+        _ = try? DescriptorWaiting.wait(for: [.init(wake.descriptor, .reading)], seconds: 1)
       }
     }
   }
@@ -105,7 +105,7 @@ public final class StatusServer: Sendable {
     var interests = connections.map(\.interest) + [.init(wake.descriptor, .reading)]
     if hasRoom { interests.append(.init(socket.descriptor, .reading)) }
     let end = connections.map(\.deadline).min()
-    let ready = try Readiness.wait(
+    let ready = try DescriptorWaiting.wait(
       for: interests, seconds: end.map { max(0, $0 - MonotonicClock.seconds()) })
 
     let now = MonotonicClock.seconds()

@@ -52,7 +52,7 @@ public struct JobWorker {
   private func waitForLock() throws -> FileLock {
     for _ in 0..<50 {
       do { return try FileLock(path: files.lock, purpose: "working on \(order.id)") } catch .held {
-        _ = try waitUntilReadable([], for: .milliseconds(100))
+        _ = try DescriptorWaiting.readable(among: [], for: .milliseconds(100))
       }
     }
     return try FileLock(path: files.lock, purpose: "working on \(order.id)")

@@ -21,13 +21,3 @@ public final class SignalQueue: Sendable {
     }
   }
 }
-
-/// Waits until one of `descriptors` can be read, or until the time is over.
-/// - Returns: those that can be read, or whose other end is gone
-public func waitUntilReadable(_ descriptors: [Int32], for time: Duration) throws(FileError) -> Set<Int32> {
-  let (seconds, attoseconds) = time.components
-  let milliseconds = Int32(clamping: max(0, seconds) * 1_000 + attoseconds / 1_000_000_000_000_000)
-  do { return try SystemCall.waitUntilReadable(descriptors, milliseconds: milliseconds) } catch {
-    throw FileError(path: "descriptors", operation: .read, errno: error)
-  }
-}

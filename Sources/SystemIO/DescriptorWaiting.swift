@@ -2,7 +2,7 @@ import Glibc
 import SystemPackage
 
 /// Waits for descriptors.
-public enum Readiness {
+public enum DescriptorWaiting {
   public struct Interest: Sendable, Equatable {
     public enum Direction: Sendable { case reading, writing }
 
@@ -30,9 +30,18 @@ public enum Readiness {
     }
     return descriptors.map { $0.revents != 0 }
   }
+
+  /// Waits until one of the descriptors can be read, or until the time is over.
+  /// - Returns: those that can be read, or whose other side is gone
+  public static func readable(among descriptors: [Int32], for time: Duration) throws(SocketError) -> Set<Int32> {
+    let (seconds, attoseconds) = time.components
+    let isReady = try wait(
+      for: descriptors.map { Interest($0, .reading) }, seconds: Double(seconds) + Double(attoseconds) * 1e-18)
+    return Set(zip(descriptors, isReady).filter(\.1).map(\.0))
+  }
 }
 
-/// Lets one thread wake another one that waits in ``Readiness``.
+/// Lets one thread wake another one that waits in ``DescriptorWaiting``.
 public final class WakeEvent: Sendable {
   private let reading: Descriptor
   private let writing: Descriptor

@@ -1,0 +1,113 @@
+import Export
+import FoundationEssentials
+import Pipeline
+import SystemIO
+
+extension StatusSnapshot {
+  /// Jobs that are over and are shown.
+  private static let finishedLimit = 50
+
+  /// - Parameters:
+  ///   - drops: what stands in the drop folder
+  ///   - firstSeen: since when, by name, in seconds since 1970
+  ///   - workingFor: how long the present worker has been at it
+  public init(
+    ledger: JobLedger, drops: [Drop], firstSeen: [String: Double] = [:], service: Service, spool: Spool,
+    cacheDirectory: String, workingFor: Duration? = nil
+  ) {
+    self.init(
+      version: Producer.version, service: service, stateText: "", cacheBytes: Self.size(of: cacheDirectory),
+      cacheFreeBytes: Self.freeBytes(cacheDirectory), spoolFreeBytes: Self.freeBytes(spool.root),
+      counters: ledger.counters, madeAt: Date().timeIntervalSince1970)
+    let jobs = ledger.jobs
+    current = jobs.first { $0.phase == .running || $0.phase == .publishing }.map {
+      Current($0, workingFor: workingFor)
+    }
+    queue = jobs.filter { $0.phase == .queued }.map { job in
+      Queued(
+        name: job.name, id: job.id, isReady: true, reasons: job.pausedBecause.map { [$0] } ?? [],
+        arrivedAt: job.arrivedAt)
+    }
+    queue += drops.map { Queued($0, arrivedAt: firstSeen[$0.name] ?? madeAt) }
+    let over = jobs.filter(\.phase.isOver).sorted { ($0.finishedAt ?? 0) > ($1.finishedAt ?? 0) }
+    finished = over.prefix(Self.finishedLimit).map(Finished.init)
+    stateText = text(spool)
+  }
+
+  private func text(_ spool: Spool) -> String {
+    let waiting = queue.isEmpty ? [] : ["\(queue.count) queued"]
+    guard let current else {
+      let paused = queue.first { $0.isReady && !$0.reasons.isEmpty }
+      let state =
+        paused.map { "\($0.name) waits: \($0.reasons[0])" } ?? "idle, waiting for a checkpoint in \(spool.incoming)"
+      return ([state] + waiting).joined(separator: " · ")
+    }
+    var parts = [current.name]
+    if let layer = current.layer, let count = current.layerCount {
+      parts[0] += " layer \(layer + 1)/\(count) \(current.linear ?? "")"
+    } else {
+      parts.append(current.step)
+    }
+    if let error = current.errorPerLayer.compactMap(\.self).last {
+      parts.append("error \((error * 1e5).rounded() / 1e3) %")
+    }
+    if let seconds = current.secondsRemaining { parts.append("\(Self.clock(seconds)) left") }
+    return (parts + waiting).joined(separator: " · ")
+  }
+
+  private static func clock(_ seconds: Double) -> String {
+    let minutes = Int((max(0, seconds) / 60).rounded(.up))
+    let rest = minutes % 60
+    return "\(minutes / 60):\(rest < 10 ? "0" : "")\(rest)"
+  }
+
+  private static func freeBytes(_ path: String) -> Int { (try? FileSystem.freeBytes(path)) ?? 0 }
+
+  private static func size(of path: String) -> Int { (try? FileSystem.treeSize(path)) ?? 0 }
+}
+
+extension StatusSnapshot.Current {
+  init(_ job: JobRecord, workingFor: Duration?) {
+    let last = job.linears.last
+    // The name within the layer: the part behind the layer's number.
+    let linear = last.map { last in
+      let parts = last.name.split(separator: ".")
+      let number = parts.firstIndex { Int($0) == last.layer }
+      return number.map { parts[($0 + 1)...].joined(separator: ".") } ?? last.name
+    }
+    self.init(
+      id: job.id, name: job.name, architecture: job.plan?.architecture, layer: last?.layer,
+      layerCount: job.plan?.layerCount, linear: linear, linearsDone: job.linears.count,
+      linearCount: job.plan?.linearCount ?? 0, errorPerLayer: job.errorPerLayer,
+      secondsElapsed: job.secondsWorked + (workingFor?.seconds ?? 0), secondsRemaining: job.secondsRemaining,
+      attempt: max(1, job.attempts), step: job.step, pausedBecause: job.pausedBecause)
+  }
+}
+
+extension StatusSnapshot.Queued {
+  init(_ drop: Drop, arrivedAt: Double) {
+    let reasons =
+      switch drop.state {
+      case .ready: [String]()
+      case .waiting(let reasons): reasons
+      case .refused(let reason, let mend): ["\(reason); \(mend)"]
+      }
+    self.init(name: drop.name, isReady: reasons.isEmpty, reasons: reasons, arrivedAt: arrivedAt)
+  }
+}
+
+extension StatusSnapshot.Finished {
+  init(_ job: JobRecord) {
+    let outcome: StatusSnapshot.Outcome =
+      switch job.phase {
+      case .published: .published
+      case .cancelled: .cancelled
+      default: .failed
+      }
+    self.init(
+      id: job.id, name: job.name, outcome: outcome, finishedAt: job.finishedAt ?? job.arrivedAt,
+      output: job.output, seconds: job.secondsWorked, meanRelativeError: job.summary?.meanRelativeError,
+      bitsPerWeight: job.summary?.bitsPerWeight,
+      failure: job.failure.map { StatusSnapshot.Failure(message: $0.message, code: Int($0.code)) })
+  }
+}

@@ -1,0 +1,106 @@
+import Pipeline
+import SystemIO
+
+/// What the worker says, and what follows from its end.
+extension Supervisor {
+  func hear(_ worker: WorkerProcess) throws {
+    guard let events = try worker.read() else { return try end(worker) }
+    for event in events { try take(event, of: worker) }
+  }
+
+  private func take(_ event: WorkerEvent, of worker: WorkerProcess) throws {
+    let id = worker.job
+    switch event {
+    case .advanced: break
+    case .step(let text):
+      try ledger.update(id) { $0.step = text }
+      log.info(text, .job(id))
+    case .identity(let digest):
+      try ledger.update(id) { $0.digest = digest }
+      if let twin = twin(of: id, digest) {
+        log.notice("the same job has been done", .job(id), Log.Field("twin", twin.id))
+        worker.kill()
+        _ = try worker.wait()
+        self.worker = nil
+        try ledger.publish(id, asTwinOf: twin)
+      }
+    case .planned(let plan):
+      try ledger.update(id) { $0.plan = plan }
+    case .resumed(let linears):
+      try ledger.update(id) { $0.linears = linears }
+      log.notice("goes on", .job(id), Log.Field("linears", "\(linears.count)"))
+    case .linear(let linear, let secondsRemaining):
+      try ledger.update(id, counting: { $0.linearsQuantized += 1 }) { job in
+        job.linears.append(linear)
+        job.secondsRemaining = secondsRemaining
+        job.step = "quantizing"
+        // Whoever gets further is no crash loop.
+        job.attempts = 1
+      }
+      pauses[id] = nil
+      log.info(
+        "quantized", .job(id), .layer(linear.layer), .linear(linear.name), .relativeError(linear.relativeError))
+    case .finished(let summary): outcome = .success(summary)
+    case .failed(let failure): outcome = .failure(failure)
+    }
+  }
+
+  /// A job that came to the same before, and whose result is still there.
+  private func twin(of id: String, _ digest: String) -> JobRecord? {
+    ledger.jobs.first { job in
+      job.id != id && job.phase == .published && job.digest == digest
+        && (job.output.map { (try? FileSystem.exists($0)) ?? false } ?? false)
+    }
+  }
+
+  private func end(_ worker: WorkerProcess) throws {
+    let id = worker.job
+    let end = try worker.wait()
+    self.worker = nil
+    try ledger.update(id) { $0.secondsWorked += (ContinuousClock.now - worker.startedAt).seconds }
+    switch outcome {
+    case .success(let summary)?:
+      try ledger.publish(id, summary: summary)
+      log.notice(
+        "published", .job(id), .path(ledger.job(id)?.output ?? ""), .relativeError(summary.meanRelativeError))
+    case .failure(let failure)?: settle(id, failure)
+    case nil: settle(id, worker.diagnosis(of: end))
+    }
+    outcome = nil
+  }
+
+  /// Decides what becomes of a job that did not get to its end.
+  func settle(_ id: String, _ failure: JobFailure) {
+    attempt {
+      let attempts = ledger.job(id)?.attempts ?? 0
+      switch failure.kind {
+      case .broken where attempts < configuration.attempts:
+        log.error(failure.message, .job(id), Log.Field("attempt", "\(attempts)"))
+        try ledger.update(id, counting: { $0.workerRestarts += 1 }) { job in
+          job.phase = .queued
+          job.step = "waiting for the next attempt"
+        }
+        pauses[id] = (.now + patience.restart, 0)
+      case .broken:
+        var last = failure
+        last.message = "given up after \(attempts) attempts: \(failure.message)"
+        try fail(id, last)
+      case .noSpace, .blocked:
+        log.warning(failure.message, .job(id))
+        let count = min((pauses[id]?.count ?? -1) + 1, 5)
+        pauses[id] = (.now + patience.pause * (1 << count), count)
+        try ledger.update(id) { job in
+          job.phase = .queued
+          job.attempts = max(0, job.attempts - 1)
+          job.pausedBecause = failure.message
+        }
+      case .job: try fail(id, failure)
+      }
+    }
+  }
+
+  private func fail(_ id: String, _ failure: JobFailure) throws {
+    log.error("failed: \(failure.message)", .job(id), .code(Int(failure.code)))
+    try ledger.fail(id, failure)
+  }
+}

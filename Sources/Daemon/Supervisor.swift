@@ -1,0 +1,279 @@
+import FoundationEssentials
+import SystemIO
+
+/// The daemon: watches the drop folder, queues what is complete, and has one worker at a time do the jobs.
+///
+/// One loop waits for signals, the folder, requests and the worker. Nothing that happens to a job ends it, and an
+/// error of the machine is tried again, ever less often.
+public final class Supervisor {
+  /// How patient the daemon is; tests are less so.
+  public struct Patience: Sendable {
+    /// First wait of a job that the machine stands in the way of; it doubles up to thirty times that.
+    public var pause = Duration.seconds(10)
+    /// Wait before a worker that broke down is started again.
+    public var restart = Duration.seconds(2)
+    /// A worker that has said nothing for so long hangs.
+    public var silence = Duration.seconds(3_600)
+
+    public init() {}
+  }
+
+  let spool: Spool
+  let ledger: JobLedger
+  let log: Log
+  let notifier: ServiceNotifier
+  let patience: Patience
+  var configuration: DaemonConfiguration
+  private let readConfiguration: () throws -> DaemonConfiguration
+  private let program: String
+  private let environment: [String: String]
+  private let lock: FileLock
+  private let folder: DropFolder
+  private var requestWatch: DirectoryWatch?
+  private var drops: [Drop] = []
+  private var firstSeen: [String: Double] = [:]
+  var worker: WorkerProcess?
+  /// What the worker said came of its job.
+  var outcome: Result<WorkerEvent.Summary, JobFailure>?
+  /// Jobs that wait for the machine to mend: until when, and how often they have.
+  var pauses: [String: (until: ContinuousClock.Instant, count: Int)] = [:]
+  private var nextScan = ContinuousClock.now
+  /// When to try again what failed outside of any job.
+  private var mendAt: ContinuousClock.Instant?
+
+  /// Takes the spool, brings it in order and makes a first scan.
+  /// - Parameters:
+  ///   - readConfiguration: reads the configuration anew, for SIGHUP
+  ///   - program: what workers run: this very program
+  /// - Throws: ``FileLockError`` if another daemon has the spool; ``FileError``, ``StateError``
+  public init(
+    configuration: DaemonConfiguration, readConfiguration: @escaping () throws -> DaemonConfiguration,
+    log: Log, notifier: ServiceNotifier, patience: Patience = Patience(),
+    program: String = ThisProcess.path, environment: [String: String]
+  ) throws {
+    self.configuration = configuration
+    self.readConfiguration = readConfiguration
+    self.log = log
+    self.notifier = notifier
+    self.patience = patience
+    self.program = program
+    self.environment = environment
+    spool = Spool(root: configuration.spool)
+    try spool.create()
+    lock = try FileLock(path: spool.lock, purpose: "quanteased")
+    ledger = try JobLedger(
+      spool: spool, state: try StateStore.open(directory: configuration.stateDirectory),
+      cacheDirectory: configuration.cacheDirectory)
+    folder = DropFolder(spool: spool, settleTime: .seconds(configuration.settleSeconds))
+    do {
+      var watch = try DirectoryWatch()
+      try watch.add(spool.requests)
+      requestWatch = consume watch
+    } catch {
+      requestWatch = nil
+      log.warning("requests are seen at the next scan only", .mend("\(error)"))
+    }
+    for line in try ledger.recover() { log.notice("recovered: \(line)") }
+  }
+
+  /// Runs until SIGTERM or SIGINT.
+  /// - Parameter changed: gets a snapshot whenever there is news
+  public func run(signals: SignalQueue, changed: (StatusSnapshot) -> Void) throws {
+    scan()
+    notifier.ready(status: statusText)
+    log.notice("ready", .path(spool.incoming))
+    var lastText = ""
+    while true {
+      let snapshot = snapshot
+      changed(snapshot)
+      if snapshot.stateText != lastText {
+        notifier.status(snapshot.stateText)
+        lastText = snapshot.stateText
+      }
+      let descriptors = [signals.descriptor, folder.watchDescriptor, requestWatch?.descriptor, worker?.descriptor]
+      let readable = try DescriptorWaiting.readable(
+        among: descriptors.compactMap(\.self), for: timeToNextEvent)
+      while let signal = try signals.next() {
+        if signal != 1 {
+          stop()
+          return
+        }
+        reload()
+      }
+      if let worker, readable.contains(worker.descriptor) { attempt { try hear(worker) } }
+      if let worker, ContinuousClock.now - worker.lastEventAt > patience.silence {
+        log.error("the worker hangs", .job(worker.job))
+        worker.kill()
+      }
+      if folder.drain() { nextScan = min(nextScan, .now + .milliseconds(200)) }
+      _ = try? requestWatch?.read()
+      takeRequests()
+      if ContinuousClock.now >= nextScan { scan() }
+      mend()
+      startNext()
+      notifier.watchdog()
+    }
+  }
+
+  private var timeToNextEvent: Duration {
+    var next = nextScan
+    if worker == nil, let resumption = pauses.values.map(\.until).min() { next = min(next, resumption) }
+    if let mendAt { next = min(next, mendAt) }
+    var time = max(.zero, next - .now)
+    if let interval = notifier.watchdogInterval { time = min(time, interval) }
+    return min(time, worker == nil ? .seconds(60) : .seconds(10))
+  }
+
+  /// Does what may fail by no fault of any job; the spool is brought in order later if it does.
+  func attempt(_ body: () throws -> Void) {
+    do { try body() } catch {
+      log.error("\(error)")
+      mendAt = .now + patience.pause
+    }
+  }
+
+  private func mend() {
+    guard let time = mendAt, ContinuousClock.now >= time else { return }
+    mendAt = nil
+    attempt {
+      for line in try ledger.recover(sparing: worker?.job) { log.notice("recovered: \(line)") }
+    }
+  }
+
+  // MARK: Drops
+
+  private func scan() {
+    let now = ContinuousClock.now
+    drops = folder.scan(now: now)
+    if let fault = folder.fault { log.error("\(fault)") }
+    var isAnyClaimed = false
+    for drop in drops {
+      if firstSeen[drop.name] == nil { firstSeen[drop.name] = Date().timeIntervalSince1970 }
+      guard case .ready(let rule) = drop.state else { continue }
+      attempt {
+        let id = JobName.identifier(for: drop.name, at: Date(), random: .random(in: 0...UInt16.max))
+        try folder.claim(drop.name, as: id)
+        isAnyClaimed = true
+        try ledger.enter(id, name: drop.name, arrivedAt: firstSeen[drop.name] ?? Date().timeIntervalSince1970)
+        log.notice("queued", .job(id), .name(drop.name), Log.Field("rule", rule.rawValue))
+      }
+    }
+    if isAnyClaimed { drops = drops.filter { if case .ready = $0.state { false } else { true } } }
+    firstSeen = firstSeen.filter { name, _ in drops.contains { $0.name == name } }
+    let pace = min(.seconds(configuration.scanSeconds), folder.timeToNextScan)
+    nextScan = now + pace
+  }
+
+  private func takeRequests() {
+    attempt {
+      for request in try JobRequest.all(in: spool) {
+        // Removed first: a request that cannot be met must not come again and again.
+        try FileSystem.removeTree(request.path(in: spool))
+        if worker?.job == request.job, request.action == .cancel {
+          worker?.kill()
+          _ = try worker?.wait()
+          worker = nil
+        }
+        do {
+          try ledger.carryOut(request)
+          pauses[request.job] = nil
+          log.notice("\(request.action.rawValue) as asked", .job(request.job))
+        } catch let error as JobRequestError {
+          log.warning("\(error)")
+        }
+      }
+    }
+  }
+
+  // MARK: Jobs
+
+  private func startNext() {
+    guard worker == nil else { return }
+    let now = ContinuousClock.now
+    let next = ledger.jobs.first { job in
+      job.phase == .queued && (pauses[job.id]?.until ?? now) <= now
+    }
+    guard let next else { return }
+    do { try start(next) } catch {
+      settle(next.id, JobFailure(error))
+    }
+  }
+
+  private func start(_ job: JobRecord) throws {
+    let source = ledger.source(of: job.id)
+    let files = ledger.files(of: job.id)
+    let settings = try JobFile.read(directory: source, defaults: configuration.defaults)
+    guard let calibration = settings.calibrationPath(in: source) else {
+      throw JobFailure(
+        .job,
+        "no calibration text: name one as 'calibration' in \(source)/\(JobFile.name), or for all jobs under "
+          + "'defaults' in the daemon's configuration", code: 78)
+    }
+    try FileSystem.createDirectories(files.directory)
+    try JobOrder(
+      id: job.id, model: source, directory: files.directory, cacheDirectory: configuration.cacheDirectory,
+      calibration: calibration, settings: settings.settings, threads: configuration.threads,
+      memoryBytes: configuration.memoryGB.map { Int($0 * 1e9) }, python: configuration.python
+    ).write(to: files.order)
+    // Counted before the work: a job that takes the daemon down with it must not do so for ever.
+    try ledger.update(job.id) { job in
+      job.phase = .running
+      job.attempts += 1
+      job.startedAt = job.startedAt ?? Date().timeIntervalSince1970
+      job.pausedBecause = nil
+      job.step = "starting"
+    }
+    outcome = nil
+    worker = try WorkerProcess(
+      job: job.id, order: files.order, source: source, program: program, environment: environment)
+    log.notice("begun", .job(job.id), .name(job.name), Log.Field("attempt", "\(job.attempts + 1)"))
+  }
+
+  // MARK: Signals
+
+  /// Ends the worker, which loses at most the linear that it is at.
+  private func stop() {
+    notifier.stopping(status: "stopping")
+    if let worker {
+      worker.kill()
+      attempt {
+        _ = try worker.wait()
+        // An end that was asked for is no attempt that failed.
+        try ledger.update(worker.job) { job in
+          job.phase = .queued
+          job.attempts -= 1
+          job.secondsWorked += (ContinuousClock.now - worker.startedAt).seconds
+        }
+      }
+    }
+    log.notice("stopped")
+  }
+
+  private func reload() {
+    notifier.reloading()
+    do {
+      let new = try readConfiguration()
+      let changed = new.changedKeys(since: configuration)
+      let fixed = changed.filter { ["spool", "state", "cache"].contains($0) }
+      if !fixed.isEmpty {
+        log.warning("\(fixed.joined(separator: ", ")) change only when the daemon is started anew")
+      }
+      configuration = new
+      folder.settleTime = .seconds(new.settleSeconds)
+      log.notice("configuration read anew", Log.Field("changed", changed.joined(separator: ",")))
+    } catch {
+      log.error("the configuration stays as it was: \(error)")
+    }
+    notifier.ready(status: statusText)
+  }
+
+  // MARK: Status
+
+  private var snapshot: StatusSnapshot {
+    StatusSnapshot(
+      ledger: ledger, drops: drops, firstSeen: firstSeen, service: .running, spool: spool,
+      cacheDirectory: configuration.cacheDirectory, workingFor: worker.map { .now - $0.startedAt })
+  }
+
+  private var statusText: String { snapshot.stateText }
+}
