@@ -124,7 +124,8 @@ let package = Package(
         "Decoder", "Export", "Quantization", "Solvers", "SystemIO", "Tensors", "TestSupport",
       ]),
     tests(
-      "DaemonTests", ["Daemon", "Export", "Pipeline", "SystemIO", "TestSupport"]),
+      "DaemonTests",
+      ["Daemon", "Export", "Pipeline", "SystemIO", "TestSupport", systemPackage]),
     tests(
       "Integration", ["quantease", "Checkpoint", "Export", "SystemIO", "Tensors", "TestSupport"]),
   ]

@@ -1,0 +1,55 @@
+import TestSupport
+import Testing
+
+@testable import Daemon
+
+@Suite struct ShardLengthTests {
+  @Test(arguments: [
+    ("{}", 0),
+    ("  {} \n", 0),
+    (#"{"a":{"data_offsets":[0,4]},"b":{"data_offsets" : [ 4 , 12 ]}}"#, 12),
+    (#"{"b":{"data_offsets":[4,12]},"a":{"data_offsets":[0,4]}}"#, 12),
+    (#"{"__metadata__":{"data_offsets":"[0,99]"},"a":{"data_offsets":[0,4]}}"#, nil),
+    (#"{"__metadata__":{"note":"\"data_offsets\":[0,99]}"},"a":{"data_offsets":[0,4]}}"#, 4),
+    (#"{"data_offsets":{"data_offsets":[0,8]}}"#, 8),
+    (#"{"a":{"shape":["data_offsets"],"data_offsets":[0,8]}}"#, 8),
+    (#"{"a":{"data_offsets":[0,9223372036854775807]}}"#, Int.max),
+    (#"{"a":{"data_offsets":[0,9223372036854775808]}}"#, nil),
+    (#"{"a":{"data_offsets":[0,-4]}}"#, nil),
+    (#"{"a":{"data_offsets":[0,4]}} x"#, nil),
+    (#"{"a":{"data_offsets":[0,4]}"#, nil),
+    (#"{"a\"#, nil),
+    ("[]", nil),
+    ("", nil),
+  ])
+  func `the last offset of a header is found, or that it is none`(_ header: String, _ expected: Int?) {
+    #expect(ShardLength.dataByteCount(Array(header.utf8)) == expected)
+  }
+
+  @Test func `the length follows from the header alone`() throws {
+    let directory = try TemporaryDirectory()
+    let header = #"{"a":{"dtype":"U8","shape":[1000],"data_offsets":[0,1000]}}"#
+    let path = try directory.write(tensorFile(header: header, data: [1, 2]), to: "shard")
+    #expect(ShardLength(readingFrom: path) == .complete(byteCount: 8 + header.utf8.count + 1000))
+  }
+
+  @Test func `a header that claims more than memory is not believed`() throws {
+    let directory = try TemporaryDirectory()
+    for (name, length) in [("a", UInt64.max), ("b", 100_000_001), ("c", 100_000_000)] {
+      let path = try directory.write(littleEndian([length]) + [123, 125], to: name)
+      guard case .unknown = ShardLength(readingFrom: path) else {
+        Issue.record("\(length) bytes are believed")
+        continue
+      }
+    }
+  }
+
+  @Test func `a length that overflows is no length`() throws {
+    let directory = try TemporaryDirectory()
+    let header = #"{"a":{"data_offsets":[0,9223372036854775807]}}"#
+    let path = try directory.write(tensorFile(header: header, data: []), to: "shard")
+    #expect(
+      ShardLength(readingFrom: path)
+        == .unknown(reason: "its header is not that of a safetensors file"))
+  }
+}
