@@ -1,5 +1,6 @@
 import Glibc
 import Synchronization
+import SystemPackage
 
 /// This process's resident memory, as `/proc/self/status` has it.
 public struct ProcessMemory: Sendable {
@@ -13,14 +14,7 @@ public struct ProcessMemory: Sendable {
   /// - Throws: ``FileError`` if `/proc` is not mounted.
   public static func current() throws(FileError) -> ProcessMemory {
     let path = "/proc/self/status"
-    let text = String(decoding: try FileSystem.contents(of: path, limit: 1 << 20), as: UTF8.self)
-    var bytes: [Substring: Int] = [:]
-    for line in text.split(separator: "\n") {
-      let fields = line.split { $0 == ":" || $0 == " " || $0 == "\t" }
-      if fields.count == 3, fields[2] == "kB", let kibibytes = Int(fields[1]) {
-        bytes[fields[0]] = kibibytes * 1024
-      }
-    }
+    let bytes = try figures(path)
     guard let anonymous = bytes["RssAnon"], let file = bytes["RssFile"], let peak = bytes["VmHWM"]
     else { throw FileError(path: path, operation: .read, errno: .notSupported) }
     return ProcessMemory(
@@ -29,17 +23,49 @@ public struct ProcessMemory: Sendable {
 }
 
 extension ProcessMemory {
-  /// MemAvailable: what a process could allocate now without pushing others out.
-  /// - Throws: ``FileError`` if `/proc` is not mounted.
-  public static func availableBytes() throws(FileError) -> Int {
-    let path = "/proc/meminfo"
-    let text = String(decoding: try FileSystem.contents(of: path, limit: 1 << 20), as: UTF8.self)
-    for line in text.split(separator: "\n") where line.hasPrefix("MemAvailable:") {
-      if let kibibytes = line.split(separator: " ").dropFirst().first.flatMap({ Int($0) }) {
-        return kibibytes * 1024
-      }
+  /// What a process could allocate now without pushing others out: MemAvailable.
+  ///
+  /// A service with `ProcSubset=pid` sees no `/proc/meminfo`. There the figures of the memory nodes in `/sys` stand in,
+  /// of which the kernel's own estimate is made, too: what is free, and what only caches hold, less a reserve. Without
+  /// those, memory that nothing uses at all is a lower bound.
+  /// - Parameters:
+  ///   - meminfo: the kernel's account of the machine's memory
+  ///   - nodes: the directory with a `node<N>/meminfo` for each memory node
+  public static func availableBytes(
+    meminfo: String = "/proc/meminfo", nodes: String = "/sys/devices/system/node"
+  ) throws(FileError) -> Int {
+    if let bytes = try? figures(meminfo)["MemAvailable"] { return bytes }
+    if let bytes = nodeBytes(nodes) { return bytes }
+    return try FileError.attempt(.read, meminfo) { () throws(Errno) in try SystemCall.freeMemoryBytes() }
+  }
+
+  private static func nodeBytes(_ directory: String) -> Int? {
+    guard let names = try? FileSystem.names(in: directory) else { return nil }
+    var sum: Int?
+    for name in names where name.hasPrefix("node") && Int(name.dropFirst(4)) != nil {
+      guard let node = try? figures(FileSystem.join(directory, "\(name)/meminfo")),
+        let total = node["MemTotal"], let free = node["MemFree"]
+      else { return nil }
+      let caches = ["Active(file)", "Inactive(file)", "SReclaimable"].reduce(0) { $0 + node[$1, default: 0] }
+      // The kernel keeps some free for itself and lets caches not shrink to nothing; how much it does not show here.
+      let reserve = max(total / 32, 256 << 20)
+      sum = (sum ?? 0) + max(0, min(total, free + caches) - reserve)
     }
-    throw FileError(path: path, operation: .read, errno: .notSupported)
+    return sum
+  }
+
+  /// The lines `Name: 123 kB` of a file, in bytes. In a node's file `Node 0` stands before the name.
+  private static func figures(_ path: String) throws(FileError) -> [Substring: Int] {
+    let text = String(decoding: try FileSystem.contents(of: path, limit: 1 << 20), as: UTF8.self)
+    var bytes: [Substring: Int] = [:]
+    for line in text.split(separator: "\n") {
+      let fields = line.split { $0 == ":" || $0 == " " || $0 == "\t" }.suffix(3)
+      guard fields.count == 3, fields.last == "kB", let name = fields.first,
+        let kibibytes = Int(fields[fields.startIndex + 1]), kibibytes >= 0, kibibytes <= Int.max >> 20
+      else { continue }
+      bytes[name] = kibibytes * 1024
+    }
+    return bytes
   }
 }
 

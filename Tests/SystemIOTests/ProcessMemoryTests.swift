@@ -1,4 +1,5 @@
 import SystemIO
+import TestSupport
 import Testing
 
 @Suite(.serialized) struct ProcessMemoryTests {
@@ -22,6 +23,51 @@ import Testing
     #expect(after < before + byteCount / 2)
     #expect(peak > byteCount * 9 / 10)
     #expect(sampler.stop() == peak)
+  }
+
+  @Test func `memory that is available is what the kernel says`() throws {
+    let directory = try TemporaryDirectory()
+    let meminfo = try directory.write(
+      "MemTotal:  2000 kB\nMemFree:  100 kB\nMemAvailable:  1500 kB\nHugePages_Total:  7\n", to: "meminfo")
+    #expect(try ProcessMemory.availableBytes(meminfo: meminfo) == 1_500 * 1024)
+  }
+
+  @Test func `without meminfo the memory nodes count, less a reserve for the kernel`() throws {
+    let directory = try TemporaryDirectory()
+    for node in 0...1 {
+      try FileSystem.createDirectories(directory.file("node\(node)"))
+      try directory.write(
+        """
+        Node \(node) MemTotal:       33554432 kB
+        Node \(node) MemFree:        1048576 kB
+        Node \(node) Active(file):   4194304 kB
+        Node \(node) Inactive(file): 2097152 kB
+        Node \(node) Shmem:          8388608 kB
+        Node \(node) SReclaimable:   1048576 kB
+        Node \(node) HugePages_Total:     3
+
+        """, to: "node\(node)/meminfo")
+    }
+    try directory.write("0-1", to: "online")
+    let available = try ProcessMemory.availableBytes(
+      meminfo: directory.file("absent"), nodes: directory.path)
+    // Of each node's 32 GiB 8 are free or cached, and a part in 32 is the kernel's.
+    #expect(available == 2 * (8 - 1) << 30)
+  }
+
+  @Test func `with neither, what nothing uses is a lower bound`() throws {
+    let directory = try TemporaryDirectory()
+    let free = try ProcessMemory.availableBytes(meminfo: directory.file("absent"), nodes: directory.path)
+    #expect(free > 0)
+    #expect(free <= (try ProcessMemory.availableBytes()) * 5 / 4)
+  }
+
+  @Test func `the nodes of this machine give no more than the kernel's own estimate by much`() throws {
+    let (whole, nodes) = (
+      try ProcessMemory.availableBytes(), try ProcessMemory.availableBytes(meminfo: "/absent/meminfo")
+    )
+    #expect(nodes > 0)
+    #expect(nodes <= whole * 5 / 4)
   }
 
   private static func sleep(milliseconds: Int) throws {
