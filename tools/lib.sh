@@ -1,4 +1,4 @@
-# What quickstart and test share; sourced by both. Leaves the shell in the root of the repository.
+# What the scripts here share; sourced by them. Leaves the shell in the root of the repository.
 # shellcheck shell=bash
 
 set -euo pipefail
