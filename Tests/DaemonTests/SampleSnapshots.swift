@@ -42,19 +42,20 @@ enum SampleSnapshots {
   static let failures: StatusSnapshot = {
     var snapshot = idle
     snapshot.counters = .init(published: 3, failed: 68, linearsQuantized: 430)
-    snapshot.finished =
-      (0..<68).map { index in
-        StatusSnapshot.Finished(
-          id: "f\(1000 + index)", name: "checkpoint-\(index)", outcome: index % 9 == 8 ? .cancelled : .failed,
-          finishedAt: madeAt - Double(index * index) * 700, seconds: Double(index) * 11,
-          failure: index % 9 == 8
-            ? nil
-            : .init(
-              message: "model-0000\(index % 7 + 1)-of-00007.safetensors ends 4,096 bytes early",
-              mend: "copy the file again, then rename the folder back into incoming/", code: 65))
-      } + published
+    snapshot.finished = (0..<68).map(unlucky) + published
     return snapshot
   }()
+
+  private static func unlucky(_ index: Int) -> StatusSnapshot.Finished {
+    let isCancelled = index % 9 == 8
+    let failure = StatusSnapshot.Failure(
+      message: "model-0000\(index % 7 + 1)-of-00007.safetensors ends 4,096 bytes early",
+      mend: "copy the file again, then rename the folder back into incoming/", code: 65)
+    return StatusSnapshot.Finished(
+      id: "f\(1000 + index)", name: "checkpoint-\(index)", outcome: isCancelled ? .cancelled : .failed,
+      finishedAt: madeAt - Double(index * index) * 700, seconds: Double(index) * 11,
+      failure: isCancelled ? nil : failure)
+  }
 
   static let hostileName =
     "<script>alert('x')</script>\"&" + String(repeating: "Donaudampfschifffahrtsgesellschaft", count: 8)
@@ -84,12 +85,17 @@ enum SampleSnapshots {
     counters: .init(published: Int.max, failed: Int.max, linearsQuantized: Int.max, workerRestarts: -1),
     madeAt: madeAt)
 
+  /// They grow with depth, and the first layer's is larger than its neighbours'.
+  private static let errors: [Double?] = (0..<37).map { layer in
+    let depth = 1 + Double(layer) / 30
+    let ripple = 1 + 0.35 * sin(Double(layer) * 1.9)
+    return 0.0006 * depth * ripple + (layer == 0 ? 0.002 : 0)
+  }
+
   private static let current = StatusSnapshot.Current(
     id: "9f31c07be2a4", name: "falcon-180b", architecture: "FalconForCausalLM", layer: 36, layerCount: 80,
     linear: "mlp.down_proj", linearsDone: 147, linearCount: 320,
-    errorPerLayer: (0..<37).map { layer in
-      0.0006 * (1 + Double(layer) / 30) * (1 + 0.35 * sin(Double(layer) * 1.9)) + (layer == 0 ? 0.002 : 0)
-    },
+    errorPerLayer: errors,
     secondsElapsed: 13_240, secondsRemaining: 15_010, attempt: 1, step: "quantizing the linears")
 
   private static let queue: [StatusSnapshot.Queued] = [

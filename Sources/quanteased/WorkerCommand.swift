@@ -1,0 +1,64 @@
+import ArgumentParser
+import ComputeOpenBLAS
+import Daemon
+import Dispatch
+import Foundation
+import Synchronization
+import SystemIO
+
+/// Does one job for the daemon, which starts it as a process of its own.
+struct WorkerCommand: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "worker", abstract: "Does one job; the daemon starts it.", shouldDisplay: false)
+
+  @Argument(help: "The job's order.")
+  var order: String
+
+  func run() throws {
+    ThisProcess.endWithParent()
+    let order = try JobOrder(path: order)
+    let backend = OpenBLASBackend(threads: order.threads)
+    let output = WorkerOutput()
+    output.watch(backend)
+    do {
+      try JobWorker(order, backend: backend, send: output.send).run()
+    } catch {
+      let failure = JobFailure(error)
+      output.send(.failed(failure))
+      throw ExitCode(failure.code)
+    }
+  }
+}
+
+/// The pipe to the daemon.
+private final class WorkerOutput: Sendable {
+  /// When the daemon was last told that the work goes on.
+  private let lastAdvance = Mutex(ContinuousClock.now)
+  private let isWriting = Mutex(())
+
+  func send(_ event: WorkerEvent) {
+    if event == .advanced {
+      let isNews = lastAdvance.withLock { last in
+        guard ContinuousClock.now - last > .seconds(1) else { return false }
+        last = .now
+        return true
+      }
+      guard isNews else { return }
+    }
+    isWriting.withLock { _ in FileHandle.standardOutput.write(Data(event.line())) }
+  }
+
+  /// Tells of progress within an operation, which may take an hour: only when parts of it get done.
+  func watch(_ backend: OpenBLASBackend) {
+    let thread = Thread { [self] in
+      var seen = 0
+      while true {
+        Thread.sleep(forTimeInterval: 10)
+        let progress = backend.progress
+        if progress != seen { send(.advanced) }
+        seen = progress
+      }
+    }
+    thread.start()
+  }
+}
