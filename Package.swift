@@ -90,8 +90,8 @@ let package = Package(
     .executableTarget(
       name: "quantease",
       dependencies: [
-        "ActivationCache", "Calibration", "Checkpoint", "ComputeOpenBLAS", "Decoder", "Evaluation",
-        "Export", "Pipeline", "Quantization", "Solvers", "SystemIO",
+        "ActivationCache", "Calibration", "Checkpoint", "ComputeOpenBLAS", "Daemon", "Decoder",
+        "Evaluation", "Export", "Pipeline", "Quantization", "Solvers", "SystemIO",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
       ],
       swiftSettings: strict),

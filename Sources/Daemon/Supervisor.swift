@@ -60,7 +60,7 @@ public final class Supervisor {
     self.environment = environment
     spool = Spool(root: configuration.spool)
     try spool.create()
-    lock = try FileLock(path: spool.lock, purpose: "quanteased")
+    lock = try Self.waitForLock(spool)
     ledger = try JobLedger(
       spool: spool, state: try StateStore.open(directory: configuration.stateDirectory),
       cacheDirectory: configuration.cacheDirectory)
@@ -74,6 +74,16 @@ public final class Supervisor {
       log.warning("requests are seen at the next scan only", .mend("\(error)"))
     }
     for line in try ledger.recover() { log.notice("recovered: \(line)") }
+  }
+
+  /// A moment's patience: a command may be asking whether there is a daemon.
+  private static func waitForLock(_ spool: Spool) throws -> FileLock {
+    for _ in 0..<10 {
+      do { return try FileLock(path: spool.lock, purpose: "quanteased") } catch .held {
+        _ = try DescriptorWaiting.readable(among: [], for: .milliseconds(50))
+      }
+    }
+    return try FileLock(path: spool.lock, purpose: "quanteased")
   }
 
   /// Runs until SIGTERM or SIGINT.
@@ -143,6 +153,8 @@ public final class Supervisor {
   // MARK: Drops
 
   private func scan() {
+    // News first: a scan has to know what came by a renaming.
+    _ = folder.drain()
     let now = ContinuousClock.now
     drops = folder.scan(now: now)
     if let fault = folder.fault { log.error("\(fault)") }
@@ -271,7 +283,7 @@ public final class Supervisor {
 
   private var snapshot: StatusSnapshot {
     StatusSnapshot(
-      ledger: ledger, drops: drops, firstSeen: firstSeen, service: .running, spool: spool,
+      jobs: ledger.jobs, counters: ledger.counters, drops: drops, firstSeen: firstSeen, service: .running, spool: spool,
       cacheDirectory: configuration.cacheDirectory, workingFor: worker.map { .now - $0.startedAt })
   }
 

@@ -19,7 +19,16 @@ struct QuantEaseCommand: ParsableCommand {
       Known architectures: \(ModelDescription.knownModelTypes.joined(separator: ", ")).
       """,
     version: Producer.version,
-    subcommands: [QuantizeCommand.self, EvaluateCommand.self, InspectCommand.self])
+    groupedSubcommands: [
+      CommandGroup(
+        name: "Models", subcommands: [QuantizeCommand.self, EvaluateCommand.self, InspectCommand.self]),
+      CommandGroup(
+        name: "The daemon quanteased",
+        subcommands: [
+          StatusCommand.self, SubmitCommand.self, WhyCommand.self, RetryCommand.self, CancelCommand.self,
+          VerifyCommand.self,
+        ]),
+    ])
 
   static func main() {
     do {
@@ -28,7 +37,7 @@ struct QuantEaseCommand: ParsableCommand {
     } catch let error as ExitCode {
       exit(withError: error)
     } catch {
-      guard let status = sysexit(of: error) else { exit(withError: error) }
+      guard let status = sysexit(of: error) ?? sysexit(ofDaemon: error) else { exit(withError: error) }
       Console.error("\(error)")
       exit(withError: ExitCode(status))
     }

@@ -8,18 +8,18 @@ extension StatusSnapshot {
   private static let finishedLimit = 50
 
   /// - Parameters:
+  ///   - jobs: in the order of arrival
   ///   - drops: what stands in the drop folder
   ///   - firstSeen: since when, by name, in seconds since 1970
   ///   - workingFor: how long the present worker has been at it
   public init(
-    ledger: JobLedger, drops: [Drop], firstSeen: [String: Double] = [:], service: Service, spool: Spool,
-    cacheDirectory: String, workingFor: Duration? = nil
+    jobs: [JobRecord], counters: Counters, drops: [Drop], firstSeen: [String: Double] = [:],
+    service: Service, spool: Spool, cacheDirectory: String, workingFor: Duration? = nil
   ) {
     self.init(
       version: Producer.version, service: service, stateText: "", cacheBytes: Self.size(of: cacheDirectory),
       cacheFreeBytes: Self.freeBytes(cacheDirectory), spoolFreeBytes: Self.freeBytes(spool.root),
-      counters: ledger.counters, madeAt: Date().timeIntervalSince1970)
-    let jobs = ledger.jobs
+      counters: counters, madeAt: Date().timeIntervalSince1970)
     current = jobs.first { $0.phase == .running || $0.phase == .publishing }.map {
       Current($0, workingFor: workingFor)
     }

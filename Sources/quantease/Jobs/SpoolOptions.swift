@@ -1,0 +1,110 @@
+import ArgumentParser
+import Daemon
+import Foundation
+import SystemIO
+
+/// Which daemon a command is about.
+struct SpoolOptions: ParsableArguments {
+  @Option(
+    help: ArgumentHelp(
+      "The daemon's configuration file. Default: \(DaemonConfiguration.defaultFile).", valueName: "file"))
+  var config: String?
+
+  @Option(help: ArgumentHelp("The drop folder, if it is not the configured one.", valueName: "dir"))
+  var spool: String?
+
+  @Option(help: ArgumentHelp("The state directory, if it is not the configured one.", valueName: "dir"))
+  var state: String?
+
+  func configuration() throws -> DaemonConfiguration {
+    let arguments = [("spool", spool), ("state", state)].compactMap { key, value in
+      value.map { (key: key, value: URL(fileURLWithPath: $0).path) }
+    }
+    let configuration = try DaemonConfiguration.load(
+      file: config, environment: ProcessInfo.processInfo.environment, arguments: arguments)
+    guard try FileSystem.kind(of: configuration.spool) == .directory else {
+      throw SpoolError.noSpool(configuration.spool)
+    }
+    return configuration
+  }
+}
+
+enum SpoolError: Error, CustomStringConvertible {
+  case noSpool(String)
+  case unknownJob(String)
+  case notDone(String)
+  case alreadyThere(String)
+  case problems(String, count: Int)
+
+  var description: String {
+    switch self {
+    case .noSpool(let path):
+      "\(path): there is no drop folder; start quanteased once, or name it with --spool or --config"
+    case .unknownJob(let name):
+      "\(name) is neither a job nor in the drop folder; 'quantease status' lists them"
+    case .notDone(let what):
+      "the daemon has not taken up the request to \(what) yet; it will, see 'quantease status' and its log"
+    case .alreadyThere(let path): "\(path) exists already; give another --name"
+    case .problems(let path, let count): "\(path): \(count) \(count == 1 ? "problem" : "problems")"
+    }
+  }
+
+  var exitCode: Int32 {
+    switch self {
+    case .noSpool, .unknownJob: 66
+    case .notDone: 75
+    case .alreadyThere: 73
+    case .problems: 65
+    }
+  }
+}
+
+/// The exit status of an error of the commands around the daemon, by sysexits(3); nil for others.
+func sysexit(ofDaemon error: any Error) -> Int32? {
+  switch error {
+  case let error as SpoolError: error.exitCode
+  case let error as ConfigurationError: error.exitCode
+  case let error as FileLockError: error.exitCode
+  case is JobRequestError: 65
+  case is StateError: 74
+  default: nil
+  }
+}
+
+/// What spool and state tell, with or without a daemon.
+struct SpoolView {
+  let configuration: DaemonConfiguration
+  let spool: Spool
+  /// In the order of arrival.
+  let jobs: [JobRecord]
+  let drops: [Drop]
+  let snapshot: StatusSnapshot
+
+  init(_ options: SpoolOptions) throws {
+    configuration = try options.configuration()
+    spool = Spool(root: configuration.spool)
+    let store = try StateStore.reading(directory: configuration.stateDirectory)
+    jobs = try store?.jobs().sorted { ($0.arrivedAt, $0.id) < ($1.arrivedAt, $1.id) } ?? []
+    drops = DropFolder(spool: spool, settleTime: .seconds(configuration.settleSeconds)).scan(now: .now)
+    snapshot = StatusSnapshot(
+      jobs: jobs, counters: try store?.counters() ?? StatusSnapshot.Counters(), drops: drops,
+      service: Self.isDaemonRunning(spool) ? .running : .stopped, spool: spool,
+      cacheDirectory: configuration.cacheDirectory)
+  }
+
+  /// A job by its identifier, or the newest of a name.
+  func job(_ name: String) -> JobRecord? {
+    jobs.first { $0.id == name } ?? jobs.last { $0.name == name }
+  }
+
+  static func isDaemonRunning(_ spool: Spool) -> Bool {
+    do {
+      _ = try FileLock(path: spool.lock, purpose: "a look at the status")
+      return false
+    } catch .held {
+      return true
+    } catch {
+      return false
+    }
+  }
+}

@@ -1,0 +1,117 @@
+import ArgumentParser
+import Daemon
+import Foundation
+
+struct StatusCommand: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "status",
+    abstract: "Says what the daemon is at, what waits, and what has come of the rest.",
+    discussion: "Reads the drop folder and the state database; it works without a daemon, too.")
+
+  @OptionGroup(title: "Daemon") var options: SpoolOptions
+
+  @Flag(help: "Print JSON.")
+  var json = false
+
+  func run() throws {
+    let snapshot = try SpoolView(options).snapshot
+    if json {
+      FileHandle.standardOutput.write(Data(try snapshot.json()))
+    } else {
+      for line in Self.lines(snapshot) { Console.line(line) }
+    }
+  }
+
+  private static let finishedLimit = 10
+
+  private static func lines(_ snapshot: StatusSnapshot) -> [String] {
+    let service = snapshot.service == .running ? "running" : "not running: nothing is taken up until it is"
+    var lines = ["quanteased is \(service)", snapshot.stateText]
+    if let current = snapshot.current {
+      lines += ["", "at work"]
+      lines.append("  \(current.id)")
+      if let progress = current.progress {
+        let done = Int((progress * 30).rounded(.down))
+        let bar = String(repeating: "█", count: done) + String(repeating: "░", count: 30 - done)
+        let left = current.secondsRemaining.map { ", \(Console.time($0)) left" } ?? ""
+        lines.append("  \(bar) \(current.linearsDone) of \(current.linearCount) linears\(left)")
+      } else {
+        lines.append("  \(current.step)")
+      }
+    }
+    if !snapshot.queue.isEmpty {
+      lines += ["", "waiting"]
+      for item in snapshot.queue {
+        let reason = item.reasons.isEmpty ? "for its turn" : item.reasons.joined(separator: "; ")
+        lines.append("  \(item.id ?? item.name)  \(reason)")
+      }
+    }
+    if !snapshot.finished.isEmpty {
+      lines += ["", "over, newest first"]
+      lines += snapshot.finished.prefix(finishedLimit).map { job in
+        switch job.outcome {
+        case .published:
+          "  published  \(job.id)  \(job.output ?? "")"
+            + (job.meanRelativeError.map { "  error \(Console.percent($0))" } ?? "")
+        case .failed: "  failed     \(job.id)  \(job.failure?.message ?? "")"
+        case .cancelled: "  cancelled  \(job.id)"
+        }
+      }
+    }
+    return lines
+  }
+}
+
+struct WhyCommand: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "why",
+    abstract: "Says why a job waits or failed, and what to do about it.")
+
+  @Argument(help: ArgumentHelp("A job's identifier, or the name of a drop.", valueName: "job"))
+  var job: String
+
+  @OptionGroup(title: "Daemon") var options: SpoolOptions
+
+  func run() throws {
+    let view = try SpoolView(options)
+    if let drop = view.drops.first(where: { $0.name == job }) {
+      return Console.line(Self.text(drop, in: view))
+    }
+    guard let record = view.job(job) else { throw SpoolError.unknownJob(job) }
+    Console.line(Self.text(record, in: view))
+  }
+
+  private static func text(_ drop: Drop, in view: SpoolView) -> String {
+    let head = "\(drop.name) is in \(view.spool.incoming)"
+    switch drop.state {
+    case .ready: return "\(head), complete, and is taken up at the daemon's next scan"
+    case .waiting(let reasons):
+      return "\(head) and waits:\n" + reasons.map { "  \($0)" }.joined(separator: "\n")
+        + "\nA file .ready in it, or a rename of the whole directory into the folder, says that it is complete."
+    case .refused(let reason, let mend): return "\(head) and is refused: \(reason)\n  mend: \(mend)"
+    }
+  }
+
+  private static func text(_ job: JobRecord, in view: SpoolView) -> String {
+    let spool = view.spool
+    switch job.phase {
+    case .queued:
+      return job.pausedBecause.map { "\(job.id) is paused and tried again by itself: \($0)" }
+        ?? "\(job.id) waits for its turn"
+    case .running, .publishing:
+      return "\(job.id) is at work: \(job.step), \(job.linears.count) of \(job.plan?.linearCount ?? 0) linears, "
+        + "attempt \(max(1, job.attempts))"
+    case .published:
+      return "\(job.id) is published: \(job.output ?? spool.output)"
+        + (job.step.hasPrefix("the same job") ? ", \(job.step)" : "")
+    case .failed:
+      return """
+        \(job.id) failed: \(job.failure?.message ?? "")
+          source   \(spool.failed)/\(job.id)
+          again    quantease retry \(job.id)
+        """
+    case .cancelled:
+      return "\(job.id) was cancelled; its source stands in \(spool.failed)/\(job.id), 'quantease retry' takes it up"
+    }
+  }
+}
