@@ -14,9 +14,10 @@ final class DropFolderFixture {
   static let settleTime = Duration.seconds(10)
 
   init(
-    isNetworked: Bool = false, hasNoWriter: @escaping (String) -> Bool? = { _ in nil }
+    isInMemory: Bool = false, isNetworked: Bool = false,
+    hasNoWriter: @escaping (String) -> Bool? = { _ in nil }
   ) throws {
-    directory = try TemporaryDirectory()
+    directory = try TemporaryDirectory(isInMemory: isInMemory)
     spool = Spool(root: directory.file("spool"))
     try spool.create()
     folder = DropFolder(

@@ -39,7 +39,7 @@ import Testing
   }
 
   @Test func `of 1000 uploads none starts early, none is stranded, none starts twice`() throws {
-    let fixture = try DropFolderFixture(hasNoWriter: { FileSystem.hasNoWriter($0) })
+    let fixture = try DropFolderFixture(isInMemory: true, hasNoWriter: { FileSystem.hasNoWriter($0) })
     var generator = SeededGenerator(seed: 20_240_914)
     // Names come again: an upload waits until the one before it under its name is claimed.
     var uploads = Uploads(
@@ -110,7 +110,7 @@ import Testing
   }
 
   @Test func `a scan of 1000 drops in which nothing happens takes little time`() throws {
-    let fixture = try DropFolderFixture()
+    let fixture = try DropFolderFixture(isInMemory: true)
     for number in 0..<1000 {
       try fixture.append("{}", to: "model-\(number)/config.json")
       try fixture.append("x", to: "model-\(number)/model.safetensors")

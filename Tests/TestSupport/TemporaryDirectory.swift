@@ -4,9 +4,14 @@ import SystemIO
 public final class TemporaryDirectory: Sendable {
   public let path: String
 
-  public init() throws {
+  /// - Parameter isInMemory: For tests of many small files that no disk should slow down; where the system
+  ///   has no such place, the directory is as any other.
+  public init(isInMemory: Bool = false) throws {
+    let memory = "/dev/shm"
+    let hasMemory = try isInMemory && FileSystem.kind(of: memory) == .directory
+    let parent = hasMemory ? memory : TestEnvironment.temporaryDirectory
     let name = "quantease-test-\(String(UInt64.random(in: 0...UInt64.max), radix: 36))"
-    path = FileSystem.join(TestEnvironment.temporaryDirectory, name)
+    path = FileSystem.join(parent, name)
     try FileSystem.createDirectories(path)
   }
 
