@@ -42,13 +42,14 @@ public struct JobRequest: Sendable, Equatable {
 /// Why a request cannot be met.
 public enum JobRequestError: Error, Sendable, Equatable, CustomStringConvertible {
   case unknownJob(String)
-  case notOver(String)
+  case cannotRetry(String, JobRecord.Phase)
   case over(String, JobRecord.Phase)
 
   public var description: String {
     switch self {
     case .unknownJob(let id): "\(id) is no job; 'quantease status' lists them"
-    case .notOver(let id): "\(id) is not over; only a failed or cancelled job can be tried again"
+    case .cannotRetry(let id, let phase):
+      "\(id) is \(phase.rawValue); only a failed or cancelled job can be tried again"
     case .over(let id, let phase): "\(id) is \(phase.rawValue) already"
     }
   }
@@ -63,7 +64,7 @@ extension JobLedger {
       if job.phase.isOver { throw JobRequestError.over(job.id, job.phase) }
       try cancel(job.id)
     case .retry:
-      guard job.phase == .failed || job.phase == .cancelled else { throw JobRequestError.notOver(job.id) }
+      guard job.phase == .failed || job.phase == .cancelled else { throw JobRequestError.cannotRetry(job.id, job.phase) }
       try retry(job.id)
     }
   }

@@ -129,9 +129,14 @@ public struct JobWorker {
   /// The activation cache's file. Its name holds the machine's start: one that was written before is not to be
   /// trusted, since nobody waited for it to reach the disk.
   private func cachePath() throws -> String {
-    let boot = String(
-      decoding: try FileSystem.contents(of: "/proc/sys/kernel/random/boot_id", limit: 128), as: UTF8.self
-    ).prefix(8)
+    // A service may see nothing of /proc but processes; its unit then passes the identity on. Where nobody knows
+    // it, no cache is taken over.
+    let identity =
+      ProcessEnvironment.process.value("QUANTEASE_BOOT_ID")
+      ?? (try? FileSystem.contents(of: "/proc/sys/kernel/random/boot_id", limit: 128)).map {
+        String(decoding: $0, as: UTF8.self)
+      } ?? "process \(ThisProcess.identifier)"
+    let boot = identity.filter { $0.isLetter || $0.isNumber }.prefix(16)
     let name = "\(order.id).\(boot).activations.mdb"
     try FileSystem.createDirectories(order.cacheDirectory)
     try Self.removeCaches(of: order.id, in: order.cacheDirectory) { !$0.hasPrefix(name) }

@@ -58,7 +58,7 @@ private func request(_ action: JobRequest.Action, _ name: String, _ options: Spo
 private func ledgerCheck(_ request: JobRequest, _ job: JobRecord) throws {
   switch request.action {
   case .cancel where job.phase.isOver: throw JobRequestError.over(job.id, job.phase)
-  case .retry where job.phase != .failed && job.phase != .cancelled: throw JobRequestError.notOver(job.id)
+  case .retry where job.phase != .failed && job.phase != .cancelled: throw JobRequestError.cannotRetry(job.id, job.phase)
   default: break
   }
 }
