@@ -71,9 +71,9 @@ struct StatusPageTests {
   @Test func `what waits says why, and what failed says what to do`() {
     let html = StatusPage(SampleSnapshots.working).html
     #expect(html.contains("<li>model-00014-of-00017.safetensors is missing</li>"))
-    #expect(html.contains("get the checkpoint again; its shard"))
+    #expect(html.contains("Get the checkpoint again; its shard"))
     #expect(html.contains("4 min ago") && html.contains("1 h ago") && html.contains("yesterday"))
-    #expect(StatusPage(SampleSnapshots.paused).html.contains("<strong>Paused.</strong> the cache"))
+    #expect(StatusPage(SampleSnapshots.paused).html.contains("<strong>Paused:</strong> the cache"))
   }
 
   @Test func `a long past is cut, and says so`() {

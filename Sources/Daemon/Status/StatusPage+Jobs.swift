@@ -73,7 +73,7 @@ extension StatusPage {
   }
 
   private func failure(_ failure: StatusSnapshot.Failure) -> String {
-    let mend = failure.mend.map { "<p class=\"mend\">\(escaped($0))</p>" } ?? ""
+    let mend = failure.mend.map { "<p class=\"mend\">\(escaped(sentence($0)))</p>" } ?? ""
     return """
       <div class="failure"><p>\(escaped(failure.message)) \
       <span class="code" title="exit status, after sysexits.h">\(failure.code)</span></p>\(mend)</div>

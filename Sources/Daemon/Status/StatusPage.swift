@@ -73,14 +73,24 @@ public struct StatusPage: Sendable {
     ]
     return """
       <header>
-      <p class="kicker">QuantEase<span class="mood \(mood.rawValue)">\(mood.rawValue)</span></p>
+      <p class="kicker">QuantEase\(mark)</p>
       <h1>\(heading)</h1>
-      <p class="lead">\(escaped(snapshot.stateText))</p>
+      <p class="lead">\(escaped(lead))</p>
       <div class="cards">
       \(cards.joined(separator: "\n"))
       </div>
       </header>
       """
+  }
+
+  /// Without a job the heading says it already.
+  private var mark: String {
+    snapshot.current == nil ? "" : "<span class=\"mood \(mood.rawValue)\">\(mood.rawValue)</span>"
+  }
+
+  /// With a job the line begins with its name, which stays as it is.
+  private var lead: String {
+    snapshot.current == nil ? sentence(snapshot.stateText) : snapshot.stateText
   }
 
   private var queueNote: String {
@@ -103,7 +113,7 @@ public struct StatusPage: Sendable {
   private var current: String {
     guard let current = snapshot.current else { return "" }
     let paused = current.pausedBecause.map {
-      "<p class=\"notice\"><strong>Paused.</strong> \(escaped($0))</p>"
+      "<p class=\"notice\"><strong>Paused:</strong> \(escaped($0))</p>"
     }
     return """
       <section>
@@ -177,7 +187,7 @@ public struct StatusPage: Sendable {
   /// Rounded down: 100 % is said when all is done.
   private func wholePercent(_ share: Double) -> Int { Int((share * 100).rounded(.down)) }
 
-  private func sentence(_ text: String) -> String { text.prefix(1).uppercased() + text.dropFirst() }
+  func sentence(_ text: String) -> String { text.prefix(1).uppercased() + text.dropFirst() }
 
   private var footer: String {
     """

@@ -8,7 +8,8 @@ let statusStyle = """
   p { margin: 0 }
   .kicker { display: flex; align-items: center; gap: 10px; margin: 0 0 6px }
   .lead { margin: 8px 0 20px }
-  .cards { grid-template-columns: repeat(4, 1fr) }
+  .cards { grid-template-columns: repeat(4, minmax(0, 1fr)) }
+  .card .note { overflow-wrap: anywhere }
   .card .value { overflow: hidden; text-overflow: ellipsis }
   section > h2 { overflow-wrap: anywhere }
   .hint.last { margin: 0 }
@@ -32,7 +33,7 @@ let statusStyle = """
   .track span { display: block; height: 100%; min-width: 4px; border-radius: 6px; background: var(--accent) }
   .track .paused { background: var(--warn) }
   section dl { grid-template-columns: repeat(auto-fill, minmax(180px, 1fr)) }
-  .chart { --colour: var(--accent) }
+  dl > div { min-width: 0 }
   .chart .series { --colour: var(--accent) }
 
   .jobs { list-style: none; margin: 0; padding: 0 }
@@ -42,7 +43,7 @@ let statusStyle = """
   .top { display: flex; justify-content: space-between; align-items: baseline; gap: 12px }
   .top strong { min-width: 0; font-weight: 600 }
   .facts { color: var(--soft); font-size: .9rem }
-  .reasons { margin: 6px 0 0; padding-left: 20px; font-size: .9rem }
+  .reasons { list-style: disc; margin: 6px 0 0; padding-left: 20px; font-size: .9rem }
   .path { font-size: .9rem; margin-top: 2px }
   .path code, dd code { overflow-wrap: anywhere }
   .failure {
@@ -56,6 +57,8 @@ let statusStyle = """
   footer a { color: inherit }
 
   @media (max-width: 640px) {
-    .cards, section dl { grid-template-columns: 1fr 1fr }
+    .cards, section dl { grid-template-columns: repeat(2, minmax(0, 1fr)) }
+    /* The heading says it, and the ticks need the room. */
+    svg .label[transform] { display: none }
   }
   """
