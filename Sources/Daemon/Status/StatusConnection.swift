@@ -34,13 +34,15 @@ final class StatusConnection {
   /// Does what can be done without waiting.
   func advance(now: Double, lingerSeconds: Double, answer: (HTTPRequest) -> HTTPResponse) {
     do {
-      if deadline <= now { try expire() }
+      // First what has come: that the server was late is not the client's fault.
       if case .reading = phase { try read(answer) }
+      if case .reading = phase, deadline <= now { try expire() }
       if case .sending(let bytes, let sent) = phase {
-        try send(bytes, from: sent, deadline: min(deadline, now + lingerSeconds))
+        try send(bytes, from: sent, deadline: now + lingerSeconds)
       } else if case .lingering = phase {
         try drop()
       }
+      if deadline <= now { phase = .over }
     } catch {
       // The client is gone, and nobody else minds.
       phase = .over
@@ -48,7 +50,7 @@ final class StatusConnection {
   }
 
   private func expire() throws(SocketError) {
-    if case .reading = phase, !head.isEmpty {
+    if !head.isEmpty {
       // As much as goes out at once; it is a courtesy.
       _ = try connection.send(HTTPResponse(refusing: .timeout).bytes[...])
       connection.finishSending()
