@@ -9,7 +9,8 @@ private enum ChunkSize {
   static let productRows = 512
   static let productColumns = 1024
   static let gramColumns = 768
-  static let gramTokens = 1024
+  /// Four blocks make ten tiles, which two, four or eight threads share evenly.
+  static let fewestGramBlocks = 4
   static let crossRows = 384
   static let crossColumns = 512
   static let choleskyPanel = 256
@@ -50,40 +51,23 @@ extension OpenBLASBackend: LinearAlgebra {
     }
   }
 
+  /// Every tile of the triangle is one task, which takes all tokens and adds to Σ in place: sums of their own for
+  /// parts of the tokens would have to be made, and faulted in, for every batch.
   public func accumulateGram(_ inputs: Matrix, into gram: Matrix) {
     let order = gram.rows
     precondition(gram.columns == order && inputs.columns == order, "the Gram matrix has another order")
-    let blocks = Division(order, blocksOfAtMost: ChunkSize.gramColumns, multipleOf: 8)
-    let tiles = SymmetricTiles(blocks)
-    // A narrow Gram matrix has few tiles: slices of the tokens, each with a sum of its own, make up for it.
-    let slicesWanted = ChunkSize.fewest / max(tiles.count, 1)
-    let slicesFitting = inputs.rows / ChunkSize.gramTokens
-    let sliceCount = max(1, min(slicesWanted, slicesFitting))
-    let tokensPerSlice = max(1, inputs.rows.dividedRoundingUp(by: sliceCount))
-    let slices = Division(inputs.rows, blocksOfAtMost: tokensPerSlice)
-    let sums = [gram] + (1..<max(slices.count, 1)).map { _ in Matrix(rows: order, columns: order) }
-
-    team.run(chunks: tiles.count * slices.count) { chunk in
-      let (rows, columns) = tiles[chunk / slices.count]
-      let slice = chunk % slices.count
-      let sum = sums[slice].block(rows: rows, columns: columns)
-      let left = inputs.block(rows: slices[slice], columns: rows)
+    let evenly = order.dividedRoundingUp(by: ChunkSize.fewestGramBlocks)
+    let largest = min(max(evenly, ChunkSize.leastRows), ChunkSize.gramColumns)
+    let tiles = SymmetricTiles(Division(order, blocksOfAtMost: largest, multipleOf: 8))
+    team.run(chunks: tiles.count) { chunk in
+      let (rows, columns) = tiles[chunk]
+      let sum = gram.block(rows: rows, columns: columns)
+      let left = inputs.block(rows: 0..<inputs.rows, columns: rows)
       if rows == columns {
         sum.addGram(left)
       } else {
-        let right = inputs.block(rows: slices[slice], columns: columns)
+        let right = inputs.block(rows: 0..<inputs.rows, columns: columns)
         sum.multiply(left, transposingA: true, right, keeping: 1)
-      }
-    }
-
-    if sums.count == 1 { return }
-    let rowBlocks = Division(order, blocksOfAtMost: ChunkSize.leastRows)
-    team.run(chunks: rowBlocks.count) { chunk in
-      for row in rowBlocks[chunk] {
-        let start = row * order + row
-        for sum in sums.dropFirst() {
-          unsafe qe_add(sum.pointer + start, gram.pointer + start, order - row)
-        }
       }
     }
   }
