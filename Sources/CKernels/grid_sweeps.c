@@ -1,17 +1,9 @@
 #include "grid_sweeps.h"
-#include "dispatch.h"
 
 #include <string.h>
 
-// Adding and taking away 1.5 · 2²³ leaves the nearest integer, ties to even, for values below 2²².
-static const float rounding_magic = 12582912.0f;
-
-// The nearest code to `value`, which is in units of codes.
-static inline __attribute__((always_inline)) float nearest_code(float value, float maximum_code) {
-  float clamped = value > 0.0f ? value : 0.0f;
-  clamped = clamped < maximum_code ? clamped : maximum_code;
-  return (clamped + rounding_magic) - rounding_magic;
-}
+#include "dispatch.h"
+#include "nearest_code.h"
 
 QE_DISPATCH
 void qe_nearest_plane_block(
@@ -126,41 +118,39 @@ float qe_weighted_rounding_error(
 }
 
 // What the step of a partner costs, at best: s² Σ_kk - 2 s |gradient there|.
-static inline __attribute__((always_inline)) float partner_cost(
-    float residual, float scale, float diagonal) {
+INLINED float partner_cost(float residual, float scale, float diagonal) {
   const float magnitude = residual < 0.0f ? -residual : residual;
   return scale * (scale * diagonal - 2.0f * magnitude);
 }
 
-// Gathering is one loop and arithmetic another, so that the second is vectorised whatever the first becomes.
-enum { gather_width = 16 };
+enum { lanes = 8 };
 
-// The least partner cost among a column's neighbours once the column has changed by `change`.
-static inline __attribute__((always_inline)) float least_partner_cost(
+// Whether the step of some neighbour and the column's own change by `change`, which costs `cost`, cost less than
+// `threshold` together. Nearly all columns have no such neighbour: this is what a pass of pair moves spends
+// its time on. `is_uniform`, known to the compiler, says that all columns of the row have one scale.
+INLINED int has_partner(
     size_t count, const int32_t *restrict others, const float *restrict other_gram,
-    const float *restrict other_diagonal, const float *restrict scales, const float *restrict gradient,
-    float change) {
+    const float *restrict other_diagonal, const float *restrict scales, int is_uniform,
+    const float *restrict gradient, float change, float cost, float threshold) {
 #pragma clang fp contract(fast)
-  float least[gather_width] = {0.0f};
-  for (size_t start = 0; start < count; start += gather_width) {
-    const size_t width = count - start < gather_width ? count - start : gather_width;
-    float gradients[gather_width] = {0.0f};
-    float steps[gather_width] = {0.0f};
-    float products[gather_width] = {0.0f};
-    float diagonals[gather_width] = {0.0f};
-    for (size_t x = 0; x < width; x++) {
-      gradients[x] = gradient[others[start + x]];
-      steps[x] = scales[others[start + x]];
-      products[x] = other_gram[start + x];
-      diagonals[x] = other_diagonal[start + x];
+  int result = 0;
+  size_t x = 0;
+  for (; x + lanes <= count; x += lanes) {
+    // Gathering is one loop and arithmetic another, so that the second is vectorised whatever the first becomes.
+    float gradients[lanes], steps[lanes];
+    for (int lane = 0; lane < lanes; lane++) gradients[lane] = gradient[others[x + lane]];
+    for (int lane = 0; lane < lanes; lane++) steps[lane] = scales[is_uniform ? 0 : others[x + lane]];
+    uint32_t found = 0;
+    for (int lane = 0; lane < lanes; lane++) {
+      const float residual = gradients[lane] - change * other_gram[x + lane];
+      found |= cost + partner_cost(residual, steps[lane], other_diagonal[x + lane]) < threshold;
     }
-    for (size_t x = 0; x < gather_width; x++) {
-      const float cost = partner_cost(gradients[x] - change * products[x], steps[x], diagonals[x]);
-      least[x] = cost < least[x] ? cost : least[x];
-    }
+    result |= found;
   }
-  float result = 0.0f;
-  for (size_t x = 0; x < gather_width; x++) result = least[x] < result ? least[x] : result;
+  for (; x < count; x++) {
+    const float residual = gradient[others[x]] - change * other_gram[x];
+    result |= cost + partner_cost(residual, scales[others[x]], other_diagonal[x]) < threshold;
+  }
   return result;
 }
 
@@ -170,6 +160,8 @@ size_t qe_descend_pairs_row(
     const float *restrict scales, float largest_scale, float maximum_code, float *restrict codes,
     float *restrict gradient) {
 #pragma clang fp contract(fast)
+  uint32_t differs = 0;
+  for (size_t j = 0; j < columns; j++) differs |= scales[j] != scales[0];
   size_t moved = 0;
   for (size_t j = 0; j < columns; j++) {
     // Away from the minimiser a step only costs more: the code on its other side is the one to try.
@@ -185,9 +177,14 @@ size_t qe_descend_pairs_row(
     const float *other_diagonal = neighbours.diagonal + j * neighbours.count;
     // A gain within rounding is none: the same pair would move back and forth.
     const float threshold = -1e-6f * cost;
-    const float least = least_partner_cost(
-        neighbours.count, others, other_gram, other_diagonal, scales, gradient, change);
-    if (!(cost + least < threshold)) continue;
+    const int has_any =
+        differs ? has_partner(
+                      neighbours.count, others, other_gram, other_diagonal, scales, 0, gradient, change,
+                      cost, threshold)
+                : has_partner(
+                      neighbours.count, others, other_gram, other_diagonal, scales, 1, gradient, change,
+                      cost, threshold);
+    if (!has_any) continue;
 
     float best_gain = threshold;
     size_t best = neighbours.count;
