@@ -1,5 +1,6 @@
 #include "grid_sweeps.h"
 
+#include <math.h>
 #include <string.h>
 
 #include "dispatch.h"
@@ -216,31 +217,86 @@ size_t qe_descend_pairs_row(
 }
 
 QE_DISPATCH
-void qe_cholesky_column(
-    size_t size, size_t block_start, size_t pivot, float pivot_value, float *restrict matrix,
-    float *restrict sums) {
-#pragma clang fp contract(fast) reassociate(on)
+size_t qe_index_of_smallest(size_t count, const float *values) {
+  // The compiler does not reorder comparisons of floats: the lanes of a vector stand here by name.
+  enum { width = 32 };
+  float partial[width];
+  for (int lane = 0; lane < width; lane++) partial[lane] = INFINITY;
+  size_t i = 0;
+  for (; i + width <= count; i += width)
+    for (int lane = 0; lane < width; lane++)
+      partial[lane] = values[i + lane] < partial[lane] ? values[i + lane] : partial[lane];
+  float least = INFINITY;
+  for (int lane = 0; lane < width; lane++) least = partial[lane] < least ? partial[lane] : least;
+  for (; i < count; i++) least = values[i] < least ? values[i] : least;
+  for (i = 0; i < count && values[i] != least;) i++;
+  return i;
+}
+
+QE_DISPATCH
+void qe_cholesky_row(
+    size_t columns, size_t before, size_t pivot, float pivot_value, const float *restrict factor,
+    float *restrict row, float *restrict remaining) {
+#pragma clang fp contract(fast)
   const float inverse = 1.0f / pivot_value;
-  const float *pivot_row = matrix + pivot * size;
-  for (size_t row = pivot + 1; row < size; row++) {
-    float *values = matrix + row * size;
-    float sum = 0.0f;
-    for (size_t k = block_start; k < pivot; k++) sum += values[k] * pivot_row[k];
-    const float entry = (values[pivot] - sum) * inverse;
-    values[pivot] = entry;
-    sums[row] += entry * entry;
+  // A part of the row stays in the first-level cache while those of the block's other rows go by.
+  enum { part = 1024 };
+  for (size_t start = 0; start < columns; start += part) {
+    const size_t end = start + part < columns ? start + part : columns;
+    for (size_t k = 0; k < before; k++) {
+      const float *restrict earlier = factor + k * columns;
+      const float coefficient = earlier[pivot];
+      for (size_t j = start; j < end; j++) row[j] -= coefficient * earlier[j];
+    }
+    for (size_t j = start; j < end; j++) {
+      row[j] *= inverse;
+      remaining[j] -= row[j] * row[j];
+    }
   }
 }
+
+// Sums are taken in fp32 over short stretches, and in fp64 across them.
+enum { stretch = 512 };
 
 QE_DISPATCH
 double qe_dot(size_t count, const float *restrict a, const float *restrict b) {
 #pragma clang fp contract(fast) reassociate(on)
   double total = 0.0;
-  // fp32 sums of short stretches, fp64 across them.
-  for (size_t start = 0; start < count; start += 512) {
-    const size_t end = start + 512 < count ? start + 512 : count;
+  for (size_t start = 0; start < count; start += stretch) {
+    const size_t end = start + stretch < count ? start + stretch : count;
     float sum = 0.0f;
     for (size_t i = start; i < end; i++) sum += a[i] * b[i];
+    total += (double)sum;
+  }
+  return total;
+}
+
+QE_DISPATCH
+void qe_round(
+    size_t columns, const float *restrict weights, float scale, float zero_point, float maximum_code,
+    float *restrict codes) {
+  for (size_t j = 0; j < columns; j++)
+    codes[j] = nearest_code(weights[j] / scale + zero_point, maximum_code);
+}
+
+QE_DISPATCH
+void qe_dequantize(size_t columns, const float *codes, float scale, float zero_point, float *weights) {
+  EACH_ELEMENT_ON_ITS_OWN
+  for (size_t j = 0; j < columns; j++) weights[j] = scale * (codes[j] - zero_point);
+}
+
+QE_DISPATCH
+double qe_row_objective(
+    size_t columns, const float *restrict weights, const float *restrict codes, float scale,
+    float zero_point, const float *restrict gradient) {
+#pragma clang fp contract(fast) reassociate(on)
+  double total = 0.0;
+  for (size_t start = 0; start < columns; start += stretch) {
+    const size_t end = start + stretch < columns ? start + stretch : columns;
+    float sum = 0.0f;
+    for (size_t j = start; j < end; j++) {
+      sum += (weights[j] - scale * (codes[j] - zero_point)) * gradient[j];
+    }
     total += (double)sum;
   }
   return total;

@@ -26,6 +26,12 @@ public protocol LinearAlgebra: Sendable {
   /// Adds AᵀB, A `[tokens, m]`, B `[tokens, n]`, to `product` `[m, n]`.
   func accumulateCrossProduct(_ a: Matrix, _ b: Matrix, into product: Matrix)
 
+  /// x A xᵀ of every row x.
+  /// - Parameters:
+  ///   - rows: `[m, n]`
+  ///   - matrix: A, `[n, n]`, symmetric
+  func quadraticForms(_ rows: Matrix, _ matrix: Matrix) -> [Double]
+
   /// Copies the upper triangle into the lower one.
   func symmetrize(_ matrix: Matrix)
 
@@ -33,9 +39,10 @@ public protocol LinearAlgebra: Sendable {
   /// - Throws: ``ComputeError/notPositiveDefinite(pivot:)``
   func factorizeCholesky(_ matrix: Matrix) throws(ComputeError)
 
-  /// The lower factor L of P A Pᵀ = L Lᵀ, in place of A, where P brings the smallest remaining pivot forward
-  /// at every step; the upper triangle becomes zero.
-  /// - Returns: the row of A that each row of L stands for.
+  /// The upper factor R of P A Pᵀ = Rᵀ R, in place of A, where P brings the smallest remaining pivot forward
+  /// at every step; the lower triangle becomes zero.
+  /// - Parameter matrix: A, both triangles
+  /// - Returns: the row of A that each row of R stands for.
   /// - Throws: ``ComputeError/notPositiveDefinite(pivot:)``
   func factorizePivotedCholesky(_ matrix: Matrix) throws(ComputeError) -> [Int]
 

@@ -51,6 +51,12 @@ public protocol GridSweeps: Sendable {
   /// - Parameter gradient: (W − Ŵ) Σ, kept up to date
   func refitScales(codes: Matrix, gradient: Matrix, gram: Matrix, grid: Grid)
 
+  /// What every row costs, by its gradient: Σ_j (w_j − ŵ_j) G_j.
+  /// - Parameters:
+  ///   - weights: W
+  ///   - gradient: G = (W − Ŵ) Σ
+  func rowObjectives(of codes: Matrix, weights: Matrix, gradient: Matrix, grid: Grid) -> [Double]
+
   /// y ← y − x.
   func subtract(_ x: Matrix, from y: Matrix)
 
@@ -103,11 +109,13 @@ public struct ColumnNeighbours: Sendable {
     let values = Matrix(rows: size, columns: count)
     let diagonal = Matrix(rows: size, columns: count)
     var reach = [Float](repeating: 0, count: size)
+    var correlations = [Float](repeating: 0, count: size)
     for column in 0..<size {
-      let correlations = gram.rows(column..<column + 1).withSpan { row in
-        (0..<size).map { abs(row[$0]) * inverseRoots[$0] }
+      gram.rows(column..<column + 1).withSpan { row in
+        for other in 0..<size { correlations[other] = abs(row[other]) * inverseRoots[other] }
       }
-      for (place, other) in correlations.indicesOfLargest(count, excluding: column).enumerated() {
+      correlations[column] = -.infinity
+      for (place, other) in correlations.indicesOfLargest(count).enumerated() {
         columns.append(Int32(other))
         values[column, place] = gram[column, other]
         diagonal[column, place] = gram[other, other]
@@ -123,12 +131,13 @@ public struct ColumnNeighbours: Sendable {
 }
 
 extension [Float] {
-  /// The indices of the largest elements, without one; of equal elements the first.
-  fileprivate func indicesOfLargest(_ count: Int, excluding excluded: Int) -> [Int] {
+  /// The indices of the largest elements above −∞; of equal elements the first.
+  fileprivate func indicesOfLargest(_ count: Int) -> [Int] {
     guard count > 0 else { return [] }
     var chosen: [Int] = []
+    chosen.reserveCapacity(count + 1)
     var least = -Float.infinity
-    for index in indices where index != excluded && (chosen.count < count || self[index] > least) {
+    for index in indices where self[index] > least {
       let place = chosen.firstIndex { self[$0] < self[index] } ?? chosen.count
       chosen.insert(index, at: place)
       if chosen.count > count { chosen.removeLast() }

@@ -14,14 +14,17 @@ private let rowsPerTask = 16
 
 extension OpenBLASBackend: ComputeBackend {
   public func round(_ weights: Matrix, grid: Grid, into codes: Matrix) {
-    forEachGroup(of: weights, grid: grid, into: codes) { value, scale, zeroPoint, maximum in
-      min(max((value / scale + zeroPoint).rounded(.toNearestOrEven), 0), maximum)
+    let maximum = Float(grid.format.maximumCode)
+    unsafe forEachGroup(of: weights, grid: grid, into: codes) {
+      count, source, scale, zeroPoint, destination in
+      unsafe qe_round(count, source, scale, zeroPoint, maximum, destination)
     }
   }
 
   public func dequantize(_ codes: Matrix, grid: Grid, into weights: Matrix) {
-    forEachGroup(of: codes, grid: grid, into: weights) { code, scale, zeroPoint, _ in
-      scale * (code - zeroPoint)
+    unsafe forEachGroup(of: codes, grid: grid, into: weights) {
+      count, source, scale, zeroPoint, destination in
+      unsafe qe_dequantize(count, source, scale, zeroPoint, destination)
     }
   }
 
@@ -209,6 +212,23 @@ extension OpenBLASBackend: ComputeBackend {
     }
   }
 
+  public func rowObjectives(of codes: Matrix, weights: Matrix, gradient: Matrix, grid: Grid) -> [Double] {
+    precondition(
+      weights.rows == codes.rows && weights.columns == codes.columns && gradient.rows == codes.rows
+        && gradient.columns == codes.columns && grid.outFeatures == codes.rows
+        && grid.inFeatures == codes.columns, "the shapes differ")
+    return mapRows(codes.rows) { row in
+      (0..<grid.groups).reduce(0) { sum, group in
+        let columns = grid.columns(ofGroup: group)
+        let start = row * codes.columns + columns.lowerBound
+        let share = unsafe qe_row_objective(
+          columns.count, weights.pointer + start, codes.pointer + start, grid.scales[row, group],
+          grid.zeroPoints[row, group], gradient.pointer + start)
+        return sum + share
+      }
+    }
+  }
+
   public func subtract(_ x: Matrix, from y: Matrix) {
     precondition(x.rows == y.rows && x.columns == y.columns, "the shapes differ")
     forEachTask(of: x.rows) { rows in
@@ -220,7 +240,7 @@ extension OpenBLASBackend: ComputeBackend {
 
   public func rowDots(_ a: Matrix, _ b: Matrix) -> [Double] {
     precondition(a.rows == b.rows && a.columns == b.columns, "the shapes differ")
-    return (0..<a.rows).map { row in
+    return mapRows(a.rows) { row in
       unsafe qe_dot(a.columns, a.pointer + row * a.columns, b.pointer + row * b.columns)
     }
   }
@@ -268,27 +288,38 @@ extension OpenBLASBackend: ComputeBackend {
     }
   }
 
-  func forEachGroup(
+  private func forEachGroup(
     of source: Matrix, grid: Grid, into destination: Matrix,
-    _ transform: (_ value: Float, _ scale: Float, _ zeroPoint: Float, _ maximum: Float) -> Float
+    _ body: (
+      _ count: Int, _ source: UnsafePointer<Float>, _ scale: Float, _ zeroPoint: Float,
+      _ destination: UnsafeMutablePointer<Float>
+    ) -> Void
   ) {
     precondition(
       source.rows == destination.rows && source.columns == destination.columns
         && grid.outFeatures == source.rows && grid.inFeatures == source.columns,
       "the shapes differ")
-    let maximum = Float(grid.format.maximumCode)
     forEachTask(of: source.rows) { rows in
       for row in rows {
         for group in 0..<grid.groups {
-          let (scale, zeroPoint) = (grid.scales[row, group], grid.zeroPoints[row, group])
-          let start = row * source.columns + group * grid.columnsPerGroup
-          let end = min(start + grid.columnsPerGroup, (row + 1) * source.columns)
-          for index in start..<end {
-            unsafe destination.pointer[index] =
-              transform(source.pointer[index], scale, zeroPoint, maximum)
-          }
+          let columns = grid.columns(ofGroup: group)
+          let start = row * source.columns + columns.lowerBound
+          unsafe body(
+            columns.count, source.pointer + start, grid.scales[row, group], grid.zeroPoints[row, group],
+            destination.pointer + start)
         }
       }
+    }
+  }
+
+  /// One value of every row.
+  private func mapRows(_ rows: Int, _ value: (_ row: Int) -> Double) -> [Double] {
+    unsafe [Double](unsafeUninitializedCapacity: rows) { values, count in
+      let values = unsafe values
+      forEachTask(of: rows) { task in
+        for row in task { unsafe values[row] = value(row) }
+      }
+      count = rows
     }
   }
 
@@ -351,12 +382,16 @@ extension Grid {
     (0..<groups).reduce(0) { max($0, scales[row, $1]) }
   }
 
+  func columns(ofGroup group: Int) -> Range<Int> {
+    group * columnsPerGroup..<min((group + 1) * columnsPerGroup, inFeatures)
+  }
+
   /// The scale of every column of a row.
   func expandScales(ofRow row: Int, into expanded: Matrix) {
     for group in 0..<groups {
-      let start = group * columnsPerGroup
-      let width = min(columnsPerGroup, inFeatures - start)
-      unsafe (expanded.pointer + start).update(repeating: scales[row, group], count: width)
+      let columns = columns(ofGroup: group)
+      unsafe (expanded.pointer + columns.lowerBound).update(
+        repeating: scales[row, group], count: columns.count)
     }
   }
 

@@ -13,6 +13,8 @@ private enum ChunkSize {
   static let fewestGramBlocks = 4
   static let crossRows = 384
   static let crossColumns = 512
+  static let formRows = 256
+  static let formColumns = 192
   static let choleskyPanel = 256
   static let choleskyTile = 512
   static let triangularRows = 128
@@ -83,6 +85,36 @@ extension OpenBLASBackend: LinearAlgebra {
       product.block(rows: rows, columns: columns).multiply(
         a.block(rows: 0..<a.rows, columns: rows), transposingA: true,
         b.block(rows: 0..<b.rows, columns: columns), keeping: 1)
+    }
+  }
+
+  /// Takes every pair of columns once: the products of a block of columns with those before it count double.
+  public func quadraticForms(_ rows: Matrix, _ matrix: Matrix) -> [Double] {
+    let order = matrix.rows
+    precondition(matrix.columns == order && rows.columns == order, "the shapes differ")
+    let rowBlocks = Division(rows.rows, blocksOfAtMost: ChunkSize.formRows)
+    let columnBlocks = Division(order, blocksOfAtMost: ChunkSize.formColumns, multipleOf: 8)
+    let scratch = { Matrix(rows: rowBlocks.size, columns: columnBlocks.size) }
+    return unsafe [Double](unsafeUninitializedCapacity: rows.rows) { forms, count in
+      unsafe forms.initialize(repeating: 0)
+      let forms = unsafe forms
+      team.run(chunks: rowBlocks.count, scratch: scratch) { chunk, scratch in
+        let x = rows.rows(rowBlocks[chunk])
+        for columns in (0..<columnBlocks.count).map({ columnBlocks[$0] }) {
+          let image = scratch.block(rows: 0..<x.rows, columns: 0..<columns.count)
+          let before = 0..<columns.lowerBound
+          image.multiply(
+            x.block(rows: 0..<x.rows, columns: before), matrix.block(rows: before, columns: columns),
+            scale: 2, keeping: 0)
+          let own = x.block(rows: 0..<x.rows, columns: columns)
+          image.multiply(own, matrix.block(rows: columns, columns: columns), keeping: 1)
+          for row in 0..<x.rows {
+            unsafe forms[rowBlocks[chunk].lowerBound + row] += qe_dot(
+              columns.count, own.pointer + row * own.stride, image.pointer + row * image.stride)
+          }
+        }
+      }
+      count = rows.rows
     }
   }
 

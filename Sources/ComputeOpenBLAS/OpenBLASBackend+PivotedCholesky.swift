@@ -1,78 +1,81 @@
 import CKernels
-import COpenBLAS
 import Compute
 import Tensors
 
-/// Columns that are factorised one by one before a matrix product brings the rest up to date.
-private let columnsPerBlock = 64
+/// Rows that are factorised one by one before a matrix product brings the rest up to date.
+private let rowsPerBlock = 64
 /// Rows of the remaining matrix that one task brings up to date.
 private let rowsPerTask = 192
 
 extension OpenBLASBackend {
+  /// Rows change places, columns stay where they are until every pivot is known: all that is read and written
+  /// are whole rows. What that computes in columns whose pivot is past is never looked at.
   public func factorizePivotedCholesky(_ matrix: Matrix) throws(ComputeError) -> [Int] {
     let size = matrix.rows
     precondition(matrix.columns == size, "only a square matrix has a Cholesky factor")
+    // The column whose row stands at every place, and the place of every column's row.
     var order = Array(0..<size)
-    let sums = Matrix(rows: 1, columns: size)
-    for start in stride(from: 0, to: size, by: columnsPerBlock) {
-      let end = min(start + columnsPerBlock, size)
-      sums.fill(0)
-      for pivot in start..<end {
-        let chosen = smallestPivot(in: matrix, from: pivot, sums: sums)
-        let variance = matrix[chosen, chosen] - sums[0, chosen]
-        guard variance > 0 && variance.isFinite else { throw .notPositiveDefinite(pivot: pivot) }
-        exchange(matrix, pivot, chosen)
-        order.swapAt(pivot, chosen)
-        (sums[0, pivot], sums[0, chosen]) = (sums[0, chosen], sums[0, pivot])
-        let value = variance.squareRoot()
-        matrix[pivot, pivot] = value
-        unsafe qe_cholesky_column(size, start, pivot, value, matrix.pointer, sums.pointer)
+    var places = order
+    // What is left of every column's variance; infinite once it has been a pivot.
+    let remaining = Matrix(rows: 1, columns: size)
+    remaining.fill(.infinity)
+    for start in stride(from: 0, to: size, by: rowsPerBlock) {
+      let block = start..<min(start + rowsPerBlock, size)
+      for place in start..<size { remaining[0, order[place]] = matrix[place, order[place]] }
+      for place in block {
+        let pivot = unsafe qe_index_of_smallest(size, remaining.pointer)
+        let variance = pivot < size ? remaining[0, pivot] : .nan
+        guard variance > 0 && variance.isFinite else { throw .notPositiveDefinite(pivot: place) }
+        let chosen = places[pivot]
+        exchangeRows(matrix, place, chosen)
+        places.swapAt(order[place], pivot)
+        order.swapAt(place, chosen)
+        unsafe qe_cholesky_row(
+          size, place - start, pivot, variance.squareRoot(), matrix.pointer + start * size,
+          matrix.pointer + place * size, remaining.pointer)
+        remaining[0, pivot] = .infinity
       }
-      subtractOuterProduct(matrix, columns: start..<end)
+      subtractProducts(of: block, from: matrix, order: order)
     }
-    for row in 0..<size {
-      matrix.rows(row..<row + 1).withMutableSpan { span in
-        for column in row + 1..<max(size, row + 1) { span[column] = 0 }
-      }
-    }
+    reorderColumns(of: matrix, order: order)
     return order
   }
 
-  private func smallestPivot(in matrix: Matrix, from first: Int, sums: Matrix) -> Int {
-    var (chosen, least) = (first, Float.infinity)
-    for row in first..<matrix.rows {
-      let variance = unsafe matrix.pointer[row * matrix.columns + row] - sums.pointer[row]
-      if variance < least { (chosen, least) = (row, variance) }
-    }
-    return chosen
-  }
-
-  /// Exchanges two rows and the same two columns.
-  private func exchange(_ matrix: Matrix, _ a: Int, _ b: Int) {
+  private func exchangeRows(_ matrix: Matrix, _ a: Int, _ b: Int) {
     guard a != b else { return }
     let size = matrix.columns
     for column in 0..<size {
       unsafe swap(&matrix.pointer[a * size + column], &matrix.pointer[b * size + column])
     }
-    for row in 0..<size {
-      unsafe swap(&matrix.pointer[row * size + a], &matrix.pointer[row * size + b])
+  }
+
+  /// A ← A − RᵀR in the rows below a finished block of rows of R.
+  private func subtractProducts(of block: Range<Int>, from matrix: Matrix, order: [Int]) {
+    let below = Division(matrix.rows - block.upperBound, blocksOfAtMost: rowsPerTask)
+    let scratch = { Matrix(rows: block.count, columns: below.size) }
+    team.run(chunks: below.count, scratch: scratch) { chunk, coefficients in
+      let first = block.upperBound + below[chunk].lowerBound
+      let rows = first..<first + below[chunk].count
+      for (index, row) in block.enumerated() {
+        for (place, column) in order[rows].enumerated() { coefficients[index, place] = matrix[row, column] }
+      }
+      matrix.rows(rows).whole.multiply(
+        coefficients.block(rows: 0..<block.count, columns: 0..<rows.count), transposingA: true,
+        matrix.rows(block).whole, scale: -1, keeping: 1)
     }
   }
 
-  /// A ← A − L Lᵀ below and to the right of a finished block of columns of L.
-  private func subtractOuterProduct(_ matrix: Matrix, columns: Range<Int>) {
+  /// Brings the columns of R into the order of its rows, and clears what is left of the pivots before.
+  private func reorderColumns(of matrix: Matrix, order: [Int]) {
     let size = matrix.rows
-    let first = columns.upperBound
-    guard first < size else { return }
-    let tasks = (size - first + rowsPerTask - 1) / rowsPerTask
-    team.run(chunks: tasks) { task in
-      let start = first + task * rowsPerTask
-      let count = min(rowsPerTask, size - start)
-      unsafe cblas_sgemm(
-        CblasRowMajor, CblasNoTrans, CblasTrans, Int32(count), Int32(size - first),
-        Int32(columns.count), -1, matrix.pointer + start * size + columns.lowerBound, Int32(size),
-        matrix.pointer + first * size + columns.lowerBound, Int32(size), 1,
-        matrix.pointer + start * size + first, Int32(size))
+    let tasks = Division(size, blocksOfAtMost: rowsPerTask)
+    team.run(chunks: tasks.count, scratch: { Matrix(rows: 1, columns: size) }) { chunk, old in
+      for row in tasks[chunk] {
+        let values = matrix.rows(row..<row + 1)
+        old.copy(from: values)
+        values.fill(0)
+        for place in row..<size { values[0, place] = old[0, order[place]] }
+      }
     }
   }
 }

@@ -72,9 +72,7 @@ public final class LayerProblem: Sendable {
 
   /// Σ_i e_i Σ e_iᵀ for the rows e_i of `errors`, without the ridge.
   public func objective(of errors: Matrix, backend: any ComputeBackend) -> Double {
-    let gradient = Matrix(rows: errors.rows, columns: errors.columns)
-    backend.multiply(errors, gram, transposingB: false, scale: 1, into: gradient, keeping: 0)
-    let damped = backend.rowDots(errors, gradient).reduce(0, +)
+    let damped = backend.quadraticForms(errors, gram).reduce(0, +)
     let energy = ridge > 0 ? backend.rowDots(errors, errors).reduce(0, +) : 0
     return max(damped - Double(ridge) * energy, 0)
   }
@@ -107,41 +105,49 @@ public final class LayerProblem: Sendable {
     order: ColumnOrder, backend: any ComputeBackend
   ) throws(ComputeError) -> NearestPlaneFactor {
     let count = inFeatures
-    let (columns, lower) = try factorize(order: order, backend: backend)
-    var variances = [Float](repeating: 0, count: count)
-    let unitFactor = Matrix(rows: count, columns: count)
-    for position in 0..<count {
-      let pivot = lower[position, position]
-      variances[columns[position]] = pivot * pivot
-      for other in position..<count {
-        unitFactor[position, other] = lower[other, position] / pivot
+    let matrix = gram.copy()
+    // With every input zero any rounding is as good as another; a unit diagonal keeps the factor defined.
+    for column in 0..<count where ridge == 0 && matrix[column, column] == 0 { matrix[column, column] = 1 }
+    guard order == .natural else {
+      let columns = try backend.factorizePivotedCholesky(matrix)
+      return NearestPlaneFactor(order: columns, factor: matrix)
+    }
+    // Positions are rounded last to first: the factor is that of the reversed matrix.
+    let reversed = matrix.reversedInBoth()
+    try backend.factorizeCholesky(reversed)
+    return NearestPlaneFactor(order: (0..<count).reversed(), factor: reversed.transposed())
+  }
+}
+
+extension NearestPlaneFactor {
+  /// - Parameters:
+  ///   - order: the column at every position
+  ///   - factor: R of the matrix in that order, upper triangular; overwritten
+  init(order: [Int], factor: Matrix) {
+    var variances = [Float](repeating: 0, count: order.count)
+    for (position, column) in order.enumerated() {
+      let pivot = factor[position, position]
+      variances[column] = pivot * pivot
+      factor.rows(position..<position + 1).withMutableSpan { row in
+        for other in position..<order.count { row[other] /= pivot }
       }
     }
-    return NearestPlaneFactor(
-      order: columns, unitFactor: unitFactor, conditionalVariances: variances)
+    self.init(order: order, unitFactor: factor, conditionalVariances: variances)
+  }
+}
+
+extension Matrix {
+  /// Rows and columns last to first.
+  fileprivate func reversedInBoth() -> Matrix {
+    Matrix(rows: rows, columns: columns, elements.reversed())
   }
 
-  /// The lower Cholesky factor with its columns in the order asked for.
-  private func factorize(
-    order: ColumnOrder, backend: any ComputeBackend
-  ) throws(ComputeError) -> (columns: [Int], lower: Matrix) {
-    let count = inFeatures
-    let columns = order.positions(gram: gram)
-    let matrix = Matrix(rows: count, columns: count)
-    for (row, source) in columns.enumerated() {
-      gram.rows(source..<source + 1).withSpan { values in
-        matrix.rows(row..<row + 1).withMutableSpan { permuted in
-          for (column, other) in columns.enumerated() { permuted[column] = values[other] }
-        }
-      }
-      // With every input zero any rounding is as good as another; a unit diagonal keeps the factor defined.
-      if ridge == 0 && matrix[row, row] == 0 { matrix[row, row] = 1 }
+  fileprivate func transposed() -> Matrix {
+    let result = Matrix(rows: columns, columns: rows)
+    for row in 0..<rows {
+      for column in 0..<columns { result[column, row] = self[row, column] }
     }
-    guard order == .smallestPivot else {
-      try backend.factorizeCholesky(matrix)
-      return (columns, matrix)
-    }
-    return (try backend.factorizePivotedCholesky(matrix), matrix)
+    return result
   }
 }
 
@@ -152,13 +158,4 @@ enum ColumnOrder: Sendable, Hashable {
   /// The column with the smallest variance given those already chosen is chosen next, and rounded before
   /// them: the greedy form of what GPTQ's activation order aims at.
   case smallestPivot
-
-  /// The column at every position; positions are rounded last to first. What `smallestPivot` comes to is
-  /// known only from its factorisation.
-  func positions(gram: Matrix) -> [Int] {
-    switch self {
-    case .natural: (0..<gram.rows).reversed()
-    case .smallestPivot: Array(0..<gram.rows)
-    }
-  }
 }

@@ -33,7 +33,7 @@ import Testing
     #expect(c.elements == [0.5, 1, 1.5, 2])
   }
 
-  // The shapes take one tile, one tile in slices of the tokens, and several tiles.
+  // The shapes take one tile and several.
   @Test(arguments: [(1, 1), (17, 5), (2100, 33), (64, 800)])
   func `a Gram matrix grows in its upper triangle alone`(_ shape: (tokens: Int, features: Int)) {
     let inputs = Matrix.random(shape.tokens, shape.features, seed: 4)
@@ -44,7 +44,7 @@ import Testing
     }
   }
 
-  // Several tiles in slices of the tokens: too many terms for the reference.
+  // Too many terms for the reference.
   @Test func `a large Gram matrix is the cross product of the inputs with themselves`() {
     let inputs = Matrix.random(2100, 780, seed: 4)
     let results = (1...3).map { threads in
@@ -75,6 +75,16 @@ import Testing
       let product = Matrix.random(shape.m, shape.n, seed: 8)
       backend.accumulateCrossProduct(a, b, into: product)
       return product
+    }
+  }
+
+  // One block of columns, two, and several of them and of rows.
+  @Test(arguments: [(1, 1), (3, 40), (5, 200), (300, 450)])
+  func `quadratic forms agree with their definition`(_ shape: (rows: Int, order: Int)) {
+    let matrix = Matrix.positiveDefinite(order: shape.order, seed: 16)
+    let rows = Matrix.random(shape.rows, shape.order, seed: 17)
+    expectAgreement(within: 2e-6) { backend in
+      Matrix(rows: shape.rows, columns: 1, backend.quadraticForms(rows, matrix).map(Float.init))
     }
   }
 
@@ -109,7 +119,7 @@ import Testing
       let rows = try backend.factorizePivotedCholesky(factor)
       #expect(rows.sorted() == Array(0..<order))
       let product = Matrix(rows: order, columns: order)
-      backend.multiply(factor, factor, transposingB: true, scale: 1, into: product, keeping: 0)
+      backend.accumulateCrossProduct(factor, factor, into: product)
       for row in 0..<order {
         for column in 0..<order {
           error = max(error, abs(product[row, column] - matrix[rows[row], rows[column]]))

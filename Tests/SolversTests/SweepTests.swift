@@ -217,6 +217,15 @@ struct SweepAgreementTests {
     }
   }
 
+  @Test(arguments: shapes)
+  func `what rows cost agrees`(_ shape: Shape) {
+    expectAgreement(shape, tolerance: 1e-5) { backend, setup in
+      let objectives = backend.rowObjectives(
+        of: setup.codes, weights: setup.problem.weights, gradient: setup.gradient, grid: setup.grid)
+      return Matrix(rows: objectives.count, columns: 1, objectives.map(Float.init))
+    }
+  }
+
   @Test(arguments: shapes, [false, true])
   func `grid searches agree`(_ shape: Shape, _ isIndependent: Bool) {
     let candidates = GridCandidates(shrinks: [0.4, 0.55, 0.7, 0.85, 1], isIndependent: isIndependent)

@@ -76,11 +76,30 @@ size_t qe_descend_pairs_row(
     size_t columns, qe_neighbours neighbours, const float *gram, const float *scales,
     float largest_scale, float maximum_code, float *codes, float *gradient);
 
-// One step of a Cholesky factorisation with pivoting, inside the block of columns that begins at `block_start`:
-// column `pivot` of L below the diagonal, and the squares that it adds to `sums`.
-//   matrix  [size][size]: columns before block_start hold L and are already subtracted from the rest
-void qe_cholesky_column(
-    size_t size, size_t block_start, size_t pivot, float pivot_value, float *matrix, float *sums);
+// The index of the first of the smallest values; `count` where there is none but NaN.
+size_t qe_index_of_smallest(size_t count, const float *values);
+
+// One step of a Cholesky factorisation with pivoting: the row of R that column `pivot` gives.
+//   before     rows of R whose products the matrix to be factorised still holds
+//   factor     [before][columns], those rows
+//   row        [columns], the pivot's row of that matrix; becomes the row of R
+//   remaining  [columns], the variance left of every column; the row's squares are taken off
+void qe_cholesky_row(
+    size_t columns, size_t before, size_t pivot, float pivot_value, const float *factor, float *row,
+    float *remaining);
+
+// The nearest code of every weight.
+void qe_round(
+    size_t columns, const float *weights, float scale, float zero_point, float maximum_code,
+    float *codes);
+
+// ŵ_j = s (q_j - z); both may be the same memory.
+void qe_dequantize(size_t columns, const float *codes, float scale, float zero_point, float *weights);
+
+// Σ_j (w_j - s (q_j - z)) g_j
+double qe_row_objective(
+    size_t columns, const float *weights, const float *codes, float scale, float zero_point,
+    const float *gradient);
 
 // Σ a_i b_i
 double qe_dot(size_t count, const float *a, const float *b);

@@ -134,6 +134,15 @@ extension ReferenceBackend: GridSweeps {
     }
   }
 
+  public func rowObjectives(of codes: Matrix, weights: Matrix, gradient: Matrix, grid: Grid) -> [Double] {
+    (0..<codes.rows).map { row in
+      sum(0..<codes.columns) { column in
+        let error = weights.value(row, column) - grid.value(codes[row, column], row, column)
+        return error * gradient.value(row, column)
+      }
+    }
+  }
+
   public func subtract(_ x: Matrix, from y: Matrix) {
     y.setEach { row, column in y.value(row, column) - x.value(row, column) }
   }

@@ -33,26 +33,38 @@ extension ReferenceBackend: LinearAlgebra {
     }
   }
 
+  public func quadraticForms(_ rows: Matrix, _ matrix: Matrix) -> [Double] {
+    precondition(matrix.rows == rows.columns && matrix.columns == rows.columns, "the shapes do not fit")
+    return (0..<rows.rows).map { row in
+      sum(0..<rows.columns) { column in
+        sum(0..<rows.columns) { rows.value(row, $0) * matrix.value($0, column) } * rows.value(row, column)
+      }
+    }
+  }
+
   public func symmetrize(_ matrix: Matrix) {
     precondition(matrix.rows == matrix.columns, "the matrix is not square")
     matrix.setEach { row, column in matrix.value(min(row, column), max(row, column)) }
   }
 
   public func factorizeCholesky(_ matrix: Matrix) throws(ComputeError) {
-    _ = try factorize(matrix) { column, _ in column }
+    let (_, lower) = try factorize(matrix) { column, _ in column }
+    matrix.setEach { row, column in lower[row][column] }
   }
 
   public func factorizePivotedCholesky(_ matrix: Matrix) throws(ComputeError) -> [Int] {
-    try factorize(matrix) { column, remaining in
+    let (permutation, lower) = try factorize(matrix) { column, remaining in
       (column..<remaining.count).reduce(column) { remaining[$1][$1] < remaining[$0][$0] ? $1 : $0 }
     }
+    matrix.setEach { row, column in lower[column][row] }
+    return permutation
   }
 
   /// L of P A Pᵀ = L Lᵀ, column by column.
   /// - Parameter choose: the row that comes next, from the column and what remains of P A Pᵀ there
   private func factorize(
     _ matrix: Matrix, choose: (Int, [[Double]]) -> Int
-  ) throws(ComputeError) -> [Int] {
+  ) throws(ComputeError) -> (permutation: [Int], lower: [[Double]]) {
     let order = matrix.rows
     precondition(matrix.columns == order, "the matrix is not square")
     var permutation = Array(0..<order)
@@ -73,8 +85,10 @@ extension ReferenceBackend: LinearAlgebra {
         a[row][column] = entries[row]
       }
     }
-    matrix.setEach { row, column in column <= row ? a[row][column] : 0 }
-    return permutation
+    for row in 0..<order {
+      for column in row + 1..<max(order, row + 1) { a[row][column] = 0 }
+    }
+    return (permutation, a)
   }
 
   public func solveCholesky(rows: Matrix, factor: Matrix) {

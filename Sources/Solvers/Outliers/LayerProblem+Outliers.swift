@@ -19,28 +19,24 @@ extension LayerProblem {
     var factors = [Float](repeating: 1, count: inFeatures)
     for column in columns { factors[Int(column)] = shrink }
 
-    let lower = gram.copy()
+    let factor = gram.copy()
     for row in 0..<inFeatures {
-      lower.rows(row..<row + 1).withMutableSpan { span in
+      factor.rows(row..<row + 1).withMutableSpan { span in
         for column in 0..<inFeatures { span[column] *= factors[row] * factors[column] }
         // A dead column's place makes no difference; a unit diagonal keeps the factor defined.
         if span[row] == 0 { span[row] = 1 }
       }
     }
     let order: [Int]
-    do { order = try backend.factorizePivotedCholesky(lower) } catch {
+    do { order = try backend.factorizePivotedCholesky(factor) } catch {
       throw .notPositiveDefinite(ridge: ridge)
     }
-    var variances = [Float](repeating: 0, count: inFeatures)
-    let unitFactor = Matrix(rows: inFeatures, columns: inFeatures)
-    for (position, column) in order.enumerated() {
-      let pivot = lower[position, position] / factors[column]
-      variances[column] = pivot * pivot
-      for other in position..<inFeatures {
-        unitFactor[position, other] = lower[other, position] / (factors[order[other]] * pivot)
+    for row in 0..<inFeatures {
+      factor.rows(row..<row + 1).withMutableSpan { span in
+        for column in row..<inFeatures { span[column] /= factors[order[column]] }
       }
     }
-    return NearestPlaneFactor(order: order, unitFactor: unitFactor, conditionalVariances: variances)
+    return NearestPlaneFactor(order: order, factor: factor)
   }
 
   /// The largest eigenvalue of Σ + ρI, or a little more, by power iteration.

@@ -77,10 +77,10 @@ struct OutlierPanel {
       target, problem: problem, grid: plainGrid, into: plainCodes, backend: backend)
     let errors = Matrix(rows: target.rows, columns: target.columns)
     updateErrors(errors)
-    let objectives = rowObjectives(errors)
+    let objectives = backend.quadraticForms(errors, problem.gram)
     backend.dequantize(plainCodes, grid: plainGrid, into: errors)
     backend.subtract(target, from: errors)
-    let plainObjectives = rowObjectives(errors)
+    let plainObjectives = backend.quadraticForms(errors, problem.gram)
     let worse = objectives.indices.filter { objectives[$0] > plainObjectives[$0] }
     for row in worse {
       codes.rows(row..<row + 1).copy(from: plainCodes.rows(row..<row + 1))
@@ -96,11 +96,5 @@ struct OutlierPanel {
     backend.dequantize(codes, grid: grid, into: errors)
     outliers.add(to: errors)
     backend.subtract(target, from: errors)
-  }
-
-  private func rowObjectives(_ errors: Matrix) -> [Double] {
-    let gradient = Matrix(rows: errors.rows, columns: errors.columns)
-    backend.multiply(errors, problem.gram, transposingB: false, scale: 1, into: gradient, keeping: 0)
-    return backend.rowDots(errors, gradient)
   }
 }

@@ -104,10 +104,7 @@ struct ProjectedAlternation {
   /// f(Ŵ + Ĥ), for the target and with the ridge, as the two half-steps see it.
   func objective() -> Double {
     weights.panels(of: panelRows).reduce(0) { sum, rows in
-      let errors = residual(rows)
-      let gradient = Matrix(rows: rows.count, columns: weights.columns)
-      backend.multiply(errors, problem.gram, transposingB: false, scale: 1, into: gradient, keeping: 0)
-      return sum + backend.rowDots(errors, gradient).reduce(0, +)
+      sum + backend.quadraticForms(residual(rows), problem.gram).reduce(0, +)
     }
   }
 

@@ -112,15 +112,17 @@ public struct QuantEase: LayerSolver {
   private func descend(
     _ weights: Matrix, problem: LayerProblem, grid: Grid, codes: Matrix, backend: any ComputeBackend
   ) {
-    let errors = Matrix(rows: weights.rows, columns: weights.columns)
     let gradient = Matrix(rows: weights.rows, columns: weights.columns)
-    func updateErrors() {
+    do {
+      let errors = Matrix(rows: weights.rows, columns: weights.columns)
       backend.dequantize(codes, grid: grid, into: errors)
       backend.subtract(weights, from: errors)
+      backend.multiply(errors, problem.gram, transposingB: false, scale: -1, into: gradient, keeping: 0)
     }
-    updateErrors()
-    backend.multiply(errors, problem.gram, transposingB: false, scale: -1, into: gradient, keeping: 0)
-    var objective = -backend.rowDots(errors, gradient).reduce(0, +)
+    func objectiveNow() -> Double {
+      backend.rowObjectives(of: codes, weights: weights, gradient: gradient, grid: grid).reduce(0, +)
+    }
+    var objective = objectiveNow()
     for pass in 0..<settings.passes {
       let moved = backend.descendSparsely(
         codes: codes, gradient: gradient, gram: problem.gram,
@@ -133,8 +135,7 @@ public struct QuantEase: LayerSolver {
           codes: codes, gradient: gradient, gram: problem.gram,
           neighbours: problem.mostCorrelated(settings.pairNeighbours), grid: grid)
       }
-      updateErrors()
-      let next = -backend.rowDots(errors, gradient).reduce(0, +)
+      let next = objectiveNow()
       let gain = objective - next
       objective = next
       if pass > 1 && (moved == 0 || gain <= settings.leastGain * objective) { break }
