@@ -39,7 +39,8 @@ extension Supervisor {
       }
       pauses[id] = nil
       log.info(
-        "quantized", .job(id), .layer(linear.layer), .linear(linear.name), .relativeError(linear.relativeError))
+        "quantized", .job(id), .layer(linear.layer), .linear(linear.name),
+        .relativeError(linear.relativeError))
     case .finished(let summary): outcome = .success(summary)
     case .failed(let failure): outcome = .failure(failure)
     }

@@ -100,7 +100,9 @@ public final class Supervisor {
         notifier.status(snapshot.stateText)
         lastText = snapshot.stateText
       }
-      let descriptors = [signals.descriptor, folder.watchDescriptor, requestWatch?.descriptor, worker?.descriptor]
+      let descriptors = [
+        signals.descriptor, folder.watchDescriptor, requestWatch?.descriptor, worker?.descriptor,
+      ]
       let readable = try DescriptorWaiting.readable(
         among: descriptors.compactMap(\.self), for: timeToNextEvent)
       while let signal = try signals.next() {
@@ -214,7 +216,11 @@ public final class Supervisor {
   private func start(_ job: JobRecord) throws {
     let source = ledger.source(of: job.id)
     let files = ledger.files(of: job.id)
-    let settings = try JobFile.read(directory: source, defaults: configuration.defaults)
+    // A job keeps the settings that it was begun with, whatever the configuration says by now.
+    let earlier = try FileSystem.exists(files.order) ? JobOrder(path: files.order) : nil
+    let settings =
+      try earlier.map { JobSettings(calibration: $0.calibration, settings: $0.settings) }
+      ?? JobFile.read(directory: source, defaults: configuration.defaults)
     guard let calibration = settings.calibrationPath(in: source) else {
       throw JobFailure(
         .job,
@@ -283,7 +289,8 @@ public final class Supervisor {
 
   private var snapshot: StatusSnapshot {
     StatusSnapshot(
-      jobs: ledger.jobs, counters: ledger.counters, drops: drops, firstSeen: firstSeen, service: .running, spool: spool,
+      jobs: ledger.jobs, counters: ledger.counters, drops: drops, firstSeen: firstSeen, service: .running,
+      spool: spool,
       cacheDirectory: configuration.cacheDirectory, workingFor: worker.map { .now - $0.startedAt })
   }
 

@@ -33,7 +33,9 @@ public enum DescriptorWaiting {
 
   /// Waits until one of the descriptors can be read, or until the time is over.
   /// - Returns: those that can be read, or whose other side is gone
-  public static func readable(among descriptors: [Int32], for time: Duration) throws(SocketError) -> Set<Int32> {
+  public static func readable(among descriptors: [Int32], for time: Duration) throws(SocketError) -> Set<
+    Int32
+  > {
     let (seconds, attoseconds) = time.components
     let isReady = try wait(
       for: descriptors.map { Interest($0, .reading) }, seconds: Double(seconds) + Double(attoseconds) * 1e-18)

@@ -62,6 +62,21 @@ public final class FileLock: Sendable {
     }
   }
 
+  /// Whether somebody has the lock; asks nothing but to read the file.
+  /// - Throws: ``FileError``
+  public static func isHeld(_ path: String) throws(FileError) -> Bool {
+    guard try FileSystem.exists(path) else { return false }
+    let descriptor = try FileError.attempt(.open, path) { () throws(Errno) in
+      try SystemCall.open(path, flags: O_RDONLY | O_NOFOLLOW | O_NONBLOCK)
+    }
+    do { try SystemCall.lock(descriptor, isShared: true) } catch .wouldBlock {
+      return true
+    } catch {
+      throw FileError(path: path, operation: .lock, errno: error)
+    }
+    return false
+  }
+
   private static func holder(_ path: String) -> String {
     let bytes = (try? FileSystem.contents(of: path, limit: 4096, symlinks: .refuse)) ?? []
     let line = String(decoding: bytes.prefix { $0 >= 0x20 }, as: UTF8.self)

@@ -3,11 +3,11 @@ import SystemPackage
 
 /// What a spool asks of the kernel: locks, leases, moves that replace nothing, identities of files.
 extension SystemCall {
-  /// Takes the exclusive lock of an open file without waiting for it.
-  /// - Throws: EWOULDBLOCK while somebody else has it.
-  static func lock(_ descriptor: borrowing Descriptor) throws(Errno) {
+  /// Takes the lock of an open file without waiting for it.
+  /// - Throws: EWOULDBLOCK while somebody else has it, exclusively or at all.
+  static func lock(_ descriptor: borrowing Descriptor, isShared: Bool = false) throws(Errno) {
     let number = descriptor.number
-    try retrying { flock(number, LOCK_EX | LOCK_NB) }
+    try retrying { flock(number, (isShared ? LOCK_SH : LOCK_EX) | LOCK_NB) }
   }
 
   static func truncate(_ descriptor: borrowing Descriptor) throws(Errno) {

@@ -87,7 +87,9 @@ struct QuantizeCommand: ParsableCommand {
   func validate() throws {
     try machine.validate()
     guard memory.map({ $0 > 0 }) ?? true else { throw ValidationError("--memory must be above 0") }
-    do { try settings.validate() } catch { throw ValidationError("--\(error)") }
+    do { try settings.validate() } catch {
+      throw ValidationError("--\(error.key) \(error.value) is not possible: \(error.mend)")
+    }
   }
 
   private var settings: QuantizationSettings {

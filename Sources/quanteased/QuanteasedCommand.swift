@@ -54,7 +54,9 @@ struct DaemonCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "run", abstract: "Watches the drop folder (the default).", shouldDisplay: false)
 
-  @Option(help: ArgumentHelp("The configuration file. Default: \(DaemonConfiguration.defaultFile).", valueName: "file"))
+  @Option(
+    help: ArgumentHelp(
+      "The configuration file. Default: \(DaemonConfiguration.defaultFile).", valueName: "file"))
   var config: String?
 
   @Option(help: ArgumentHelp("The drop folder.", valueName: "dir"))
@@ -113,7 +115,8 @@ struct DaemonCommand: ParsableCommand {
       configuration: configuration, readConfiguration: readConfiguration, log: log, notifier: notifier,
       environment: ProcessInfo.processInfo.environment)
     let board = Board()
-    let server = try (passed.first?.descriptor ?? listen.map { try StatusServer.listen(on: $0) }).map { socket in
+    let server = try (passed.first?.descriptor ?? listen.map { try StatusServer.listen(on: $0) }).map {
+      socket in
       try StatusServer(
         listening: socket, onFailure: { log.warning("status page: \($0)") }, snapshot: { board.snapshot })
     }

@@ -9,7 +9,10 @@ struct SpoolTests {
     let spool = Spool(root: directory.file("spool"))
     try spool.create()
     try spool.create()
-    #expect(try FileSystem.names(in: spool.root) == ["done", "failed", "incoming", "output", "working"])
+    #expect(
+      try FileSystem.names(in: spool.root) == [
+        ".requests", "done", "failed", "incoming", "output", "working",
+      ])
     #expect(try FileSystem.names(in: spool.output) == [".partial"])
   }
 }

@@ -129,6 +129,9 @@ public final class JobLedger {
       job.step = ""
     }
     try FileSystem.removeTree(FileSystem.join(source(of: id), Self.reasonName))
+    // Settings may have changed, on purpose. If they have not, the journal still is the job's.
+    let files = files(of: id)
+    for file in [files.order, files.tokens, files.identity] { try FileSystem.removeTree(file) }
   }
 
   static let reasonName = "reason.json"

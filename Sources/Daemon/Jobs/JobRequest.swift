@@ -64,7 +64,9 @@ extension JobLedger {
       if job.phase.isOver { throw JobRequestError.over(job.id, job.phase) }
       try cancel(job.id)
     case .retry:
-      guard job.phase == .failed || job.phase == .cancelled else { throw JobRequestError.cannotRetry(job.id, job.phase) }
+      guard job.phase == .failed || job.phase == .cancelled else {
+        throw JobRequestError.cannotRetry(job.id, job.phase)
+      }
       try retry(job.id)
     }
   }

@@ -1,5 +1,6 @@
 import CLMDB
 import FoundationEssentials
+import Glibc
 import SystemIO
 
 /// The daemon's durable memory: one row per job, in a small LMDB file that is in step with the disk after every
@@ -34,18 +35,25 @@ import SystemIO
   }
 
   /// Opens the database in `directory` for reading; nil if there is none.
+  ///
+  /// LMDB has readers write their place into its lock file. Who may not do that reads without: a row that the
+  /// daemon changes in that very moment may then be missing.
   public static func reading(directory: String) throws -> StateStore? {
     let path = FileSystem.join(directory, fileName)
-    return try FileSystem.exists(path) ? StateStore(path: path, isReadOnly: true) : nil
+    guard try FileSystem.exists(path) else { return nil }
+    do { return try StateStore(path: path, isReadOnly: true) } catch {
+      guard error.code == EACCES || error.code == EROFS else { throw error }
+      return try StateStore(path: path, isReadOnly: true, flags: MDB_NOLOCK)
+    }
   }
 
-  private init(path: String, isReadOnly: Bool) throws(StateError) {
+  private init(path: String, isReadOnly: Bool, flags: Int32 = 0) throws(StateError) {
     var created: OpaquePointer?
     try Self.check(unsafe mdb_env_create(&created), path)
     guard let environment = unsafe created else { preconditionFailure("LMDB gave no environment") }
     do throws(StateError) {
       try Self.check(unsafe mdb_env_set_mapsize(environment, Self.mapBytes), path)
-      let flags = UInt32(MDB_NOSUBDIR | MDB_NOTLS | (isReadOnly ? MDB_RDONLY : 0))
+      let flags = UInt32(MDB_NOSUBDIR | MDB_NOTLS | (isReadOnly ? MDB_RDONLY : 0) | flags)
       try Self.check(unsafe mdb_env_open(environment, path, flags, 0o640), path)
       var transaction: OpaquePointer?
       try Self.check(

@@ -39,7 +39,8 @@ extension StatusSnapshot {
     guard let current else {
       let paused = queue.first { $0.isReady && !$0.reasons.isEmpty }
       let state =
-        paused.map { "\($0.name) waits: \($0.reasons[0])" } ?? "idle, waiting for a checkpoint in \(spool.incoming)"
+        paused.map { "\($0.name) waits: \($0.reasons[0])" }
+        ?? "idle, waiting for a checkpoint in \(spool.incoming)"
       return ([state] + waiting).joined(separator: " · ")
     }
     var parts = [current.name]

@@ -58,7 +58,8 @@ private func request(_ action: JobRequest.Action, _ name: String, _ options: Spo
 private func ledgerCheck(_ request: JobRequest, _ job: JobRecord) throws {
   switch request.action {
   case .cancel where job.phase.isOver: throw JobRequestError.over(job.id, job.phase)
-  case .retry where job.phase != .failed && job.phase != .cancelled: throw JobRequestError.cannotRetry(job.id, job.phase)
+  case .retry where job.phase != .failed && job.phase != .cancelled:
+    throw JobRequestError.cannotRetry(job.id, job.phase)
   default: break
   }
 }
@@ -80,7 +81,8 @@ struct SubmitCommand: ParsableCommand {
   @Option(help: "The name of the drop and of the result. Default: the directory's.")
   var name: String?
 
-  @Option(help: ArgumentHelp("A file of settings for this job: it becomes its quantease.yaml.", valueName: "file"))
+  @Option(
+    help: ArgumentHelp("A file of settings for this job: it becomes its quantease.yaml.", valueName: "file"))
   var recipe: String?
 
   @Flag(help: "Move the directory instead of copying it.")
@@ -134,7 +136,8 @@ struct SubmitCommand: ParsableCommand {
 
 struct VerifyCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
-    commandName: "verify", abstract: "Checks a finished output: every byte, and that it opens as a checkpoint.")
+    commandName: "verify",
+    abstract: "Checks a finished output: every byte, and that it opens as a checkpoint.")
 
   @Argument(help: ArgumentHelp("A directory in the spool's output folder.", valueName: "output"))
   var output: String

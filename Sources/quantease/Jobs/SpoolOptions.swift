@@ -88,23 +88,12 @@ struct SpoolView {
     drops = DropFolder(spool: spool, settleTime: .seconds(configuration.settleSeconds)).scan(now: .now)
     snapshot = StatusSnapshot(
       jobs: jobs, counters: try store?.counters() ?? StatusSnapshot.Counters(), drops: drops,
-      service: Self.isDaemonRunning(spool) ? .running : .stopped, spool: spool,
+      service: try FileLock.isHeld(spool.lock) ? .running : .stopped, spool: spool,
       cacheDirectory: configuration.cacheDirectory)
   }
 
   /// A job by its identifier, or the newest of a name.
   func job(_ name: String) -> JobRecord? {
     jobs.first { $0.id == name } ?? jobs.last { $0.name == name }
-  }
-
-  static func isDaemonRunning(_ spool: Spool) -> Bool {
-    do {
-      _ = try FileLock(path: spool.lock, purpose: "a look at the status")
-      return false
-    } catch .held {
-      return true
-    } catch {
-      return false
-    }
   }
 }

@@ -99,7 +99,8 @@ struct WhyCommand: ParsableCommand {
       return job.pausedBecause.map { "\(job.id) is paused and tried again by itself: \($0)" }
         ?? "\(job.id) waits for its turn"
     case .running, .publishing:
-      return "\(job.id) is at work: \(job.step), \(job.linears.count) of \(job.plan?.linearCount ?? 0) linears, "
+      return
+        "\(job.id) is at work: \(job.step), \(job.linears.count) of \(job.plan?.linearCount ?? 0) linears, "
         + "attempt \(max(1, job.attempts))"
     case .published:
       return "\(job.id) is published: \(job.output ?? spool.output)"
@@ -111,7 +112,8 @@ struct WhyCommand: ParsableCommand {
           again    quantease retry \(job.id)
         """
     case .cancelled:
-      return "\(job.id) was cancelled; its source stands in \(spool.failed)/\(job.id), 'quantease retry' takes it up"
+      return
+        "\(job.id) was cancelled; its source stands in \(spool.failed)/\(job.id), 'quantease retry' takes it up"
     }
   }
 }
