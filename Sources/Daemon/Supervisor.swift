@@ -90,6 +90,7 @@ public final class Supervisor {
   /// - Parameter changed: gets a snapshot whenever there is news
   public func run(signals: SignalQueue, changed: (StatusSnapshot) -> Void) throws {
     scan()
+    startNext()
     notifier.ready(status: statusText)
     log.notice("ready", .path(spool.incoming))
     var lastText = ""

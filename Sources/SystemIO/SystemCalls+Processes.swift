@@ -16,14 +16,14 @@ extension SystemCall {
     unsafe posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0)
     unsafe posix_spawn_file_actions_adddup2(&actions, output.number, STDOUT_FILENO)
 
-    // What this process waits for by descriptor, the child takes as it comes.
+    // What this process has turned off, the child takes as it comes: what is ignored stays so in a new program.
     var attributes = posix_spawnattr_t()
     unsafe posix_spawnattr_init(&attributes)
     defer { unsafe posix_spawnattr_destroy(&attributes) }
-    var none = sigset_t()
-    unsafe sigemptyset(&none)
-    unsafe posix_spawnattr_setsigmask(&attributes, &none)
-    unsafe posix_spawnattr_setflags(&attributes, Int16(POSIX_SPAWN_SETSIGMASK))
+    var all = sigset_t()
+    unsafe sigfillset(&all)
+    unsafe posix_spawnattr_setsigdefault(&attributes, &all)
+    unsafe posix_spawnattr_setflags(&attributes, Int16(POSIX_SPAWN_SETSIGDEF))
 
     var process = pid_t()
     let code = unsafe withCStrings([path] + arguments) { argv in
@@ -58,28 +58,9 @@ extension SystemCall {
     try retrying { Glibc.kill(process, signal) }
   }
 
-  /// Blocks signals in this thread and those it starts, and gives a descriptor that they are read from.
-  static func signalDescriptor(_ signals: [Int32]) throws(Errno) -> Descriptor {
-    var set = sigset_t()
-    unsafe sigemptyset(&set)
-    for signal in signals { unsafe sigaddset(&set, signal) }
-    let code = unsafe pthread_sigmask(SIG_BLOCK, &set, nil)
-    guard code == 0 else { throw Errno(rawValue: code) }
-    return Descriptor(owning: try retrying { unsafe signal_descriptor(&set) })
-  }
-
-  /// The next signal that has arrived; nil if none has.
-  static func nextSignal(_ descriptor: borrowing Descriptor) throws(Errno) -> Int32? {
-    let number = descriptor.number
-    var information = signalfd_siginfo()
-    do {
-      let count = try retrying {
-        unsafe Glibc.read(number, &information, MemoryLayout<signalfd_siginfo>.size)
-      }
-      return count == MemoryLayout<signalfd_siginfo>.size ? Int32(information.ssi_signo) : nil
-    } catch .resourceTemporarilyUnavailable {
-      return nil
-    }
+  static func makeNonBlocking(_ descriptor: Int32) throws(Errno) {
+    let flags = try retrying { fcntl(descriptor, F_GETFL) }
+    try retrying { fcntl(descriptor, F_SETFL, flags | O_NONBLOCK) }
   }
 
   /// Has the kernel end this process when the thread that started it ends.

@@ -106,7 +106,7 @@ struct DaemonCommand: ParsableCommand {
       FileHandle.standardOutput.write(Data((configuration.describe() + "\n").utf8))
       return
     }
-    // Before any other thread: signals and variables are the whole process's.
+    // Before any other thread of this program: variables are the whole process's.
     let signals = try SignalQueue([SIGTERM, SIGINT, SIGHUP])
     let passed = try ListenDescriptors.fromEnvironment()
     let log = Log()

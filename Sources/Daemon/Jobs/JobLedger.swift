@@ -98,6 +98,9 @@ public final class JobLedger {
     try update(id, counting: { $0.failed += 1 }) { job in
       job.phase = .failed
       job.failure = failure
+      // Where the files will be when somebody reads it.
+      job.failure?.message = failure.message.replacing(
+        source(of: id), with: FileSystem.join(spool.failed, id))
       job.finishedAt = now
       job.pausedBecause = nil
       job.secondsRemaining = nil

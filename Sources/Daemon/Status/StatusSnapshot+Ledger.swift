@@ -57,9 +57,9 @@ extension StatusSnapshot {
   }
 
   private static func clock(_ seconds: Double) -> String {
-    let minutes = Int((max(0, seconds) / 60).rounded(.up))
-    let rest = minutes % 60
-    return "\(minutes / 60):\(rest < 10 ? "0" : "")\(rest)"
+    if seconds < 90 { return "\(Int(max(0, seconds).rounded())) s" }
+    let minutes = Int((seconds / 60).rounded())
+    return minutes < 90 ? "\(minutes) min" : "\(minutes / 60) h \(minutes % 60) min"
   }
 
   private static func freeBytes(_ path: String) -> Int { (try? FileSystem.freeBytes(path)) ?? 0 }
