@@ -149,6 +149,8 @@ public final class Supervisor {
     guard let time = mendAt, ContinuousClock.now >= time else { return }
     mendAt = nil
     attempt {
+      // A directory that somebody removed is the likeliest fault, and this its mend.
+      try spool.create()
       for line in try ledger.recover(sparing: worker?.job) { log.notice("recovered: \(line)") }
     }
   }

@@ -76,8 +76,7 @@ public final class JobLedger {
     try update(id, counting: { $0.published += 1 }) { job in
       job.phase = .published
       job.finishedAt = now
-      job.pausedBecause = nil
-      job.secondsRemaining = nil
+      job.rest()
     }
     try clear(id)
   }
@@ -88,8 +87,9 @@ public final class JobLedger {
       job.phase = .published
       job.output = twin.output
       job.summary = twin.summary
-      job.step = "the same job as \(twin.id)"
       job.finishedAt = now
+      job.rest()
+      job.step = "the same job as \(twin.id)"
     }
     try clear(id)
   }
@@ -102,8 +102,7 @@ public final class JobLedger {
       job.failure?.message = failure.message.replacing(
         source(of: id), with: FileSystem.join(spool.failed, id))
       job.finishedAt = now
-      job.pausedBecause = nil
-      job.secondsRemaining = nil
+      job.rest()
     }
     try clear(id)
   }
@@ -114,8 +113,7 @@ public final class JobLedger {
       job.phase = .cancelled
       job.failure = JobFailure(.job, "cancelled; 'quantease retry \(id)' takes it up again", code: 0)
       job.finishedAt = now
-      job.pausedBecause = nil
-      job.secondsRemaining = nil
+      job.rest()
     }
     try clear(id)
   }
@@ -236,4 +234,13 @@ public final class JobLedger {
   }
 
   private var now: Double { Date().timeIntervalSince1970 }
+}
+
+extension JobRecord {
+  /// Leaves away what is of interest only while there is work: the database keeps a row of every job there ever was.
+  fileprivate mutating func rest() {
+    pausedBecause = nil
+    secondsRemaining = nil
+    linears = []
+  }
 }
