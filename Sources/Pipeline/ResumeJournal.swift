@@ -137,12 +137,17 @@ final class ResumeJournal: Sendable {
   /// Writes a record and gives the place behind it. Its preamble comes last: until then nothing is there.
   private func write(_ payload: Payload, at start: Int) throws -> Int {
     let bytes = payload.bytes
-    try file.write(bytes, at: start + Self.preambleByteCount)
     var preamble = Payload()
     preamble.append(Self.magic.span)
     preamble.append([UInt64(bytes.count), unsafe checksum(of: bytes.span.bytes)].span)
+    try file.write(bytes, at: start + Self.preambleByteCount)
     try file.write(preamble.bytes, at: start)
-    try file.synchronize()
+    do { try file.synchronize() } catch {
+      // What the disk refused may still be read from memory, by a next process that would believe it: it is struck
+      // out. If that fails as well, its error is no other.
+      try? file.write([UInt8](repeating: 0, count: preamble.bytes.count), at: start)
+      throw error
+    }
     return start + Self.preambleByteCount + bytes.count
   }
 
