@@ -7,32 +7,6 @@
 #include "nearest_code.h"
 
 QE_DISPATCH
-void qe_nearest_plane_block(
-    size_t rows, size_t columns, const float *restrict factor, size_t factor_stride,
-    const int32_t *group_of, qe_grid grid, const float *restrict weights, float *restrict feedback,
-    float *restrict errors, float *restrict codes) {
-#pragma clang fp contract(fast)
-  for (size_t k = columns; k-- > 0;) {
-    const float *scale = grid.scales + (size_t)group_of[k] * rows;
-    const float *inverse_scale = grid.inverse_scales + (size_t)group_of[k] * rows;
-    const float *zero_point = grid.zero_points + (size_t)group_of[k] * rows;
-    const float *weight = weights + k * rows;
-    float *error = errors + k * rows;
-    for (size_t r = 0; r < rows; r++) {
-      const float target = weight[r] + feedback[k * rows + r];
-      const float code = nearest_code(target * inverse_scale[r] + zero_point[r], grid.maximum_code);
-      codes[k * rows + r] = code;
-      error[r] = weight[r] - scale[r] * (code - zero_point[r]);
-    }
-    for (size_t before = 0; before < k; before++) {
-      const float coefficient = factor[before * factor_stride + k];
-      float *restrict destination = feedback + before * rows;
-      for (size_t r = 0; r < rows; r++) destination[r] += coefficient * error[r];
-    }
-  }
-}
-
-QE_DISPATCH
 size_t qe_descend_block(
     size_t rows, size_t columns, const float *restrict gram, size_t gram_stride,
     const float *restrict inverse_diagonal, const int32_t *group_of, qe_grid grid, int is_quantizing,
@@ -306,6 +280,14 @@ QE_DISPATCH
 void qe_axpy(size_t count, float alpha, const float *restrict x, float *restrict y) {
 #pragma clang fp contract(fast)
   for (size_t i = 0; i < count; i++) y[i] += alpha * x[i];
+}
+
+void qe_reorder_rows(
+    size_t rows, size_t columns, const float *restrict source, const int32_t *order,
+    float *restrict destination) {
+  for (size_t row = 0; row < rows; row++) {
+    memcpy(destination + row * columns, source + (size_t)order[row] * columns, columns * sizeof(float));
+  }
 }
 
 void qe_transpose(

@@ -28,52 +28,6 @@ extension OpenBLASBackend: ComputeBackend {
     }
   }
 
-  public func roundToNearestPlane(
-    _ weights: Matrix, factor: NearestPlaneFactor, grid: Grid, into codes: Matrix
-  ) {
-    let columns = weights.columns
-    precondition(
-      factor.order.count == columns && codes.columns == columns && codes.rows == weights.rows
-        && grid.outFeatures == weights.rows && grid.inFeatures == columns, "the shapes differ")
-    let groups = grid.groupIndices(order: factor.order)
-    forEachChunk(of: weights.rows) { rows in
-      let count = rows.count
-      let chunkGrid = TransposedGrid(grid.rows(rows))
-      let unordered = transposed(weights.rows(rows))
-      let targets = Matrix(rows: columns, columns: count)
-      for (position, column) in factor.order.enumerated() {
-        targets.rows(position..<position + 1).copy(from: unordered.rows(column..<column + 1))
-      }
-      let errors = Matrix(rows: columns, columns: count)
-      let chunkCodes = Matrix(rows: columns, columns: count)
-      let feedback = Matrix(rows: columnsPerBlock, columns: count)
-      var end = columns
-      while end > 0 {
-        let start = max(0, end - columnsPerBlock)
-        feedback.fill(0)
-        if end < columns {
-          unsafe cblas_sgemm(
-            CblasRowMajor, CblasNoTrans, CblasNoTrans, Int32(end - start), Int32(count),
-            Int32(columns - end), 1, factor.unitFactor.pointer + start * columns + end,
-            Int32(columns), errors.pointer + end * count, Int32(count), 0, feedback.pointer,
-            Int32(count))
-        }
-        unsafe groups.withUnsafeBufferPointer { group in
-          guard let group = group.baseAddress else { return }
-          unsafe qe_nearest_plane_block(
-            count, end - start, factor.unitFactor.pointer + start * columns + start, columns,
-            group + start, chunkGrid.kernelView, targets.pointer + start * count, feedback.pointer,
-            errors.pointer + start * count, chunkCodes.pointer + start * count)
-        }
-        end = start
-      }
-      for (position, column) in factor.order.enumerated() {
-        unordered.rows(column..<column + 1).copy(from: chunkCodes.rows(position..<position + 1))
-      }
-      transpose(unordered, into: codes.rows(rows))
-    }
-  }
-
   public func descend(
     from weights: Matrix, approximation: Matrix, gram: Matrix, inverseDiagonal: [Float], grid: Grid,
     isQuantizing: Bool
@@ -119,55 +73,17 @@ extension OpenBLASBackend: ComputeBackend {
   public func descendSparsely(
     codes: Matrix, gradient: Matrix, gram: Matrix, inverseDiagonal: [Float], grid: Grid
   ) -> Int {
-    let columns = codes.columns
-    precondition(
-      gram.rows == columns && gram.columns == columns && inverseDiagonal.count == columns
-        && gradient.rows == codes.rows && gradient.columns == columns
-        && grid.outFeatures == codes.rows, "the shapes differ")
-    let moved = Counter()
-    forEachTask(of: codes.rows) { rows in
-      var movedHere = 0
-      let steps = Matrix(rows: 1, columns: columns)
-      let scales = Matrix(rows: 1, columns: columns)
-      for row in rows {
-        grid.expandScales(ofRow: row, into: scales)
-        for column in 0..<columns {
-          unsafe steps.pointer[column] = inverseDiagonal[column] / scales.pointer[column]
-        }
-        movedHere += unsafe qe_descend_row(
-          columns, gram.pointer, steps.pointer, scales.pointer, Float(grid.format.maximumCode),
-          codes.pointer + row * columns, gradient.pointer + row * columns)
-      }
-      moved.add(movedHere)
-    }
-    return moved.value
+    descendSparsely(
+      codes: codes, outliers: SparseRows(rows: codes.rows, everyRow: []), gradient: gradient, gram: gram,
+      inverseDiagonal: inverseDiagonal, grid: grid)
   }
 
   public func descendInPairs(
     codes: Matrix, gradient: Matrix, gram: Matrix, neighbours: ColumnNeighbours, grid: Grid
   ) -> Int {
-    let columns = codes.columns
-    precondition(
-      gram.rows == columns && gram.columns == columns && neighbours.reach.count == columns
-        && gradient.rows == codes.rows && gradient.columns == columns
-        && grid.outFeatures == codes.rows, "the shapes differ")
-    guard neighbours.count > 0 else { return 0 }
-    let moved = Counter()
-    unsafe neighbours.withKernelView { view in
-      forEachTask(of: codes.rows) { rows in
-        var movedHere = 0
-        let scales = Matrix(rows: 1, columns: columns)
-        for row in rows {
-          grid.expandScales(ofRow: row, into: scales)
-          movedHere += unsafe qe_descend_pairs_row(
-            columns, view, gram.pointer, scales.pointer, grid.largestScale(ofRow: row),
-            Float(grid.format.maximumCode), codes.pointer + row * columns,
-            gradient.pointer + row * columns)
-        }
-        moved.add(movedHere)
-      }
-    }
-    return moved.value
+    descendInPairs(
+      codes: codes, outliers: SparseRows(rows: codes.rows, everyRow: []), gradient: gradient, gram: gram,
+      neighbours: neighbours, grid: grid)
   }
 
   public func refitScales(codes: Matrix, gradient: Matrix, gram: Matrix, grid: Grid) {
@@ -175,9 +91,16 @@ extension OpenBLASBackend: ComputeBackend {
     precondition(
       gram.rows == columns && gram.columns == columns && gradient.rows == codes.rows
         && gradient.columns == columns && grid.outFeatures == codes.rows, "the shapes differ")
-    forEachChunk(of: codes.rows) { rows in
-      let steps = Matrix(rows: rows.count, columns: grid.columnsPerGroup)
-      let image = Matrix(rows: rows.count, columns: columns)
+    let chunks = Division(codes.rows, blocksOfAtMost: rowsPerChunk)
+    let scratch = {
+      (
+        steps: Matrix(rows: chunks.size, columns: grid.columnsPerGroup),
+        image: Matrix(rows: chunks.size, columns: columns)
+      )
+    }
+    team.run(chunks: chunks.count, scratch: scratch) { chunk, scratch in
+      let rows = chunks[chunk]
+      let (steps, image) = scratch
       for group in 0..<grid.groups {
         let start = group * grid.columnsPerGroup
         let width = min(grid.columnsPerGroup, columns - start)

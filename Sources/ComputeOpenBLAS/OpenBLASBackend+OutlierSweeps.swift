@@ -3,65 +3,7 @@ import Compute
 import Quantization
 import Tensors
 
-/// Columns of a block: inside it a column's error reaches the others one by one, outside by a matrix product.
-private let columnsPerBlock = 48
-
 extension OpenBLASBackend: OutlierSweeps {
-  public func roundToNearestPlane(
-    _ weights: Matrix, outliers: SparseRows, factor: NearestPlaneFactor, grid: Grid,
-    into codes: Matrix, remainders: Matrix
-  ) {
-    let columns = weights.columns
-    precondition(
-      factor.order.count == columns && codes.columns == columns && codes.rows == weights.rows
-        && remainders.columns == columns && remainders.rows == weights.rows
-        && outliers.rowCount == weights.rows && grid.outFeatures == weights.rows
-        && grid.inFeatures == columns, "the shapes differ")
-    let groups = grid.groupIndices(order: factor.order)
-    var positions = [Int](repeating: 0, count: columns)
-    for (position, column) in factor.order.enumerated() { positions[column] = position }
-    forEachChunk(of: weights.rows) { rows in
-      let count = rows.count
-      let chunkGrid = TransposedGrid(grid.rows(rows))
-      // By column as stored; then by position.
-      let unordered = transposed(weights.rows(rows))
-      let targets = Matrix(rows: columns, columns: count)
-      for (position, column) in factor.order.enumerated() {
-        targets.rows(position..<position + 1).copy(from: unordered.rows(column..<column + 1))
-      }
-      let isOutlier = Matrix(rows: columns, columns: count)
-      outliers.rows(rows).forEach { row, column, _ in isOutlier[positions[column], row] = 1 }
-      let errors = Matrix(rows: columns, columns: count)
-      let chunkCodes = Matrix(rows: columns, columns: count)
-      let chunkRemainders = Matrix(rows: columns, columns: count)
-      let feedback = Matrix(rows: columnsPerBlock, columns: count)
-      var end = columns
-      while end > 0 {
-        let start = max(0, end - columnsPerBlock)
-        if end < columns {
-          feedback.block(rows: 0..<end - start, columns: 0..<count).multiply(
-            factor.unitFactor.block(rows: start..<end, columns: end..<columns),
-            errors.block(rows: end..<columns, columns: 0..<count), keeping: 0)
-        }
-        unsafe groups.withUnsafeBufferPointer { group in
-          guard let group = group.baseAddress else { return }
-          unsafe qe_nearest_plane_outliers_block(
-            count, end - start, factor.unitFactor.pointer + start * columns + start, columns,
-            group + start, chunkGrid.kernelView, targets.pointer + start * count,
-            isOutlier.pointer + start * count, feedback.pointer, errors.pointer + start * count,
-            chunkCodes.pointer + start * count, chunkRemainders.pointer + start * count)
-        }
-        end = start
-      }
-      for (results, destination) in [(chunkCodes, codes), (chunkRemainders, remainders)] {
-        for (position, column) in factor.order.enumerated() {
-          unordered.rows(column..<column + 1).copy(from: results.rows(position..<position + 1))
-        }
-        transpose(unordered, into: destination.rows(rows))
-      }
-    }
-  }
-
   public func roundingRemainders(_ weights: Matrix, grid: Grid, into remainders: Matrix) {
     let columns = weights.columns
     precondition(

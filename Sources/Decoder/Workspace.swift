@@ -19,7 +19,6 @@ final class Workspace: @unchecked Sendable {
       buffers[role] = Matrix(rows: 1, columns: count)
     }
     guard let buffer = buffers[role] else { preconditionFailure("the buffer was made above") }
-    return buffer.reshaped(rows: buffer.count, columns: 1).prefix(count).reshaped(
-      rows: rows, columns: columns)
+    return buffer.prefix(rows: rows, columns: columns)
   }
 }

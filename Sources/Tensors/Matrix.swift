@@ -51,6 +51,12 @@
   /// The first rows, over the same memory.
   public func prefix(_ count: Int) -> Matrix { rows(0..<count) }
 
+  /// The first elements, over the same memory and under a shape of their own.
+  public func prefix(rows: Int, columns: Int) -> Matrix {
+    precondition(rows >= 0 && columns >= 0 && rows * columns <= count, "the matrix has fewer elements")
+    return Matrix(sharing: self, offset: 0, rows: rows, columns: columns)
+  }
+
   public subscript(row: Int, column: Int) -> Float {
     get {
       precondition(row >= 0 && row < rows && column >= 0 && column < columns)

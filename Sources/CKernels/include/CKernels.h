@@ -2,5 +2,6 @@
 #define QUANTEASE_CKERNELS_H
 #include "elementwise.h"
 #include "grid_sweeps.h"
+#include "nearest_plane.h"
 #include "outlier_sweeps.h"
 #endif

@@ -17,17 +17,6 @@ typedef struct {
   float maximum_code;
 } qe_grid;
 
-// Nearest plane inside a block of `columns` columns, last to first.
-//   factor        [columns][factor_stride], the unit upper triangular factor of the block
-//   group_of      [columns], the group of each column
-//   weights       [columns][rows]
-//   feedback      [columns][rows], what the columns after the block add; changed
-//   errors        [columns][rows], W - Ŵ; written
-//   codes         [columns][rows], written
-void qe_nearest_plane_block(
-    size_t rows, size_t columns, const float *factor, size_t factor_stride, const int32_t *group_of,
-    qe_grid grid, const float *weights, float *feedback, float *errors, float *codes);
-
 // One coordinate descent step for every column of a block, first to last; returns how many values moved.
 //   gram              [columns][gram_stride], the block's diagonal part of the Gram matrix
 //   inverse_diagonal  [columns], 1 / Σ_jj, 0 for a dead column
@@ -106,6 +95,10 @@ double qe_dot(size_t count, const float *a, const float *b);
 
 // y ← y + α x
 void qe_axpy(size_t count, float alpha, const float *x, float *y);
+
+// Row k of the destination is row order[k] of the source.
+void qe_reorder_rows(
+    size_t rows, size_t columns, const float *source, const int32_t *order, float *destination);
 
 // [rows][columns] → [columns][rows]
 void qe_transpose(

@@ -5,17 +5,6 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "grid_sweeps.h"
-
-// Nearest plane inside a block of `columns` columns, last to first, in which outliers keep what rounding leaves
-// and so pass no error on. Arguments as for qe_nearest_plane_block, and
-//   is_outlier  [columns][rows], 1 or 0
-//   remainders  [columns][rows], what rounding leaves of each column's moved target; written for all
-void qe_nearest_plane_outliers_block(
-    size_t rows, size_t columns, const float *factor, size_t factor_stride, const int32_t *group_of,
-    qe_grid grid, const float *weights, const float *is_outlier, float *feedback, float *errors,
-    float *codes, float *remainders);
-
 // remainders_j = w_j - s (q_j - z), q_j the nearest code
 void qe_rounding_remainders(
     size_t columns, const float *values, float scale, float zero_point, float maximum_code,

@@ -134,16 +134,3 @@ extension SparseRows {
     Set(entries(ofRow: row).map { Int(columns[$0]) })
   }
 }
-
-extension Grid {
-  fileprivate func nearest(_ value: Double, _ row: Int, _ column: Int) -> Double {
-    let group = column / columnsPerGroup
-    let code = value / scales.value(row, group) + zeroPoints.value(row, group)
-    return min(max(code.rounded(.toNearestOrEven), 0), Double(format.maximumCode))
-  }
-
-  fileprivate func point(_ code: Double, _ row: Int, _ column: Int) -> Double {
-    let group = column / columnsPerGroup
-    return scales.value(row, group) * (code - zeroPoints.value(row, group))
-  }
-}
