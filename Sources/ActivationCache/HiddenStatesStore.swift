@@ -68,11 +68,8 @@ public final class HiddenStatesStore: Sendable {
     self.environment = environment
     self.workers = workers
     self.reader = reader
-    prefetcher = Prefetcher(limit: Self.prefetchLimit) { (key, spare) throws(CacheError) in
-      try reader.load(key) { rows, columns in
-        if let spare, spare.rows == rows, spare.columns == columns { return spare }
-        return Matrix(rows: rows, columns: columns)
-      }
+    prefetcher = Prefetcher(limit: Self.prefetchLimit) { (key, room) throws(CacheError) in
+      try reader.load(key, into: room)
     }
   }
 
@@ -166,7 +163,12 @@ public final class HiddenStatesStore: Sendable {
 
     if let prefetched = try prefetcher.take(key)?.get() {
       try checkShape(prefetched.rows, prefetched.columns)
-      matrix.copy(from: prefetched)
+      try workers.forEachChunk(StoredValue.chunkCount(elements: matrix.count)) {
+        (_, chunk) throws(CacheError) in
+        let range = StoredValue.chunk(chunk, elements: matrix.count)
+        unsafe (matrix.pointer + range.lowerBound).update(
+          from: prefetched.pointer + range.lowerBound, count: range.count)
+      }
       prefetcher.recycle(prefetched)
     } else {
       try reader.load(key) { (rows, columns) throws(CacheError) in

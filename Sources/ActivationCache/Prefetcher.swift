@@ -7,7 +7,9 @@ import Tensors
 /// At most `limit` values are kept or under way; a further request drops the oldest. Nobody has to pick a
 /// value up, and whoever changes what is stored under a key calls `forget`.
 final class Prefetcher: Sendable {
-  typealias Load = @Sendable (HiddenStatesKey, _ spare: Matrix?) throws(CacheError) -> Matrix
+  /// Decodes a value into the matrix that `room` returns for its shape (rows, columns).
+  typealias Load =
+    @Sendable (HiddenStatesKey, _ room: (Int, Int) -> Matrix) throws(CacheError) -> Matrix
 
   /// One value that is ready, under way, or waits its turn.
   private final class Ticket: Sendable {
@@ -21,8 +23,8 @@ final class Prefetcher: Sendable {
 
   private struct State {
     var tickets: [Ticket] = []
-    /// A matrix that has been handed back, so that batches of equal shape need no new memory.
-    var spare: Matrix?
+    /// Matrices that have been handed back, so that batches of equal shapes need no new memory.
+    var spares: [Matrix] = []
   }
 
   private let limit: Int
@@ -49,8 +51,7 @@ final class Prefetcher: Sendable {
     queue.async { [self] in
       defer { ticket.isDone.signal() }
       if ticket.isDropped.load(ordering: .relaxed) { return }
-      let spare = state.withLock { $0.spare.take() }
-      let outcome = Result { () throws(CacheError) in try load(key, spare) }
+      let outcome = Result { () throws(CacheError) in try load(key, room) }
       ticket.outcome.withLock { $0 = outcome }
     }
   }
@@ -67,7 +68,20 @@ final class Prefetcher: Sendable {
   }
 
   /// Takes a matrix back whose content has been used.
-  func recycle(_ matrix: Matrix) { state.withLock { $0.spare = matrix } }
+  func recycle(_ matrix: Matrix) { state.withLock { $0.spares.append(matrix) } }
+
+  /// A spare matrix of this shape, or a new one in the place of another spare: there are never more matrices than
+  /// were once in use together.
+  private func room(rows: Int, columns: Int) -> Matrix {
+    let spare = state.withLock { state -> Matrix? in
+      if let index = state.spares.firstIndex(where: { $0.rows == rows && $0.columns == columns }) {
+        return state.spares.remove(at: index)
+      }
+      if !state.spares.isEmpty { state.spares.removeFirst() }
+      return nil
+    }
+    return spare ?? Matrix(rows: rows, columns: columns)
+  }
 
   /// Drops all that was prefetched.
   func forgetAll() { forget(Set(state.withLock { $0.tickets.map(\.key) })) }
