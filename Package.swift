@@ -125,8 +125,9 @@ let package = Package(
       ]),
     tests(
       "DaemonTests",
-      ["Daemon", "Export", "Pipeline", "SystemIO", "TestSupport", systemPackage]),
+      ["ComputeOpenBLAS", "Daemon", "Export", "Pipeline", "SystemIO", "TestSupport", systemPackage]),
     tests(
-      "Integration", ["quantease", "Checkpoint", "Export", "SystemIO", "Tensors", "TestSupport"]),
+      "Integration",
+      ["quantease", "quanteased", "Checkpoint", "Daemon", "Export", "SystemIO", "Tensors", "TestSupport"]),
   ]
 )

@@ -5,7 +5,8 @@ import SystemIO
 extension Supervisor {
   func hear(_ worker: WorkerProcess) throws {
     guard let events = try worker.read() else { return try end(worker) }
-    for event in events { try take(event, of: worker) }
+    // One event may end the worker; those that came with it are about a job that is over.
+    for event in events where self.worker === worker { try take(event, of: worker) }
   }
 
   private func take(_ event: WorkerEvent, of worker: WorkerProcess) throws {
@@ -25,7 +26,11 @@ extension Supervisor {
         try ledger.publish(id, asTwinOf: twin)
       }
     case .planned(let plan):
-      try ledger.update(id) { $0.plan = plan }
+      try ledger.update(id) { job in
+        job.plan = plan
+        // What the journal still has of them comes next.
+        job.linears = []
+      }
     case .resumed(let linears):
       try ledger.update(id) { $0.linears = linears }
       log.notice("goes on", .job(id), Log.Field("linears", "\(linears.count)"))

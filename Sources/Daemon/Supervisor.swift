@@ -130,7 +130,10 @@ public final class Supervisor {
 
   private var timeToNextEvent: Duration {
     var next = nextScan
-    if worker == nil, let resumption = pauses.values.map(\.until).min() { next = min(next, resumption) }
+    pauses = pauses.filter { ledger.job($0.key)?.phase.isOver == false }
+    // Of any but queued jobs, a pause is a time gone by, and the loop would not wait at all.
+    let resumptions = pauses.filter { ledger.job($0.key)?.phase == .queued }.map(\.value.until)
+    if worker == nil, let resumption = resumptions.min() { next = min(next, resumption) }
     if let mendAt { next = min(next, mendAt) }
     var time = max(.zero, next - .now)
     if let interval = notifier.watchdogInterval { time = min(time, interval) }
@@ -231,6 +234,8 @@ public final class Supervisor {
           + "'defaults' in the daemon's configuration", code: 78)
     }
     try FileSystem.createDirectories(files.directory)
+    // Two workers have broken down without getting any further: it may be the cache that breaks them.
+    if job.attempts > 1 { try JobWorker.removeCaches(of: job.id, in: configuration.cacheDirectory) }
     try JobOrder(
       id: job.id, model: source, directory: files.directory, cacheDirectory: configuration.cacheDirectory,
       calibration: calibration, settings: settings.settings, threads: configuration.threads,
@@ -273,11 +278,14 @@ public final class Supervisor {
   private func reload() {
     notifier.reloading()
     do {
-      let new = try readConfiguration()
+      var new = try readConfiguration()
       let changed = new.changedKeys(since: configuration)
       let fixed = changed.filter { ["spool", "state", "cache"].contains($0) }
       if !fixed.isEmpty {
         log.warning("\(fixed.joined(separator: ", ")) change only when the daemon is started anew")
+        new.spool = configuration.spool
+        new.stateDirectory = configuration.stateDirectory
+        new.cacheDirectory = configuration.cacheDirectory
       }
       configuration = new
       folder.settleTime = .seconds(new.settleSeconds)

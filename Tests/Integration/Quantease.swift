@@ -10,13 +10,16 @@ struct Quantease {
   let errors: String
 
   /// Runs the program that was built with these tests, or the one that `QUANTEASE_BINARY` names.
-  /// - Parameter body: called while it runs
+  /// - Parameters:
+  ///   - program: another one, if not nil
+  ///   - body: called while it runs
   init(
-    _ arguments: [String], environment: [String: String] = [:], _ body: (Process) throws -> Void = { _ in }
+    _ arguments: [String], environment: [String: String] = [:], program: String? = nil,
+    _ body: (Process) throws -> Void = { _ in }
   ) throws {
     let scratch = try TemporaryDirectory()
     let process = Process()
-    process.executableURL = URL(fileURLWithPath: try Self.binary)
+    process.executableURL = URL(fileURLWithPath: try program ?? Self.binary)
     process.arguments = arguments
     process.environment = ProcessInfo.processInfo.environment.merging(environment) { $1 }
     process.standardInput = FileHandle.nullDevice
@@ -38,11 +41,11 @@ struct Quantease {
     return try JSONValue(parsing: Array(run.output.utf8))
   }
 
-  private static func handle(of path: String) throws -> FileHandle {
+  static func handle(of path: String) throws -> FileHandle {
     try #require(FileHandle(forWritingAtPath: path))
   }
 
-  private static var binary: String {
+  static var binary: String {
     get throws {
       if let path = TestEnvironment.variable("QUANTEASE_BINARY") { return path }
       // The test bundle stands beside the program.

@@ -121,7 +121,17 @@ public final class JobLedger {
   /// Queues a failed or cancelled job again.
   func retry(_ id: String) throws {
     let failed = FileSystem.join(spool.failed, id)
-    if try FileSystem.exists(failed) { try FileSystem.move(failed, to: source(of: id)) }
+    // Settings may have changed, on purpose. If they have not, the journal still is the job's. All this comes before
+    // the row: a crash in between leaves a job that can be tried again, and nothing old in one that is.
+    let files = files(of: id)
+    for file in [files.order, files.tokens, files.identity, files.checkpoint] {
+      try FileSystem.removeTree(file)
+    }
+    // Left in the source, the reason would count as one of the model's files.
+    if try FileSystem.exists(failed) {
+      try FileSystem.removeTree(FileSystem.join(failed, Self.reasonName))
+      try FileSystem.move(failed, to: source(of: id))
+    }
     try update(id) { job in
       job.phase = .queued
       job.attempts = 0
@@ -129,10 +139,6 @@ public final class JobLedger {
       job.finishedAt = nil
       job.step = ""
     }
-    try FileSystem.removeTree(FileSystem.join(source(of: id), Self.reasonName))
-    // Settings may have changed, on purpose. If they have not, the journal still is the job's.
-    let files = files(of: id)
-    for file in [files.order, files.tokens, files.identity] { try FileSystem.removeTree(file) }
   }
 
   static let reasonName = "reason.json"
@@ -165,15 +171,22 @@ public final class JobLedger {
     let reason = Reason(
       id: id, name: job.name, outcome: job.phase.rawValue, message: job.failure?.message ?? "",
       code: job.failure?.code ?? 0, failedAt: job.finishedAt ?? now)
-    try AtomicFile.write(
-      Array(try encoder.encode(reason)) + [UInt8(ascii: "\n")], to: FileSystem.join(source, Self.reasonName))
+    // Somebody may have put a file there, and not a directory: it is moved all the same.
+    if try FileSystem.kind(of: source, symlinks: .refuse) == .directory {
+      try AtomicFile.write(
+        Array(try encoder.encode(reason)) + [UInt8(ascii: "\n")], to: FileSystem.join(source, Self.reasonName)
+      )
+    }
     try FileSystem.move(source, to: FileSystem.join(spool.failed, id))
   }
 
   private func freeOutput(for name: String) throws(FileError) -> String {
     var number = 1
     while true {
-      let path = FileSystem.join(spool.output, number == 1 ? name : "\(name)-\(number)")
+      let suffix = number == 1 ? "" : "-\(number)"
+      // A name as long as names may be has to give way to its number.
+      let stem = JobName.shortened(name, byteLimit: 255 - suffix.utf8.count)
+      let path = FileSystem.join(spool.output, stem + suffix)
       if try !FileSystem.exists(path) { return path }
       number += 1
     }

@@ -57,13 +57,21 @@ public struct JobRecord: Codable, Sendable, Equatable {
 
 /// A job's identifier: when it was claimed, four digits against chance, and the name of the drop.
 public enum JobName {
-  private static let nameByteLimit = 200
+  /// A file's name may have 255 bytes, and an identifier stands in longer ones: that of the lock beside the job's
+  /// activation cache adds 38 bytes to its own 22.
+  private static let nameByteLimit = 180
 
   public static func identifier(for name: String, at time: Date, random: UInt16) -> String {
     let digits = String(random, radix: 16)
-    var short = name
-    while short.utf8.count > nameByteLimit { short.removeLast() }
+    let short = shortened(name, byteLimit: nameByteLimit)
     return "\(stamp(time))-\(String(repeating: "0", count: 4 - digits.count))\(digits)-\(short)"
+  }
+
+  /// As much of a name as fits into so many bytes.
+  static func shortened(_ name: String, byteLimit: Int) -> String {
+    var short = name
+    while short.utf8.count > byteLimit { short.removeLast() }
+    return short
   }
 
   /// The drop's name in an identifier; the whole of one that is not of this kind.

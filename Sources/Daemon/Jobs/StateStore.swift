@@ -24,8 +24,11 @@ import SystemIO
   public static func open(directory: String) throws -> StateStore {
     try FileSystem.createDirectories(directory)
     let path = FileSystem.join(directory, fileName)
-    do { return try StateStore(path: path, isReadOnly: false) } catch {
-      guard error.isDamage else { throw error }
+    do {
+      let store = try StateStore(path: path, isReadOnly: false)
+      try store.check()
+      return store
+    } catch let error as StateError where error.isDamage {
       for suffix in ["", "-lock"] where try FileSystem.exists(path + suffix) {
         try FileSystem.removeTree("\(path)\(suffix).damaged")
         try FileSystem.move(path + suffix, to: "\(path)\(suffix).damaged")
@@ -55,6 +58,7 @@ import SystemIO
       try Self.check(unsafe mdb_env_set_mapsize(environment, Self.mapBytes), path)
       let flags = UInt32(MDB_NOSUBDIR | MDB_NOTLS | (isReadOnly ? MDB_RDONLY : 0) | flags)
       try Self.check(unsafe mdb_env_open(environment, path, flags, 0o640), path)
+      try unsafe Self.completeLength(environment, path, isReadOnly: isReadOnly)
       var transaction: OpaquePointer?
       try Self.check(
         unsafe mdb_txn_begin(environment, nil, UInt32(isReadOnly ? MDB_RDONLY : 0), &transaction), path)
@@ -76,6 +80,34 @@ import SystemIO
   }
 
   deinit { unsafe mdb_env_close(environment) }
+
+  /// Reading a page behind the end of a file that was cut off would be a SIGBUS. Zeros in its place are no page, which
+  /// LMDB tells.
+  private static func completeLength(
+    _ environment: OpaquePointer, _ path: String, isReadOnly: Bool
+  ) throws(StateError) {
+    var info = unsafe MDB_envinfo()
+    var status = MDB_stat()
+    unsafe mdb_env_info(environment, &info)
+    unsafe mdb_env_stat(environment, &status)
+    let byteCount = unsafe (info.me_last_pgno + 1) * Int(status.ms_psize)
+    do {
+      guard try FileSystem.fileSize(path) < byteCount else { return }
+      if isReadOnly { throw StateError(code: MDB_CORRUPTED, path: path) }
+      try OutputFile(resuming: path).reserve(byteCount)
+    } catch let error as FileError {
+      throw StateError(code: error.errno.rawValue, path: path)
+    } catch {
+      throw StateError(code: MDB_CORRUPTED, path: path)
+    }
+  }
+
+  /// Reads all that rows and free space are found by, as damage shows only where it is read.
+  private func check() throws {
+    let transaction = try unsafe StateTransaction(environment, isReadOnly: true, path: path)
+    // Database 0 is LMDB's own list of free pages.
+    for database in [0, database] { _ = try transaction.values(withPrefix: [], in: database) }
+  }
 
   // MARK: Rows
 

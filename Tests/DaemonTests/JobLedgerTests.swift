@@ -1,0 +1,164 @@
+import Foundation
+import SystemIO
+import TestSupport
+import Testing
+
+@testable import Daemon
+
+/// The moves of a job between the spool's directories.
+struct JobLedgerTests {
+  private let fixture: LedgerFixture
+  private var spool: Spool { fixture.spool }
+  private static let id = LedgerFixture.id
+  private static let name = LedgerFixture.name
+
+  init() throws { fixture = try LedgerFixture() }
+
+  private func begun(_ body: (JobLedger) throws -> Void) throws {
+    try fixture.makeSource()
+    try fixture.withLedger { ledger throws in
+      try ledger.enter(Self.id, name: Self.name, arrivedAt: 1)
+      try fixture.makeCheckpoint()
+      try fixture.makeCache()
+      try body(ledger)
+    }
+  }
+
+  @Test func `a published job's result, source and row are where they belong`() throws {
+    try begun { ledger throws in
+      try ledger.publish(Self.id, summary: .init(meanRelativeError: 0.5, bitsPerWeight: 4))
+      #expect(ledger.job(Self.id)?.phase == .published)
+      #expect(ledger.job(Self.id)?.output == spool.output + "/" + Self.name)
+      #expect(ledger.counters.published == 1)
+    }
+    #expect(try fixture.output() == "result of \(Self.id)")
+    #expect(try FileSystem.names(in: spool.done) == [Self.id])
+    for empty in [spool.working, spool.partial, spool.failed, fixture.cacheDirectory] {
+      #expect(try FileSystem.names(in: empty) == [], "\(empty)")
+    }
+    try fixture.withLedger { ledger throws in
+      #expect(ledger.job(Self.id)?.summary?.meanRelativeError == 0.5)
+      #expect(ledger.job(Self.id)?.finishedAt != nil)
+    }
+  }
+
+  @Test func `what stands in the output folder is never replaced`() throws {
+    try fixture.makeOutput("somebody's")
+    try fixture.makeOutput("somebody's too", named: "\(Self.name)-2")
+    try begun { try $0.publish(Self.id, summary: nil) }
+    #expect(try fixture.output() == "somebody's")
+    #expect(try fixture.output("\(Self.name)-2") == "somebody's too")
+    #expect(try fixture.output("\(Self.name)-3") == "result of \(Self.id)")
+  }
+
+  @Test func `not even an empty directory or a link that leads nowhere is replaced`() throws {
+    try FileSystem.createDirectories(spool.output + "/" + Self.name)
+    try FileManager.default.createSymbolicLink(
+      atPath: spool.output + "/\(Self.name)-2", withDestinationPath: "/nowhere/at/all")
+    try begun { try $0.publish(Self.id, summary: nil) }
+    #expect(try fixture.output("\(Self.name)-3") == "result of \(Self.id)")
+  }
+
+  @Test func `a name as long as names may be gives way to its number`() throws {
+    let name = String(repeating: "x", count: 255)
+    try fixture.makeOutput("somebody's", named: name)
+    try fixture.makeSource("id")
+    try fixture.makeCheckpoint("id")
+    try fixture.withLedger { ledger throws in
+      try ledger.enter("id", name: name, arrivedAt: 1)
+      try ledger.publish("id", summary: nil)
+    }
+    #expect(try fixture.output(name) == "somebody's")
+    #expect(try fixture.output(String(repeating: "x", count: 253) + "-2") == "result of id")
+  }
+
+  @Test func `a twin's source is done, and nothing of it stays`() throws {
+    var twin = LedgerFixture.job(.published, id: "twin", name: "t")
+    twin.output = spool.output + "/t"
+    try begun { ledger throws in
+      try ledger.publish(Self.id, asTwinOf: twin)
+      #expect(ledger.job(Self.id)?.output == twin.output)
+    }
+    #expect(try FileSystem.names(in: spool.done) == [Self.id])
+    #expect(try FileSystem.names(in: spool.output) == [".partial"])
+    #expect(try FileSystem.names(in: spool.partial) == [])
+  }
+
+  @Test func `a failed job's source has its reason beside it`() throws {
+    try begun { try $0.fail(Self.id, JobFailure(.job, "no \"weights\" in /x", code: 65)) }
+    let reason =
+      try JSONSerialization.jsonObject(
+        with: Data(contentsOf: URL(fileURLWithPath: spool.failed + "/\(Self.id)/reason.json")))
+      as? [String: Any]
+    #expect(reason?["id"] as? String == Self.id)
+    #expect(reason?["name"] as? String == Self.name)
+    #expect(reason?["outcome"] as? String == "failed")
+    #expect(reason?["message"] as? String == "no \"weights\" in /x")
+    #expect(reason?["code"] as? Int == 65)
+    #expect(reason?["failed_at"] as? Double ?? 0 > 1e9)
+    #expect(try FileSystem.names(in: spool.partial) == [])
+    #expect(try FileSystem.names(in: fixture.cacheDirectory) == [])
+    try fixture.withLedger { #expect($0.counters.failed == 1) }
+  }
+
+  @Test func `what a worker that broke down has done is kept for another try`() throws {
+    try begun { ledger throws in
+      try ledger.fail(Self.id, JobFailure(.broken, "killed", code: 70))
+      #expect(try ledger.recover() == [])
+      #expect(try FileSystem.names(in: spool.partial) == [Self.id])
+      try ledger.carryOut(JobRequest(.retry, job: Self.id))
+      // The journal says itself what it is of; the result does not.
+      #expect(try FileSystem.names(in: "\(spool.partial)/\(Self.id)") == ["journal"])
+    }
+  }
+
+  @Test(arguments: [true, false])
+  func `a job that is tried again is as one that came now`(_ isCancelled: Bool) throws {
+    try begun { ledger throws in
+      try ledger.update(Self.id) { $0.attempts = 3 }
+      if isCancelled {
+        try ledger.carryOut(JobRequest(.cancel, job: Self.id))
+        #expect(ledger.job(Self.id)?.phase == .cancelled)
+      } else {
+        try ledger.fail(Self.id, JobFailure(.job, "broken", code: 65))
+      }
+      #expect(try FileSystem.names(in: spool.failed) == [Self.id])
+      try ledger.carryOut(JobRequest(.retry, job: Self.id))
+      let job = try #require(ledger.job(Self.id))
+      #expect(job.phase == .queued && job.attempts == 0 && job.failure == nil && job.finishedAt == nil)
+      #expect(try FileSystem.names(in: spool.working + "/" + Self.id) == ["model.safetensors"])
+      #expect(try FileSystem.names(in: spool.failed) == [])
+      #expect(try ledger.recover() == [])
+    }
+  }
+
+  @Test func `requests that cannot be met say why`() throws {
+    try begun { ledger throws in
+      func failure(_ action: JobRequest.Action, _ id: String = Self.id) -> JobRequestError? {
+        #expect(throws: JobRequestError.self) { try ledger.carryOut(JobRequest(action, job: id)) }
+      }
+      #expect(failure(.cancel, "x") == .unknownJob("x"))
+      #expect(failure(.retry) == .cannotRetry(Self.id, .queued))
+      try ledger.publish(Self.id, summary: nil)
+      #expect(failure(.cancel) == .over(Self.id, .published))
+      #expect(failure(.retry) == .cannotRetry(Self.id, .published))
+    }
+  }
+
+  @Test(arguments: ["x", LedgerFixture.id, "a.b", "cancel.retry", "-"])
+  func `a request is left as a file and read again`(_ id: String) throws {
+    for action in JobRequest.Action.allCases {
+      let request = JobRequest(action, job: id)
+      try request.leave(in: spool)
+      #expect(try JobRequest.all(in: spool) == [request])
+      #expect(try !request.isDone(in: spool))
+      try FileSystem.removeTree(request.path(in: spool))
+      #expect(try request.isDone(in: spool))
+    }
+  }
+
+  @Test(arguments: ["cancel", "delete.x", ".cancel.x", "", "Cancel.x"])
+  func `any other file among the requests is none`(_ name: String) {
+    #expect(JobRequest(fileName: name) == nil)
+  }
+}

@@ -1,0 +1,177 @@
+import Foundation
+import SystemIO
+import TestSupport
+import Testing
+
+@testable import Daemon
+
+struct JobWorkerTests {
+  private let bench: WorkerBench
+
+  init() throws { bench = try WorkerBench() }
+
+  @Test func `a job tells what it is, what it plans, every linear and its end`() throws {
+    let kinds = try bench.work().compactMap { event -> String? in
+      switch event {
+      case .identity(let digest): digest.count == 64 ? "identity" : nil
+      case .planned(let plan): "\(plan.architecture) \(plan.layerCount) \(plan.linearCount)"
+      case .linear(let linear, _): linear.layer == 0 ? "first" : "second"
+      case .finished: "finished"
+      default: nil
+      }
+    }
+    #expect(
+      kinds == ["identity", "llama 2 14"] + Array(repeating: "first", count: 7)
+        + Array(repeating: "second", count: 7) + ["finished"])
+    #expect(try OutputVerification.problems(of: bench.files.checkpoint) == [])
+    #expect(try FileSystem.names(in: bench.order.cacheDirectory) == [])
+  }
+
+  @Test func `the next worker goes on where one ended`() throws {
+    try bench.work()
+    let expected = try bench.weights()
+    try FileSystem.removeTree(bench.order.directory)
+    try FileSystem.createDirectories(bench.order.directory)
+    try bench.workPartly(linears: 5)
+    try bench.work()
+    #expect(bench.resumedLinears == 5)
+    #expect(try bench.weights() == expected)
+    // And the one after finds it finished.
+    let events = try bench.work()
+    #expect(!events.contains { if case .linear = $0 { true } else { false } })
+    #expect(try bench.weights() == expected)
+  }
+
+  @Test func `a job that is tried again with other settings begins anew`() throws {
+    try bench.workPartly(linears: 5)
+    try bench.prepareRetry()
+    bench.order.settings.bits = 3
+    try bench.work()
+    #expect(bench.resumedLinears == nil)
+    let (mixed, identity) = (try bench.weights(), bench.identity)
+    try FileSystem.removeTree(bench.order.directory)
+    try FileSystem.createDirectories(bench.order.directory)
+    try bench.work()
+    #expect(try bench.weights() == mixed)
+    #expect(bench.identity == identity)
+  }
+
+  @Test func `a job that is tried again as it was goes on`() throws {
+    try bench.workPartly(linears: 5)
+    try bench.prepareRetry()
+    try bench.work()
+    #expect(bench.resumedLinears == 5)
+  }
+
+  @Test func `sequences of another length are drawn anew`() throws {
+    try bench.workPartly(linears: 5)
+    try bench.prepareRetry()
+    (bench.order.settings.sequenceLength, bench.order.settings.samples) = (12, 3)
+    try bench.work()
+    #expect(bench.resumedLinears == nil)
+    #expect(try FileSystem.fileSize(bench.files.tokens) == 3 * 12 * 4)
+  }
+
+  @Test func `a job whose checkpoint was mended before it is tried again begins anew`() throws {
+    try bench.workPartly(linears: 5)
+    try bench.prepareRetry()
+    let before = bench.identity
+    try bench.flip(bench.order.model + "/model.safetensors", at: 100_000)
+    try bench.work()
+    #expect(bench.resumedLinears == nil)
+    #expect(bench.identity != before)
+  }
+
+  @Test func `what is about the drop does not change what a job is`() throws {
+    try bench.work()
+    let identity = try #require(bench.identity)
+    let other = try WorkerBench(id: "other")
+    for name in ["quantease.yaml", ".ready", "SHA256SUMS"] {
+      try AtomicFile.write("# \(name)", to: "\(other.order.model)/\(name)")
+    }
+    try other.work()
+    #expect(other.identity == identity)
+    let third = try WorkerBench(id: "third")
+    try AtomicFile.write("{}", to: "\(third.order.model)/generation_config.json")
+    try third.work()
+    #expect(third.identity != identity)
+  }
+
+  @Test func `a result that is not what was written is not published`() throws {
+    try bench.work()
+    try bench.flip(bench.files.checkpoint + "/model.safetensors", at: 30_000)
+    let failure = try #require(throws: JobFailure.self) { try bench.work() }
+    #expect(failure.kind == .broken)
+    #expect(failure.message.contains("model.safetensors is not what was written"))
+    #expect(try !FileSystem.exists(bench.files.checkpoint))
+    // Its journal is sound: the next worker has little to do.
+    try bench.work()
+    #expect(bench.resumedLinears == 14)
+  }
+
+  @Test func `a cache of an earlier start of the machine is not used`() throws {
+    try FileSystem.createDirectories(bench.order.cacheDirectory)
+    let names = ["job.0000.activations.mdb", "job.0000.activations.mdb-lock", "job-2.0000.activations.mdb"]
+    for name in names { try AtomicFile.write("", to: "\(bench.order.cacheDirectory)/\(name)") }
+    try bench.work()
+    #expect(try FileSystem.names(in: bench.order.cacheDirectory) == ["job-2.0000.activations.mdb"])
+  }
+
+  @Test func `a job of the longest name can be done`() throws {
+    let id = JobName.identifier(for: String(repeating: "n", count: 255), at: Date(), random: 1)
+    let bench = try WorkerBench(id: id)
+    try bench.work()
+    #expect(try OutputVerification.problems(of: bench.files.checkpoint) == [])
+  }
+
+  @Test func `files that are copied along may have any name`() throws {
+    try AtomicFile.write("{}", to: bench.order.model + "/line\nfeed.json")
+    try bench.work()
+    #expect(try OutputVerification.problems(of: bench.files.checkpoint) == [])
+  }
+}
+
+struct OutputVerificationTests {
+  private let bench: WorkerBench
+  private var output: String { bench.files.checkpoint }
+
+  init() throws {
+    bench = try WorkerBench()
+    bench.order.settings.formats = [.gptq, .dense]
+    try bench.work()
+  }
+
+  private var problems: [String] { get throws { try OutputVerification.problems(of: output) } }
+
+  /// Writes the manifest anew, so that bytes are no longer what is wrong.
+  private func sign() throws { try ChecksumManifest.write(into: output) }
+
+  @Test func `a finished output has no problems, and every file is looked at`() throws {
+    var count = 0
+    #expect(try OutputVerification.problems(of: output) { count += 1 } == [])
+    let files = try #require(FileManager.default.enumerator(atPath: output)).compactMap { $0 as? String }
+    // All but the two directories and the manifest.
+    #expect(count == files.count - 3)
+  }
+
+  @Test func `a checkpoint that does not open is a problem, whatever its digest`() throws {
+    try FileSystem.removeTree(output + "/gptq/model.safetensors")
+    try sign()
+    let problem = try #require(problems.first)
+    #expect(problem.contains(output + "/gptq"))
+    #expect(try problems.count == 1)
+  }
+
+  @Test func `a report that cannot be read is a problem`() throws {
+    try AtomicFile.write("{", to: output + "/quantease_report.json")
+    try sign()
+    #expect(try problems.count == 1)
+    #expect(try problems[0].hasPrefix("quantease_report.json: "))
+  }
+
+  @Test func `an output without a manifest is not complete`() throws {
+    try FileSystem.removeTree(output + "/SHA256SUMS")
+    #expect(try problems == ["SHA256SUMS is missing: the daemon writes it when an output is complete"])
+    #expect(try OutputVerification.problems(of: output + "/nothing") == ["\(output)/nothing is no directory"])
+  }
+}

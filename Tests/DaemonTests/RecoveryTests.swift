@@ -1,0 +1,161 @@
+import SystemIO
+import TestSupport
+import Testing
+
+@testable import Daemon
+
+/// Recovery after every step that a daemon can have ended at.
+struct RecoveryTests {
+  /// What is there when the daemon starts.
+  struct Remains: Sendable, CustomTestStringConvertible {
+    let phase: JobRecord.Phase
+    let hasSource: Bool
+    let hasCheckpoint: Bool
+    let hasOutput: Bool
+
+    static let all = [
+      JobRecord.Phase.queued, .running, .publishing, .published, .failed, .cancelled,
+    ].flatMap { phase in
+      (0..<8).map { bits in
+        Remains(phase: phase, hasSource: bits & 1 > 0, hasCheckpoint: bits & 2 > 0, hasOutput: bits & 4 > 0)
+      }
+    }
+
+    var testDescription: String {
+      ([phase.rawValue] + (hasSource ? ["source"] : []) + (hasCheckpoint ? ["checkpoint"] : [])
+        + (hasOutput ? ["output"] : [])).joined(separator: " + ")
+    }
+
+    /// What is right to come of it.
+    var outcome: JobRecord.Phase {
+      switch phase {
+      case .queued, .running: hasSource ? .queued : .failed
+      case .publishing: hasCheckpoint || hasOutput ? .published : hasSource ? .queued : .failed
+      case .published, .failed, .cancelled: phase
+      }
+    }
+  }
+
+  @Test(arguments: Remains.all)
+  func `whatever is there, rows and directories come together`(_ remains: Remains) throws {
+    let fixture = try LedgerFixture()
+    let (id, spool) = (LedgerFixture.id, fixture.spool)
+    var job = LedgerFixture.job(remains.phase)
+    if remains.phase == .publishing || remains.phase == .published {
+      job.output = FileSystem.join(spool.output, LedgerFixture.name)
+    }
+    if remains.phase == .failed { job.failure = JobFailure(.job, "bad", code: 65) }
+    try fixture.save(job)
+    if remains.hasSource { try fixture.makeSource() }
+    if remains.hasCheckpoint { try fixture.makeCheckpoint() }
+    if remains.hasOutput { try fixture.makeOutput("there before") }
+    try fixture.makeCache()
+
+    try fixture.withLedger { ledger throws in
+      // What is done last may leave something to the next look; then all is settled.
+      _ = try ledger.recover()
+      _ = try ledger.recover()
+      #expect(try ledger.recover() == [])
+    }
+    try fixture.withLedger { ledger throws in
+      #expect(try ledger.recover() == [])
+      let job = try #require(ledger.job(id))
+      #expect(job.phase == remains.outcome)
+      #expect(try FileSystem.names(in: spool.working) == (job.phase == .queued ? [id] : []))
+      let isNew = job.phase != remains.phase
+      #expect(ledger.counters.published == (isNew && job.phase == .published ? 1 : 0))
+      #expect(ledger.counters.failed == (isNew && job.phase == .failed ? 1 : 0))
+      switch job.phase {
+      case .published:
+        #expect(try FileSystem.names(in: spool.done) == (remains.hasSource ? [id] : []))
+      case .failed, .cancelled:
+        #expect(try FileSystem.names(in: spool.failed) == (remains.hasSource ? [id] : []))
+        if remains.hasSource { #expect(try FileSystem.exists("\(spool.failed)/\(id)/reason.json")) }
+      default: break
+      }
+      if job.phase.isOver { #expect(try FileSystem.names(in: spool.partial) == []) }
+      if job.phase == .queued && remains.hasCheckpoint {
+        #expect(try FileSystem.names(in: spool.partial) == [id])
+      }
+    }
+    // What stood in the output folder is as it was, and a result is there once.
+    if remains.hasOutput { #expect(try fixture.output() == "there before") }
+    let isPublishedNow = remains.phase == .publishing && remains.hasCheckpoint
+    let outputs = try FileSystem.names(in: spool.output).dropFirst()
+    #expect(outputs.count == (remains.hasOutput ? 1 : 0) + (isPublishedNow ? 1 : 0))
+    if isPublishedNow, let name = outputs.last { #expect(try fixture.output(name) == "result of \(id)") }
+  }
+
+  @Test func `a claim that was not entered is entered`() throws {
+    let fixture = try LedgerFixture()
+    try fixture.makeSource()
+    try fixture.withLedger { ledger throws in
+      #expect(try ledger.recover().count == 1)
+      let job = try #require(ledger.job(LedgerFixture.id))
+      #expect(job.name == LedgerFixture.name)
+      #expect(job.phase == .queued)
+      #expect(try ledger.recover() == [])
+    }
+  }
+
+  @Test func `jobs are found again by their directories when the state is lost`() throws {
+    let fixture = try LedgerFixture()
+    try fixture.makeSource()
+    try fixture.makeCheckpoint()
+    try fixture.withLedger { try $0.enter(LedgerFixture.id, name: LedgerFixture.name, arrivedAt: 1) }
+    let path = FileSystem.join(fixture.stateDirectory, StateStore.fileName)
+    try FileSystem.removeTree(path)
+    try AtomicFile.write("no database at all", to: path)
+    try fixture.withLedger { ledger throws in
+      _ = try ledger.recover()
+      #expect(ledger.jobs.map(\.name) == [LedgerFixture.name])
+      // The worker goes on from there.
+      #expect(try FileSystem.names(in: fixture.spool.partial) == [LedgerFixture.id])
+    }
+  }
+
+  @Test func `what belongs to no job is removed from where jobs are worked on`() throws {
+    let fixture = try LedgerFixture()
+    try fixture.makeCheckpoint("20261123T231502Z-00a7-gone")
+    try fixture.withLedger { ledger throws in
+      #expect(try ledger.recover().count == 1)
+      #expect(try FileSystem.names(in: fixture.spool.partial) == [])
+    }
+  }
+
+  @Test func `a retry that was cut off leaves a failed job that can be tried again`() throws {
+    let fixture = try LedgerFixture()
+    var job = LedgerFixture.job(.failed)
+    job.failure = JobFailure(.job, "bad", code: 65)
+    try fixture.save(job)
+    // Moved, and the row not yet changed.
+    try fixture.makeSource()
+    try fixture.withLedger { ledger throws in
+      _ = try ledger.recover()
+      #expect(ledger.job(job.id)?.phase == .failed)
+      try ledger.carryOut(JobRequest(.retry, job: job.id))
+      #expect(try FileSystem.names(in: "\(fixture.spool.working)/\(job.id)") == ["model.safetensors"])
+    }
+  }
+
+  @Test func `the job that a worker is at is left alone`() throws {
+    let fixture = try LedgerFixture()
+    try fixture.makeSource()
+    try fixture.save(LedgerFixture.job(.running))
+    try fixture.withLedger { ledger throws in
+      #expect(try ledger.recover(sparing: LedgerFixture.id) == [])
+      #expect(ledger.job(LedgerFixture.id)?.phase == .running)
+    }
+  }
+
+  @Test func `a file among the claimed sources does not keep the daemon from starting`() throws {
+    let fixture = try LedgerFixture()
+    try AtomicFile.write("x", to: FileSystem.join(fixture.spool.working, "stray"))
+    try fixture.withLedger { ledger throws in
+      _ = try ledger.recover()
+      try ledger.fail("stray", JobFailure(.job, "no directory", code: 65))
+      #expect(try ledger.recover() == [])
+    }
+    #expect(try FileSystem.names(in: fixture.spool.failed) == ["stray"])
+  }
+}

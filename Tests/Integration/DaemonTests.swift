@@ -1,0 +1,271 @@
+import Checkpoint
+import Daemon
+import Foundation
+import SystemIO
+import TestSupport
+import Testing
+
+/// The daemon end to end, as a process: what is dropped, and what has to survive.
+@Suite(.serialized) struct DaemonTests {
+  @Test func `systemd is told when it is ready, what it does, and that it ends`() throws {
+    let bench = try DaemonBench()
+    let manager = try DatagramSocket(
+      boundTo: .path(bench.directory.file("notify")), timeoutMilliseconds: 20_000)
+    /// Every message up to one that has `text` in it.
+    func messages(upTo text: String) throws -> [String] {
+      var messages: [String] = []
+      while messages.last?.contains(text) != true {
+        messages.append(String(decoding: try #require(try manager.receive(), "\(bench.log)"), as: UTF8.self))
+      }
+      return messages
+    }
+    try bench.start(environment: ["NOTIFY_SOCKET": bench.directory.file("notify")], isAwaited: false)
+    let first = try #require(try messages(upTo: "READY=1").last)
+    #expect(first.contains("\nSTATUS=idle, waiting for a checkpoint in \(bench.spool.incoming)"))
+    try bench.drop("tiny")
+    let work = try messages(upTo: "STATUS=idle")
+    #expect(work.contains { $0.contains("STATUS=tiny layer 1/2 self_attn.q_proj") }, "\(work)")
+    #expect(
+      work.contains { $0.contains("layer 2/2") && $0.contains("error") && $0.contains("left") }, "\(work)")
+    bench.signal(SIGTERM)
+    #expect(try messages(upTo: "STOPPING=1").count >= 1)
+    #expect(try bench.stop() == 0)
+  }
+
+  @Test func `a drop is published, verified, and told of`() throws {
+    let bench = try DaemonBench()
+    try bench.start()
+    try bench.drop("tiny", recipe: "bits: 3\nformat: [gptq-v2, compressed-tensors]\n") { path in
+      try "terms".write(toFile: path + "/LICENSE", atomically: true, encoding: .utf8)
+    }
+    try bench.waitForOutput("tiny")
+    let output = "\(bench.spool.output)/tiny"
+    let verification = try Quantease(["verify", output])
+    #expect(verification.status == 0, "\(verification.errors)")
+    let report = try JSONValue(contentsOf: output + "/quantease_report.json")
+    #expect(report["linears"]?.array?.allSatisfy { $0["bits"]?.int == 3 } == true)
+    #expect(
+      try FileSystem.names(in: output) == [
+        "SHA256SUMS", "compressed-tensors", "gptq-v2", "quantease_report.html", "quantease_report.json",
+      ])
+    #expect(try FileSystem.names(in: output + "/gptq-v2").contains("LICENSE"))
+    #expect(try !FileSystem.names(in: output + "/gptq-v2").contains("quantease.yaml"))
+    #expect(try FileSystem.names(in: bench.spool.done).count == 1)
+    #expect(try FileSystem.names(in: bench.spool.incoming) == [])
+    #expect(try FileSystem.names(in: bench.spool.partial) == [])
+    #expect(try FileSystem.names(in: bench.directory.file("cache")) == [])
+
+    let status = try bench.snapshot
+    #expect(status.service == .running && status.current == nil && status.queue == [])
+    #expect(status.counters == .init(published: 1, linearsQuantized: 14))
+    let job = try #require(status.finished.first)
+    #expect(job.output == output)
+    #expect(try #require(job.bitsPerWeight) > 3)
+    #expect(job.meanRelativeError == report["totals"]?["mean_relative_error"]?.double)
+    let json = try Quantease.json("status", "--config", bench.configuration)
+    for key in [
+      "service", "state_text", "queue", "finished", "counters", "spool_free_bytes", "version", "made_at",
+    ] {
+      #expect(json[key] != nil, "\(key)")
+    }
+
+    // A byte that is not what it was.
+    let path = output + "/gptq-v2/model.safetensors"
+    var bytes = try FileSystem.contents(of: path, limit: 1 << 24)
+    bytes[bytes.count - 7] ^= 1
+    try AtomicFile.write(bytes, to: path)
+    let second = try Quantease(["verify", output])
+    #expect(second.status == 65)
+    #expect(second.errors.contains("gptq-v2/model.safetensors is not what was written"))
+    #expect(try bench.stop() == 0)
+  }
+
+  @Test func `of several drops the broken ones fail, each with its reason, and the others are published`()
+    throws
+  {
+    let bench = try DaemonBench()
+    try bench.drop("good-1")
+    try bench.drop("no-number") { path in
+      var file = try TensorFile(path + "/model.safetensors")
+      file.set("model.layers.1.self_attn.o_proj.weight", at: 77, to: .nan)
+      try file.write()
+    }
+    try bench.drop("unknown") { try edit($0 + "/config.json", ["model_type": "mamba"]) }
+    try bench.drop("bad-recipe", recipe: "# mine\nbits: 4\ngroup-size: twelve\n")
+    try bench.drop("good-2", fixture: "opt-pre")
+    for name in ["good-1", "no-number", "unknown", "bad-recipe", "good-2"] {
+      try AtomicFile.write("", to: "\(bench.spool.incoming)/\(name)/.ready")
+    }
+    try bench.start()
+    try bench.waitForOutput("good-1")
+    try bench.waitForOutput("good-2")
+    for name in ["no-number", "unknown", "bad-recipe"] { try bench.waitForFailure(name) }
+
+    let number = try bench.message(of: "no-number")
+    #expect(
+      number.contains("model.layers.1.self_attn.o_proj.weight") && number.lowercased().contains("nan"),
+      "\(number)")
+    let unknown = try bench.message(of: "unknown")
+    for family in ["mamba", "llama", "falcon", "opt", "qwen2", "mistral", "bloom"] {
+      #expect(unknown.contains(family), "\(unknown)")
+    }
+    let recipe = try bench.message(of: "bad-recipe")
+    #expect(recipe.contains("quantease.yaml:3:") && recipe.contains("group-size"), "\(recipe)")
+    #expect(try bench.reason(of: "bad-recipe")?["code"]?.int == 65)
+
+    let status = try bench.snapshot
+    #expect(bench.isRunning && status.service == .running && status.current == nil)
+    #expect(status.counters.published == 2 && status.counters.failed == 3)
+    let why = try bench.quantease("why", "unknown")
+    #expect(why.output.contains("mamba") && why.output.contains("retry"), "\(why.output)")
+  }
+
+  @Test func `the same job is not computed twice`() throws {
+    let bench = try DaemonBench()
+    try bench.start()
+    try bench.drop("first")
+    try bench.waitForOutput("first")
+    try bench.drop("second")
+    try bench.waitForOutput("second")
+    // With other settings it is another job.
+    try bench.drop("third", recipe: "bits: 8")
+    try bench.waitForOutput("third")
+    let status = try bench.snapshot
+    #expect(status.counters.linearsQuantized == 28)
+    #expect(status.finished.map { $0.output.map(FileSystem.name) } == ["third", "first", "first"])
+    #expect(try FileSystem.names(in: bench.spool.output) == [".partial", "first", "third"])
+  }
+
+  @Test func `a second daemon ends and names the first`() throws {
+    let bench = try DaemonBench()
+    try bench.start()
+    let first = bench.log
+    let second = try Quantease(["--config", bench.configuration], program: DaemonBench.binary)
+    #expect(second.status == 69)
+    #expect(second.errors.contains("\(bench.spool.lock) is locked by process "), "\(second.errors)")
+    #expect(second.errors.contains("quanteased"))
+    #expect(bench.isRunning && bench.log == first)
+  }
+
+  @Test func `a configuration is checked`() throws {
+    let bench = try DaemonBench()
+    func check() throws -> Quantease {
+      try Quantease(["--check-config", "--config", bench.configuration], program: DaemonBench.binary)
+    }
+    let good = try check()
+    #expect(good.status == 0)
+    #expect(good.output.contains("spool: \(bench.spool.root)"), "\(good.output)")
+    try bench.configure("  bitz: 4")
+    let bad = try check()
+    #expect(bad.status == 78)
+    #expect(bad.errors.contains("quanteased.yaml:10:") && bad.errors.contains("bitz"), "\(bad.errors)")
+    #expect(try !FileSystem.exists(bench.spool.root))
+  }
+
+  @Test func `SIGHUP takes a new configuration, and keeps the old one where that is broken`() throws {
+    let bench = try DaemonBench()
+    try bench.start()
+    try bench.configure("  bits: many")
+    bench.signal(SIGHUP)
+    try bench.wait("the fault") { bench.log.contains("the configuration stays as it was: ") }
+    #expect(bench.log.contains("quanteased.yaml:10:"))
+    try bench.configure("  bits: 8", "  samples: 4")
+    bench.signal(SIGHUP)
+    try bench.wait("the change") { bench.log.contains("configuration read anew") }
+    try bench.drop("tiny")
+    try bench.waitForOutput("tiny")
+    let report = try JSONValue(contentsOf: "\(bench.spool.output)/tiny/quantease_report.json")
+    #expect(report["settings"]?["bits"]?.int == 8)
+  }
+
+  // MARK: What must survive
+
+  @Test func `a daemon that is killed again and again comes to the same bytes`() throws {
+    let bench = try DaemonBench(samples: 600)
+    try bench.start()
+    try bench.drop("tiny")
+    for linears in [1, 3, 2] {
+      try bench.wait("linear \(linears)") { bench.linearsLogged >= linears }
+      try bench.stop(SIGKILL)
+      try #require(try FileSystem.names(in: bench.spool.output) == [".partial"], "it was faster")
+      try bench.start()
+      try bench.wait("the rest") { bench.log.contains("goes on job=") }
+    }
+    try bench.waitForOutput("tiny")
+    #expect(bench.linearsLogged < 14)
+    #expect(try bench.weights("tiny") == bench.expectedWeights())
+    #expect(try bench.snapshot.counters.published == 1)
+  }
+
+  @Test func `defaults that change while a daemon is down are for the jobs that come`() throws {
+    let bench = try DaemonBench(samples: 600)
+    try bench.start()
+    try bench.drop("tiny")
+    try bench.wait("three linears") { bench.linearsLogged >= 3 }
+    try bench.stop(SIGKILL)
+    try bench.configure("  bits: 3", "  samples: 600")
+    try bench.start()
+    try bench.waitForOutput("tiny")
+    #expect(try bench.weights("tiny") == bench.expectedWeights())
+    try bench.drop("next", recipe: "samples: 8")
+    try bench.waitForOutput("next")
+    let report = try JSONValue(contentsOf: "\(bench.spool.output)/next/quantease_report.json")
+    #expect(report["settings"]?["bits"]?.int == 3)
+  }
+
+  @Test func `SIGTERM ends it soon, and cancel and retry do without it`() throws {
+    let bench = try DaemonBench(samples: 600)
+    try bench.start()
+    try bench.drop("tiny")
+    try bench.wait("a linear") { bench.linearsLogged >= 1 }
+    let start = ContinuousClock.now
+    #expect(try bench.stop() == 0)
+    #expect(ContinuousClock.now - start < .seconds(10))
+    let stopped = try bench.snapshot
+    #expect(stopped.service == .stopped && stopped.queue.map(\.name) == ["tiny"])
+
+    let cancelled = try bench.quantease("cancel", "tiny")
+    #expect(cancelled.status == 0 && cancelled.output.contains("not running"), "\(cancelled)")
+    #expect(try bench.reason(of: "tiny")?["outcome"]?.string == "cancelled")
+    #expect(try bench.quantease("cancel", "tiny").status == 65)
+    #expect(try bench.quantease("cancel", "nothing").status == 66)
+    #expect(try bench.quantease("retry", "tiny").status == 0)
+    try bench.start()
+    try bench.waitForOutput("tiny")
+    #expect(try bench.weights("tiny") == bench.expectedWeights())
+  }
+
+  @Test func `cancel and retry reach a running daemon`() throws {
+    let bench = try DaemonBench(samples: 600)
+    try bench.start()
+    try bench.drop("tiny")
+    try bench.wait("a linear") { bench.linearsLogged >= 1 }
+    let cancelled = try bench.quantease("cancel", "tiny")
+    #expect(cancelled.status == 0 && cancelled.output.contains("cancel done"), "\(cancelled)")
+    #expect(try bench.reason(of: "tiny")?["outcome"]?.string == "cancelled")
+    #expect(try bench.snapshot.finished.map(\.outcome) == [.cancelled])
+    #expect(try FileSystem.names(in: bench.spool.partial) == [])
+    #expect(try FileSystem.names(in: bench.directory.file("cache")) == [])
+    #expect(try bench.quantease("retry", "tiny").status == 0)
+    try bench.wait("work") { try bench.snapshot.current?.linearsDone ?? 0 > 0 }
+    let current = try #require(try bench.snapshot.current)
+    #expect(current.linearsDone <= current.linearCount && current.linearCount == 14)
+    try bench.stop()
+  }
+
+  @Test func `a file that is cut off while it is read fails its job by name, and the daemon goes on`() throws
+  {
+    let bench = try DaemonBench(samples: 600)
+    try bench.start()
+    try bench.drop("cut")
+    try bench.wait("a linear") { bench.linearsLogged >= 1 }
+    let id = try #require(FileSystem.names(in: bench.spool.working).first)
+    let path = "\(bench.spool.working)/\(id)/model.safetensors"
+    unsafe #expect(truncate(path, 5_000) == 0)
+    try bench.waitForFailure("cut")
+    #expect(try bench.message(of: "cut").contains("\(id)/model.safetensors changed while it was read"))
+    #expect(try bench.message(of: "cut").contains("had 142016 bytes and now has 5000"))
+    try bench.drop("tiny", fixture: "opt-pre", recipe: "samples: 8")
+    try bench.waitForOutput("tiny")
+  }
+}
