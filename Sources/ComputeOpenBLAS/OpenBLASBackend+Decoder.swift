@@ -5,8 +5,9 @@ import Tensors
 /// Elements of a chunk of an elementwise operation: work enough to be worth a thread's attention.
 private let elementsPerChunk = 1 << 15
 
-/// Query rows of a chunk of attention: scores take this many rows of one sequence length each, per thread.
-private let queryRowsPerChunk = 128
+/// Query rows of a chunk of attention: scores take this many rows of one sequence length each, per thread. More
+/// rows make better products of them, and more scores that the mask then throws away.
+private let queryRowsPerChunk = 64
 
 extension OpenBLASBackend: DecoderOperations {
   public func linear(_ inputs: Matrix, weights: Matrix, bias: [Float]?, into outputs: Matrix) {
