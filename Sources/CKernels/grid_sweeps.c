@@ -77,19 +77,26 @@ size_t qe_descend_row(
 QE_DISPATCH
 float qe_weighted_rounding_error(
     size_t columns, const float *restrict values, const float *restrict weights, float scale,
-    float zero_point, float maximum_code) {
+    float zero_point, float maximum_code, float limit) {
 #pragma clang fp contract(fast) reassociate(on)
+  // Long enough for its sum to be worth a look.
+  enum { part = 128 };
   const float inverse_scale = 1.0f / scale;
-  float sum = 0.0f;
-  for (size_t j = 0; j < columns; j++) {
-    const float scaled = values[j] * inverse_scale + zero_point;
-    float clamped = scaled > 0.0f ? scaled : 0.0f;
-    clamped = clamped < maximum_code ? clamped : maximum_code;
-    // Rounded by way of the integer conversion: the magic number would not survive reassociation.
-    const float error = scaled - (float)(int32_t)(clamped + 0.5f);
-    sum += weights[j] * error * error;
+  float total = 0.0f;
+  for (size_t start = 0; start < columns && total < limit; start += part) {
+    const size_t end = start + part < columns ? start + part : columns;
+    float sum = 0.0f;
+    for (size_t j = start; j < end; j++) {
+      const float scaled = values[j] * inverse_scale + zero_point;
+      float clamped = scaled > 0.0f ? scaled : 0.0f;
+      clamped = clamped < maximum_code ? clamped : maximum_code;
+      // Rounded by way of the integer conversion: the magic number would not survive reassociation.
+      const float error = scaled - (float)(int32_t)(clamped + 0.5f);
+      sum += weights[j] * error * error;
+    }
+    total += sum * scale * scale;
   }
-  return sum * scale * scale;
+  return total;
 }
 
 // What the step of a partner costs, at best: s² Σ_kk - 2 s |gradient there|.

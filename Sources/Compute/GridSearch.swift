@@ -22,17 +22,17 @@ public struct GridCandidates: Sendable {
   /// The candidate for which `error` is least.
   /// - Parameters:
   ///   - range: the group's least and greatest weight, widened to hold 0
-  ///   - error: the cost of a scale and a zero point
+  ///   - error: the cost of a scale and a zero point; from `limit` on any value will do
   public func best(
     for range: (low: Float, high: Float), format: GridFormat,
-    error: (_ scale: Float, _ zeroPoint: Float) -> Float
+    error: (_ scale: Float, _ zeroPoint: Float, _ limit: Float) -> Float
   ) -> (scale: Float, zeroPoint: Float) {
     var best = format.grid(low: range.low, high: range.high)
     guard shrinks.count > 1 else { return best }
-    var leastError = error(best.scale, best.zeroPoint)
+    var leastError = error(best.scale, best.zeroPoint, .infinity)
     func attempt(_ lowShrink: Float, _ highShrink: Float) {
       let candidate = format.grid(low: range.low * lowShrink, high: range.high * highShrink)
-      let cost = error(candidate.scale, candidate.zeroPoint)
+      let cost = error(candidate.scale, candidate.zeroPoint, leastError)
       if cost < leastError { (best, leastError) = (candidate, cost) }
     }
     if isIndependent && !format.isSymmetric {

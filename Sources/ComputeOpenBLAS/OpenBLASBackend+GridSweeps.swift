@@ -9,6 +9,8 @@ import Tensors
 private let rowsPerChunk = 96
 /// Columns of a block: inside it a column's move reaches the others one by one, outside by a matrix product.
 private let columnsPerBlock = 48
+/// Rows of a scale refit's products.
+private let rowsPerRefit = 192
 /// Rows that one task of a row-wise operation takes.
 private let rowsPerTask = 16
 
@@ -91,7 +93,7 @@ extension OpenBLASBackend: ComputeBackend {
     precondition(
       gram.rows == columns && gram.columns == columns && gradient.rows == codes.rows
         && gradient.columns == columns && grid.outFeatures == codes.rows, "the shapes differ")
-    let chunks = Division(codes.rows, blocksOfAtMost: rowsPerChunk)
+    let chunks = Division(codes.rows, blocksOfAtMost: rowsPerRefit)
     let scratch = {
       (
         steps: Matrix(rows: chunks.size, columns: grid.columnsPerGroup),
@@ -185,9 +187,9 @@ extension OpenBLASBackend: ComputeBackend {
             let width = min(grid.columnsPerGroup, columns - start)
             let values = unsafe weights.pointer + row * columns + start
             let range = unsafe UnsafeBufferPointer(start: values, count: width).rangeHoldingZero
-            let best = candidates.best(for: range, format: format) { scale, zeroPoint in
+            let best = candidates.best(for: range, format: format) { scale, zeroPoint, limit in
               unsafe qe_weighted_rounding_error(
-                width, values, importance + start, scale, zeroPoint, Float(format.maximumCode))
+                width, values, importance + start, scale, zeroPoint, Float(format.maximumCode), limit)
             }
             grid.scales[row, group] = best.scale
             grid.zeroPoints[row, group] = best.zeroPoint

@@ -40,10 +40,10 @@ size_t qe_descend_row(
     float *codes, float *gradient);
 
 // Σ weights_j (w_j - s (q_j - z))² over `columns` columns, q_j the nearest code: what rounding to this grid costs
-// when every column's error counts with its own weight.
+// when every column's error counts with its own weight. A sum that reaches `limit` may be left unfinished.
 float qe_weighted_rounding_error(
     size_t columns, const float *values, const float *weights, float scale, float zero_point,
-    float maximum_code);
+    float maximum_code, float limit);
 
 // What pair moves know of the columns' neighbours.
 typedef struct {

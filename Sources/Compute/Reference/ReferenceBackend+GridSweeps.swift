@@ -102,7 +102,7 @@ extension ReferenceBackend: GridSweeps {
         let columns = start..<min(start + grid.columnsPerGroup, weights.columns)
         let values = columns.map { weights[row, $0] }
         let range = (low: min(values.min() ?? 0, 0), high: max(values.max() ?? 0, 0))
-        let best = candidates.best(for: range, format: grid.format) { scale, zeroPoint in
+        let best = candidates.best(for: range, format: grid.format) { scale, zeroPoint, _ in
           Float(
             sum(columns) { column in
               let weight = weights.value(row, column)
