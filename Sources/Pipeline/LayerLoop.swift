@@ -140,21 +140,23 @@ final class LayerLoop {
   }
 
   /// Brings the streams to where an earlier run stood when it worked on the stage `open`, if the cache holds every
-  /// batch there, on the near side of the stage before it or on the far side.
+  /// batch there, on the near side of the stage before it or on the far side. If not, the cache is emptied: what is
+  /// left of another run would be taken for this one's by the next.
   private func canResume(at open: Int, _ places: [Place]) throws -> Bool {
-    guard open > 0 else { return false }
     let stages = quantized.model.description.stages
     let streams = [quantized] + (original.map { [$0] } ?? [])
-    let isWhole = try streams.allSatisfy { stream in
-      stream.states.transition(writing: [.residual], consuming: []).finish()
-      for place in places[..<(open - 1)] {
-        stream.states.transition(through: stages[place.stage]).finish()
+    let isWhole =
+      try open > 0
+      && streams.allSatisfy { stream in
+        stream.states.transition(writing: [.residual], consuming: []).finish()
+        for place in places[..<(open - 1)] {
+          stream.states.transition(through: stages[place.stage]).finish()
+        }
+        let step = stream.states.peek(through: stages[places[open - 1].stage])
+        return try batches.indices.allSatisfy {
+          try step.isWritten(batch: $0) || stream.states.holds(batch: $0)
+        }
       }
-      let step = stream.states.peek(through: stages[places[open - 1].stage])
-      return try batches.indices.allSatisfy {
-        try step.isWritten(batch: $0) || stream.states.holds(batch: $0)
-      }
-    }
     if !isWhole {
       for stream in streams { stream.states.reset() }
       try quantized.states.clear()

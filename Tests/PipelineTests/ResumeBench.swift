@@ -1,0 +1,291 @@
+import Calibration
+import Checkpoint
+import Compute
+import ComputeOpenBLAS
+import Decoder
+import Export
+import Quantization
+import Solvers
+import Synchronization
+import SystemIO
+import Tensors
+import TestSupport
+import Testing
+
+@testable import Pipeline
+
+/// What is quantized, and how.
+struct ResumeCase: Sendable, CustomTestStringConvertible {
+  let fixture: String
+  var settings = QuantizationSettings()
+  let testDescription: String
+
+  init(_ fixture: String, _ what: String = "", _ change: (inout QuantizationSettings) -> Void = { _ in }) {
+    self.fixture = fixture
+    testDescription = what.isEmpty ? fixture : "\(fixture), \(what)"
+    settings.passes = 3
+    change(&settings)
+  }
+}
+
+/// What a process had on the disk at one moment.
+struct Moment: CustomStringConvertible {
+  /// Those in the journal.
+  var linears: Int
+  /// Whether a linear has just been done; a batch has begun otherwise.
+  var isAfterLinear: Bool
+  var journal: [UInt8]
+  var cache: [UInt8]?
+
+  var description: String { "\(isAfterLinear ? "after" : "on the way from") linear \(linears)" }
+}
+
+/// What a run came to, less the times that it took.
+struct RunResult: Equatable {
+  /// The bytes of every file, but for the reports.
+  var files: [String: [UInt8]]
+  var rows: [Report.Linear]
+}
+
+struct WatchedRun {
+  var directory: String
+  var result: RunResult
+  var moments: [Moment] = []
+  var steps: [String] = []
+  var resumedLinears = 0
+  var batchesComputed = 0
+}
+
+struct Interruption: Error {}
+
+/// A fixture that is quantized again and again, by runs that begin and by runs that go on.
+final class ResumeBench {
+  /// In memory: a journal waits for the disk after every record.
+  let directory: TemporaryDirectory
+  private let test: ResumeCase
+  private let description: ModelDescription
+  private let calibration: CalibrationSet
+  private let budgetBytes: Int
+  private let backend = OpenBLASBackend(threads: 2)
+  private var runs = 0
+  private var expected: RunResult?
+
+  private static let samples = 8
+  private static let batchSamples = 2
+  private static let sequenceLength = 16
+
+  init(_ test: ResumeCase) throws {
+    self.test = test
+    directory = try TemporaryDirectory(isInMemory: true)
+    let checkpoint = try CheckpointReader(directory: TestFiles.model(test.fixture))
+    description = try ModelDescription(checking: checkpoint, source: checkpoint)
+    var generator = SeededGenerator(seed: 11)
+    calibration = CalibrationSet(
+      sequenceLength: Self.sequenceLength,
+      tokens: (0..<Self.samples * Self.sequenceLength).map { _ in Int32.random(in: 0..<64, using: &generator)
+      })
+    // As little as makes the plan take a quarter of the samples at a time.
+    budgetBytes = MemoryPlan.peakBytes(
+      description, target: test.settings.target, batchTokens: Self.batchSamples * Self.sequenceLength,
+      panelRows: MemoryPlan.preferredPanelRows * Self.batchSamples / Self.samples)
+  }
+
+  var batchCount: Int { Self.samples / Self.batchSamples }
+
+  /// The batches that are left to compute after so many linears, all stages and the embedding counted.
+  func batches(after linears: Int) -> Int {
+    let recipe = try? test.settings.recipe().resolve(for: description)
+    var done = linears
+    var stagesLeft = 0
+    for layer in 0..<description.layerCount {
+      for stage in description.stages {
+        let open = stage.linears.filter { recipe?[description.layerPrefix(layer) + $0.name] != nil }.count
+        // A stage without linears that are to be quantized is passed like one that is done.
+        if done < open || (stagesLeft > 0) { stagesLeft += 1 }
+        done -= min(done, open)
+      }
+    }
+    return batchCount * stagesLeft
+  }
+
+  // MARK: Runs
+
+  /// The result of a run that keeps no journal.
+  func uninterrupted() throws -> RunResult {
+    if let expected { return expected }
+    let output = directory.file("expected")
+    let report = try run(request(output: output, resume: nil)) { _ in }
+    let result = RunResult(files: try Self.files(of: output), rows: report.linears.map(\.withoutTime))
+    expected = result
+    return result
+  }
+
+  /// A run that is looked at whenever it tells of something, begun anew or from a moment of an earlier one.
+  func watchedRun(from moment: Moment? = nil, identity: String = "job") throws -> WatchedRun {
+    try watchedRun(from: moment, identity: identity, keepingMoments: true, memoryBudgetBytes: budgetBytes)
+  }
+
+  /// Goes on from what a process has left.
+  func goOn(from moment: Moment, memoryBudgetBytes: Int? = nil) throws -> WatchedRun {
+    try watchedRun(
+      from: moment, identity: "job", keepingMoments: false,
+      memoryBudgetBytes: memoryBudgetBytes ?? budgetBytes)
+  }
+
+  /// A run that throws ``Interruption`` when so many linears are done; its files are in `failing/`.
+  func failingRun(after linears: Int) throws {
+    var request = request(output: directory.file("failing/output"), resume: place("failing", "job"))
+    request.recipe.standard.solver = InterruptedSolver(request.recipe.standard.solver, after: linears)
+    _ = try run(request) { _ in }
+  }
+
+  private func watchedRun(
+    from moment: Moment?, identity: String, keepingMoments: Bool, memoryBudgetBytes: Int
+  ) throws -> WatchedRun {
+    runs += 1
+    let name = "run-\(runs)"
+    let place = place(name, identity)
+    try FileSystem.createDirectories(directory.file(name))
+    if let moment {
+      try directory.write(moment.journal, to: "\(name)/journal")
+      if let cache = moment.cache { try directory.write(cache, to: "\(name)/cache") }
+    }
+    let output = directory.file("\(name)/output")
+    var request = request(output: output, resume: place)
+    request.memoryBudgetBytes = memoryBudgetBytes
+    let engine = try QuantizationRun(request, backend: backend)
+    var watched = WatchedRun(directory: directory.file(name), result: RunResult(files: [:], rows: []))
+    watched.resumedLinears = engine.resumedLinears.count
+    var linears = watched.resumedLinears
+    // Reading the journal's linears counts as progress as well.
+    var advances = -watched.resumedLinears
+    var isEmbedding = false
+    let report = try engine.run { event in
+      switch event {
+      case .step(let text):
+        watched.steps.append(text)
+        isEmbedding = isEmbedding || text.hasPrefix("embedding")
+        return
+      case .advanced: advances += 1
+      case .linear(let progress): linears = progress.linearsDone
+      }
+      guard keepingMoments, isEmbedding else { return }
+      let isAfterLinear = if case .linear = event { true } else { false }
+      if let moment = Self.moment(at: place, linears: linears, isAfterLinear) {
+        watched.moments.append(moment)
+      }
+    }
+    watched.batchesComputed = advances
+    watched.result = RunResult(files: try Self.files(of: output), rows: report.linears.map(\.withoutTime))
+    if !keepingMoments { try FileSystem.removeTree(directory.file(name)) }
+    return watched
+  }
+
+  private static func moment(at place: ResumePlace, linears: Int, _ isAfterLinear: Bool) -> Moment? {
+    guard let journal = try? FileSystem.contents(of: place.journal, limit: 1 << 30) else { return nil }
+    return Moment(
+      linears: linears, isAfterLinear: isAfterLinear, journal: journal,
+      cache: try? FileSystem.contents(of: place.cache, limit: 1 << 30))
+  }
+
+  private func run(_ request: QuantizationRequest, _ progress: @escaping (ProgressEvent) -> Void) throws
+    -> Report
+  {
+    try QuantizationRun(request, backend: backend).run(progress: progress)
+  }
+
+  private func place(_ name: String, _ identity: String) -> ResumePlace {
+    ResumePlace(
+      journal: directory.file("\(name)/journal"), cache: directory.file("\(name)/cache"), identity: identity)
+  }
+
+  private func request(output: String, resume: ResumePlace?) -> QuantizationRequest {
+    guard let recipe = try? test.settings.recipe() else { preconditionFailure("\(test.settings)") }
+    if let resume { try? FileSystem.createDirectories(FileSystem.parent(of: resume.journal)) }
+    return QuantizationRequest(
+      model: TestFiles.model(test.fixture), output: output, recipe: recipe, target: test.settings.target,
+      formats: test.settings.formats, calibration: calibration, seed: 0, calibrationSource: "tokens",
+      memoryBudgetBytes: budgetBytes, resume: resume)
+  }
+
+  private static func files(of directory: String, prefix: String = "") throws -> [String: [UInt8]] {
+    var files: [String: [UInt8]] = [:]
+    for name in try FileSystem.names(in: directory) where !name.hasPrefix("quantease_report") {
+      let path = FileSystem.join(directory, name)
+      if try FileSystem.kind(of: path) == .directory {
+        files.merge(try self.files(of: path, prefix: "\(prefix)\(name)/")) { $1 }
+      } else {
+        files[prefix + name] = try FileSystem.contents(of: path, limit: 1 << 30)
+      }
+    }
+    return files
+  }
+}
+
+extension Report.Linear {
+  fileprivate var withoutTime: Report.Linear {
+    var row = self
+    row.seconds = 0
+    return row
+  }
+}
+
+/// A solver that gives up on the way.
+private struct InterruptedSolver: LayerSolver {
+  private final class Countdown: Sendable {
+    let left: Mutex<Int>
+    init(_ count: Int) { left = Mutex(count) }
+  }
+
+  private let solver: any LayerSolver
+  private let countdown: Countdown
+
+  init(_ solver: any LayerSolver, after linears: Int) {
+    self.solver = solver
+    countdown = Countdown(linears)
+  }
+
+  var name: String { solver.name }
+  var damping: Float { solver.damping }
+
+  func solve(
+    _ target: Matrix, problem: LayerProblem, grid: Grid, into codes: Matrix, backend: any ComputeBackend
+  ) throws {
+    let isOver = countdown.left.withLock { left in
+      left -= 1
+      return left < 0
+    }
+    if isOver { throw Interruption() }
+    try solver.solve(target, problem: problem, grid: grid, into: codes, backend: backend)
+  }
+}
+
+// MARK: Files, as they lie on the disk
+
+/// The records of a journal: a magic word of 8 bytes, the payload's length, its checksum, the payload.
+func journalRecords(in journal: [UInt8]) -> [Range<Int>] {
+  var records: [Range<Int>] = []
+  var start = 0
+  while start + 24 <= journal.count, journal[start..<start + 8].elementsEqual("QELINEAR".utf8) {
+    let count = number(journal, at: start + 8, bytes: 8)
+    records.append(start..<start + 24 + count)
+    start += 24 + count
+  }
+  return records
+}
+
+/// A byte inside every large value of an LMDB file: values that fill pages of their own, behind a page's header.
+func valueBytes(inDatabase bytes: [UInt8]) -> [Int] {
+  let (pageSize, overflowFlag) = (4_096, 4)
+  return stride(from: 2 * pageSize, to: bytes.count - pageSize + 1, by: pageSize).compactMap { page in
+    // The page's number, 8 bytes, and 2 of padding stand before its flags.
+    let isOverflow =
+      number(bytes, at: page, bytes: 8) == page / pageSize
+      && number(bytes, at: page + 10, bytes: 2) == overflowFlag
+    return isOverflow ? page + 1_000 : nil
+  }
+}
+
+private func number(_ bytes: [UInt8], at offset: Int, bytes count: Int) -> Int {
+  (0..<count).reduce(0) { $0 | Int(bytes[offset + $1]) << (8 * $1) }
+}

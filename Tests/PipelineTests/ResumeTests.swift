@@ -1,0 +1,207 @@
+import SystemIO
+import Testing
+
+@testable import Pipeline
+
+/// A run that another process began: whatever ended that one, and wherever, the result is the same to the bit.
+struct ResumeTests {
+  static let cases = [
+    ResumeCase("llama"),
+    ResumeCase("falcon-40b"),
+    ResumeCase("opt-pre"),
+    ResumeCase("llama-bf16-sharded") { $0.formats = [.gptq, .dense] },
+    ResumeCase("llama", "original") { $0.target = .original },
+    ResumeCase("falcon-40b", "original") { $0.target = .original },
+    ResumeCase("llama", "outliers") { $0.outliers = 0.02 },
+    ResumeCase("opt-pre", "structured outliers") {
+      $0.outliers = 0.1
+      $0.structuredOutliers = true
+    },
+    ResumeCase("llama", "rules") { $0.rules = ["down_proj=skip", #"\.0\.mlp\.=bits:8,symmetric"#] },
+  ]
+
+  @Test(arguments: cases)
+  func `a run with a journal comes to the bytes of one without`(_ test: ResumeCase) throws {
+    let bench = try ResumeBench(test)
+    #expect(bench.batchCount == 4)
+    #expect(try bench.watchedRun().result == bench.uninterrupted())
+  }
+
+  @Test(arguments: cases)
+  func `a process that ends anywhere leaves enough to go on where it was`(_ test: ResumeCase) throws {
+    let bench = try ResumeBench(test)
+    let expected = try bench.uninterrupted()
+    let moments = try bench.watchedRun().moments
+    // Within stages too, where some of the linears that share an input are done and others are not.
+    let linearCount = expected.rows.count
+    #expect(Set(moments.map(\.linears)) == Set(0...linearCount))
+    for moment in moments {
+      let run = try bench.goOn(from: moment)
+      #expect(run.result == expected, "\(moment)")
+      #expect(run.resumedLinears == moment.linears, "\(moment)")
+      // Nothing is computed that was computed before.
+      #expect(run.batchesComputed == bench.batches(after: moment.linears), "\(moment)")
+    }
+  }
+
+  @Test(arguments: cases)
+  func `the journal alone is enough`(_ test: ResumeCase) throws {
+    let bench = try ResumeBench(test)
+    let expected = try bench.uninterrupted()
+    for var moment in try bench.watchedRun().moments where moment.isAfterLinear {
+      moment.cache = nil
+      let run = try bench.goOn(from: moment)
+      #expect(run.result == expected, "\(moment)")
+      #expect(run.resumedLinears == moment.linears)
+      let isDone = moment.linears == expected.rows.count
+      #expect(run.batchesComputed == (isDone ? 0 : bench.batches(after: 0)), "\(moment)")
+    }
+  }
+
+  @Test func `a record that was cut off is not there`() throws {
+    let bench = try ResumeBench(ResumeCase("llama"))
+    let expected = try bench.uninterrupted()
+    let last = try #require(try bench.watchedRun().moments.last)
+    let records = journalRecords(in: last.journal)
+    #expect(records.count == 15)
+    for (number, record) in records.enumerated() {
+      for end in [record.lowerBound, record.lowerBound + 8, record.lowerBound + 24, record.upperBound - 1] {
+        var moment = last
+        moment.journal = Array(last.journal[..<end])
+        let run = try bench.goOn(from: moment)
+        #expect(run.result == expected, "cut at byte \(end), in record \(number)")
+        #expect(run.resumedLinears == max(0, number - 1))
+      }
+    }
+  }
+
+  @Test func `a flipped bit in the journal loses that record and those after it`() throws {
+    let bench = try ResumeBench(ResumeCase("llama"))
+    let expected = try bench.uninterrupted()
+    let last = try #require(try bench.watchedRun().moments.last)
+    for (number, record) in journalRecords(in: last.journal).enumerated() {
+      for offset in [
+        record.lowerBound, record.lowerBound + 17, record.lowerBound + 40, record.upperBound - 1,
+      ] {
+        var moment = last
+        moment.journal[offset] ^= 4
+        let run = try bench.goOn(from: moment)
+        #expect(run.result == expected, "byte \(offset), in record \(number)")
+        #expect(run.resumedLinears == max(0, number - 1))
+      }
+    }
+  }
+
+  @Test func `what a journal had behind a damaged record does not come back`() throws {
+    let bench = try ResumeBench(ResumeCase("llama"))
+    let expected = try bench.uninterrupted()
+    var moment = try #require(try bench.watchedRun().moments.last)
+    moment.journal[journalRecords(in: moment.journal)[5].lowerBound + 40] ^= 1
+    for again in try bench.watchedRun(from: moment).moments where again.isAfterLinear {
+      let run = try bench.goOn(from: again)
+      #expect(run.result == expected)
+      #expect(Set(run.result.rows.map(\.name)).count == run.result.rows.count)
+    }
+  }
+
+  @Test func `a journal of another job is emptied, and nothing of its cache is used`() throws {
+    let other = try ResumeBench(ResumeCase("llama") { $0.bits = 3 })
+    let left = try other.watchedRun(identity: "other").moments
+    let bench = try ResumeBench(ResumeCase("llama"))
+    let expected = try bench.uninterrupted()
+    // Left far on: its states stand where this job's come to stand much later.
+    for moment in [left[left.count / 2], left[left.count - 2]] {
+      let run = try bench.watchedRun(from: moment)
+      #expect(run.resumedLinears == 0)
+      #expect(run.result == expected)
+      for again in run.moments {
+        #expect(try bench.goOn(from: again).result == expected, "\(again)")
+      }
+    }
+  }
+
+  @Test func `a journal of another version is emptied`() throws {
+    let bench = try ResumeBench(ResumeCase("opt-pre"))
+    let head = ResumeJournal.Head(version: 2, identity: "job", batchSamples: 2, panelRows: 256)
+    let path = bench.directory.file("other-version")
+    let place = ResumePlace(journal: path, cache: "", identity: "job")
+    try ResumeJournal(place).begin(head, for: [])
+    #expect(try ResumeJournal(place).head == nil)
+    #expect(try FileSystem.fileSize(path) == 0)
+  }
+
+  @Test func `sizes are those that the job began with`() throws {
+    let bench = try ResumeBench(ResumeCase("llama"))
+    let expected = try bench.uninterrupted()
+    let moments = try bench.watchedRun().moments
+    // With all the memory there is, a new run would take all samples at once.
+    let run = try bench.goOn(from: moments[moments.count / 2], memoryBudgetBytes: 1 << 40)
+    #expect(run.result == expected)
+    #expect(run.batchesComputed == bench.batches(after: moments[moments.count / 2].linears))
+    #expect(throws: PipelineError.self) {
+      try bench.goOn(from: moments[moments.count / 2], memoryBudgetBytes: 1_000_000)
+    }
+  }
+
+  // MARK: Cache
+
+  @Test(arguments: [Target.layer, .original])
+  func `a flipped bit in the kept cache is noticed`(_ target: Target) throws {
+    let bench = try ResumeBench(ResumeCase("llama") { $0.target = target })
+    let expected = try bench.uninterrupted()
+    let moments = try bench.watchedRun().moments
+    for part in [1, 2, 3] {
+      var moment = moments[moments.count * part / 4]
+      let bytes = try #require(moment.cache)
+      let places = valueBytes(inDatabase: bytes)
+      #expect(!places.isEmpty)
+      for place in places { moment.cache?[place] ^= 16 }
+      let run = try bench.goOn(from: moment)
+      #expect(run.result == expected)
+      #expect(run.steps.contains { $0.contains("damaged") }, "\(run.steps)")
+    }
+  }
+
+  @Test(arguments: [0, 1, 4_095, 4_096, 8_192, 12_288, -4_096, -1])
+  func `a cache that lost its end is made anew`(_ length: Int) throws {
+    let bench = try ResumeBench(ResumeCase("llama"))
+    let moments = try bench.watchedRun().moments
+    var moment = moments[moments.count / 2]
+    let bytes = try #require(moment.cache)
+    moment.cache = Array(bytes[..<(length < 0 ? bytes.count + length : length)])
+    let run = try bench.goOn(from: moment)
+    #expect(try run.result == bench.uninterrupted())
+    #expect(run.resumedLinears == moment.linears)
+  }
+
+  @Test func `a file that is none of LMDB's in the cache's place is no hindrance`() throws {
+    let bench = try ResumeBench(ResumeCase("llama"))
+    let moments = try bench.watchedRun().moments
+    var moment = moments[moments.count / 2]
+    moment.cache = [UInt8](repeating: 0x5A, count: 100_000)
+    #expect(try bench.goOn(from: moment).result == bench.uninterrupted())
+  }
+
+  // MARK: Ends
+
+  @Test(arguments: [0, 1, 4, 13])
+  func `a run that fails keeps journal and cache, and nothing of its output`(_ linears: Int) throws {
+    let bench = try ResumeBench(ResumeCase("llama"))
+    #expect(throws: Interruption.self) { try bench.failingRun(after: linears) }
+    #expect(try FileSystem.names(in: bench.directory.file("failing")) == ["cache", "cache-lock", "journal"])
+    let moment = Moment(
+      linears: linears, isAfterLinear: true,
+      journal: try FileSystem.contents(of: bench.directory.file("failing/journal"), limit: 1 << 30),
+      cache: try FileSystem.contents(of: bench.directory.file("failing/cache"), limit: 1 << 30))
+    let run = try bench.goOn(from: moment)
+    #expect(try run.result == bench.uninterrupted())
+    #expect(run.resumedLinears == linears)
+    #expect(run.batchesComputed == bench.batches(after: linears))
+  }
+
+  @Test func `a run that came to its end removes its cache and keeps the journal`() throws {
+    let bench = try ResumeBench(ResumeCase("llama"))
+    let run = try bench.watchedRun()
+    #expect(try FileSystem.names(in: run.directory) == ["journal", "output"])
+  }
+}
