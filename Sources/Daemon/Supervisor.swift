@@ -187,8 +187,8 @@ public final class Supervisor {
   private func takeRequests() {
     attempt {
       for request in try JobRequest.all(in: spool) {
-        // Removed first: a request that cannot be met must not come again and again.
-        try FileSystem.removeTree(request.path(in: spool))
+        // Last, as that says that it is done; and in any case, as one that cannot be met must not come again and again.
+        defer { attempt { try FileSystem.removeTree(request.path(in: spool)) } }
         if worker?.job == request.job, request.action == .cancel {
           worker?.kill()
           _ = try worker?.wait()
