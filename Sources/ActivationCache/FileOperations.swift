@@ -16,6 +16,23 @@ enum FileOperations {
     if unsafe unlink(path) != 0, errno != ENOENT { throw failure("unlink", path) }
   }
 
+  /// Takes the space of the first `byteCount` bytes of a file, which is created if it is missing.
+  ///
+  /// LMDB writes its lock file through a map: a page of it that the disk has no space for would be a SIGBUS.
+  static func reserve(_ byteCount: Int, for path: String) throws(CacheError) {
+    let descriptor = unsafe open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0o600)
+    guard descriptor != -1 else { throw failure("open", path) }
+    defer { close(descriptor) }
+    var code: Int32
+    repeat { code = posix_fallocate(descriptor, 0, byteCount) } while code == EINTR
+    if code == ENOSPC || code == EDQUOT { throw .noSpace(path: path, freeBytes: freeBytes(at: path)) }
+    // Where the file system cannot promise space, LMDB gives the file its length.
+    guard code == 0 || code == EOPNOTSUPP else {
+      errno = code
+      throw failure("posix_fallocate", path)
+    }
+  }
+
   /// Creates the directories that lead to the file `path`, as far as they are missing.
   static func createDirectories(above path: String) throws(CacheError) {
     for (index, character) in path.enumerated() where character == "/" && index > 0 {

@@ -11,6 +11,8 @@ import Glibc
 /// Any number of threads may read while one writes; LMDB serializes writers.
 @safe final class LMDBEnvironment: @unchecked Sendable {
   let path: String
+  /// More than LMDB's 126 readers and the header take.
+  private static let lockByteCount = 16_384
   private let environment: OpaquePointer
   private let database: MDB_dbi
   /// Shared by transactions; alone for a change of the map, which LMDB allows only without any.
@@ -26,6 +28,7 @@ import Glibc
     let lockPath = path + "-lock"
     let hadLock = FileOperations.exists(lockPath)
     do throws(CacheError) {
+      try FileOperations.reserve(Self.lockByteCount, for: lockPath)
       try Self.check(unsafe mdb_env_set_mapsize(environment, initialMapBytes), "mdb_env_set_mapsize", path)
       let flags = UInt32(MDB_NOSUBDIR | MDB_NOTLS | MDB_NOSYNC | MDB_NOMETASYNC)
       try Self.check(unsafe mdb_env_open(environment, path, flags, 0o600), "mdb_env_open", path)
