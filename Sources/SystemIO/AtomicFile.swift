@@ -23,6 +23,15 @@ public enum AtomicFile {
     try FileSystem.synchronize(FileSystem.parent(of: path))
   }
 
+  /// Removes what was left beside `path` by processes that were ended while they wrote it.
+  public static func removeLeftovers(of path: String) throws(FileError) {
+    let directory = FileSystem.parent(of: path)
+    for name in try FileSystem.names(in: directory)
+    where name.hasPrefix(".\(FileSystem.name(of: path)).") && name.hasSuffix(".tmp") {
+      try FileSystem.removeTree(FileSystem.join(directory, name))
+    }
+  }
+
   /// Writes `text` in UTF-8.
   public static func write(_ text: String, to path: String) throws(FileError) {
     try write(Array(text.utf8), to: path)

@@ -173,9 +173,9 @@ public final class JobLedger {
       code: job.failure?.code ?? 0, failedAt: job.finishedAt ?? now)
     // Somebody may have put a file there, and not a directory: it is moved all the same.
     if try FileSystem.kind(of: source, symlinks: .refuse) == .directory {
-      try AtomicFile.write(
-        Array(try encoder.encode(reason)) + [UInt8(ascii: "\n")], to: FileSystem.join(source, Self.reasonName)
-      )
+      let path = FileSystem.join(source, Self.reasonName)
+      try AtomicFile.removeLeftovers(of: path)
+      try AtomicFile.write(Array(try encoder.encode(reason)) + [UInt8(ascii: "\n")], to: path)
     }
     try FileSystem.move(source, to: FileSystem.join(spool.failed, id))
   }

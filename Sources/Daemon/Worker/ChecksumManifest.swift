@@ -8,6 +8,7 @@ public enum ChecksumManifest {
   /// - Parameter advanced: called after every file
   /// - Throws: ``FileError``
   public static func write(into directory: String, advanced: () -> Void = {}) throws {
+    try AtomicFile.removeLeftovers(of: FileSystem.join(directory, fileName))
     var lines = ""
     for name in try files(below: directory) where name != fileName {
       let digest = try SHA256Digest.of(file: FileSystem.join(directory, name), symlinks: .refuse)
