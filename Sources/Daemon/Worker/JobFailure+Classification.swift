@@ -16,6 +16,9 @@ extension JobFailure {
     case let error as FileError where error.isOfTheMachine: self.init(.blocked, "\(error)", code: code)
     case CacheError.file, CacheError.zstd: self.init(.blocked, "\(error)", code: code)
     case CacheError.lmdb, CacheError.corrupt, CacheError.missing: self.init(.broken, "\(error)", code: code)
+    case FileLockError.file(let error): self = JobFailure(error)
+    case FileLockError.held: self.init(.blocked, "\(error)", code: code)
+    case let error as StateError: self.init(.blocked, "\(error)", code: 74)
     case PipelineError.notEnoughMemory, CalibrationError.tokenizerUnavailable:
       self.init(.blocked, "\(error)", code: code)
     default: self.init(.job, "\(error)", code: code)
