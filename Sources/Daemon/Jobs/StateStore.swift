@@ -13,10 +13,15 @@ import SystemIO
   /// Address space, which costs nothing; a job's row takes some kilobytes.
   private static let mapBytes = 1 << 30
 
+  /// More than LMDB's 126 readers and the header take.
+  private static let lockByteCount = 16_384
+
   public let path: String
-  private let environment: OpaquePointer
-  private let database: MDB_dbi
+  /// Nil while it has to be opened anew.
+  private var environment: OpaquePointer?
+  private var database = MDB_dbi()
   private let isReadOnly: Bool
+  private let flags: Int32
 
   /// Opens or creates the database in `directory`. One that LMDB cannot read is put aside: the spool's directories
   /// tell nearly all that it knew.
@@ -51,6 +56,16 @@ import SystemIO
   }
 
   private init(path: String, isReadOnly: Bool, flags: Int32 = 0) throws(StateError) {
+    self.path = path
+    self.isReadOnly = isReadOnly
+    self.flags = flags
+    try open()
+  }
+
+  deinit { unsafe mdb_env_close(environment) }
+
+  private func open() throws(StateError) {
+    if !isReadOnly { try Self.reserveLock(path + "-lock") }
     var created: OpaquePointer?
     try Self.check(unsafe mdb_env_create(&created), path)
     guard let environment = unsafe created else { preconditionFailure("LMDB gave no environment") }
@@ -62,24 +77,41 @@ import SystemIO
       var transaction: OpaquePointer?
       try Self.check(
         unsafe mdb_txn_begin(environment, nil, UInt32(isReadOnly ? MDB_RDONLY : 0), &transaction), path)
-      var database = MDB_dbi()
       let code = unsafe mdb_dbi_open(transaction, nil, 0, &database)
       guard code == MDB_SUCCESS else {
         unsafe mdb_txn_abort(transaction)
         throw StateError(code: code, path: path)
       }
       try Self.check(unsafe mdb_txn_commit(transaction), path)
-      self.database = database
     } catch {
       unsafe mdb_env_close(environment)
       throw error
     }
-    self.path = path
-    self.isReadOnly = isReadOnly
     unsafe self.environment = environment
   }
 
-  deinit { unsafe mdb_env_close(environment) }
+  /// Runs `body` on the environment. LMDB gives one up whose last commit failed halfway, while the file holds what
+  /// it held before: it is then opened anew.
+  private func withEnvironment<Result>(_ body: (OpaquePointer?) throws -> Result) throws -> Result {
+    do {
+      if unsafe environment == nil { try open() }
+      return try unsafe body(environment)
+    } catch let error as StateError where error.code == MDB_PANIC {
+      unsafe mdb_env_close(environment)
+      unsafe environment = nil
+      try open()
+      return try unsafe body(environment)
+    }
+  }
+
+  /// LMDB writes its lock file through a map: a page of it that the disk has no space for would be a SIGBUS.
+  private static func reserveLock(_ path: String) throws(StateError) {
+    do {
+      // A full disk is no reason to do without a lock that is there already.
+      if try FileSystem.exists(path), try FileSystem.fileSize(path) >= lockByteCount { return }
+      try OutputFile(resuming: path).reserve(lockByteCount)
+    } catch { throw StateError(code: error.errno.rawValue, path: path) }
+  }
 
   /// Reading a page behind the end of a file that was cut off would be a SIGBUS. Zeros in its place are no page, which
   /// LMDB tells.
@@ -128,14 +160,18 @@ import SystemIO
     let encoder = JSONEncoder()
     var rows = [("job/\(job.id)", Array(try encoder.encode(job)))]
     if let counters { rows.append((Self.countersKey, Array(try encoder.encode(counters)))) }
-    let transaction = try unsafe StateTransaction(environment, isReadOnly: false, path: path)
-    for (key, row) in rows { try transaction.put(row, for: Array(key.utf8), in: database) }
-    try transaction.commit()
+    try unsafe withEnvironment { environment in
+      let transaction = try unsafe StateTransaction(environment, isReadOnly: false, path: path)
+      for (key, row) in rows { try transaction.put(row, for: Array(key.utf8), in: database) }
+      try transaction.commit()
+    }
   }
 
   private func rows(withPrefix prefix: String) throws -> [Data] {
-    let transaction = try unsafe StateTransaction(environment, isReadOnly: true, path: path)
-    return try transaction.values(withPrefix: Array(prefix.utf8), in: database)
+    try unsafe withEnvironment { environment in
+      let transaction = try unsafe StateTransaction(environment, isReadOnly: true, path: path)
+      return try transaction.values(withPrefix: Array(prefix.utf8), in: database)
+    }
   }
 
   private static let countersKey = "counters"
@@ -150,7 +186,7 @@ import SystemIO
   private var transaction: OpaquePointer?
   private let path: String
 
-  init(_ environment: OpaquePointer, isReadOnly: Bool, path: String) throws(StateError) {
+  init(_ environment: OpaquePointer?, isReadOnly: Bool, path: String) throws(StateError) {
     unsafe transaction = nil
     self.path = path
     let flags = UInt32(isReadOnly ? MDB_RDONLY : 0)
