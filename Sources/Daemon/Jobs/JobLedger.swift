@@ -69,7 +69,12 @@ public final class JobLedger {
         job.output = output
         job.summary = summary ?? job.summary
       }
-      try FileSystem.synchronizeTree(checkpoint)
+      do { try FileSystem.synchronizeTree(checkpoint) } catch {
+        // A second try would succeed and mean nothing: the kernel has given those pages up. The journal makes the
+        // result anew.
+        if error.errno == .ioError { try FileSystem.removeTree(checkpoint) }
+        throw error
+      }
       try FileSystem.move(checkpoint, to: output)
     }
     // An earlier attempt may have ended between the move and this.

@@ -40,6 +40,8 @@ private func request(_ action: JobRequest.Action, _ name: String, _ options: Spo
       let ledger = try JobLedger(
         spool: view.spool, state: try StateStore.open(directory: view.configuration.stateDirectory),
         cacheDirectory: view.configuration.cacheDirectory)
+      // A job may have been left half moved.
+      _ = try ledger.recover()
       try ledger.carryOut(request)
     }
     Console.line("\(job.id): \(action.rawValue) done; the daemon is not running")
