@@ -52,7 +52,7 @@ import Testing
   }
 
   /// A process takes a signal in one place for good.
-  private nonisolated(unsafe) static let signals = Result { try SignalQueue([SIGUSR2, SIGHUP]) }
+  private static let signals = Result { try SignalQueue([SIGUSR2, SIGHUP]) }
 
   /// Runs the loop until `isOver`, which is asked once in every round.
   private func run(_ supervisor: Supervisor, until isOver: (StatusSnapshot) -> Bool) throws {

@@ -25,7 +25,8 @@ extension StatusSnapshot {
     }
     queue = jobs.filter { $0.phase == .queued }.map { job in
       Queued(
-        name: job.name, id: job.id, isReady: true, reasons: job.pausedBecause.map { [$0] } ?? [],
+        name: job.name, id: job.id, isReady: job.pausedBecause == nil,
+        reasons: job.pausedBecause.map { [$0] } ?? [],
         arrivedAt: job.arrivedAt)
     }
     queue += drops.map { Queued($0, arrivedAt: firstSeen[$0.name] ?? madeAt) }
@@ -37,7 +38,7 @@ extension StatusSnapshot {
   private func text(_ spool: Spool) -> String {
     let waiting = queue.isEmpty ? [] : ["\(queue.count) queued"]
     guard let current else {
-      let paused = queue.first { $0.isReady && !$0.reasons.isEmpty }
+      let paused = queue.first { $0.id != nil && !$0.reasons.isEmpty }
       let state =
         paused.map { "\($0.name) waits: \($0.reasons[0])" }
         ?? "idle, waiting for a checkpoint in \(spool.incoming)"
