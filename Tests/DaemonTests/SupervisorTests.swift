@@ -56,7 +56,7 @@ import Testing
 
   /// Runs the loop until `isOver`, which is asked once in every round.
   private func run(_ supervisor: Supervisor, until isOver: (StatusSnapshot) -> Bool) throws {
-    let signals = try unsafe Self.signals.get()
+    let signals = try Self.signals.get()
     let deadline = ContinuousClock.now + .seconds(20)
     var isStopped = false
     try supervisor.run(signals: signals) { snapshot in
