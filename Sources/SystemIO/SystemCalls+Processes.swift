@@ -58,14 +58,6 @@ extension SystemCall {
     try retrying { Glibc.kill(process, signal) }
   }
 
-  /// Has `handler` called for a signal, on whatever thread; it may call nothing but what is safe there.
-  static func handle(_ signal: Int32, _ handler: @escaping @convention(c) (Int32) -> Void) throws(Errno) {
-    var action = sigaction()
-    unsafe action.__sigaction_handler.sa_handler = handler
-    action.sa_flags = SA_RESTART
-    try retrying { unsafe sigaction(signal, &action, nil) }
-  }
-
   static func makeNonBlocking(_ descriptor: Int32) throws(Errno) {
     let flags = try retrying { fcntl(descriptor, F_GETFL) }
     try retrying { fcntl(descriptor, F_SETFL, flags | O_NONBLOCK) }

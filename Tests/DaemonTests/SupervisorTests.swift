@@ -52,11 +52,11 @@ import Testing
   }
 
   /// A process takes a signal in one place for good.
-  private static let signals = Result { try SignalQueue([SIGUSR2, SIGHUP]) }
+  private nonisolated(unsafe) static let signals = Result { try SignalQueue([SIGUSR2, SIGHUP]) }
 
   /// Runs the loop until `isOver`, which is asked once in every round.
   private func run(_ supervisor: Supervisor, until isOver: (StatusSnapshot) -> Bool) throws {
-    let signals = try Self.signals.get()
+    let signals = try unsafe Self.signals.get()
     let deadline = ContinuousClock.now + .seconds(20)
     var isStopped = false
     try supervisor.run(signals: signals) { snapshot in
