@@ -1,38 +1,39 @@
-import Dispatch
 import Glibc
 import SystemPackage
 
-/// Signals as something to read: they interrupt nothing.
+/// Where the signal handler writes. A handler can reach nothing but a global.
+private nonisolated(unsafe) var signalPipe: Int32 = -1
+
+/// Signals as something to read: they interrupt nothing. A process has one queue.
 ///
-/// Not by a signal mask: libraries start threads before a program's first line, and those would go on taking the
-/// signals.
-public final class SignalQueue {
+/// A handler writes each into a pipe. To block them and read them from a descriptor would lose some: libraries start
+/// threads before a program's first line, and those would go on taking the signals.
+public final class SignalQueue: Sendable {
   private let reading: Descriptor
-  private let sources: [any DispatchSourceSignal]
+  private let writing: Descriptor
 
   /// - Parameter signals: what to take; their default actions are off from now on, in this process alone
   public init(_ signals: [Int32]) throws(FileError) {
     let ends = try FileError.attempt(.open, "signal queue") { () throws(Errno) in
       let ends = try SystemCall.pipe()
-      try SystemCall.makeNonBlocking(ends.reading)
+      // A handler must not wait: a full pipe holds thousands of signals that nobody has looked at.
+      for end in [ends.reading, ends.writing] { try SystemCall.makeNonBlocking(end) }
       return ends
     }
     reading = Descriptor(owning: ends.reading)
-    let writing = SharedDescriptor(ends.writing)
-    let queue = DispatchQueue(label: "signals")
-    sources = signals.map { number in
-      signal(number, SIG_IGN)
-      let source = DispatchSource.makeSignalSource(signal: number, queue: queue)
-      source.setEventHandler {
-        // A full pipe holds thousands of signals that nobody has looked at.
-        _ = try? SystemCall.writeOnce(writing.number, [UInt8(truncatingIfNeeded: number)])
+    writing = Descriptor(owning: ends.writing)
+    unsafe signalPipe = ends.writing
+    for number in signals {
+      try FileError.attempt(.open, "signal queue") { () throws(Errno) in
+        try SystemCall.handle(number) { number in
+          let failure = errno
+          var byte = UInt8(truncatingIfNeeded: number)
+          _ = unsafe write(signalPipe, &byte, 1)
+          errno = failure
+        }
       }
-      source.resume()
-      return source
     }
   }
-
-  deinit { for source in sources { source.cancel() } }
 
   public var descriptor: Int32 { reading.number }
 
@@ -45,13 +46,12 @@ public final class SignalQueue {
       throw FileError(path: "signal queue", operation: .read, errno: error)
     }
   }
-}
 
-/// A descriptor that closures share.
-private final class SharedDescriptor: Sendable {
-  private let descriptor: Descriptor
-
-  init(_ number: Int32) { descriptor = Descriptor(owning: number) }
-
-  var number: Int32 { descriptor.number }
+  /// Waits for the next signal.
+  public func wait() throws -> Int32 {
+    while true {
+      if let number = try next() { return number }
+      _ = try DescriptorWaiting.readable(among: [descriptor], for: .seconds(3_600))
+    }
+  }
 }

@@ -16,14 +16,17 @@ extension SystemCall {
     unsafe posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0)
     unsafe posix_spawn_file_actions_adddup2(&actions, output.number, STDOUT_FILENO)
 
-    // What this process has turned off, the child takes as it comes: what is ignored stays so in a new program.
+    // What this process has turned off, the child takes as it comes: what is ignored or blocked stays so in a new
+    // program.
     var attributes = posix_spawnattr_t()
     unsafe posix_spawnattr_init(&attributes)
     defer { unsafe posix_spawnattr_destroy(&attributes) }
-    var all = sigset_t()
+    var (all, none) = (sigset_t(), sigset_t())
     unsafe sigfillset(&all)
+    unsafe sigemptyset(&none)
     unsafe posix_spawnattr_setsigdefault(&attributes, &all)
-    unsafe posix_spawnattr_setflags(&attributes, Int16(POSIX_SPAWN_SETSIGDEF))
+    unsafe posix_spawnattr_setsigmask(&attributes, &none)
+    unsafe posix_spawnattr_setflags(&attributes, Int16(POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSIGMASK))
 
     var process = pid_t()
     let code = unsafe withCStrings([path] + arguments) { argv in
@@ -56,6 +59,20 @@ extension SystemCall {
 
   static func kill(_ process: pid_t, _ signal: Int32) throws(Errno) {
     try retrying { Glibc.kill(process, signal) }
+  }
+
+  /// Has `handler` called for a signal, on whatever thread; it may call nothing but what is safe there.
+  ///
+  /// This thread takes the signal from now on, even if whoever started the program has blocked it.
+  static func handle(_ signal: Int32, _ handler: @escaping @convention(c) (Int32) -> Void) throws(Errno) {
+    var action = sigaction()
+    unsafe action.__sigaction_handler.sa_handler = handler
+    action.sa_flags = SA_RESTART
+    try retrying { unsafe sigaction(signal, &action, nil) }
+    var signals = sigset_t()
+    unsafe sigemptyset(&signals)
+    unsafe sigaddset(&signals, signal)
+    unsafe pthread_sigmask(SIG_UNBLOCK, &signals, nil)
   }
 
   static func makeNonBlocking(_ descriptor: Int32) throws(Errno) {

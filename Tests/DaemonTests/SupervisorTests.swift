@@ -52,11 +52,11 @@ import Testing
   }
 
   /// A process takes a signal in one place for good.
-  private nonisolated(unsafe) static let signals = Result { try SignalQueue([SIGUSR2, SIGHUP]) }
+  private static let signals = Result { try SignalQueue([SIGUSR2, SIGHUP]) }
 
   /// Runs the loop until `isOver`, which is asked once in every round.
   private func run(_ supervisor: Supervisor, until isOver: (StatusSnapshot) -> Bool) throws {
-    let signals = try unsafe Self.signals.get()
+    let signals = try Self.signals.get()
     let deadline = ContinuousClock.now + .seconds(20)
     var isStopped = false
     try supervisor.run(signals: signals) { snapshot in
@@ -64,8 +64,17 @@ import Testing
       guard !isStopped, isLate || isOver(snapshot) else { return }
       if isLate { Issue.record("not over in time: \(snapshot)") }
       isStopped = true
-      kill(getpid(), SIGUSR2)
+      signalThisThread(SIGUSR2)
     }
+  }
+
+  /// Sends a signal to a thread that takes it, as libraries start them before the queue is made.
+  private func signalThisThread(_ number: Int32) {
+    var signals = sigset_t()
+    unsafe sigemptyset(&signals)
+    unsafe sigaddset(&signals, number)
+    unsafe pthread_sigmask(SIG_UNBLOCK, &signals, nil)
+    pthread_kill(pthread_self(), number)
   }
 
   private static let id = LedgerFixture.id
@@ -183,12 +192,16 @@ import Testing
       worker: saying(
         .planned(plan), .resumed(Array(linears[..<4])), .linear(linears[4], secondsRemaining: 0),
         .failed(JobFailure(.job, "bad", code: 65))) + "; sleep 0.2")
-    var counts: [Int] = []
+    var (counts, texts): ([Int], [String]) = ([], [])
     try run(supervisor) { snapshot in
-      if let current = snapshot.current { counts.append(current.linearsDone) }
+      if let current = snapshot.current {
+        counts.append(current.linearsDone)
+        texts.append(snapshot.stateText)
+      }
       return !snapshot.finished.isEmpty
     }
     #expect(counts.last == 5)
+    #expect(texts.last == "\(LedgerFixture.name) layer 1/1 l4 · error 50.0 % · 0 s left")
     #expect(supervisor.ledger.counters.linearsQuantized == 1)
   }
 
@@ -248,12 +261,12 @@ import Testing
     try run(supervisor) { _ in
       if !isAsked.first {
         isAsked.first = true
-        kill(getpid(), SIGHUP)
+        signalThisThread(SIGHUP)
       } else if reads == 1, !isAsked.second {
         #expect(supervisor.configuration.settleSeconds == 7)
         #expect(supervisor.configuration.cacheDirectory == fixture.cacheDirectory)
         (news.settleSeconds, isBroken, isAsked.second) = (9, true, true)
-        kill(getpid(), SIGHUP)
+        signalThisThread(SIGHUP)
       }
       return reads == 2
     }
