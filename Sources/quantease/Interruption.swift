@@ -1,26 +1,17 @@
-import Dispatch
 import Foundation
+import SystemIO
 
-/// Ends the process in good order when a person or the system asks for it by a signal.
-final class Interruption {
-  private let sources: [any DispatchSourceSignal]
-
+/// Ends the process in good order when a person or the system asks for it by a signal, for as long as it is kept.
+final class Interruption: Sendable {
   /// - Parameter cleanup: called on a thread of its own before the process ends
-  init(_ cleanup: @escaping @Sendable () -> Void) {
-    sources = [SIGINT, SIGTERM].map { number in
-      signal(number, SIG_IGN)
-      let source = DispatchSource.makeSignalSource(signal: number, queue: .global())
-      source.setEventHandler {
-        cleanup()
-        Console.note("\ninterrupted; nothing was written")
-        exit(128 + number)
-      }
-      source.resume()
-      return source
+  init(_ cleanup: @escaping @Sendable () -> Void) throws {
+    let signals = try SignalQueue([SIGINT, SIGTERM])
+    Thread.detachNewThread { [weak self] in
+      guard let number = try? signals.wait(), self != nil else { return }
+      cleanup()
+      Console.note("\ninterrupted; nothing was written")
+      // Not `exit`: that has the libraries take their memory from under the threads that still work.
+      _exit(128 + number)
     }
-  }
-
-  deinit {
-    for source in sources { source.cancel() }
   }
 }

@@ -118,7 +118,7 @@ struct QuantizeCommand: ParsableCommand {
         seed: seed, calibrationSource: calibration, cacheDirectory: machine.cacheDir,
         memoryBudgetBytes: try memoryBudgetBytes),
       backend: backend)
-    let interruption = Interruption { run.discard() }
+    let interruption = try Interruption { run.discard() }
     let report = try withExtendedLifetime(interruption) { try run.run(progress: progress.show) }
     progress.close()
     if json {
