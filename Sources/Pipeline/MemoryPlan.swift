@@ -67,6 +67,6 @@ public struct MemoryPlan: Sendable, Equatable {
     return Self.baseBytes + 2 * streams * layer + gram + forward + max(cache, solver)
   }
 
-  /// The program itself, its tables, and LMDB's.
-  static let baseBytes = 64_000_000
+  /// The program itself, its tables, LMDB's, and the spare mappings of matrices.
+  static let baseBytes = 100_000_000
 }
