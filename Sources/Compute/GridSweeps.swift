@@ -48,8 +48,10 @@ public protocol GridSweeps: Sendable {
 
   /// Moves every scale to the least-squares optimum for its codes, group after group, rounded to what the outputs
   /// store, wherever that lowers the objective.
-  /// - Parameter gradient: (W − Ŵ) Σ, kept up to date
-  func refitScales(codes: Matrix, gradient: Matrix, gram: Matrix, grid: Grid)
+  /// - Parameters:
+  ///   - images: W Σ if it is known and Ŵ is all on the grid: where a group is a whole row, it saves a product with Σ
+  ///   - gradient: (W − Ŵ) Σ, kept up to date
+  func refitScales(codes: Matrix, images: Matrix?, gradient: Matrix, gram: Matrix, grid: Grid)
 
   /// What every row costs, by its gradient: Σ_j (w_j − ŵ_j) G_j.
   /// - Parameters:
@@ -109,13 +111,15 @@ public struct ColumnNeighbours: Sendable {
     let values = Matrix(rows: size, columns: count)
     let diagonal = Matrix(rows: size, columns: count)
     var reach = [Float](repeating: 0, count: size)
-    var correlations = [Float](repeating: 0, count: size)
+    var largest = LargestElements(count: count)
     for column in 0..<size {
+      largest.clear()
       gram.rows(column..<column + 1).withSpan { row in
-        for other in 0..<size { correlations[other] = abs(row[other]) * inverseRoots[other] }
+        for other in 0..<size where other != column {
+          largest.offer(abs(row[other]) * inverseRoots[other], at: other)
+        }
       }
-      correlations[column] = -.infinity
-      for (place, other) in correlations.indicesOfLargest(count).enumerated() {
+      for (place, other) in largest.indices.enumerated() {
         columns.append(Int32(other))
         values[column, place] = gram[column, other]
         diagonal[column, place] = gram[other, other]
@@ -130,19 +134,31 @@ public struct ColumnNeighbours: Sendable {
   }
 }
 
-extension [Float] {
-  /// The indices of the largest elements above −∞; of equal elements the first.
-  fileprivate func indicesOfLargest(_ count: Int) -> [Int] {
-    guard count > 0 else { return [] }
-    var chosen: [Int] = []
-    chosen.reserveCapacity(count + 1)
-    var least = -Float.infinity
-    for index in indices where self[index] > least {
-      let place = chosen.firstIndex { self[$0] < self[index] } ?? chosen.count
-      chosen.insert(index, at: place)
-      if chosen.count > count { chosen.removeLast() }
-      if chosen.count == count, let last = chosen.last { least = self[last] }
+/// The largest of the elements that have been offered, in falling order; of equal elements the first.
+private struct LargestElements {
+  let count: Int
+  private(set) var indices: [Int] = []
+  private var values: [Float] = []
+  /// What an element has to exceed.
+  private var bound = -Float.infinity
+
+  init(count: Int) { self.count = count }
+
+  mutating func clear() {
+    indices.removeAll(keepingCapacity: true)
+    values.removeAll(keepingCapacity: true)
+    bound = count > 0 ? -.infinity : .infinity
+  }
+
+  mutating func offer(_ value: Float, at index: Int) {
+    guard value > bound else { return }
+    let place = values.firstIndex { $0 < value } ?? values.count
+    values.insert(value, at: place)
+    indices.insert(index, at: place)
+    if values.count > count {
+      values.removeLast()
+      indices.removeLast()
     }
-    return chosen
+    if values.count == count { bound = values[count - 1] }
   }
 }

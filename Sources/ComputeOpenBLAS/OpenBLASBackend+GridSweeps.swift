@@ -88,7 +88,7 @@ extension OpenBLASBackend: ComputeBackend {
       neighbours: neighbours, grid: grid)
   }
 
-  public func refitScales(codes: Matrix, gradient: Matrix, gram: Matrix, grid: Grid) {
+  public func refitScales(codes: Matrix, images: Matrix?, gradient: Matrix, gram: Matrix, grid: Grid) {
     let columns = codes.columns
     precondition(
       gram.rows == columns && gram.columns == columns && gradient.rows == codes.rows
@@ -97,40 +97,45 @@ extension OpenBLASBackend: ComputeBackend {
     let scratch = {
       (
         steps: Matrix(rows: chunks.size, columns: grid.columnsPerGroup),
-        image: Matrix(rows: chunks.size, columns: columns)
+        stepImages: Matrix(rows: chunks.size, columns: columns)
       )
     }
     team.run(chunks: chunks.count, scratch: scratch) { chunk, scratch in
       let rows = chunks[chunk]
-      let (steps, image) = scratch
       for group in 0..<grid.groups {
-        let start = group * grid.columnsPerGroup
-        let width = min(grid.columnsPerGroup, columns - start)
+        let members = grid.columns(ofGroup: group)
+        let steps = scratch.steps.prefix(rows: rows.count, columns: members.count)
         for (chunkRow, row) in rows.enumerated() {
           let zeroPoint = grid.zeroPoints[row, group]
-          for column in 0..<width {
-            unsafe steps.pointer[chunkRow * width + column] =
-              codes.pointer[row * columns + start + column] - zeroPoint
+          for (index, column) in members.enumerated() {
+            unsafe steps.pointer[chunkRow * members.count + index] =
+              codes.pointer[row * columns + column] - zeroPoint
           }
         }
-        unsafe cblas_sgemm(
-          CblasRowMajor, CblasNoTrans, CblasNoTrans, Int32(rows.count), Int32(columns),
-          Int32(width), 1, steps.pointer, Int32(width), gram.pointer + start * columns,
-          Int32(columns), 0, image.pointer, Int32(columns))
+        let stepImages = scratch.stepImages.prefix(rows.count)
+        let known = grid.groups == 1 ? images?.rows(rows) : nil
+        if let known {
+          // W Σ − G = Ŵ Σ, the steps' image times the scale.
+          stepImages.copy(from: known)
+          unsafe qe_axpy(known.count, -1, gradient.rows(rows).pointer, stepImages.pointer)
+        } else {
+          stepImages.whole.multiply(steps.whole, gram.rows(members).whole, keeping: 0)
+        }
         for (chunkRow, row) in rows.enumerated() {
-          let direction = unsafe steps.pointer + chunkRow * width
-          let moved = unsafe image.pointer + chunkRow * columns
+          let direction = unsafe steps.pointer + chunkRow * members.count
+          let moved = unsafe stepImages.pointer + chunkRow * columns
           let residual = unsafe gradient.pointer + row * columns
-          let slope = unsafe qe_dot(width, direction, residual + start)
-          let curvature = unsafe qe_dot(width, direction, moved + start)
-          guard curvature > 0 else { continue }
+          let slope = unsafe qe_dot(members.count, direction, residual + members.lowerBound)
           let present = grid.scales[row, group]
+          let unit = known == nil ? 1 : 1 / Double(present)
+          let curvature = unit * (unsafe qe_dot(members.count, direction, moved + members.lowerBound))
+          guard curvature > 0 && curvature.isFinite else { continue }
           let optimum = present + Float(slope / curvature)
           let scale = optimum > 0 ? grid.format.storable(optimum) : present
           let change = Double(scale - present)
           // Rounding can carry the scale past the optimum, to where the objective is higher than before.
           guard change * (2 * slope - change * curvature) > 0 else { continue }
-          unsafe qe_axpy(columns, -Float(change), moved, residual)
+          unsafe qe_axpy(columns, -Float(change * unit), moved, residual)
           grid.scales[row, group] = scale
         }
       }

@@ -71,8 +71,10 @@ public final class LayerProblem: Sendable {
   }
 
   /// Σ_i e_i Σ e_iᵀ for the rows e_i of `errors`, without the ridge.
-  public func objective(of errors: Matrix, backend: any ComputeBackend) -> Double {
-    let damped = backend.quadraticForms(errors, gram).reduce(0, +)
+  /// - Parameter images: the product of `errors` with Σ + ρI, if it is known
+  public func objective(of errors: Matrix, images: Matrix? = nil, backend: any ComputeBackend) -> Double {
+    let forms = images.map { backend.rowDots(errors, $0) } ?? backend.quadraticForms(errors, gram)
+    let damped = forms.reduce(0, +)
     let energy = ridge > 0 ? backend.rowDots(errors, errors).reduce(0, +) : 0
     return max(damped - Double(ridge) * energy, 0)
   }

@@ -33,11 +33,13 @@ public protocol LayerSolver: LinearQuantizer {
   ///   - problem: Σ and what was derived from it
   ///   - grid: the panel's grids; the solver chooses them
   ///   - codes: the result, whole numbers, `[panelRows, inFeatures]`
+  /// - Returns: the target's product with Σ + ρI, if the solver has made it
   /// - Throws: ``SolverError``
+  @discardableResult
   func solve(
     _ target: Matrix, problem: LayerProblem, grid: Grid, into codes: Matrix,
     backend: any ComputeBackend
-  ) throws
+  ) throws -> Matrix?
 }
 
 /// A quantized linear and what it cost.
@@ -66,11 +68,12 @@ extension LayerSolver {
       let panel = weights.rows(rows)
       let panelCodes = Matrix(rows: rows.count, columns: weights.columns)
       let target = problem.target(of: panel, backend: backend)
-      try solve(target, problem: problem, grid: grid.rows(rows), into: panelCodes, backend: backend)
+      let images = try solve(
+        target, problem: problem, grid: grid.rows(rows), into: panelCodes, backend: backend)
       panelCodes.withSpan { span in
         for index in 0..<span.count { codes[start * weights.columns + index] = UInt8(span[index]) }
       }
-      scale += problem.objective(of: panel, backend: backend)
+      scale += problem.objective(of: panel, images: target === panel ? images : nil, backend: backend)
       // The codes' memory takes Ŵ, then W − Ŵ; the weights' memory takes Ŵ.
       backend.dequantize(panelCodes, grid: grid.rows(rows), into: panelCodes)
       backend.subtract(panelCodes, from: panel)

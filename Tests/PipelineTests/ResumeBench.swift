@@ -250,13 +250,13 @@ private struct InterruptedSolver: LayerSolver {
 
   func solve(
     _ target: Matrix, problem: LayerProblem, grid: Grid, into codes: Matrix, backend: any ComputeBackend
-  ) throws {
+  ) throws -> Matrix? {
     let isOver = countdown.left.withLock { left in
       left -= 1
       return left < 0
     }
     if isOver { throw Interruption() }
-    try solver.solve(target, problem: problem, grid: grid, into: codes, backend: backend)
+    return try solver.solve(target, problem: problem, grid: grid, into: codes, backend: backend)
   }
 }
 

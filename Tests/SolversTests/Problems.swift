@@ -68,6 +68,14 @@ struct TestProblem {
     self.gram = gram
   }
 
+  /// W Σ
+  var images: Matrix {
+    let images = Matrix(rows: weights.rows, columns: weights.columns)
+    OpenBLASBackend(threads: 1)
+      .multiply(weights, gram, transposingB: false, scale: 1, into: images, keeping: 0)
+    return images
+  }
+
   /// Σ_i (w_i − ŵ_i) Σ (w_i − ŵ_i)ᵀ in fp64.
   func objective(of approximation: Matrix) -> Double {
     (0..<weights.rows).reduce(0) { sum, row in

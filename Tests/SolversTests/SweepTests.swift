@@ -42,7 +42,8 @@ struct DescentTests {
         codes: codes, gradient: gradient, gram: start.problem.gram, neighbours: neighbours, grid: start.grid)
       objectives.append(start.objective(of: codes))
       start.backend.refitScales(
-        codes: codes, gradient: gradient, gram: start.problem.gram, grid: start.grid)
+        codes: codes, images: start.problem.images, gradient: gradient, gram: start.problem.gram,
+        grid: start.grid)
       objectives.append(start.objective(of: codes))
       start.expectGradient(gradient, of: codes)
     }
@@ -294,11 +295,13 @@ struct SweepAgreementTests {
     }
   }
 
-  @Test(arguments: shapes)
-  func `refitted scales agree`(_ shape: Shape) {
+  @Test(arguments: shapes, [false, true])
+  func `refitted scales agree`(_ shape: Shape, _ areImagesKnown: Bool) {
     expectAgreement(shape, tolerance: 2e-3) { backend, setup in
       backend.refitScales(
-        codes: setup.codes, gradient: setup.gradient.copy(), gram: setup.problem.gram, grid: setup.grid)
+        codes: setup.codes, images: areImagesKnown ? setup.problem.images : nil,
+        gradient: setup.gradient.copy(),
+        gram: setup.problem.gram, grid: setup.grid)
       return setup.grid.scales
     }
   }

@@ -53,7 +53,7 @@ extension ReferenceBackend: GridSweeps {
       neighbours: neighbours, grid: grid)
   }
 
-  public func refitScales(codes: Matrix, gradient: Matrix, gram: Matrix, grid: Grid) {
+  public func refitScales(codes: Matrix, images: Matrix?, gradient: Matrix, gram: Matrix, grid: Grid) {
     for row in 0..<codes.rows {
       for group in 0..<grid.groups {
         let start = group * grid.columnsPerGroup

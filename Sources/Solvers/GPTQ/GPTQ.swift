@@ -19,9 +19,10 @@ public struct GPTQ: LayerSolver {
   public func solve(
     _ weights: Matrix, problem: LayerProblem, grid: Grid, into codes: Matrix,
     backend: any ComputeBackend
-  ) throws {
+  ) throws -> Matrix? {
     let factor = try problem.factor(order: .natural, backend: backend)
     backend.searchGrid(weights, importance: problem.inverseDiagonal, candidates: .range, into: grid)
     backend.roundToNearestPlane(weights, factor: factor, grid: grid, into: codes)
+    return nil
   }
 }

@@ -51,7 +51,7 @@ struct OutlierPanel {
         codes: codes, outliers: outliers, gradient: gradient, gram: problem.gram,
         inverseDiagonal: problem.inverseDiagonal, grid: grid)
       if settings.refitsScales && Self.refitPasses.contains(pass) {
-        backend.refitScales(codes: codes, gradient: gradient, gram: problem.gram, grid: grid)
+        backend.refitScales(codes: codes, images: nil, gradient: gradient, gram: problem.gram, grid: grid)
       }
       if pass > 0 && settings.pairNeighbours > 0 {
         _ = backend.descendInPairs(

@@ -56,23 +56,22 @@ public struct QuantEase: LayerSolver {
     self.settings = settings
   }
 
+  @discardableResult
   public func solve(
     _ weights: Matrix, problem: LayerProblem, grid: Grid, into codes: Matrix,
     backend: any ComputeBackend
-  ) throws {
+  ) throws -> Matrix? {
     switch settings.start {
     case .weights:
       chooseGrid(weights, importance: Array(repeating: 1, count: weights.columns), grid, backend)
       descendFromWeights(weights, problem: problem, grid: grid, into: codes, backend: backend)
-      if settings.stopsEarly {
-        descend(weights, problem: problem, grid: grid, codes: codes, backend: backend)
-      }
+      guard settings.stopsEarly else { return nil }
     case .nearestPlane:
       let factor = try problem.factor(order: .smallestPivot, backend: backend)
       chooseGrid(weights, importance: factor.conditionalVariances, grid, backend)
       backend.roundToNearestPlane(weights, factor: factor, grid: grid, into: codes)
-      descend(weights, problem: problem, grid: grid, codes: codes, backend: backend)
     }
+    return descend(weights, problem: problem, grid: grid, codes: codes, backend: backend)
   }
 
   /// What rounding costs a row is its columns' squared errors weighted by their conditional variances, as far
@@ -109,15 +108,22 @@ public struct QuantEase: LayerSolver {
   private static let sparseShare = 0.08
 
   /// Passes over codes that already lie on the grid; after a start as good as the nearest plane few move.
+  /// - Returns: W Σ, if a refit has use for it
   private func descend(
     _ weights: Matrix, problem: LayerProblem, grid: Grid, codes: Matrix, backend: any ComputeBackend
-  ) {
+  ) -> Matrix? {
     let gradient = Matrix(rows: weights.rows, columns: weights.columns)
     do {
       let errors = Matrix(rows: weights.rows, columns: weights.columns)
       backend.dequantize(codes, grid: grid, into: errors)
       backend.subtract(weights, from: errors)
       backend.multiply(errors, problem.gram, transposingB: false, scale: -1, into: gradient, keeping: 0)
+    }
+    var images: Matrix?
+    if settings.refitsScales && grid.groups == 1 {
+      let product = Matrix(rows: weights.rows, columns: weights.columns)
+      backend.multiply(weights, problem.gram, transposingB: false, scale: 1, into: product, keeping: 0)
+      images = product
     }
     func objectiveNow() -> Double {
       backend.rowObjectives(of: codes, weights: weights, gradient: gradient, grid: grid).reduce(0, +)
@@ -128,7 +134,8 @@ public struct QuantEase: LayerSolver {
         codes: codes, gradient: gradient, gram: problem.gram,
         inverseDiagonal: problem.inverseDiagonal, grid: grid)
       if settings.refitsScales && Self.refitPasses.contains(pass) {
-        backend.refitScales(codes: codes, gradient: gradient, gram: problem.gram, grid: grid)
+        backend.refitScales(
+          codes: codes, images: images, gradient: gradient, gram: problem.gram, grid: grid)
       }
       if settings.pairNeighbours > 0 && Self.pairPasses.contains(pass) {
         _ = backend.descendInPairs(
@@ -140,9 +147,11 @@ public struct QuantEase: LayerSolver {
       objective = next
       if pass > 1 && (moved == 0 || gain <= settings.leastGain * objective) { break }
     }
+    return images
   }
 
-  /// A refit costs a product with Σ, more than a pass of moves, and hardly changes once the codes have settled.
+  /// A refit of groups costs a product with Σ, more than a pass of moves, and hardly changes anything once the codes
+  /// have settled.
   private static let refitPasses: Set = [1, 3]
 
   /// Pairs look further than single moves and cost more: they wait until those have done their part, and a few

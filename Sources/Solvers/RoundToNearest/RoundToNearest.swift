@@ -12,8 +12,9 @@ public struct RoundToNearest: LayerSolver {
   public func solve(
     _ weights: Matrix, problem: LayerProblem, grid: Grid, into codes: Matrix,
     backend: any ComputeBackend
-  ) {
+  ) -> Matrix? {
     backend.searchGrid(weights, importance: problem.inverseDiagonal, candidates: .range, into: grid)
     backend.round(weights, grid: grid, into: codes)
+    return nil
   }
 }
