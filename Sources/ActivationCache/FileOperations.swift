@@ -13,14 +13,14 @@ enum FileOperations {
 
   /// Deletes a file; one that does not exist is as good as deleted.
   static func remove(_ path: String) throws(CacheError) {
-    if unsafe unlink(path) != 0, errno != ENOENT { throw failure("unlink", path) }
+    if retrying({ unsafe unlink(path) }) != 0, errno != ENOENT { throw failure("unlink", path) }
   }
 
   /// Takes the space of the first `byteCount` bytes of a file, which is created if it is missing.
   ///
   /// LMDB writes its lock file through a map: a page of it that the disk has no space for would be a SIGBUS.
   static func reserve(_ byteCount: Int, for path: String) throws(CacheError) {
-    let descriptor = unsafe open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0o600)
+    let descriptor = retrying { unsafe open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0o600) }
     guard descriptor != -1 else { throw failure("open", path) }
     defer { close(descriptor) }
     var code: Int32
@@ -37,7 +37,9 @@ enum FileOperations {
   static func createDirectories(above path: String) throws(CacheError) {
     for (index, character) in path.enumerated() where character == "/" && index > 0 {
       let directory = String(path.prefix(index))
-      if unsafe mkdir(directory, 0o777) != 0, errno != EEXIST { throw failure("mkdir", directory) }
+      if retrying({ unsafe mkdir(directory, 0o777) }) != 0, errno != EEXIST {
+        throw failure("mkdir", directory)
+      }
     }
   }
 
@@ -46,6 +48,14 @@ enum FileOperations {
     var status = statvfs()
     guard unsafe statvfs(path, &status) == 0 else { return 0 }
     return Int(clamping: status.f_bavail.multipliedReportingOverflow(by: status.f_frsize).partialValue)
+  }
+
+  /// Calls again what a signal has interrupted, as network file systems let it.
+  private static func retrying(_ call: () -> Int32) -> Int32 {
+    while true {
+      let result = call()
+      if result != -1 || errno != EINTR { return result }
+    }
   }
 
   private static func failure(_ operation: String, _ path: String) -> CacheError {
