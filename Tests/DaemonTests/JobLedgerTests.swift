@@ -42,6 +42,33 @@ struct JobLedgerTests {
     }
   }
 
+  @Test func `a result that the disk refused is thrown away and made anew`() throws {
+    try begun { ledger throws in
+      ledger.synchronize = { path throws(FileError) in
+        throw FileError(path: path, operation: .synchronize, errno: .ioError)
+      }
+      #expect(throws: FileError.self) { try ledger.publish(Self.id, summary: nil) }
+      #expect(try !FileSystem.exists(ledger.files(of: Self.id).checkpoint))
+      _ = try ledger.recover()
+      #expect(ledger.job(Self.id)?.phase == .queued)
+      #expect(try FileSystem.exists(ledger.files(of: Self.id).journal))
+    }
+    #expect(try !FileSystem.exists(spool.output + "/" + Self.name))
+  }
+
+  @Test func `a result for which there was no space is published once there is`() throws {
+    try begun { ledger throws in
+      ledger.synchronize = { path throws(FileError) in
+        throw FileError(path: path, operation: .synchronize, errno: .noSpace)
+      }
+      #expect(throws: FileError.self) { try ledger.publish(Self.id, summary: nil) }
+      ledger.synchronize = FileSystem.synchronizeTree
+      _ = try ledger.recover()
+      #expect(ledger.job(Self.id)?.phase == .published)
+    }
+    #expect(try fixture.output() == "result of \(Self.id)")
+  }
+
   @Test func `what stands in the output folder is never replaced`() throws {
     try fixture.makeOutput("somebody's")
     try fixture.makeOutput("somebody's too", named: "\(Self.name)-2")

@@ -13,6 +13,8 @@ public final class JobLedger {
   /// As in the database, by identifier.
   private var records: [String: JobRecord] = [:]
   private(set) var counters: StatusSnapshot.Counters
+  /// Brings a directory to the disk; in tests the disk may refuse.
+  var synchronize: (String) throws(FileError) -> Void = FileSystem.synchronizeTree
 
   /// - Throws: ``StateError``, ``FileError``
   public init(spool: Spool, state: StateStore, cacheDirectory: String) throws {
@@ -69,7 +71,7 @@ public final class JobLedger {
         job.output = output
         job.summary = summary ?? job.summary
       }
-      do { try FileSystem.synchronizeTree(checkpoint) } catch {
+      do { try synchronize(checkpoint) } catch {
         // A second try would succeed and mean nothing: the kernel has given those pages up. The journal makes the
         // result anew.
         if error.errno == .ioError { try FileSystem.removeTree(checkpoint) }
