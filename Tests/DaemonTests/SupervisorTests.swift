@@ -132,7 +132,10 @@ import Testing
         """)
     var reasons: Set<String> = []
     try run(supervisor) { snapshot in
-      reasons.formUnion(snapshot.queue.flatMap(\.reasons))
+      if let reason = snapshot.current?.pausedBecause {
+        reasons.insert(reason)
+        #expect(snapshot.queue.isEmpty && snapshot.stateText == "\(LedgerFixture.name) waits: \(reason)")
+      }
       return !snapshot.finished.isEmpty
     }
     #expect(reasons == ["no python3"])

@@ -20,10 +20,12 @@ extension StatusSnapshot {
       version: Producer.version, service: service, stateText: "", cacheBytes: Self.size(of: cacheDirectory),
       cacheFreeBytes: Self.freeBytes(cacheDirectory), spoolFreeBytes: Self.freeBytes(spool.root),
       counters: counters, madeAt: Date().timeIntervalSince1970)
-    current = jobs.first { $0.phase == .running || $0.phase == .publishing }.map {
-      Current($0, workingFor: workingFor)
-    }
-    queue = jobs.filter { $0.phase == .queued }.map { job in
+    // Where none is at work, a job that waits for the machine to mend is the one to show.
+    let shown =
+      jobs.first { $0.phase == .running || $0.phase == .publishing }
+      ?? jobs.first { $0.phase == .queued && $0.pausedBecause != nil }
+    current = shown.map { Current($0, workingFor: workingFor) }
+    queue = jobs.filter { $0.phase == .queued && $0.id != shown?.id }.map { job in
       Queued(
         name: job.name, id: job.id, isReady: job.pausedBecause == nil,
         reasons: job.pausedBecause.map { [$0] } ?? [],
@@ -38,11 +40,10 @@ extension StatusSnapshot {
   private func text(_ spool: Spool) -> String {
     let waiting = queue.isEmpty ? [] : ["\(queue.count) queued"]
     guard let current else {
-      let paused = queue.first { $0.id != nil && !$0.reasons.isEmpty }
-      let state =
-        paused.map { "\($0.name) waits: \($0.reasons[0])" }
-        ?? "idle, waiting for a checkpoint in \(spool.incoming)"
-      return ([state] + waiting).joined(separator: " · ")
+      return (["idle, waiting for a checkpoint in \(spool.incoming)"] + waiting).joined(separator: " · ")
+    }
+    if let reason = current.pausedBecause {
+      return (["\(current.name) waits: \(reason)"] + waiting).joined(separator: " · ")
     }
     var parts = [current.name]
     if let layer = current.layer, let count = current.layerCount {

@@ -28,7 +28,7 @@ struct StatusCommand: ParsableCommand {
     let service = snapshot.service == .running ? "running" : "not running: nothing is taken up until it is"
     var lines = ["quanteased is \(service)", snapshot.stateText]
     if let current = snapshot.current {
-      lines += ["", "at work"]
+      lines += ["", current.pausedBecause.map { "paused: \($0)" } ?? "at work"]
       lines.append("  \(current.id)")
       if let progress = current.progress {
         let done = Int((progress * 30).rounded(.down))
