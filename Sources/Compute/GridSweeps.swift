@@ -29,23 +29,6 @@ public protocol GridSweeps: Sendable {
     isQuantizing: Bool
   ) -> Int
 
-  /// One pass of coordinate descent that pays for the coordinates that move, exact in the same order.
-  /// - Parameters:
-  ///   - codes: changed
-  ///   - gradient: (W − Ŵ) Σ, kept up to date
-  ///   - inverseDiagonal: 1 / Σ_jj, 0 for a dead column
-  /// - Returns: the number of codes that changed.
-  func descendSparsely(
-    codes: Matrix, gradient: Matrix, gram: Matrix, inverseDiagonal: [Float], grid: Grid
-  ) -> Int
-
-  /// One pass of pair moves: a column takes its second nearest code where a step of a neighbour makes up for more
-  /// than that costs. Reaches codes that no single move does.
-  /// - Parameters: as for ``descendSparsely(codes:gradient:gram:inverseDiagonal:grid:)``
-  /// - Returns: the number of pairs that moved.
-  func descendInPairs(codes: Matrix, gradient: Matrix, gram: Matrix, neighbours: ColumnNeighbours, grid: Grid)
-    -> Int
-
   /// Moves every scale to the least-squares optimum for its codes, group after group, rounded to what the outputs
   /// store, wherever that lowers the objective.
   /// - Parameters:

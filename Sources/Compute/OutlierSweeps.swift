@@ -17,8 +17,8 @@ public protocol OutlierSweeps: Sendable {
   /// W − Q(W): what rounding every weight to its nearest grid point leaves.
   func roundingRemainders(_ weights: Matrix, grid: Grid, into remainders: Matrix)
 
-  /// One pass of coordinate descent over outliers, which move to the nearest float16 value, and then over all
-  /// other codes. The codes of outliers stay.
+  /// One pass of coordinate descent that pays for the coordinates that move, exact in the same order: over outliers,
+  /// which move to the nearest float16 value, and then over all other codes. The codes of outliers stay.
   /// - Parameters:
   ///   - codes: changed
   ///   - outliers: Ĥ, float16 values; changed
@@ -30,7 +30,9 @@ public protocol OutlierSweeps: Sendable {
     grid: Grid
   ) -> Int
 
-  /// One pass of pair moves over the codes that are no outliers'.
+  /// One pass of pair moves over the codes that are no outliers': a column takes its second nearest code where a step
+  /// of a neighbour makes up for more than that costs. Reaches codes that no single move does.
+  /// - Parameters: as for the single moves
   /// - Returns: the number of pairs that moved.
   func descendInPairs(
     codes: Matrix, outliers: SparseRows, gradient: Matrix, gram: Matrix, neighbours: ColumnNeighbours,
@@ -49,6 +51,25 @@ public protocol OutlierSweeps: Sendable {
 
   /// The places of the elements that are at least `threshold`, counted row after row, in rising order.
   func places(in matrix: Matrix, atLeast threshold: Float) -> [Int]
+}
+
+/// The same passes without outliers.
+extension OutlierSweeps {
+  public func descendSparsely(
+    codes: Matrix, gradient: Matrix, gram: Matrix, inverseDiagonal: [Float], grid: Grid
+  ) -> Int {
+    descendSparsely(
+      codes: codes, outliers: SparseRows(rows: codes.rows, everyRow: []), gradient: gradient, gram: gram,
+      inverseDiagonal: inverseDiagonal, grid: grid)
+  }
+
+  public func descendInPairs(
+    codes: Matrix, gradient: Matrix, gram: Matrix, neighbours: ColumnNeighbours, grid: Grid
+  ) -> Int {
+    descendInPairs(
+      codes: codes, outliers: SparseRows(rows: codes.rows, everyRow: []), gradient: gradient, gram: gram,
+      neighbours: neighbours, grid: grid)
+  }
 }
 
 /// A matrix of few entries a row. Like a ``Matrix`` it refers to its values: a copy shares them.

@@ -352,7 +352,7 @@ struct SweepAgreementTests {
   private func expectAgreement(
     _ shape: Shape, tolerance: Float = 0, misses: Double = 0,
     sourceLocation: SourceLocation = #_sourceLocation,
-    _ sweep: (any GridSweeps, Setup) -> Matrix
+    _ sweep: (any ComputeBackend, Setup) -> Matrix
   ) {
     let expected = sweep(ReferenceBackend(), Setup(shape)).elements
     let results = (1...3).map { sweep(OpenBLASBackend(threads: $0), Setup(shape)).elements }

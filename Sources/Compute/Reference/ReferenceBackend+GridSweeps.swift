@@ -37,22 +37,6 @@ extension ReferenceBackend: GridSweeps {
     return moved
   }
 
-  public func descendSparsely(
-    codes: Matrix, gradient: Matrix, gram: Matrix, inverseDiagonal: [Float], grid: Grid
-  ) -> Int {
-    descendSparsely(
-      codes: codes, outliers: SparseRows(rows: codes.rows, everyRow: []), gradient: gradient, gram: gram,
-      inverseDiagonal: inverseDiagonal, grid: grid)
-  }
-
-  public func descendInPairs(
-    codes: Matrix, gradient: Matrix, gram: Matrix, neighbours: ColumnNeighbours, grid: Grid
-  ) -> Int {
-    descendInPairs(
-      codes: codes, outliers: SparseRows(rows: codes.rows, everyRow: []), gradient: gradient, gram: gram,
-      neighbours: neighbours, grid: grid)
-  }
-
   public func refitScales(codes: Matrix, images: Matrix?, gradient: Matrix, gram: Matrix, grid: Grid) {
     for row in 0..<codes.rows {
       for group in 0..<grid.groups {
