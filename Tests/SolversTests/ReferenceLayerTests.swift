@@ -6,7 +6,8 @@ import Tensors
 import TestSupport
 import Testing
 
-private let layersFile = TestFiles.reference("layers.safetensors")
+/// Weights and Gram matrices of linears of a real model.
+let layersFile = TestFiles.reference("layers.safetensors")
 
 /// Relative errors on four linears of a real model, against those of other implementations on the same
 /// weights and Gram matrices.
@@ -46,7 +47,7 @@ struct ReferenceLayerTests {
 
   @Test(arguments: layers)
   func `rounding to nearest has the known errors`(_ layer: Layer) throws {
-    let problem = try load(layer)
+    let problem = try TestProblem(layer.name)
     for (bits, expected) in zip(Self.bits, layer.rounding) {
       let error = try percent(.rounding, problem, bits)
       #expect(abs(error / expected - 1) < 0.01, "\(bits): \(error), expected \(expected)")
@@ -55,7 +56,7 @@ struct ReferenceLayerTests {
 
   @Test(arguments: layers)
   func `the paper's schedule is as good as the paper's code`(_ layer: Layer) throws {
-    let problem = try load(layer)
+    let problem = try TestProblem(layer.name)
     for (bits, expected) in zip(Self.bits, layer.paper) {
       let error = try percent(.paper, problem, bits)
       #expect(error <= 1.02 * expected, "\(bits): \(error), expected \(expected)")
@@ -64,13 +65,13 @@ struct ReferenceLayerTests {
 
   @Test(arguments: layers)
   func `GPTQ has the known errors`(_ layer: Layer) throws {
-    let error = try percent(.gptq, load(layer), .three)
+    let error = try percent(.gptq, TestProblem(layer.name), .three)
     #expect(abs(error / layer.gptq - 1) < 0.01, "\(error), expected \(layer.gptq)")
   }
 
   @Test(arguments: layers)
   func `the standard settings are as good as the best that is known`(_ layer: Layer) throws {
-    let error = try percent(.standard, load(layer), .three)
+    let error = try percent(.standard, TestProblem(layer.name), .three)
     // The table has three decimals.
     #expect(error <= layer.best + 0.0005, "\(error), expected \(layer.best)")
   }
@@ -81,12 +82,15 @@ struct ReferenceLayerTests {
     #expect(solution.isValid)
     return 100 * solution.relativeError
   }
+}
 
-  private func load(_ layer: Layer) throws -> TestProblem {
+extension TestProblem {
+  /// A linear of `layersFile`.
+  init(_ name: String) throws {
     let file = try CheckpointReader(file: try #require(layersFile))
     func matrix(_ name: String) throws -> Matrix {
       try file.matrix(name, shape: try #require(file.shape(of: name)))
     }
-    return TestProblem(weights: try matrix("\(layer.name).weight"), gram: try matrix("\(layer.name).gram"))
+    self.init(weights: try matrix("\(name).weight"), gram: try matrix("\(name).gram"))
   }
 }
