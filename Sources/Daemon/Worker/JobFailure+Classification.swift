@@ -19,7 +19,9 @@ extension JobFailure {
     case FileLockError.file(let error): self = JobFailure(error)
     case FileLockError.held: self.init(.blocked, "\(error)", code: code)
     case let error as StateError: self.init(.blocked, "\(error)", code: 74)
-    case PipelineError.notEnoughMemory, CalibrationError.tokenizerUnavailable:
+    case PipelineError.notEnoughMemory, CalibrationError.tokenizerUnavailable,
+      // The helper's word for a Python without its package.
+      CalibrationError.tokenizerFailed(status: 69, message: _):
       self.init(.blocked, "\(error)", code: code)
     default: self.init(.job, "\(error)", code: code)
     }

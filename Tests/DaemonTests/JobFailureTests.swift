@@ -1,0 +1,24 @@
+import Calibration
+import Pipeline
+import SystemIO
+import Testing
+
+@testable import Daemon
+
+/// What an error asks for: space, a mended machine, another try, or another checkpoint.
+struct JobFailureTests {
+  private func kind(_ error: any Error) -> JobFailure.Kind { JobFailure(error).kind }
+
+  @Test func `what the machine lacks is waited for, and what the job lacks fails it`() {
+    let lacking: [any Error] = [
+      CalibrationError.tokenizerUnavailable(interpreter: "python3", reason: "no such program"),
+      CalibrationError.tokenizerFailed(status: 69, message: "python3: no module named tokenizers"),
+      PipelineError.notEnoughMemory(needed: 2, available: 1),
+      FileError(path: "/output", operation: .create, errno: .permissionDenied),
+    ]
+    for error in lacking { #expect(kind(error) == .blocked, "\(error)") }
+    #expect(kind(CalibrationError.tokenizerFailed(status: 65, message: "tokenizer.json: broken")) == .job)
+    #expect(kind(FileError(path: "/output/x", operation: .write, errno: .noSpace)) == .noSpace)
+    #expect(kind(FileError(path: "/output/x", operation: .synchronize, errno: .ioError)) == .broken)
+  }
+}
