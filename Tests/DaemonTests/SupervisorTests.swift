@@ -134,6 +134,8 @@ import Testing
     try run(supervisor) { snapshot in
       if let reason = snapshot.current?.pausedBecause {
         reasons.insert(reason)
+        // The cache's directory is still to be made.
+        #expect(snapshot.cacheBytes == 0 && snapshot.cacheFreeBytes > 0)
         #expect(snapshot.queue.isEmpty && snapshot.stateText == "\(LedgerFixture.name) waits: \(reason)")
       }
       return !snapshot.finished.isEmpty

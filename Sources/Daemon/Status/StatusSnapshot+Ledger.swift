@@ -64,7 +64,12 @@ extension StatusSnapshot {
     return minutes < 90 ? "\(minutes) min" : "\(minutes / 60) h \(minutes % 60) min"
   }
 
-  private static func freeBytes(_ path: String) -> Int { (try? FileSystem.freeBytes(path)) ?? 0 }
+  private static func freeBytes(_ path: String) -> Int {
+    // A directory that is still to be made will lie where its parent does.
+    var path = path
+    while (try? FileSystem.exists(path)) == false { path = FileSystem.parent(of: path) }
+    return (try? FileSystem.freeBytes(path)) ?? 0
+  }
 
   private static func size(of path: String) -> Int { (try? FileSystem.treeSize(path)) ?? 0 }
 }
