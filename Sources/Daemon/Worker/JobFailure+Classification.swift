@@ -1,5 +1,4 @@
 import ActivationCache
-import Calibration
 import Pipeline
 import SystemIO
 
@@ -19,10 +18,9 @@ extension JobFailure {
     case FileLockError.file(let error): self = JobFailure(error)
     case FileLockError.held: self.init(.blocked, "\(error)", code: code)
     case let error as StateError: self.init(.blocked, "\(error)", code: 74)
-    case PipelineError.notEnoughMemory, CalibrationError.tokenizerUnavailable,
-      // The helper's word for a Python without its package.
-      CalibrationError.tokenizerFailed(status: 69, message: _):
-      self.init(.blocked, "\(error)", code: code)
+    case PipelineError.notEnoughMemory: self.init(.blocked, "\(error)", code: code)
+    // EX_UNAVAILABLE: a program is missing here, or what it needs.
+    case _ where code == 69: self.init(.blocked, "\(error)", code: code)
     default: self.init(.job, "\(error)", code: code)
     }
   }
