@@ -113,11 +113,12 @@ enum { lanes = 8 };
 INLINED int has_partner(
     size_t count, const int32_t *restrict others, const float *restrict other_gram,
     const float *restrict other_diagonal, const float *restrict scales, int is_uniform,
-    const float *restrict gradient, float change, float cost, float threshold) {
+    const float *restrict gradient, float change, float cost, float reach, float threshold) {
 #pragma clang fp contract(fast)
   int result = 0;
   size_t x = 0;
   for (; x + lanes <= count; x += lanes) {
+    if (cost >= reach * fabsf(other_gram[x])) return result;
     // Gathering is one loop and arithmetic another, so that the second is vectorised whatever the first becomes.
     float gradients[lanes], steps[lanes];
     for (int lane = 0; lane < lanes; lane++) gradients[lane] = gradient[others[x + lane]];
@@ -150,28 +151,30 @@ size_t qe_descend_pairs_row(
     const float direction = gradient[j] > 0.0f ? 1.0f : -1.0f;
     const float change = direction * scales[j];
     const float cost = change * (change * gram[j * columns + j] - 2.0f * gradient[j]);
-    // Partners that stand at their own minimum can gain no more than this from the change.
-    if (cost >= 2.0f * scales[j] * largest_scale * neighbours.reach[j]) continue;
-    const float code = codes[j] + direction;
-    if (code < 0.0f || code > maximum_code) continue;
     const int32_t *others = neighbours.columns + j * neighbours.count;
     const float *other_gram = neighbours.gram + j * neighbours.count;
+    // A partner that stands at its own minimum can gain no more than `reach` times its entry in the Gram matrix
+    // from the change, and those after it have smaller entries.
+    const float reach = 2.0f * scales[j] * largest_scale;
+    if (cost >= reach * fabsf(other_gram[0])) continue;
+    const float code = codes[j] + direction;
+    if (code < 0.0f || code > maximum_code) continue;
     const float *other_diagonal = neighbours.diagonal + j * neighbours.count;
     // A gain within rounding is none: the same pair would move back and forth.
     const float threshold = -1e-6f * cost;
     const int has_any =
         differs ? has_partner(
                       neighbours.count, others, other_gram, other_diagonal, scales, 0, gradient, change,
-                      cost, threshold)
+                      cost, reach, threshold)
                 : has_partner(
                       neighbours.count, others, other_gram, other_diagonal, scales, 1, gradient, change,
-                      cost, threshold);
+                      cost, reach, threshold);
     if (!has_any) continue;
 
     float best_gain = threshold;
     size_t best = neighbours.count;
     float best_step = 0.0f;
-    for (size_t x = 0; x < neighbours.count; x++) {
+    for (size_t x = 0; x < neighbours.count && cost < reach * fabsf(other_gram[x]); x++) {
       const int32_t k = others[x];
       const float residual = gradient[k] - change * other_gram[x];
       const float step = residual > 0.0f ? 1.0f : -1.0f;

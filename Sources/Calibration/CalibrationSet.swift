@@ -36,8 +36,13 @@ public struct CalibrationSet: Sendable {
   }
 
   /// Ranges of at most `size` samples that cover the set.
-  public func batches(of size: Int) -> [Range<Int>] {
-    stride(from: 0, to: samples, by: size).map { $0..<min($0 + size, samples) }
+  /// - Parameter boundary: a number of samples that a batch ends at, if it lies within the set
+  public func batches(of size: Int, endingAt boundary: Int = 0) -> [Range<Int>] {
+    [0..<min(boundary, samples), min(boundary, samples)..<samples].flatMap { part in
+      stride(from: part.lowerBound, to: part.upperBound, by: size).map {
+        $0..<min($0 + size, part.upperBound)
+      }
+    }
   }
 }
 

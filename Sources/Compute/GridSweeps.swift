@@ -77,12 +77,10 @@ public struct ColumnNeighbours: Sendable {
   public let count: Int
   /// `[inFeatures, count]`
   public let columns: [Int32]
-  /// Σ_jk at the same places, `[inFeatures, count]`.
+  /// Σ_jk at the same places, `[inFeatures, count]`, in falling magnitude.
   public let gram: Matrix
   /// Σ_kk at the same places, `[inFeatures, count]`.
   public let diagonal: Matrix
-  /// The largest |Σ_jk| of every column.
-  public let reach: [Float]
 
   /// The `count` columns of largest correlation with each.
   public init(mostCorrelated count: Int, gram: Matrix) {
@@ -93,7 +91,6 @@ public struct ColumnNeighbours: Sendable {
     columns.reserveCapacity(size * count)
     let values = Matrix(rows: size, columns: count)
     let diagonal = Matrix(rows: size, columns: count)
-    var reach = [Float](repeating: 0, count: size)
     var largest = LargestElements(count: count)
     for column in 0..<size {
       largest.clear()
@@ -102,18 +99,17 @@ public struct ColumnNeighbours: Sendable {
           largest.offer(abs(row[other]) * inverseRoots[other], at: other)
         }
       }
-      for (place, other) in largest.indices.enumerated() {
+      let others = largest.indices.sorted { (abs(gram[column, $1]), $0) < (abs(gram[column, $0]), $1) }
+      for (place, other) in others.enumerated() {
         columns.append(Int32(other))
         values[column, place] = gram[column, other]
         diagonal[column, place] = gram[other, other]
-        reach[column] = max(reach[column], abs(gram[column, other]))
       }
     }
     self.count = count
     self.columns = columns
     self.gram = values
     self.diagonal = diagonal
-    self.reach = reach
   }
 }
 

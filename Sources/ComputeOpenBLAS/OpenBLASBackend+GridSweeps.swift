@@ -281,12 +281,9 @@ struct TransposedGrid {
 extension ColumnNeighbours {
   func withKernelView(_ body: (qe_neighbours) -> Void) {
     unsafe columns.withUnsafeBufferPointer { columns in
-      unsafe reach.withUnsafeBufferPointer { reach in
-        unsafe body(
-          qe_neighbours(
-            count: count, columns: columns.baseAddress, gram: gram.pointer,
-            diagonal: diagonal.pointer, reach: reach.baseAddress))
-      }
+      unsafe body(
+        qe_neighbours(
+          count: count, columns: columns.baseAddress, gram: gram.pointer, diagonal: diagonal.pointer))
     }
   }
 }

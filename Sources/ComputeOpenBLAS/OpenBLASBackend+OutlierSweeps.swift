@@ -77,7 +77,7 @@ extension OpenBLASBackend: OutlierSweeps {
   ) -> Int {
     let columns = codes.columns
     precondition(
-      gram.rows == columns && gram.columns == columns && neighbours.reach.count == columns
+      gram.rows == columns && gram.columns == columns && neighbours.gram.rows == columns
         && gradient.rows == codes.rows && gradient.columns == columns
         && outliers.rowCount == codes.rows && grid.outFeatures == codes.rows, "the shapes differ")
     guard neighbours.count > 0 else { return 0 }

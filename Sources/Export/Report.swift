@@ -37,17 +37,23 @@ public struct Report: Codable, Sendable, Equatable {
     public var groupSize: Int
     public var symmetric: Bool
     public var solver: String
+    /// What the linears were to come close to.
+    public var target: String
+    /// The calibration samples that ran through the original model as well; nil where the target has no need of it.
+    public var targetSamples: Int?
     public var formats: [OutputFormatName]
     public var calibration: Calibration
 
     public init(
-      bits: Int, groupSize: Int, symmetric: Bool, solver: String, formats: [OutputFormatName],
-      calibration: Calibration
+      bits: Int, groupSize: Int, symmetric: Bool, solver: String, target: String, targetSamples: Int?,
+      formats: [OutputFormatName], calibration: Calibration
     ) {
       self.bits = bits
       self.groupSize = groupSize
       self.symmetric = symmetric
       self.solver = solver
+      self.target = target
+      self.targetSamples = targetSamples
       self.formats = formats
       self.calibration = calibration
     }
@@ -61,7 +67,7 @@ public struct Report: Codable, Sendable, Equatable {
     public var groupSize: Int
     public var symmetric: Bool
     public var solver: String
-    /// ‖(W − Ŵ)X‖² / ‖WX‖² over the calibration set.
+    /// ‖(W − Ŵ)X‖² / ‖WX‖² over the calibration set; with the target `original` W is what would come closest to it.
     public var relativeError: Double
     public var seconds: Double
     /// The decoder layer, from 0.

@@ -9,7 +9,7 @@ import Tensors
 public enum Target: String, Sendable, CaseIterable, Codable {
   /// The layer's own output on the inputs that the quantized model produces.
   case layer
-  /// The original model's output on its own inputs, so that a layer also makes up for those before it.
+  /// What the original model has in its place, so that a layer also makes up for those before it.
   case original
 }
 
@@ -26,7 +26,7 @@ protocol KnownLinears {
 ///
 /// One pass over the batches serves two stages: it runs the linears of one, which are quantized by then, and
 /// adds up the Gram matrix of the next. Every linear runs once; with ``Target/original`` the original linears
-/// run beside them, on hidden states of their own.
+/// run beside them on the first samples, on hidden states of their own.
 final class LayerLoop {
   private let quantized: Stream
   private let original: Stream?
@@ -44,9 +44,14 @@ final class LayerLoop {
   private final class Stream {
     let model: DecoderModel
     let states: StagedStates
+    /// The batches that it runs, of all the first ones.
+    let batches: ArraySlice<Range<Int>>
 
-    init(model: DecoderModel, store: HiddenStatesStore, number: Int) {
+    init(
+      model: DecoderModel, store: HiddenStatesStore, number: Int, batches: ArraySlice<Range<Int>>
+    ) {
       self.model = model
+      self.batches = batches
       states = StagedStates(store: store, stream: number, description: model.description)
     }
   }
@@ -61,26 +66,32 @@ final class LayerLoop {
   /// What a stage's problem is made of.
   private struct Statistics {
     let gram: GramMatrix
-    /// (X° − X) Xᵀ; nil where both streams still have the same inputs.
-    let drift: Matrix?
+    /// nil where both streams still have the same inputs.
+    let drift: TargetDrift?
   }
 
   /// - Parameters:
   ///   - original: a second instance of the model, whose weights stay as they are; nil for ``Target/layer``
+  ///   - originalSamples: the sequences that run through it, too, the first ones
   ///   - damping: the ridge of the stages' problems
   ///   - batchSamples: sequences that are computed at a time
   ///   - advanced: called for every batch of every stage
   init(
-    model: DecoderModel, original: DecoderModel?, calibration: CalibrationSet,
+    model: DecoderModel, original: DecoderModel?, originalSamples: Int, calibration: CalibrationSet,
     store: HiddenStatesStore, backend: any ComputeBackend, damping: Float, batchSamples: Int,
     advanced: @escaping () -> Void = {}
   ) {
-    quantized = Stream(model: model, store: store, number: 0)
-    self.original = original.map { Stream(model: $0, store: store, number: 1) }
+    let batches = calibration.batches(
+      of: batchSamples, endingAt: original == nil ? calibration.samples : originalSamples)
+    quantized = Stream(model: model, store: store, number: 0, batches: batches[...])
+    self.original = original.map {
+      Stream(
+        model: $0, store: store, number: 1, batches: batches.prefix { $0.upperBound <= originalSamples })
+    }
     self.calibration = calibration
     self.backend = backend
     self.damping = damping
-    batches = calibration.batches(of: batchSamples)
+    self.batches = batches
     layerCount = model.description.layerCount
     self.advanced = advanced
   }
@@ -153,7 +164,7 @@ final class LayerLoop {
           stream.states.transition(through: stages[place.stage]).finish()
         }
         let step = stream.states.peek(through: stages[places[open - 1].stage])
-        return try batches.indices.allSatisfy {
+        return try stream.batches.indices.allSatisfy {
           try step.isWritten(batch: $0) || stream.states.holds(batch: $0)
         }
       }
@@ -195,45 +206,48 @@ final class LayerLoop {
   private func embed(into first: Position, gathering: Bool) throws -> Statistics? {
     let gram = gathering ? GramMatrix(inFeatures: first.stage.inFeatures) : nil
     let streams = [quantized] + (original.map { [$0] } ?? [])
-    let transitions = streams.map { $0.states.transition(writing: [.residual], consuming: []) }
+    let transitions = streams.map {
+      ($0.batches.indices, $0.states.transition(writing: [.residual], consuming: []))
+    }
     for (batch, samples) in batches.enumerated() {
       advanced()
       let state = LayerState(
         residual: try times.measure(.embedding) {
           try quantized.model.embed(calibration.tokens(of: samples))
         })
-      for transition in transitions {
+      for (indices, transition) in transitions where indices.contains(batch) {
         try store(state, by: transition, batch, layer: 0, after: "the embedding")
       }
       guard let gram else { continue }
       let input = times.measure(.forward) { first.quantized.input(of: first.stage, state) }
       times.measure(.gram) { gram.accumulate(input, backend: backend) }
     }
-    transitions.forEach { $0.finish() }
+    for (_, transition) in transitions { transition.finish() }
     return gram.map { Statistics(gram: $0, drift: nil) }
   }
 
   /// Runs a stage on every batch and adds up what the next one's problem is made of.
   private func advance(_ here: Position, to next: Position, gathering: Bool) throws -> Statistics? {
     let gram = gathering ? GramMatrix(inFeatures: next.stage.inFeatures) : nil
-    let drift = original.flatMap { _ in gram.map { Matrix(rows: $0.values.rows, columns: $0.values.columns) }
-    }
+    let sum = original == nil || gram == nil ? nil : DriftSum(next.stage, backend: backend)
+    var drift: TargetDrift?
     let step = quantized.states.transition(through: here.stage)
     let originalStep = original?.states.transition(through: here.stage)
     for (batch, samples) in batches.enumerated() {
       advanced()
-      let input = try run(
+      let reached = try run(
         quantized, here.stage, here.quantized, next.stage, next.quantized, step, batch, samples)
-      if let gram { times.measure(.gram) { gram.accumulate(input, backend: backend) } }
-      guard let original, let layer = here.original, let nextLayer = next.original, let originalStep
+      if let gram { times.measure(.gram) { gram.accumulate(reached.input, backend: backend) } }
+      guard let original, let layer = here.original, let nextLayer = next.original, let originalStep,
+        original.batches.indices.contains(batch)
       else { continue }
-      let originalInput = try run(
+      let originalReached = try run(
         original, here.stage, layer, next.stage, nextLayer, originalStep, batch, samples)
-      guard let drift else { continue }
+      guard let sum, let gram else { continue }
       times.measure(.gram) {
         // What the state held is in the cache by now: its memory takes the difference.
-        backend.subtract(input, from: originalInput)
-        backend.accumulateCrossProduct(originalInput, input, into: drift)
+        sum.add(reached, original: originalReached, layer: nextLayer)
+        if batch + 1 == original.batches.endIndex { drift = sum.finish(gram: gram.values.copy()) }
       }
     }
     step.finish()
@@ -241,23 +255,27 @@ final class LayerLoop {
     return gram.map { Statistics(gram: $0, drift: drift) }
   }
 
-  /// Takes one batch of a stream through a stage and returns the input of the next one.
+  /// Takes one batch of a stream through a stage and returns what it brings to the next one.
   private func run(
     _ stream: Stream, _ stage: Stage, _ layer: DecoderLayer, _ next: Stage, _ nextLayer: DecoderLayer,
     _ step: StagedStates.Transition, _ batch: Int, _ samples: Range<Int>
-  ) throws -> Matrix {
+  ) throws -> DriftSum.Reached {
+    func reached(_ state: LayerState) -> DriftSum.Reached {
+      DriftSum.Reached(
+        input: times.measure(.forward) { nextLayer.input(of: next, state) }, residual: state.residual)
+    }
     if isTakingOver, try step.isWritten(batch: batch) {
       let tokens = samples.count * calibration.sequenceLength
       let state = try times.measure(.cache) {
-        try step.readWritten([next.inputSlot], batch: batch, tokens: tokens)
+        try step.readWritten(next.reads, batch: batch, tokens: tokens)
       }
-      return times.measure(.forward) { nextLayer.input(of: next, state) }
+      return reached(state)
     }
     let slots = stage.reads.union([next.inputSlot])
     var state = try times.measure(.cache) {
       try stream.states.read(slots, batch: batch, tokens: samples.count * calibration.sequenceLength)
     }
-    if batch + 1 < batches.count { stream.states.prefetch(slots, batch: batch + 1) }
+    if batch + 1 < stream.batches.count { stream.states.prefetch(slots, batch: batch + 1) }
     times.measure(.forward) {
       let input = layer.input(of: stage, state)
       layer.run(stage, input: input, sequenceLength: calibration.sequenceLength, state: &state)
@@ -265,7 +283,7 @@ final class LayerLoop {
     try store(
       state, by: step, batch, layer: layer.index,
       after: stage.linears.map(\.name).joined(separator: ", "))
-    return times.measure(.forward) { nextLayer.input(of: next, state) }
+    return reached(state)
   }
 
   /// Stores what a stage has left of a batch; a value that is not finite is reported by its place in the model.

@@ -49,7 +49,7 @@ public struct MemoryPlan: Sendable, Equatable {
 
   /// The widest stage decides: its layer and the one that follows, Σ with what is derived from it, and the larger
   /// of the forward pass's and the solver's buffers. With ``Target/original`` there are two streams of everything
-  /// but Σ, and their difference beside it.
+  /// but Σ; beside it stand Σ of the sample and the drift.
   static func peakBytes(
     _ model: ModelDescription, target: Target, batchTokens: Int, panelRows: Int
   ) -> Int {
@@ -59,7 +59,8 @@ public struct MemoryPlan: Sendable, Equatable {
     let layer = linears.reduce(0) { $0 + $1.outFeatures * $1.inFeatures } * float
     let widest = linears.map(\.inFeatures).max() ?? 0
     let codes = linears.map { $0.outFeatures * $0.inFeatures }.max() ?? 0
-    let gram = (4 + 2 * (streams - 1)) * widest * widest * float
+    let drift = widest * widest + widest * max(model.hiddenSize, model.contextFeatures)
+    let gram = (4 * widest * widest + (streams - 1) * drift) * float
     let statesPerToken = 5 * model.hiddenSize + 3 * model.contextFeatures + 3 * model.intermediateSize
     let forward = streams * batchTokens * statesPerToken * float
     let cache = 3 * batchTokens * max(widest, model.hiddenSize) * float

@@ -13,7 +13,7 @@ public enum PipelineError: Error, Sendable, Equatable, CustomStringConvertible {
     switch self {
     case .notEnoughMemory(let needed, let available):
       "the job needs \(needed.gigabytes) of memory and \(available.gigabytes) are available, "
-        + "\((needed - available).gigabytes) too few; free memory or take a shorter --sequence-length"
+        + "\((needed - available).gigabytes) too few; free memory, or take a shorter --sequence-length or --target layer"
     case .alreadyQuantized(let method):
       "the checkpoint is already quantized (\(method)); give the original, full-precision checkpoint"
     case .wrongShape(let tensor, let found, let expected):

@@ -18,6 +18,8 @@ public struct QuantizationRequest: Sendable {
   public var output: String
   public var recipe: Recipe
   public var target: Target
+  /// Share of the calibration sequences that also run through the original model, for ``Target/original``.
+  public var targetShare: Double
   public var formats: [OutputFormatName]
   public var calibration: CalibrationSet
   public var seed: UInt64
@@ -37,7 +39,8 @@ public struct QuantizationRequest: Sendable {
   public var symlinks: SymlinkPolicy
 
   public init(
-    model: String, output: String, recipe: Recipe, target: Target, formats: [OutputFormatName],
+    model: String, output: String, recipe: Recipe, target: Target, targetShare: Double,
+    formats: [OutputFormatName],
     calibration: CalibrationSet, seed: UInt64,
     calibrationSource: String, cacheDirectory: String? = nil, memoryBudgetBytes: Int,
     cacheType: DType? = nil, shardSizeLimit: Int = 5_000_000_000, resume: ResumePlace? = nil,
@@ -47,6 +50,7 @@ public struct QuantizationRequest: Sendable {
     self.output = output
     self.recipe = recipe
     self.target = target
+    self.targetShare = targetShare
     self.formats = formats
     self.calibration = calibration
     self.seed = seed
@@ -58,6 +62,11 @@ public struct QuantizationRequest: Sendable {
     self.resume = resume
     self.symlinks = symlinks
   }
+}
+
+extension QuantizationRequest {
+  /// The calibration sequences that also run through the original model.
+  var originalSamples: Int { Int((targetShare * Double(calibration.samples)).rounded(.up)) }
 }
 
 /// Quantizes one checkpoint from end to end.
@@ -150,7 +159,7 @@ public final class QuantizationRun: Sendable {
     func makeLoop() throws -> LayerLoop {
       LayerLoop(
         model: try model(), original: request.target == .original ? try model() : nil,
-        calibration: request.calibration, store: store, backend: backend,
+        originalSamples: request.originalSamples, calibration: request.calibration, store: store, backend: backend,
         damping: request.recipe.standard.quantizer.damping, batchSamples: plan.batchSamples,
         advanced: { progress(.advanced) })
     }
@@ -295,6 +304,8 @@ public final class QuantizationRun: Sendable {
       bits: standard.gridFormat.bitWidth.rawValue,
       groupSize: standard.gridFormat.groupSize.notation,
       symmetric: standard.gridFormat.isSymmetric, solver: standard.quantizer.name,
+      target: request.target.rawValue,
+      targetSamples: request.target == .original ? request.originalSamples : nil,
       formats: request.formats,
       calibration: Report.Calibration(
         samples: request.calibration.samples, sequenceLength: request.calibration.sequenceLength,

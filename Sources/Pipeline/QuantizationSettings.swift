@@ -22,13 +22,21 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
     case weights
   }
 
+  public enum TargetChoice: String, Codable, Sendable, CaseIterable {
+    /// ``original`` for the standard preset; ``layer`` for the published algorithms, which have no other.
+    case auto
+    case layer, original
+  }
+
   public var bits = 4
   /// Columns that share a scale; −1 is one scale for a whole row.
   public var groupSize = -1
   public var symmetric = false
   public var solver = SolverName.quantease
   public var preset = Preset.standard
-  public var target = Target.layer
+  public var target = TargetChoice.auto
+  /// Share of the calibration sequences that also run through the original model, for ``Target/original``.
+  public var targetShare = 0.125
   /// Passes of coordinate descent, at most.
   public var passes = 25
   public var start = Start.nearestPlane
@@ -57,6 +65,9 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
     }
     try require(BitWidth(rawValue: bits) != nil, "bits", bits, "2, 3, 4 or 8")
     try require(GroupSize(groupSize) != nil, "group-size", groupSize, "-1, or a number of columns")
+    try require(
+      targetShare > 0 && targetShare <= 1, "target-share", targetShare,
+      "a share of the sequences, above 0 and up to 1")
     try require(passes > 0, "passes", passes, "at least 1")
     try require((0...1).contains(outliers), "outliers", outliers, "a share of the weights, 0 to 1")
     try require(
@@ -86,6 +97,15 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
     return Recipe(
       Treatment(gridFormat: grid, solver: layerSolver(solver), outliers: outlierSettings),
       rules: try rules.map { try RecipeRule(parsing: $0, solvers: solvers) })
+  }
+
+  /// The target that the settings come to.
+  public var resolvedTarget: Target {
+    switch target {
+    case .auto: solver == .quantease && preset == .standard ? .original : .layer
+    case .layer: .layer
+    case .original: .original
+    }
   }
 
   private var solvers: [String: any LayerSolver] {

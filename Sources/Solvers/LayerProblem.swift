@@ -14,8 +14,8 @@ public final class LayerProblem: Sendable {
   public let ridge: Float
   /// 1 / (Σ_jj + ρ), 0 for a dead column: one whose input is always zero.
   public let inverseDiagonal: [Float]
-  /// What moves the target from the layer's own weights to the original model's output: W* = W + W·correction.
-  public let correction: Matrix?
+  /// What moves the target from the layer's own output to the original model's; nil for the layer's own.
+  public let correction: TargetCorrection?
   private let factors = Mutex<[ColumnOrder: NearestPlaneFactor]>([:])
   private let neighbours = Mutex<ColumnNeighbours?>(nil)
 
@@ -26,33 +26,24 @@ public final class LayerProblem: Sendable {
     self.init(gram: gram, ridge: Self.addRidge(to: gram, damping: damping), correction: nil)
   }
 
-  /// The problem whose target is the output of the original model on its own inputs.
-  ///
-  /// With inputs X of the quantized model so far and X° of the original, ‖W X° − Ŵ X‖² + ρ‖W − Ŵ‖² is, up to
-  /// what Ŵ does not change, ‖(W* − Ŵ) X‖² + ρ‖W* − Ŵ‖² for W* = W + W (X° − X) Xᵀ (Σ + ρI)⁻¹.
-  /// - Parameters:
-  ///   - drift: (X° − X) Xᵀ, `[inFeatures, inFeatures]`; overwritten
+  /// The problem whose target is what the original model has in place of the layer's own output.
   /// - Throws: ``SolverError/notPositiveDefinite(ridge:)``
   public convenience init(
-    gram: Matrix, damping: Float, drift: Matrix, backend: any ComputeBackend
+    gram: Matrix, damping: Float, drift: TargetDrift, backend: any ComputeBackend
   ) throws(SolverError) {
-    let ridge = Self.addRidge(to: gram, damping: damping)
-    let factor = gram.copy()
-    do { try backend.factorizeCholesky(factor) } catch {
-      throw .notPositiveDefinite(ridge: ridge)
-    }
-    backend.solveCholesky(rows: drift, factor: factor)
-    self.init(gram: gram, ridge: ridge, correction: drift)
+    let correction = try TargetCorrection(drift, backend: backend)
+    self.init(
+      gram: gram, ridge: Self.addRidge(to: gram, damping: damping), correction: correction)
   }
 
-  private init(gram: Matrix, ridge: Float, correction: Matrix?) {
+  private init(gram: Matrix, ridge: Float, correction: TargetCorrection?) {
     self.gram = gram
     self.ridge = ridge
     self.correction = correction
     inverseDiagonal = (0..<gram.rows).map { gram[$0, $0] > ridge ? 1 / gram[$0, $0] : 0 }
   }
 
-  private static func addRidge(to gram: Matrix, damping: Float) -> Float {
+  static func addRidge(to gram: Matrix, damping: Float) -> Float {
     precondition(gram.rows == gram.columns, "a Gram matrix is square")
     let trace = (0..<gram.rows).reduce(0.0) { $0 + Double(gram[$1, $1]) }
     let ridge = damping * Float(trace / Double(max(gram.rows, 1)))
@@ -63,11 +54,10 @@ public final class LayerProblem: Sendable {
   public var inFeatures: Int { gram.rows }
 
   /// The weights that the solver aims at: W, or W* where the problem has a correction. `[rows, inFeatures]`
-  func target(of weights: Matrix, backend: any ComputeBackend) -> Matrix {
-    guard let correction else { return weights }
-    let target = weights.copy()
-    backend.multiply(weights, correction, transposingB: false, scale: 1, into: target, keeping: 1)
-    return target
+  /// - Parameters:
+  ///   - panel: W's rows `rows`; the result itself if there is no correction
+  func target(of panel: Matrix, rows: Range<Int>, backend: any ComputeBackend) -> Matrix {
+    correction?.target(of: panel, rows: rows, backend: backend) ?? panel
   }
 
   /// Σ_i e_i Σ e_iᵀ for the rows e_i of `errors`, without the ridge.

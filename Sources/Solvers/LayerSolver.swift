@@ -67,17 +67,16 @@ extension LayerSolver {
       let rows = start..<min(start + panelRows, weights.rows)
       let panel = weights.rows(rows)
       let panelCodes = Matrix(rows: rows.count, columns: weights.columns)
-      let target = problem.target(of: panel, backend: backend)
+      let target = problem.target(of: panel, rows: rows, backend: backend)
       let images = try solve(
         target, problem: problem, grid: grid.rows(rows), into: panelCodes, backend: backend)
       panelCodes.withSpan { span in
         for index in 0..<span.count { codes[start * weights.columns + index] = UInt8(span[index]) }
       }
-      scale += problem.objective(of: panel, images: target === panel ? images : nil, backend: backend)
-      // The codes' memory takes Ŵ, then W − Ŵ; the weights' memory takes Ŵ.
+      scale += problem.objective(of: target, images: images, backend: backend)
       backend.dequantize(panelCodes, grid: grid.rows(rows), into: panelCodes)
-      backend.subtract(panelCodes, from: panel)
-      objective += problem.objective(of: panel, backend: backend)
+      backend.subtract(panelCodes, from: target)
+      objective += problem.objective(of: target, backend: backend)
       panel.copy(from: panelCodes)
     }
     guard objective.isFinite && scale.isFinite else { throw SolverError.nonFiniteObjective(linear: name) }

@@ -40,7 +40,7 @@ struct InspectCommand: ParsableCommand {
     let linears = description.layerLinears
     let linearParameters = linears.reduce(0) { $0 + $1.outFeatures * $1.inFeatures }
     let plan = try? MemoryPlan(
-      description, target: .layer, samples: 128,
+      description, target: QuantizationSettings().resolvedTarget, samples: 128,
       sequenceLength: min(2_048, description.maximumSequenceLength ?? 2_048), budgetBytes: .max)
     let summary = Summary(
       architecture: description.modelType, layers: description.layerCount,

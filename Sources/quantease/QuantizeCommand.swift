@@ -112,7 +112,8 @@ struct QuantizeCommand: ParsableCommand {
     let rows = try TokenRows(file: calibration, model: model)
     let run = try QuantizationRun(
       QuantizationRequest(
-        model: model, output: output, recipe: try settings.recipe(), target: solver.target, formats: format,
+        model: model, output: output, recipe: try settings.recipe(), target: settings.resolvedTarget,
+        targetShare: settings.targetShare, formats: format,
         calibration: try CalibrationSet(
           drawing: samples, sequenceLength: sequenceLength, from: rows, seed: seed),
         seed: seed, calibrationSource: calibration, cacheDirectory: machine.cacheDir,
@@ -176,10 +177,19 @@ struct SolverOptions: ParsableArguments {
 
   @Option(
     help: """
-      layer: every layer comes close to its own output; original: to the original model's, and so makes up \
-      for the layers before it, for twice the forward passes.
+      original: every layer comes close to what the original model has in its place, and so makes up for the \
+      layers before it; layer: to its own output, in less time and memory; auto: original, but layer for other \
+      solvers and the paper's preset.
       """)
-  var target = Target.layer
+  var target = QuantizationSettings.TargetChoice.auto
+
+  @Option(
+    help: ArgumentHelp(
+      """
+      Target original: the share of the sequences that also run through the original model. More is more exact and \
+      takes longer.
+      """, valueName: "share"))
+  var targetShare = 0.125
 
   @Option(help: "quantease only: passes over all columns, at most.")
   var passes = 25
@@ -213,6 +223,7 @@ struct SolverOptions: ParsableArguments {
     settings.solver = name
     settings.preset = preset
     settings.target = target
+    settings.targetShare = targetShare
     settings.passes = passes
     settings.start = start
     settings.gridSearch = gridSearch
@@ -240,7 +251,7 @@ struct MachineOptions: ParsableArguments {
   }
 }
 
-extension Target: ExpressibleByArgument {}
+extension QuantizationSettings.TargetChoice: ExpressibleByArgument {}
 
 extension QuantizationSettings.SolverName: ExpressibleByArgument {}
 

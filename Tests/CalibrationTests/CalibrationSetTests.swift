@@ -75,6 +75,8 @@ struct CalibrationSetTests {
     #expect(set.batches(of: 3) == [0..<3, 3..<6, 6..<7])
     #expect(set.batches(of: 7) == [0..<7])
     #expect(set.batches(of: 100) == [0..<7])
+    #expect(set.batches(of: 3, endingAt: 4) == [0..<3, 3..<4, 4..<7])
+    #expect(set.batches(of: 3, endingAt: 7) == [0..<3, 3..<6, 6..<7])
     #expect(set.tokens(of: 6..<7) == [12, 13])
   }
 }

@@ -37,7 +37,8 @@ func sampleReport(layers: Int, name: String = "SmolLM2-135M-Instruct") -> Report
   return Report(
     model: .init(name: name, architecture: "LlamaForCausalLM"),
     settings: .init(
-      bits: 4, groupSize: -1, symmetric: false, solver: "quantease", formats: formats,
+      bits: 4, groupSize: -1, symmetric: false, solver: "quantease", target: "original", targetSamples: 8,
+      formats: formats,
       calibration: .init(
         samples: 32, sequenceLength: 512, seed: 0, source: "smollm2-calibration-32x512.safetensors")),
     linears: linears, totals: totals, loadsIn: formats.flatMap { $0.format.runtimes(for: grid) })
@@ -53,7 +54,7 @@ struct ReportTests {
       "model", "settings", "group_size", "relative_error", "bits_per_weight", "seconds_per_phase",
       "gram_matrices", "parameters_quantized", "mean_relative_error", "peak_memory_bytes",
       "cache_bytes_raw", "cache_bytes_compressed", "input_bytes", "output_bytes", "loads_in",
-      "sequence_length",
+      "sequence_length", "target", "target_samples",
     ] { #expect(text.contains("\"\(key)\" :") || text.contains("\"\(key)\":"), "\(key)") }
   }
 

@@ -55,7 +55,10 @@ final class DaemonBench {
     let process = Process()
     process.executableURL = URL(fileURLWithPath: try Self.binary)
     process.arguments = ["--config", configuration]
-    process.environment = ["PATH": "/usr/bin:/bin"].merging(environment) { $1 }
+    // OpenBLAS may be told by its environment which processor to compute for: other kernels, other last digits than
+    // those of the command that a result is compared with.
+    process.environment = ProcessInfo.processInfo.environment.filter { $0.key.hasPrefix("OPENBLAS_") }
+      .merging(["PATH": "/usr/bin:/bin"]) { $1 }.merging(environment) { $1 }
     process.standardInput = FileHandle.nullDevice
     process.standardOutput = FileHandle.nullDevice
     process.standardError = log

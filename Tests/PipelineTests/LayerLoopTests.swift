@@ -23,33 +23,52 @@ struct LayerLoopTests {
   func `gram matrices are those of the quantized model so far`(_ fixture: String, _ batchSamples: Int) throws
   {
     let run = try LoopRun(fixture, batchSamples: batchSamples)
-    for (module, inputs) in try run.inputs(quantized: true) {
-      let gram = Matrix(rows: inputs.columns, columns: inputs.columns)
-      run.backend.accumulateGram(inputs, into: gram)
+    for here in try run.inputs(quantized: true, samples: 4) {
+      let gram = Matrix(rows: here.inputs.columns, columns: here.inputs.columns)
+      run.backend.accumulateGram(here.inputs, into: gram)
       run.backend.symmetrize(gram)
-      expectClose(try #require(run.grams[module]), gram, module)
+      expectClose(try #require(run.grams[here.module]), gram, here.module)
     }
   }
 
-  @Test(arguments: ["llama", "falcon-40b"])
-  func `the original model's output is the target when it is asked for`(_ fixture: String) throws {
-    let run = try LoopRun(fixture, batchSamples: 2, target: .original, damping: 0.01)
-    let original = try run.inputs(quantized: false)
-    for (index, (module, inputs)) in try run.inputs(quantized: true).enumerated() {
-      guard let correction = run.corrections[module] else {
+  @Test(arguments: fixtures, [1, 3, 4])
+  func `the target is what the original model has, by the samples that run through both`(
+    _ fixture: String, _ samples: Int
+  ) throws {
+    let run = try LoopRun(fixture, batchSamples: 2, originalSamples: samples, damping: 0.01)
+    let original = try run.inputs(quantized: false, samples: samples)
+    for (index, here) in try run.inputs(quantized: true, samples: samples).enumerated() {
+      let there = original[index]
+      guard let correction = run.corrections[here.module] else {
         // The first stage alone has the same inputs in both models.
         let first = run.description.stages[0].linears.map { run.description.layerPrefix(0) + $0.name }
-        #expect(first.contains(module))
+        #expect(first.contains(here.module))
         continue
       }
-      // (X° − X) Xᵀ = correction · (Σ + ρI)
-      let drift = Matrix(rows: inputs.columns, columns: inputs.columns)
-      run.backend.subtract(inputs, from: original[index].inputs)
-      run.backend.accumulateCrossProduct(original[index].inputs, inputs, into: drift)
-      let product = Matrix(rows: drift.rows, columns: drift.columns)
+      // E Xᵀ with what the stage reads or, of a linear that adds to the residual stream, gives too little.
+      run.backend.subtract(here.inputs, from: there.inputs)
+      var off = there.inputs
+      if case .outputs = correction {
+        off = there.residual
+        run.backend.subtract(here.residual, from: off)
+        run.backend.multiply(
+          there.inputs, there.weights, transposingB: true, scale: 1, into: off, keeping: 1)
+      }
+      let isOutput = ["o_proj", "out_proj", "dense", "down_proj", "fc2", "dense_4h_to_h"]
+        .contains { here.module.hasSuffix(".\($0)") }
+      #expect(isOutput == (off === there.residual), "\(here.module)")
+      let sum = Matrix(rows: off.columns, columns: here.inputs.columns)
+      run.backend.accumulateCrossProduct(off, here.inputs, into: sum)
+      // = C · (X Xᵀ + λI), λ being the mean diagonal
+      let gram = Matrix(rows: sum.columns, columns: sum.columns)
+      run.backend.accumulateGram(here.inputs, into: gram)
+      run.backend.symmetrize(gram)
+      let ridge = (0..<gram.rows).reduce(0) { $0 + gram[$1, $1] } / Float(gram.rows)
+      for column in 0..<gram.rows { gram[column, column] += ridge }
+      let product = Matrix(rows: sum.rows, columns: sum.columns)
       run.backend.multiply(
-        correction, try #require(run.grams[module]), transposingB: false, scale: 1, into: product, keeping: 0)
-      expectClose(product, drift, module, tolerance: 2e-3)
+        correction.matrix, gram, transposingB: false, scale: 1, into: product, keeping: 0)
+      expectClose(product, sum, here.module, tolerance: 2e-3)
     }
   }
 
@@ -89,11 +108,11 @@ private final class LoopRun {
   let statistics: CacheStatistics
   private(set) var modules: [String] = []
   private(set) var grams: [String: Matrix] = [:]
-  private(set) var corrections: [String: Matrix] = [:]
+  private(set) var corrections: [String: TargetCorrection] = [:]
   private var quantized: [String: Matrix] = [:]
   private let checkpoint: CheckpointReader
 
-  init(_ fixture: String, batchSamples: Int, target: Target = .layer, damping: Float = 0) throws {
+  init(_ fixture: String, batchSamples: Int, originalSamples: Int? = nil, damping: Float = 0) throws {
     let checkpoint = try CheckpointReader(directory: TestFiles.model(fixture))
     self.checkpoint = checkpoint
     description = try ModelDescription(checking: checkpoint, source: checkpoint)
@@ -107,20 +126,21 @@ private final class LoopRun {
       try DecoderModel(description, source: checkpoint, backend: backend, sequenceLength: 12)
     }
     let loop = LayerLoop(
-      model: try model(), original: target == .original ? try model() : nil, calibration: calibration,
+      model: try model(), original: originalSamples == nil ? nil : try model(),
+      originalSamples: originalSamples ?? 0, calibration: calibration,
       store: store, backend: backend, damping: damping, batchSamples: batchSamples)
     // Four bits: enough of an error for a stage to notice whether those before it are quantized.
     let format = GridFormat(bitWidth: .four, groupSize: .channel, isSymmetric: false)
     var modules: [String] = []
     var grams: [String: Matrix] = [:]
-    var corrections: [String: Matrix] = [:]
+    var corrections: [String: TargetCorrection] = [:]
     var quantized: [String: Matrix] = [:]
     try loop.run { [backend] layer, stage, problem in
       for linear in stage.linears {
         let module = layer.moduleName(of: linear)
         modules.append(module)
         grams[module] = problem.gram.copy()
-        corrections[module] = problem.correction?.copy()
+        corrections[module] = problem.correction
         let weights = layer.weights(of: linear)
         _ = try RoundToNearest().quantize(
           name: module, weights: weights, problem: LayerProblem(gram: problem.gram.copy()), format: format,
@@ -132,13 +152,21 @@ private final class LoopRun {
     (self.modules, self.grams, self.corrections, self.quantized) = (modules, grams, corrections, quantized)
   }
 
-  /// What every linear reads, with all of them quantized or none: the input of a stage depends on stages
-  /// before it alone.
-  func inputs(quantized isQuantized: Bool) throws -> [(module: String, inputs: Matrix)] {
+  /// What a linear reads, what the residual stream then is, and the linear's own weights.
+  struct Reading {
+    let module: String
+    let inputs: Matrix
+    let residual: Matrix
+    let weights: Matrix
+  }
+
+  /// What every linear reads of the first samples, with all of them quantized or none: the input of a stage depends
+  /// on stages before it alone.
+  func inputs(quantized isQuantized: Bool, samples: Int) throws -> [Reading] {
     let model = try DecoderModel(
       description, source: checkpoint, backend: backend, sequenceLength: calibration.sequenceLength)
-    var state = LayerState(residual: try model.embed(calibration.tokens).copy())
-    var inputs: [(String, Matrix)] = []
+    var state = LayerState(residual: try model.embed(calibration.tokens(of: 0..<samples)).copy())
+    var inputs: [Reading] = []
     for index in 0..<description.layerCount {
       let layer = try model.layer(index)
       if isQuantized {
@@ -149,10 +177,22 @@ private final class LoopRun {
       }
       for stage in layer.stages {
         let input = layer.input(of: stage, state)
-        inputs += stage.linears.map { (layer.moduleName(of: $0), input.copy()) }
+        inputs += stage.linears.map {
+          Reading(
+            module: layer.moduleName(of: $0), inputs: input.copy(), residual: state.residual.copy(),
+            weights: layer.weights(of: $0).copy())
+        }
         layer.run(stage, input: input, sequenceLength: calibration.sequenceLength, state: &state)
       }
     }
     return inputs
+  }
+}
+
+extension TargetCorrection {
+  fileprivate var matrix: Matrix {
+    switch self {
+    case .inputs(let matrix), .outputs(let matrix): matrix
+    }
   }
 }

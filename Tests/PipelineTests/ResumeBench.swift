@@ -86,11 +86,18 @@ final class ResumeBench {
       })
     // As little as makes the plan take a quarter of the samples at a time.
     budgetBytes = MemoryPlan.peakBytes(
-      description, target: test.settings.target, batchTokens: Self.batchSamples * Self.sequenceLength,
+      description, target: test.settings.resolvedTarget, batchTokens: Self.batchSamples * Self.sequenceLength,
       panelRows: MemoryPlan.preferredPanelRows * Self.batchSamples / Self.samples)
   }
 
-  var batchCount: Int { Self.samples / Self.batchSamples }
+  /// With a few samples for the original model, one more than with all or none.
+  var batchCount: Int {
+    let original = test.settings.resolvedTarget == .original
+    return calibration.batches(
+      of: Self.batchSamples,
+      endingAt: original ? Int((test.settings.targetShare * Double(Self.samples)).rounded(.up)) : 0
+    ).count
+  }
 
   /// The batches that are left to compute after so many linears, all stages and the embedding counted.
   func batches(after linears: Int) -> Int {
@@ -203,7 +210,8 @@ final class ResumeBench {
     guard let recipe = try? test.settings.recipe() else { preconditionFailure("\(test.settings)") }
     if let resume { try? FileSystem.createDirectories(FileSystem.parent(of: resume.journal)) }
     return QuantizationRequest(
-      model: TestFiles.model(test.fixture), output: output, recipe: recipe, target: test.settings.target,
+      model: TestFiles.model(test.fixture), output: output, recipe: recipe,
+      target: test.settings.resolvedTarget, targetShare: test.settings.targetShare,
       formats: test.settings.formats, calibration: calibration, seed: 0, calibrationSource: "tokens",
       memoryBudgetBytes: budgetBytes, resume: resume)
   }

@@ -10,8 +10,9 @@ struct ResumeTests {
     ResumeCase("falcon-40b"),
     ResumeCase("opt-pre"),
     ResumeCase("llama-bf16-sharded") { $0.formats = [.gptq, .dense] },
-    ResumeCase("llama", "original") { $0.target = .original },
-    ResumeCase("falcon-40b", "original") { $0.target = .original },
+    ResumeCase("llama", "layer") { $0.target = .layer },
+    ResumeCase("llama", "original, all samples") { $0.targetShare = 1 },
+    ResumeCase("falcon-40b", "layer") { $0.target = .layer },
     ResumeCase("llama", "outliers") { $0.outliers = 0.02 },
     ResumeCase("opt-pre", "structured outliers") {
       $0.outliers = 0.1
@@ -23,7 +24,7 @@ struct ResumeTests {
   @Test(arguments: cases)
   func `a run with a journal comes to the bytes of one without`(_ test: ResumeCase) throws {
     let bench = try ResumeBench(test)
-    #expect(bench.batchCount == 4)
+    #expect(bench.batchCount >= 4)
     #expect(try bench.watchedRun().result == bench.uninterrupted())
   }
 
@@ -145,8 +146,8 @@ struct ResumeTests {
 
   // MARK: Cache
 
-  @Test(arguments: [Target.layer, .original])
-  func `a flipped bit in the kept cache is noticed`(_ target: Target) throws {
+  @Test(arguments: [QuantizationSettings.TargetChoice.layer, .original])
+  func `a flipped bit in the kept cache is noticed`(_ target: QuantizationSettings.TargetChoice) throws {
     let bench = try ResumeBench(ResumeCase("llama") { $0.target = target })
     let expected = try bench.uninterrupted()
     let moments = try bench.watchedRun().moments

@@ -49,9 +49,8 @@ float qe_weighted_rounding_error(
 typedef struct {
   size_t count;            // neighbours of a column
   const int32_t *columns;  // [columns][count], as a rule those most correlated
-  const float *gram;       // [columns][count], their entries in the column's row of the Gram matrix
+  const float *gram;       // [columns][count], their entries in the column's row of the Gram matrix, in falling magnitude
   const float *diagonal;   // [columns][count], their diagonal entries
-  const float *reach;      // [columns], the largest magnitude in `gram`
 } qe_neighbours;
 
 // One pass of pair moves over a row: a column steps to its second nearest code where a neighbour's step makes up

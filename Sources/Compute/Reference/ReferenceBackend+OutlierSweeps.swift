@@ -87,10 +87,11 @@ extension ReferenceBackend: OutlierSweeps {
         let step: Double = gradient.value(row, column) > 0 ? 1 : -1
         guard canMove(column, step) else { continue }
         let alone = cost(column, step, gradient.value(row, column))
-        guard alone < 2 * scale(column) * largestScale * Double(neighbours.reach[column]) else { continue }
         var best: (cost: Double, column: Int, step: Double)?
         for place in 0..<neighbours.count {
           let other = Int(neighbours.columns[column * neighbours.count + place])
+          // A partner that stands at its own minimum can gain no more than this, nor can those after it.
+          guard alone < 2 * scale(column) * largestScale * abs(gram.value(column, other)) else { break }
           let residual = gradient.value(row, other) - step * scale(column) * gram.value(column, other)
           let otherStep: Double = residual > 0 ? 1 : -1
           let both = alone + cost(other, otherStep, residual)

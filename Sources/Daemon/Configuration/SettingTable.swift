@@ -58,7 +58,11 @@ enum SettingTable {
       "preset", \.settings.preset, "quantease only: all that lowers the error, or the published algorithm."),
     .choice(
       "target", \.settings.target,
-      "What a layer comes close to: its own output, or the original model's for twice the forward passes."),
+      "What a layer comes close to: what the original model has in its place, or, in less time, its own output."),
+    .value(
+      "target-share", \.settings.targetShare, expected: "a share of the sequences, above 0 and up to 1",
+      "Target original: share of the sequences that also run through the original model.",
+      parse: { Double($0).flatMap { $0 > 0 && $0 <= 1 ? $0 : nil } }),
     .integer("passes", \.settings.passes, 1...10_000, "quantease only: passes over all columns, at most."),
     .choice("start", \.settings.start, "Standard preset: where the descent begins."),
     .flag(

@@ -224,12 +224,19 @@ public struct ReportPage {
 
   // MARK: Settings and everything
 
+  private var targetNote: String {
+    let settings = report.settings
+    guard let samples = settings.targetSamples else { return settings.target }
+    return "\(settings.target), on \(grouped(samples)) of \(grouped(settings.calibration.samples)) samples"
+  }
+
   private var settings: String {
     let settings = report.settings
     let calibration = settings.calibration
     let entries = [
       ("Architecture", report.model.architecture),
       ("Solver", settings.solver),
+      ("Target", targetNote),
       ("Bits", "\(settings.bits)"),
       ("Group size", settings.groupSize == -1 ? "whole row (−1)" : "\(settings.groupSize)"),
       ("Grid", settings.symmetric ? "symmetric" : "asymmetric"),

@@ -63,7 +63,7 @@ public struct OutlierAwareQuantEase: LinearQuantizer {
     var codes = [UInt8](repeating: 0, count: weights.count)
     for rows in weights.panels(of: panelRows) {
       let panel = OutlierPanel(
-        target: problem.target(of: weights.rows(rows), backend: backend),
+        target: problem.target(of: weights.rows(rows), rows: rows, backend: backend),
         outliers: plan.outliers.rows(rows), grid: plan.grid.rows(rows), problem: problem,
         settings: base.settings, backend: backend)
       panel.round(factor: plan.factor)
@@ -98,7 +98,7 @@ public struct OutlierAwareQuantEase: LinearQuantizer {
     return .unstructured(values: values, columns: outliers.columns, rowOffsets: offsets)
   }
 
-  /// Replaces W by what the linear stores; returns f of the difference, and f(0).
+  /// Replaces W by what the linear stores; returns f of what the target differs by, and f(0).
   private func replace(
     _ weights: Matrix, by linear: QuantizedLinear, _ problem: LayerProblem,
     _ backend: any ComputeBackend, _ panelRows: Int
@@ -106,11 +106,12 @@ public struct OutlierAwareQuantEase: LinearQuantizer {
     var (objective, scale) = (0.0, 0.0)
     for rows in weights.panels(of: panelRows) {
       let panel = weights.rows(rows)
-      scale += problem.objective(of: panel, backend: backend)
+      let target = problem.target(of: panel, rows: rows, backend: backend)
+      scale += problem.objective(of: target, backend: backend)
       let stored = Matrix(rows: rows.count, columns: weights.columns)
       linear.dequantize(rows: rows, into: stored)
-      backend.subtract(stored, from: panel)
-      objective += problem.objective(of: panel, backend: backend)
+      backend.subtract(stored, from: target)
+      objective += problem.objective(of: target, backend: backend)
       panel.copy(from: stored)
     }
     return (objective, scale)

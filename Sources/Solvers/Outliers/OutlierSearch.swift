@@ -50,10 +50,9 @@ struct OutlierSearch {
     }
     // Nearest-plane rounding moves every weight before it is rounded: what then is left decides.
     outliers = largestEntries { panel, rows, scores in
-      let target = problem.target(of: panel, backend: backend)
       let codes = Matrix(rows: panel.rows, columns: panel.columns)
       backend.roundToNearestPlane(
-        target, outliers: outliers.rows(rows), factor: factor, grid: grid.rows(rows), into: codes,
+        panel, outliers: outliers.rows(rows), factor: factor, grid: grid.rows(rows), into: codes,
         remainders: scores)
       backend.weighSquares(scores, by: importance)
     }
@@ -100,9 +99,11 @@ struct OutlierSearch {
     return SparseRows(rows: weights.rows, width: weights.columns, places: top.places())
   }
 
+  /// Calls `body` for panels of the target; they are not to be written to.
   private func forEachPanel(_ body: (_ panel: Matrix, _ rows: Range<Int>, _ scratch: Matrix) -> Void) {
     for rows in weights.panels(of: panelRows) {
-      body(weights.rows(rows), rows, Matrix(rows: rows.count, columns: weights.columns))
+      let target = problem.target(of: weights.rows(rows), rows: rows, backend: backend)
+      body(target, rows, Matrix(rows: rows.count, columns: weights.columns))
     }
   }
 }
