@@ -87,8 +87,9 @@ def print_parts(directory: Path) -> None:
         print("\nA dense pass: 2 · out · in² operations at the rate of sgemm.")
 
 
-def count_operations(config: dict, samples: int, length: int, target_is_original: bool) -> dict[str, float]:
+def count_operations(config: dict, settings: dict) -> dict[str, float]:
     """Operations of the staged run, a multiplication and an addition counting as two."""
+    samples, length = (settings["calibration"][key] for key in ("samples", "sequence_length"))
     if "intermediate_size" not in config or "num_attention_heads" not in config:
         sys.exit(
             f"benchmark-table: the operations of {config.get('model_type')} are not counted; "
@@ -105,10 +106,10 @@ def count_operations(config: dict, samples: int, length: int, target_is_original
     forward = 2 * tokens * (layers * (parameters + length * context) - hidden * inner)
     squares = sum(width * width for width in stages)
     counted = {"forward": forward, "Gram matrices": tokens * layers * squares}
-    if target_is_original:
-        counted["forward"] *= 2
-        # The first stage of all has the same inputs in both models.
-        counted["cross products"] = 2 * tokens * (layers * squares - hidden * hidden)
+    if both := settings.get("target_samples"):
+        counted["original"] = forward * both / samples
+        # Of o and down: what they make of the inputs' difference, and its product with the inputs.
+        counted["drift"] = 2 * both * length * layers * 2 * hidden * (context + inner)
     return counted
 
 
@@ -134,8 +135,7 @@ def print_run(directory: Path, model: Path, options: list[str]) -> None:
     report = json.loads(middle.read_text())
     totals, calibration = report["totals"], report["settings"]["calibration"]
     config = json.loads((model / "config.json").read_text())
-    counted = count_operations(
-        config, calibration["samples"], calibration["sequence_length"], "original" in options)
+    counted = count_operations(config, report["settings"])
     operations = sum(counted.values())
     solver = totals["seconds_per_phase"]["solver"]
 

@@ -6,7 +6,7 @@ import Tensors
 /// enough to pay for that. Sizes are by measurement on Zen 3, where products of a few thousand tokens keep
 /// 85 to 95 % of the rate of one large product.
 private enum ChunkSize {
-  static let productRows = 512
+  static let productRows = 1024
   static let productColumns = 1024
   static let gramColumns = 768
   /// Four blocks make ten tiles, which two, four or eight threads share evenly.

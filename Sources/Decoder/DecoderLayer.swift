@@ -40,7 +40,7 @@ public final class DecoderLayer: @unchecked Sendable {
   /// - Throws: errors of the source for a missing tensor, a wrong shape, or a value that is not finite.
   init(
     index: Int, model: ModelDescription, source: any WeightSource, backend: any ComputeBackend,
-    workspace: Workspace, tables: PositionTables
+    workspace: Workspace, tables: PositionTables, twin: DecoderLayer?
   ) throws {
     self.index = index
     self.model = model
@@ -64,8 +64,10 @@ public final class DecoderLayer: @unchecked Sendable {
     }
     self.biases = biases
     for linear in model.layerLinears {
-      weights[linear.name] = try source.matrix(
-        "\(prefix)\(linear.name).weight", shape: [linear.outFeatures, linear.inFeatures])
+      weights[linear.name] =
+        try twin?.weights(of: linear).copy()
+        ?? source.matrix(
+          "\(prefix)\(linear.name).weight", shape: [linear.outFeatures, linear.inFeatures])
     }
   }
 

@@ -27,10 +27,13 @@ public final class DecoderModel: Sendable {
   }
 
   /// Loads a layer's weights.
-  public func layer(_ index: Int) throws -> DecoderLayer {
-    try DecoderLayer(
+  /// - Parameter twin: the same layer of another instance of the model, its weights as they are in the source: they
+  ///   are then copied and not read again.
+  public func layer(_ index: Int, like twin: DecoderLayer? = nil) throws -> DecoderLayer {
+    precondition(twin == nil || twin?.index == index, "the twin is another layer")
+    return try DecoderLayer(
       index: index, model: description, source: source, backend: backend, workspace: workspace,
-      tables: tables)
+      tables: tables, twin: twin)
   }
 
   /// The hidden states that enter the first layer, `[tokens.count, hiddenSize]`.

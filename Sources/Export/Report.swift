@@ -67,7 +67,7 @@ public struct Report: Codable, Sendable, Equatable {
     public var groupSize: Int
     public var symmetric: Bool
     public var solver: String
-    /// ‖(W − Ŵ)X‖² / ‖WX‖² over the calibration set; with the target `original` W is what would come closest to it.
+    /// ‖(W − Ŵ)X‖² / ‖WX‖² over the calibration set; with the target `original` W is what comes closest to it.
     public var relativeError: Double
     public var seconds: Double
     /// The decoder layer, from 0.

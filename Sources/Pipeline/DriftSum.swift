@@ -3,8 +3,8 @@ import Decoder
 import Solvers
 import Tensors
 
-/// Sums up how far a stage of the quantized model is from giving what the original model has in its place, over the
-/// batches that both run.
+/// Sums up what a linear's output lacks for the residual stream to be the original model's, over the batches that both
+/// models run.
 struct DriftSum {
   /// What a batch of a stream brings to a stage.
   struct Reached {
@@ -14,14 +14,15 @@ struct DriftSum {
     let residual: Matrix
   }
 
-  private let stage: Stage
+  private let linear: LayerLinear
   private let sum: Matrix
   private let backend: any ComputeBackend
 
-  init(_ stage: Stage, backend: any ComputeBackend) {
-    self.stage = stage
+  /// - Parameter linear: adds its output to the residual stream
+  init(_ linear: LayerLinear, backend: any ComputeBackend) {
+    self.linear = linear
     self.backend = backend
-    sum = Matrix(rows: stage.residualLinear?.outFeatures ?? stage.inFeatures, columns: stage.inFeatures)
+    sum = Matrix(rows: linear.outFeatures, columns: linear.inFeatures)
   }
 
   /// Adds a batch.
@@ -30,9 +31,6 @@ struct DriftSum {
   ///   - layer: the original model's, for its weights
   func add(_ quantized: Reached, original: Reached, layer: DecoderLayer) {
     backend.subtract(quantized.input, from: original.input)
-    guard let linear = stage.residualLinear else {
-      return backend.accumulateCrossProduct(original.input, quantized.input, into: sum)
-    }
     backend.subtract(quantized.residual, from: original.residual)
     backend.multiply(
       original.input, layer.weights(of: linear), transposingB: true, scale: 1, into: original.residual,
@@ -43,7 +41,7 @@ struct DriftSum {
   /// - Parameter gram: Σ of the batches that were added, its lower triangle not yet filled; overwritten
   func finish(gram: Matrix) -> TargetDrift {
     backend.symmetrize(gram)
-    return TargetDrift(stage.residualLinear == nil ? .inputs(sum) : .outputs(sum), gram: gram)
+    return TargetDrift(sum: sum, gram: gram)
   }
 }
 

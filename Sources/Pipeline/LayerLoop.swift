@@ -9,7 +9,7 @@ import Tensors
 public enum Target: String, Sendable, CaseIterable, Codable {
   /// The layer's own output on the inputs that the quantized model produces.
   case layer
-  /// What the original model has in its place, so that a layer also makes up for those before it.
+  /// The original model's residual stream, so that a layer also makes up for those before it.
   case original
 }
 
@@ -66,7 +66,7 @@ final class LayerLoop {
   /// What a stage's problem is made of.
   private struct Statistics {
     let gram: GramMatrix
-    /// nil where both streams still have the same inputs.
+    /// nil unless the stage adds to the residual stream.
     let drift: TargetDrift?
   }
 
@@ -146,7 +146,8 @@ final class LayerLoop {
 
   private func load(_ index: Int) throws -> Layers {
     try times.measure(.loading) {
-      (try quantized.model.layer(index), try original?.model.layer(index))
+      let layer = try quantized.model.layer(index)
+      return (layer, try original?.model.layer(index, like: layer))
     }
   }
 
@@ -229,7 +230,9 @@ final class LayerLoop {
   /// Runs a stage on every batch and adds up what the next one's problem is made of.
   private func advance(_ here: Position, to next: Position, gathering: Bool) throws -> Statistics? {
     let gram = gathering ? GramMatrix(inFeatures: next.stage.inFeatures) : nil
-    let sum = original == nil || gram == nil ? nil : DriftSum(next.stage, backend: backend)
+    let sum =
+      original == nil || gram == nil
+      ? nil : next.stage.residualLinear.map { DriftSum($0, backend: backend) }
     var drift: TargetDrift?
     let step = quantized.states.transition(through: here.stage)
     let originalStep = original?.states.transition(through: here.stage)

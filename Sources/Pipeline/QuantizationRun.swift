@@ -159,7 +159,8 @@ public final class QuantizationRun: Sendable {
     func makeLoop() throws -> LayerLoop {
       LayerLoop(
         model: try model(), original: request.target == .original ? try model() : nil,
-        originalSamples: request.originalSamples, calibration: request.calibration, store: store, backend: backend,
+        originalSamples: request.originalSamples, calibration: request.calibration, store: store,
+        backend: backend,
         damping: request.recipe.standard.quantizer.damping, batchSamples: plan.batchSamples,
         advanced: { progress(.advanced) })
     }

@@ -14,8 +14,9 @@ public final class LayerProblem: Sendable {
   public let ridge: Float
   /// 1 / (Σ_jj + ρ), 0 for a dead column: one whose input is always zero.
   public let inverseDiagonal: [Float]
-  /// What moves the target from the layer's own output to the original model's; nil for the layer's own.
-  public let correction: TargetCorrection?
+  /// What moves the target of the stage's one linear from its own output to what makes the residual stream the original
+  /// model's, W* = W + correction, `[outFeatures, inFeatures]`; nil for its own output.
+  public let correction: Matrix?
   private let factors = Mutex<[ColumnOrder: NearestPlaneFactor]>([:])
   private let neighbours = Mutex<ColumnNeighbours?>(nil)
 
@@ -26,17 +27,17 @@ public final class LayerProblem: Sendable {
     self.init(gram: gram, ridge: Self.addRidge(to: gram, damping: damping), correction: nil)
   }
 
-  /// The problem whose target is what the original model has in place of the layer's own output.
+  /// The problem of a stage whose one linear adds to the residual stream, which is to be the original model's.
   /// - Throws: ``SolverError/notPositiveDefinite(ridge:)``
   public convenience init(
     gram: Matrix, damping: Float, drift: TargetDrift, backend: any ComputeBackend
   ) throws(SolverError) {
-    let correction = try TargetCorrection(drift, backend: backend)
     self.init(
-      gram: gram, ridge: Self.addRidge(to: gram, damping: damping), correction: correction)
+      gram: gram, ridge: Self.addRidge(to: gram, damping: damping),
+      correction: try drift.correction(backend: backend))
   }
 
-  private init(gram: Matrix, ridge: Float, correction: TargetCorrection?) {
+  private init(gram: Matrix, ridge: Float, correction: Matrix?) {
     self.gram = gram
     self.ridge = ridge
     self.correction = correction
@@ -57,7 +58,10 @@ public final class LayerProblem: Sendable {
   /// - Parameters:
   ///   - panel: W's rows `rows`; the result itself if there is no correction
   func target(of panel: Matrix, rows: Range<Int>, backend: any ComputeBackend) -> Matrix {
-    correction?.target(of: panel, rows: rows, backend: backend) ?? panel
+    guard let correction else { return panel }
+    let target = panel.copy()
+    backend.add(correction.rows(rows), into: target)
+    return target
   }
 
   /// Σ_i e_i Σ e_iᵀ for the rows e_i of `errors`, without the ridge.

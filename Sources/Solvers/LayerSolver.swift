@@ -70,9 +70,7 @@ extension LayerSolver {
       let target = problem.target(of: panel, rows: rows, backend: backend)
       let images = try solve(
         target, problem: problem, grid: grid.rows(rows), into: panelCodes, backend: backend)
-      panelCodes.withSpan { span in
-        for index in 0..<span.count { codes[start * weights.columns + index] = UInt8(span[index]) }
-      }
+      panelCodes.store(in: &codes, firstRow: start)
       scale += problem.objective(of: target, images: images, backend: backend)
       backend.dequantize(panelCodes, grid: grid.rows(rows), into: panelCodes)
       backend.subtract(panelCodes, from: target)

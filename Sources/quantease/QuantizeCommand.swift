@@ -177,9 +177,9 @@ struct SolverOptions: ParsableArguments {
 
   @Option(
     help: """
-      original: every layer comes close to what the original model has in its place, and so makes up for the \
-      layers before it; layer: to its own output, in less time and memory; auto: original, but layer for other \
-      solvers and the paper's preset.
+      layer: every linear comes close to its own output; original: those that add to the residual stream bring \
+      it close to the original model's, and so make up for the layers before them, which takes a little more time \
+      and memory; auto: original, but layer for other solvers and the paper's preset.
       """)
   var target = QuantizationSettings.TargetChoice.auto
 

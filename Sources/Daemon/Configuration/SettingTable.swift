@@ -58,7 +58,8 @@ enum SettingTable {
       "preset", \.settings.preset, "quantease only: all that lowers the error, or the published algorithm."),
     .choice(
       "target", \.settings.target,
-      "What a layer comes close to: what the original model has in its place, or, in less time, its own output."),
+      "What linears come close to: their own output, or the original model's residual stream."
+    ),
     .value(
       "target-share", \.settings.targetShare, expected: "a share of the sequences, above 0 and up to 1",
       "Target original: share of the sequences that also run through the original model.",

@@ -69,8 +69,10 @@ public struct JobWorker {
     let settings = order.settings
     let run = try QuantizationRun(
       QuantizationRequest(
-        model: order.model, output: files.checkpoint, recipe: try settings.recipe(), target: settings.resolvedTarget,
-        targetShare: settings.targetShare, formats: settings.formats, calibration: calibration, seed: settings.seed,
+        model: order.model, output: files.checkpoint, recipe: try settings.recipe(),
+        target: settings.resolvedTarget,
+        targetShare: settings.targetShare, formats: settings.formats, calibration: calibration,
+        seed: settings.seed,
         calibrationSource: order.calibration,
         memoryBudgetBytes: try order.memoryBytes ?? ProcessMemory.availableBytes(),
         resume: ResumePlace(journal: files.journal, cache: try cachePath(), identity: identity),

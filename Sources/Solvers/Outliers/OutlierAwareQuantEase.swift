@@ -117,19 +117,3 @@ public struct OutlierAwareQuantEase: LinearQuantizer {
     return (objective, scale)
   }
 }
-
-extension Matrix {
-  /// Writes codes to their place among a linear's.
-  func store(in codes: inout [UInt8], firstRow: Int) {
-    withSpan { span in
-      for index in 0..<span.count { codes[firstRow * columns + index] = UInt8(span[index]) }
-    }
-  }
-
-  /// Reads codes from their place among a linear's.
-  func load(from codes: [UInt8], firstRow: Int) {
-    withMutableSpan { span in
-      for index in 0..<span.count { span[index] = Float(codes[firstRow * columns + index]) }
-    }
-  }
-}
