@@ -1,0 +1,29 @@
+import Testing
+
+@testable import Pipeline
+
+struct TargetChoiceTests {
+  @Test func `the published algorithms have no other target than the layer's own output, unless told`() {
+    var settings = QuantizationSettings()
+    #expect(settings.resolvedTarget == .original)
+    settings.preset = .paper
+    #expect(settings.resolvedTarget == .layer)
+    settings.target = .original
+    #expect(settings.resolvedTarget == .original)
+    settings = QuantizationSettings()
+    for solver in [QuantizationSettings.SolverName.gptq, .rtn] {
+      settings.solver = solver
+      #expect(settings.resolvedTarget == .layer)
+    }
+    settings = QuantizationSettings()
+    settings.target = .layer
+    #expect(settings.resolvedTarget == .layer)
+  }
+
+  @Test(arguments: [0, -0.5, 1.5])
+  func `a share that is none is refused`(_ share: Double) {
+    var settings = QuantizationSettings()
+    settings.targetShare = share
+    #expect(throws: SettingsError.self) { try settings.validate() }
+  }
+}
