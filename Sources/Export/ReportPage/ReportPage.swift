@@ -103,7 +103,7 @@ public struct ReportPage {
       <section>
       <h2>Error per layer</h2>
       <p class="hint">‖(W − Ŵ)X‖² / ‖WX‖² of each linear over the calibration set, X being its inputs in \
-      the model as quantized so far. Point at a dot for its name; click a name to hide its line.</p>
+      the model as quantized so far, W its \(weightsNote) weights. Point at a dot for its name; click a name to hide its line.</p>
       <figure class="chart">
       <style>\(switches.joined(separator: "\n"))</style>
       \(chart.svg)
@@ -223,6 +223,11 @@ public struct ReportPage {
   }
 
   // MARK: Settings and everything
+
+  /// Whose quantization the errors are of.
+  private var weightsNote: String {
+    report.settings.targetSamples == nil ? "own" : "own or, where it adds to the residual stream, corrected"
+  }
 
   private var targetNote: String {
     let settings = report.settings
