@@ -223,7 +223,7 @@ public final class Supervisor {
     let source = ledger.source(of: job.id)
     let files = ledger.files(of: job.id)
     // A job keeps the settings that it was begun with, whatever the configuration says by now.
-    let earlier = try FileSystem.exists(files.order) ? JobOrder(path: files.order) : nil
+    let earlier = try earlierOrder(of: job.id)
     let settings =
       try earlier.map { JobSettings(calibration: $0.calibration, settings: $0.settings) }
       ?? JobFile.read(directory: source, defaults: configuration.defaults)
@@ -253,6 +253,18 @@ public final class Supervisor {
     worker = try WorkerProcess(
       job: job.id, order: files.order, source: source, program: program, environment: environment)
     log.notice("begun", .job(job.id), .name(job.name), Log.Field("attempt", "\(job.attempts + 1)"))
+  }
+
+  /// The order that a job was begun with. One that lacks what this version asks for is an earlier version's: nothing
+  /// that was made by it could be gone on with, and the job begins anew.
+  private func earlierOrder(of job: String) throws -> JobOrder? {
+    let files = ledger.files(of: job)
+    guard try FileSystem.exists(files.order) else { return nil }
+    do { return try JobOrder(path: files.order) } catch is DecodingError {
+      try JobWorker.removeCaches(of: job, in: configuration.cacheDirectory)
+      try FileSystem.removeTree(files.directory)
+      return nil
+    }
   }
 
   // MARK: Signals

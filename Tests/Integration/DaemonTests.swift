@@ -212,6 +212,24 @@ import Testing
     #expect(report["settings"]?["bits"]?.int == 3)
   }
 
+  @Test func `a job that an earlier version began is begun anew`() throws {
+    let bench = try DaemonBench(samples: 600)
+    try bench.start()
+    try bench.drop("tiny")
+    try bench.wait("three linears") { bench.linearsLogged >= 3 }
+    try bench.stop(SIGKILL)
+    let id = try #require(try FileSystem.names(in: bench.spool.partial).first { $0.hasSuffix("-tiny") })
+    let path = "\(bench.spool.partial)/\(id)/order.json"
+    let order = try String(contentsOfFile: path, encoding: .utf8)
+    try #require(order.contains("\"targetShare\""))
+    try order.replacing("\"targetShare\"", with: "\"ofAnotherVersion\"")
+      .write(toFile: path, atomically: true, encoding: .utf8)
+    try bench.start()
+    try bench.waitForOutput("tiny")
+    #expect(bench.linearsLogged == 14)
+    #expect(try bench.weights("tiny") == bench.expectedWeights())
+  }
+
   @Test func `SIGTERM ends it soon, and cancel and retry do without it`() throws {
     let bench = try DaemonBench(samples: 600)
     try bench.start()
