@@ -79,11 +79,14 @@ let package = Package(
         "SystemIO",
         .product(name: "Yams", package: "Yams"),
       ]),
+    module(
+      "ProgramSupport",
+      ["SystemIO", .product(name: "ArgumentParser", package: "swift-argument-parser")]),
     .executableTarget(
       name: "quanteased",
       dependencies: [
         "ActivationCache", "Calibration", "Checkpoint", "ComputeOpenBLAS", "Daemon", "Decoder", "Export",
-        "Pipeline", "Solvers", "SystemIO",
+        "Pipeline", "ProgramSupport", "Solvers", "SystemIO",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
       ],
       swiftSettings: strict),
@@ -91,7 +94,7 @@ let package = Package(
       name: "quantease",
       dependencies: [
         "ActivationCache", "Calibration", "Checkpoint", "ComputeOpenBLAS", "Daemon", "Decoder",
-        "Evaluation", "Export", "Pipeline", "Quantization", "Solvers", "SystemIO",
+        "Evaluation", "Export", "Pipeline", "ProgramSupport", "Quantization", "Solvers", "SystemIO",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
       ],
       swiftSettings: strict),

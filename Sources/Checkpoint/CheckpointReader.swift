@@ -82,6 +82,15 @@ public final class CheckpointReader: WeightSource {
     self.files = files
   }
 
+  /// Looks whether the files that were opened, and those that were read whole, are those of `source`.
+  /// - Throws: ``SourceChange``
+  public func check(_ source: SourceFiles) throws(SourceChange) {
+    for (path, file) in files.sorted(by: { $0.key < $1.key }) {
+      try source.check(file.stamp, of: FileSystem.name(of: path), in: directory)
+    }
+    try source.check(in: directory, symlinks: symlinks)
+  }
+
   // MARK: Weights
 
   public func shape(of tensor: String) -> [Int]? { tensors[tensor]?.shape }

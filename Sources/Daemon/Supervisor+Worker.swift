@@ -1,3 +1,4 @@
+import FoundationEssentials
 import Pipeline
 import SystemIO
 
@@ -35,7 +36,10 @@ extension Supervisor {
       try ledger.update(id) { $0.linears = linears }
       log.notice("goes on", .job(id), Log.Field("linears", "\(linears.count)"))
     case .linear(let linear, let secondsRemaining):
+      let worked = worker.lap()
       try ledger.update(id, counting: { $0.linearsQuantized += 1 }) { job in
+        job.secondsWorked += worked
+        job.workedSince = Date().timeIntervalSince1970
         job.linears.append(linear)
         job.secondsRemaining = secondsRemaining
         job.step = "quantizing"
@@ -63,7 +67,11 @@ extension Supervisor {
     let id = worker.job
     let end = try worker.wait()
     self.worker = nil
-    try ledger.update(id) { $0.secondsWorked += (ContinuousClock.now - worker.startedAt).seconds }
+    let worked = worker.lap()
+    try ledger.update(id) { job in
+      job.secondsWorked += worked
+      job.workedSince = nil
+    }
     switch outcome {
     case .success(let summary)?:
       try ledger.publish(id, summary: summary)

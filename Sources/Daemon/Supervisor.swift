@@ -32,6 +32,8 @@ public final class Supervisor {
   private var requestWatch: DirectoryWatch?
   private var drops: [Drop] = []
   private var firstSeen: [String: Double] = [:]
+  /// What was last said of drops that are refused, by their names.
+  private var saidRefusals: [String: Drop.Refusal] = [:]
   var worker: WorkerProcess?
   /// What the worker said came of its job.
   var outcome: Result<WorkerEvent.Summary, JobFailure>?
@@ -88,7 +90,7 @@ public final class Supervisor {
 
   /// Runs until SIGTERM or SIGINT.
   /// - Parameter changed: gets a snapshot whenever there is news
-  public func run(signals: SignalQueue, changed: (StatusSnapshot) -> Void) throws {
+  public func run(signals: SignalQueue, changed: (StatusSnapshot) throws -> Void) throws {
     scan()
     startNext()
     notifier.ready(status: statusText)
@@ -96,7 +98,7 @@ public final class Supervisor {
     var lastText = ""
     while true {
       let snapshot = snapshot
-      changed(snapshot)
+      try changed(snapshot)
       if snapshot.stateText != lastText {
         notifier.status(snapshot.stateText)
         lastText = snapshot.stateText
@@ -164,24 +166,44 @@ public final class Supervisor {
     // News first: a scan has to know what came by a renaming.
     _ = folder.drain()
     let now = ContinuousClock.now
-    drops = folder.scan(now: now)
+    drops = folder.scan(now: now, claims: Spool.claims(of: ledger.jobs))
     if let fault = folder.fault { log.error("\(fault)") }
     var isAnyClaimed = false
     for drop in drops {
       if firstSeen[drop.name] == nil { firstSeen[drop.name] = Date().timeIntervalSince1970 }
       guard case .ready(let rule) = drop.state else { continue }
+      isAnyClaimed = true
       attempt {
         let id = JobName.identifier(for: drop.name, at: Date(), random: .random(in: 0...UInt16.max))
-        try folder.claim(drop.name, as: id)
-        isAnyClaimed = true
-        try ledger.enter(id, name: drop.name, arrivedAt: firstSeen[drop.name] ?? Date().timeIntervalSince1970)
-        log.notice("queued", .job(id), .name(drop.name), Log.Field("rule", rule.rawValue))
+        try folder.claim(drop.name) { inode, contents in
+          try ledger.claim(
+            id, name: drop.name, inode: inode, contents: contents,
+            arrivedAt: firstSeen[drop.name] ?? Date().timeIntervalSince1970)
+        }
+        log.notice(
+          "queued", .job(id), .name(drop.name), Log.Field("rule", rule.rawValue),
+          .path(try ledger.source(of: id)))
       }
     }
+    tellRefusals()
     if isAnyClaimed { drops = drops.filter { if case .ready = $0.state { false } else { true } } }
     firstSeen = firstSeen.filter { name, _ in drops.contains { $0.name == name } }
     let pace = min(.seconds(configuration.scanSeconds), folder.timeToNextScan)
     nextScan = now + pace
+  }
+
+  /// Says once what a person has to see to, and again when it is something else.
+  private func tellRefusals() {
+    var refusals: [String: Drop.Refusal] = [:]
+    for drop in drops {
+      if case .refused(let refusal) = drop.state { refusals[drop.name] = refusal }
+    }
+    for (name, refusal) in refusals.sorted(by: { $0.key < $1.key }) where saidRefusals[name] != refusal {
+      log.warning("refused: \(refusal.reason)", .name(name), .mend(refusal.mend))
+      saidRefusals[name] = refusal
+    }
+    saidRefusals = saidRefusals.filter { name, _ in drops.contains { $0.name == name } }
+    attempt { try ledger.note(refusals) }
   }
 
   private func takeRequests() {
@@ -220,7 +242,8 @@ public final class Supervisor {
   }
 
   private func start(_ job: JobRecord) throws {
-    let source = ledger.source(of: job.id)
+    let source = try ledger.source(of: job.id)
+    let sourceFiles = try ledger.sourceFiles(of: job.id)
     let files = ledger.files(of: job.id)
     // A job keeps the settings that it was begun with, whatever the configuration says by now.
     let earlier = try earlierOrder(of: job.id)
@@ -237,7 +260,8 @@ public final class Supervisor {
     // Two workers have broken down without getting any further: it may be the cache that breaks them.
     if job.attempts > 1 { try JobWorker.removeCaches(of: job.id, in: configuration.cacheDirectory) }
     try JobOrder(
-      id: job.id, model: source, directory: files.directory, cacheDirectory: configuration.cacheDirectory,
+      id: job.id, model: source, source: sourceFiles, directory: files.directory,
+      cacheDirectory: configuration.cacheDirectory,
       calibration: calibration, settings: settings.settings, threads: configuration.threads,
       memoryBytes: configuration.memoryGB.map { Int($0 * 1e9) }, python: configuration.python
     ).write(to: files.order)
@@ -248,10 +272,12 @@ public final class Supervisor {
       job.startedAt = job.startedAt ?? Date().timeIntervalSince1970
       job.pausedBecause = nil
       job.step = "starting"
+      job.workedSince = Date().timeIntervalSince1970
     }
     outcome = nil
     worker = try WorkerProcess(
-      job: job.id, order: files.order, source: source, program: program, environment: environment)
+      job: job.id, order: files.order, source: (sourceFiles, source), program: program,
+      environment: environment)
     log.notice("begun", .job(job.id), .name(job.name), Log.Field("attempt", "\(job.attempts + 1)"))
   }
 
@@ -277,10 +303,12 @@ public final class Supervisor {
       attempt {
         _ = try worker.wait()
         // An end that was asked for is no attempt that failed.
+        let worked = worker.lap()
         try ledger.update(worker.job) { job in
           job.phase = .queued
           job.attempts -= 1
-          job.secondsWorked += (ContinuousClock.now - worker.startedAt).seconds
+          job.secondsWorked += worked
+          job.workedSince = nil
         }
       }
     }
@@ -314,7 +342,7 @@ public final class Supervisor {
     StatusSnapshot(
       jobs: ledger.jobs, counters: ledger.counters, drops: drops, firstSeen: firstSeen, service: .running,
       spool: spool,
-      cacheDirectory: configuration.cacheDirectory, workingFor: worker.map { .now - $0.startedAt })
+      cacheDirectory: configuration.cacheDirectory, workingFor: worker.map { .now - $0.lapStart })
   }
 
   private var statusText: String { snapshot.stateText }

@@ -19,7 +19,7 @@ public func sysexit(of error: any Error) -> Int32? {
   case let error as PackedCheckpointError: error.exitCode
   case let error as PipelineError: error.exitCode
   case let error as CacheError: error.exitCode
-  case is DecoderError, is JSONError: 65
+  case is DecoderError, is JSONError, is SourceChange: 65
   case is RecipeError, is SettingsError: 64
   case SolverError.nonFiniteObjective: 65
   case is SolverError, is ComputeError: 70

@@ -35,6 +35,7 @@ final class LayerLoop {
   private let damping: Float
   private let batches: [Range<Int>]
   private let layerCount: Int
+  private let beforeLayer: () throws -> Void
   private let advanced: () -> Void
   /// Whether an earlier run has begun to take the batches to the next stage, and some of them are there.
   private var isTakingOver = false
@@ -75,11 +76,12 @@ final class LayerLoop {
   ///   - originalSamples: the sequences that run through it, too, the first ones
   ///   - damping: the ridge of the stages' problems
   ///   - batchSamples: sequences that are computed at a time
+  ///   - beforeLayer: called before a layer's weights are read
   ///   - advanced: called for every batch of every stage
   init(
     model: DecoderModel, original: DecoderModel?, originalSamples: Int, calibration: CalibrationSet,
     store: HiddenStatesStore, backend: any ComputeBackend, damping: Float, batchSamples: Int,
-    advanced: @escaping () -> Void = {}
+    beforeLayer: @escaping () throws -> Void = {}, advanced: @escaping () -> Void = {}
   ) {
     let batches = calibration.batches(
       of: batchSamples, endingAt: original == nil ? calibration.samples : originalSamples)
@@ -93,6 +95,7 @@ final class LayerLoop {
     self.damping = damping
     self.batches = batches
     layerCount = model.description.layerCount
+    self.beforeLayer = beforeLayer
     self.advanced = advanced
   }
 
@@ -146,6 +149,7 @@ final class LayerLoop {
 
   private func load(_ index: Int) throws -> Layers {
     try times.measure(.loading) {
+      try beforeLayer()
       let layer = try quantized.model.layer(index)
       return (layer, try original?.model.layer(index, like: layer))
     }

@@ -12,8 +12,8 @@ public enum PipelineError: Error, Sendable, Equatable, CustomStringConvertible {
   public var description: String {
     switch self {
     case .notEnoughMemory(let needed, let available):
-      "the job needs \(needed.gigabytes) of memory and \(available.gigabytes) are available, "
-        + "\((needed - available).gigabytes) too few; free memory, or take a shorter --sequence-length or --target layer"
+      "the job needs \(needed.memorySize) of memory and \(available.memorySize) are available, "
+        + "\((needed - available).memorySize) too few; free memory, or take a shorter --sequence-length or --target layer"
     case .alreadyQuantized(let method):
       "the checkpoint is already quantized (\(method)); give the original, full-precision checkpoint"
     case .wrongShape(let tensor, let found, let expected):
@@ -46,8 +46,9 @@ public enum PipelineError: Error, Sendable, Equatable, CustomStringConvertible {
 }
 
 extension Int {
-  /// In GB with one digit after the point, as an error or a table shows it.
-  var gigabytes: String {
+  /// In GB with one digit after the point, as an error or a table shows it, or in whole MB below one GB.
+  var memorySize: String {
+    if self < 1_000_000_000 { return "\((self + 500_000) / 1_000_000) MB" }
     let tenths = (self + 50_000_000) / 100_000_000
     return "\(tenths / 10).\(tenths % 10) GB"
   }

@@ -37,6 +37,8 @@ public struct QuantizationRequest: Sendable {
   public var resume: ResumePlace?
   /// Whether the checkpoint's files may be links: not where strangers put them.
   public var symlinks: SymlinkPolicy
+  /// The checkpoint's files as they are to be read; as they are when the run begins, if nil.
+  public var source: SourceFiles?
 
   public init(
     model: String, output: String, recipe: Recipe, target: Target, targetShare: Double,
@@ -44,7 +46,7 @@ public struct QuantizationRequest: Sendable {
     calibration: CalibrationSet, seed: UInt64,
     calibrationSource: String, cacheDirectory: String? = nil, memoryBudgetBytes: Int,
     cacheType: DType? = nil, shardSizeLimit: Int = 5_000_000_000, resume: ResumePlace? = nil,
-    symlinks: SymlinkPolicy = .follow
+    symlinks: SymlinkPolicy = .follow, source: SourceFiles? = nil
   ) {
     self.model = model
     self.output = output
@@ -61,6 +63,7 @@ public struct QuantizationRequest: Sendable {
     self.shardSizeLimit = shardSizeLimit
     self.resume = resume
     self.symlinks = symlinks
+    self.source = source
   }
 }
 
@@ -78,6 +81,7 @@ public final class QuantizationRun: Sendable {
   public let description: ModelDescription
   public let plan: MemoryPlan
   private let checkpoint: CheckpointReader
+  private let source: SourceFiles
   private let backend: any ComputeBackend
   private let modelType: DType
   private let treatments: [String: Treatment]
@@ -95,7 +99,9 @@ public final class QuantizationRun: Sendable {
   /// - Throws: an error that names the file or tensor, if the request cannot be met.
   public init(_ request: QuantizationRequest, backend: any ComputeBackend) throws {
     if try FileSystem.exists(request.output) { throw PipelineError.outputExists(request.output) }
+    source = try request.source ?? SourceFiles(of: request.model, symlinks: request.symlinks)
     checkpoint = try CheckpointReader(directory: request.model, symlinks: request.symlinks)
+    try checkpoint.check(source)
     if let method = checkpoint.configuration["quantization_config"]?["quant_method"]?.string {
       throw PipelineError.alreadyQuantized(method: method)
     }
@@ -162,6 +168,7 @@ public final class QuantizationRun: Sendable {
         originalSamples: request.originalSamples, calibration: request.calibration, store: store,
         backend: backend,
         damping: request.recipe.standard.quantizer.damping, batchSamples: plan.batchSamples,
+        beforeLayer: checkSource,
         advanced: { progress(.advanced) })
     }
     var rows: [Report.Linear] = []
@@ -218,6 +225,7 @@ public final class QuantizationRun: Sendable {
       try export.copyUnquantized()
       try export.finish()
     }
+    try checkSource()
 
     var totals = Report.Totals(of: rows)
     totals.secondsPerPhase = times.merging(exportTimes.byName) { $0 + $1 }
@@ -240,6 +248,11 @@ public final class QuantizationRun: Sendable {
     }
     if request.resume != nil { try store.destroy() }
     return report
+  }
+
+  /// - Throws: ``SourceChange``: what has been read and what is still to come may be of two checkpoints.
+  private func checkSource() throws {
+    try source.check(in: request.model, symlinks: request.symlinks)
   }
 
   /// Runs `body`, and again if the cache turns out to be damaged: all that it held can be computed from the journal.

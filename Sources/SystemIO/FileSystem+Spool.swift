@@ -27,13 +27,36 @@ extension FileSystem {
     if errno == .noSuchFileOrDirectory, (try? exists(source)) == false {
       return FileError(path: source, operation: .inspect, errno: errno)
     }
+    // A directory that gets another parent is written to itself, as its `..` changes: where that is not allowed, the
+    // fault is not the destination's.
+    if errno == .permissionDenied || errno == .notPermitted, SystemCall.mayWrite(parent(of: destination)) {
+      return FileError(path: source, operation: .rename, errno: errno)
+    }
     return FileError(path: destination, operation: .rename, errno: errno)
   }
 
-  /// What is at `path` itself, a symbolic link included, and its stamp.
+  /// What is at `path`, and its stamp: the link itself, unless links are followed.
   /// - Throws: ``FileError``, ENOENT if nothing is.
-  public static func stamp(of path: String) throws(FileError) -> (stamp: FileStamp, kind: FileKind) {
-    try FileError.attempt(.inspect, path) { () throws(Errno) in try SystemCall.stamp(path) }
+  public static func stamp(
+    of path: String, symlinks: SymlinkPolicy = .refuse
+  ) throws(FileError) -> (stamp: FileStamp, kind: FileKind) {
+    try FileError.attempt(.inspect, path) { () throws(Errno) in
+      try SystemCall.stamp(path, symlinks: symlinks)
+    }
+  }
+
+  /// Whether this process may read the file, or list the directory, at `path`, as far as the kernel tells without
+  /// opening it.
+  public static func isReadable(_ path: String, isDirectory: Bool = false) -> Bool {
+    SystemCall.mayRead(path, isDirectory: isDirectory)
+  }
+
+  /// Whether this process may make and remove names in a directory.
+  public static func isWritable(_ directory: String) -> Bool { SystemCall.mayWrite(directory) }
+
+  /// The name of the group that `path` belongs to; nil if its number has none.
+  public static func groupName(of path: String) -> String? {
+    (try? SystemCall.group(of: path)).flatMap { UserDatabase.groupName($0) }
   }
 
   /// Whether nobody has the file at `path` open for writing, or mapped so.

@@ -18,6 +18,8 @@ public enum SymlinkPolicy: Sendable {
 @safe public final class MappedFile: Sendable {
   public let path: String
   public let byteCount: Int
+  /// The file that was opened, as it was then.
+  public let stamp: FileStamp
 
   /// Nil for an empty file, which cannot be mapped.
   private nonisolated(unsafe) let mapping: UnsafeRawBufferPointer?
@@ -37,6 +39,7 @@ public enum SymlinkPolicy: Sendable {
       throw FileError(path: path, operation: .map, errno: errno)
     }
     byteCount = status.byteCount
+    stamp = try FileError.attempt(.inspect, path) { () throws(Errno) in try SystemCall.stamp(descriptor) }
     if status.byteCount == 0 {
       unsafe mapping = nil
     } else {

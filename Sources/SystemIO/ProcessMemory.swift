@@ -23,7 +23,8 @@ public struct ProcessMemory: Sendable {
 }
 
 extension ProcessMemory {
-  /// What a process could allocate now without pushing others out: MemAvailable.
+  /// What this process could allocate now without pushing others out: MemAvailable, or what the control group that it
+  /// is in has left, as of a service with `MemoryMax=`, if that is less.
   ///
   /// A service with `ProcSubset=pid` sees no `/proc/meminfo`. There the figures of the memory nodes in `/sys` stand in,
   /// of which the kernel's own estimate is made, too: what is free, and what only caches hold, less a reserve. Without
@@ -32,8 +33,48 @@ extension ProcessMemory {
   ///   - meminfo: the kernel's account of the machine's memory
   ///   - nodes: the directory with a `node<N>/meminfo` for each memory node
   public static func availableBytes(
-    meminfo: String = "/proc/meminfo", nodes: String = "/sys/devices/system/node"
+    meminfo: String = "/proc/meminfo", nodes: String = "/sys/devices/system/node",
+    controlGroup: String = "/proc/self/cgroup", controlGroups: String = "/sys/fs/cgroup"
   ) throws(FileError) -> Int {
+    let machine = try machineBytes(meminfo: meminfo, nodes: nodes)
+    return min(machine, controlGroupBytes(controlGroup, below: controlGroups) ?? machine)
+  }
+
+  /// What the limits of a control group and of those above it leave; nil where there are none.
+  private static func controlGroupBytes(_ file: String, below root: String) -> Int? {
+    guard let text = try? FileSystem.contents(of: file, limit: 1 << 16) else { return nil }
+    // The second version's line; the first has one for each kind of limit.
+    let lines = String(decoding: text, as: UTF8.self).split(separator: "\n")
+    guard let line = lines.first(where: { $0.hasPrefix("0::/") }) else { return nil }
+    var directory = root
+    var least: Int?
+    for name in line.dropFirst(4).split(separator: "/") {
+      directory = FileSystem.join(directory, String(name))
+      let limits = ["memory.max", "memory.high"].compactMap { number(FileSystem.join(directory, $0)) }
+      guard let limit = limits.min(), let used = number(FileSystem.join(directory, "memory.current")) else {
+        continue
+      }
+      // What only caches hold is given up before the limit is felt.
+      let statistics =
+        (try? FileSystem.contents(of: FileSystem.join(directory, "memory.stat"), limit: 1 << 16)) ?? []
+      let caches = String(decoding: statistics, as: UTF8.self).split(separator: "\n").reduce(0) { sum, line in
+        let fields = line.split(separator: " ")
+        let isCache = fields.first == "active_file" || fields.first == "inactive_file"
+        return sum + (isCache ? fields.last.flatMap { Int($0) } ?? 0 : 0)
+      }
+      let left = max(0, limit - max(0, used - caches))
+      least = min(least ?? left, left)
+    }
+    return least
+  }
+
+  /// The number that a file of a control group holds; nil for `max`, which is no limit.
+  private static func number(_ path: String) -> Int? {
+    guard let text = try? FileSystem.contents(of: path, limit: 64) else { return nil }
+    return Int(String(decoding: text, as: UTF8.self).filter { !$0.isWhitespace })
+  }
+
+  private static func machineBytes(meminfo: String, nodes: String) throws(FileError) -> Int {
     if let bytes = try? figures(meminfo)["MemAvailable"] { return bytes }
     if let bytes = nodeBytes(nodes) { return bytes }
     return try FileError.attempt(.read, meminfo) { () throws(Errno) in try SystemCall.freeMemoryBytes() }

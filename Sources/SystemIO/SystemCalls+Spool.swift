@@ -49,14 +49,40 @@ extension SystemCall {
     return true
   }
 
-  static func stamp(_ path: String) throws(Errno) -> (stamp: FileStamp, kind: FileKind) {
+  static func stamp(
+    _ path: String, symlinks: SymlinkPolicy
+  ) throws(Errno) -> (stamp: FileStamp, kind: FileKind) {
     var status = stat()
-    try retrying { unsafe fstatat(AT_FDCWD, path, &status, AT_SYMLINK_NOFOLLOW) }
-    let stamp = FileStamp(
+    try retrying {
+      unsafe fstatat(AT_FDCWD, path, &status, symlinks == .refuse ? AT_SYMLINK_NOFOLLOW : 0)
+    }
+    return (stamp(status), FileKind(mode: status.st_mode))
+  }
+
+  static func stamp(_ descriptor: borrowing Descriptor) throws(Errno) -> FileStamp {
+    let number = descriptor.number
+    var status = stat()
+    try retrying { unsafe fstat(number, &status) }
+    return stamp(status)
+  }
+
+  private static func stamp(_ status: stat) -> FileStamp {
+    FileStamp(
       inode: UInt64(status.st_ino), byteCount: Int(status.st_size),
       modifiedNanoseconds: nanoseconds(status.st_mtim), changedNanoseconds: nanoseconds(status.st_ctim))
-    return (stamp, FileKind(mode: status.st_mode))
   }
+
+  static func group(of path: String) throws(Errno) -> UInt32 {
+    var status = stat()
+    try retrying { unsafe stat(path, &status) }
+    return status.st_gid
+  }
+
+  static func mayRead(_ path: String, isDirectory: Bool) -> Bool {
+    unsafe access(path, R_OK | (isDirectory ? X_OK : 0)) == 0
+  }
+
+  static func mayWrite(_ directory: String) -> Bool { unsafe access(directory, W_OK | X_OK) == 0 }
 
   private static func nanoseconds(_ time: timespec) -> Int {
     // A file may claim any year: too large a number must not trap.

@@ -1,28 +1,26 @@
 import Foundation
 import Pipeline
+import SystemIO
 
 /// What a person or a log sees of a run: results on standard output, everything else on standard error.
 enum Console {
-  static func line(_ text: String) {
-    FileHandle.standardOutput.write(Data((text + "\n").utf8))
-  }
+  /// - Throws: ``StandardOutputError``
+  static func line(_ text: String) throws { try StandardOutput.write(text + "\n") }
 
-  static func note(_ text: String) {
-    FileHandle.standardError.write(Data((text + "\n").utf8))
-  }
+  static func note(_ text: String) { StandardError.write(Array((text + "\n").utf8)) }
 
   static func error(_ text: String) {
     note("quantease: error: \(text)")
   }
 
-  static var isTerminal: Bool { isatty(FileHandle.standardError.fileDescriptor) == 1 }
+  static var isTerminal: Bool { StandardError.isTerminal }
 
   /// `value` as pretty JSON with keys in snake_case and in order.
   static func json(_ value: some Encodable) throws {
     let encoder = JSONEncoder()
     encoder.keyEncodingStrategy = .convertToSnakeCase
     encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
-    line(String(decoding: try encoder.encode(value), as: UTF8.self))
+    try line(String(decoding: try encoder.encode(value), as: UTF8.self))
   }
 
   /// A share in percent with three significant digits.
@@ -82,7 +80,7 @@ final class ProgressLine {
   }
 
   private func rewrite(_ text: String) {
-    FileHandle.standardError.write(Data("\r\u{1B}[K\(text)".utf8))
+    StandardError.write(Array("\r\u{1B}[K\(text)".utf8))
     isLineOpen = true
   }
 }

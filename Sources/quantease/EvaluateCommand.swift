@@ -68,7 +68,7 @@ struct EvaluateCommand: ParsableCommand {
     if json {
       try Console.json(result)
     } else {
-      Console.line(
+      try Console.line(
         String(
           format: "perplexity %.4f over %d windows, %d tokens, in %@", result.perplexity,
           result.windows, result.tokens, Console.time(result.seconds)))

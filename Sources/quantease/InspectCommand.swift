@@ -54,7 +54,7 @@ struct InspectCommand: ParsableCommand {
       quantization: checkpoint.configuration["quantization_config"]?["quant_method"]?.string,
       memoryBytes: plan?.peakBytes)
     if json { return try Console.json(summary) }
-    Console.line(
+    try Console.line(
       """
       \(FileSystem.name(of: model)): \(summary.architecture), \(summary.layers) layers, \
       hidden size \(summary.hiddenSize), vocabulary \(summary.vocabularySize)
@@ -62,9 +62,10 @@ struct InspectCommand: ParsableCommand {
       linears   \(summary.linears) with \(summary.quantizableParameters) of \(summary.parameters) parameters
       """)
     if let method = summary.quantization {
-      Console.line("quantized already: \(method)")
+      try Console.line("quantized already: \(method)")
     } else {
-      Console.line("memory    \(Console.bytes(summary.memoryBytes ?? 0)) to quantize it, mapped files aside")
+      try Console.line(
+        "memory    \(Console.bytes(summary.memoryBytes ?? 0)) to quantize it, mapped files aside")
     }
   }
 }

@@ -2,6 +2,7 @@ import ArgumentParser
 import Decoder
 import Export
 import Pipeline
+import ProgramSupport
 
 @main
 struct QuantEaseCommand: ParsableCommand {
@@ -31,15 +32,6 @@ struct QuantEaseCommand: ParsableCommand {
     ])
 
   static func main() {
-    do {
-      var command = try parseAsRoot()
-      try command.run()
-    } catch let error as ExitCode {
-      exit(withError: error)
-    } catch {
-      guard let status = sysexit(of: error) ?? sysexit(ofDaemon: error) else { exit(withError: error) }
-      Console.error("\(error)")
-      exit(withError: ExitCode(status))
-    }
+    runProgram(report: Console.error) { sysexit(of: $0) ?? sysexit(ofDaemon: $0) }
   }
 }

@@ -123,15 +123,15 @@ struct QuantizeCommand: ParsableCommand {
     let report = try withExtendedLifetime(interruption) { try run.run(progress: progress.show) }
     progress.close()
     if json {
-      Console.line(String(decoding: try report.json(), as: UTF8.self))
+      try Console.line(String(decoding: try report.json(), as: UTF8.self))
     } else {
-      summarize(report)
+      try summarize(report)
     }
   }
 
-  private func summarize(_ report: Report) {
+  private func summarize(_ report: Report) throws {
     let totals = report.totals
-    Console.line(
+    try Console.line(
       """
       \(report.model.name): \(totals.linears) linears at \(grid.bits) bits \
       in \(Console.time(totals.seconds)), mean relative error \(Console.percent(totals.meanRelativeError))
@@ -140,7 +140,7 @@ struct QuantizeCommand: ParsableCommand {
       result   \(output)
       report   \(FileSystem.join(output, ReportPage.fileName))
       """)
-    for runtime in report.loadsIn { Console.line("loads    \(runtime)") }
+    for runtime in report.loadsIn { try Console.line("loads    \(runtime)") }
   }
 }
 

@@ -3,6 +3,7 @@ import Daemon
 import Export
 import Foundation
 import Pipeline
+import ProgramSupport
 import Synchronization
 import SystemIO
 
@@ -25,16 +26,7 @@ struct QuanteasedCommand: ParsableCommand {
     subcommands: [DaemonCommand.self, WorkerCommand.self], defaultSubcommand: DaemonCommand.self)
 
   static func main() {
-    do {
-      var command = try parseAsRoot()
-      try command.run()
-    } catch let error as ExitCode {
-      exit(withError: error)
-    } catch {
-      guard let status = exitStatus(of: error) else { exit(withError: error) }
-      Log().error("\(error)")
-      exit(withError: ExitCode(status))
-    }
+    runProgram(report: { Log().error($0) }, status: exitStatus)
   }
 
   /// By sysexits(3); nil for errors of the command line itself.
@@ -103,8 +95,7 @@ struct DaemonCommand: ParsableCommand {
   func run() throws {
     let configuration = try readConfiguration()
     if checkConfig {
-      FileHandle.standardOutput.write(Data((configuration.describe() + "\n").utf8))
-      return
+      return try StandardOutput.write(configuration.describe() + "\n")
     }
     // Before any other thread of this program: variables are the whole process's.
     let signals = try SignalQueue([SIGTERM, SIGINT, SIGHUP])
@@ -115,12 +106,16 @@ struct DaemonCommand: ParsableCommand {
       configuration: configuration, readConfiguration: readConfiguration, log: log, notifier: notifier,
       environment: ProcessInfo.processInfo.environment)
     let board = Board()
-    let server = try (passed.first?.descriptor ?? listen.map { try StatusServer.listen(on: $0) }).map {
-      socket in
-      try StatusServer(
-        listening: socket, onFailure: { log.warning("status page: \($0)") }, snapshot: { board.snapshot })
+    var socket = try passed.first?.descriptor ?? listen.map { try StatusServer.listen(on: $0) }
+    var server: StatusServer?
+    try supervisor.run(signals: signals) { snapshot in
+      board.snapshot = snapshot
+      // Whoever asks before there is anything true to say waits for it.
+      guard let listening = socket else { return }
+      socket = nil
+      server = try StatusServer(
+        listening: listening, onFailure: { log.warning("status page: \($0)") }, snapshot: { board.snapshot })
     }
-    try supervisor.run(signals: signals) { board.snapshot = $0 }
     server?.stop()
   }
 }

@@ -45,7 +45,8 @@ private final class WorkerOutput: Sendable {
       }
       guard isNews else { return }
     }
-    isWriting.withLock { _ in FileHandle.standardOutput.write(Data(event.line())) }
+    // A daemon that is gone takes its worker with it.
+    isWriting.withLock { _ in try? StandardOutput.write(event.line()) }
   }
 
   /// Tells of progress within an operation, which may take an hour: only when parts of it get done.

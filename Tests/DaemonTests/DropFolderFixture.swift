@@ -54,6 +54,13 @@ final class DropFolderFixture {
     return last
   }
 
+  /// Claims a drop, and moves it as a ledger would.
+  func claim(_ name: String, as id: String) throws {
+    try folder.claim(name) { _, _ in
+      try FileSystem.move(incoming(name), to: FileSystem.join(spool.working, id))
+    }
+  }
+
   func incoming(_ path: String) -> String { FileSystem.join(spool.incoming, path) }
 
   /// Appends to a file below `incoming/`, making it and its directories if they are missing.

@@ -135,7 +135,7 @@ import Testing
     try fixture.dropModel()
     try fixture.append("", to: "model/.ready")
     #expect(fixture.state() == .ready(.marker))
-    try fixture.folder.claim("model", as: "1")
+    try fixture.claim("model", as: "1")
     #expect(
       try FileSystem.names(in: FileSystem.join(fixture.spool.working, "1"))
         == [".ready", "config.json", "model.safetensors"])
@@ -149,8 +149,9 @@ import Testing
     #expect(
       fixture.state()
         == .refused(
-          reason: "it is marked as ready, but incomplete: config.json is missing",
-          mend: "add what is missing, or remove .ready until the upload is complete"))
+          .init(
+            reason: "it is marked as ready, but incomplete: config.json is missing",
+            mend: "add what is missing, or remove .ready until the upload is complete")))
     try fixture.append("{}", to: "model/config.json")
     #expect(fixture.state() == .ready(.marker))
   }
@@ -224,20 +225,20 @@ import Testing
       ("model/tokenizer.json", "tokenizer.json is a"), ("model/a/b/c", "a/b/c is a"),
     ] {
       #expect(unsafe symlink("/etc/passwd", fixture.incoming(path)) == 0)
-      guard case .refused(let found, let mend) = fixture.state() else {
+      guard case .refused(let refusal) = fixture.state() else {
         Issue.record("\(path) is let through")
         continue
       }
-      #expect(found.hasPrefix("\(reason) symbolic link"))
-      #expect(mend.contains("cp -rL"))
-      #expect(throws: ClaimError.notReady("model")) { try fixture.folder.claim("model", as: "1") }
+      #expect(refusal.reason.hasPrefix("\(reason) symbolic link"))
+      #expect(refusal.mend.contains("cp -rL"))
+      #expect(throws: ClaimError.notReady("model")) { try fixture.claim("model", as: "1") }
       try FileSystem.removeTree(fixture.incoming(path))
       #expect(unsafe mkfifo(fixture.incoming(path), 0o600) == 0)
-      guard case .refused(let found, _) = fixture.state() else {
+      guard case .refused(let refusal) = fixture.state() else {
         Issue.record("\(path) is let through")
         continue
       }
-      #expect(found == "\(reason) pipe, a socket or a device")
+      #expect(refusal.reason == "\(reason) pipe, a socket or a device")
       try FileSystem.removeTree(fixture.incoming(path))
     }
     #expect(fixture.state() == .ready(.marker))
@@ -262,12 +263,12 @@ import Testing
     try fixture.append("{}", to: "model/config.json")
     try fixture.append(Fixture.index([shard]), to: "model/model.safetensors.index.json")
     for _ in 0..<2 {
-      guard case .refused(let reason, _) = fixture.state() else {
+      guard case .refused(let refusal) = fixture.state() else {
         Issue.record("\(shard) is let through")
         return
       }
       #expect(
-        reason == "model.safetensors.index.json places tensors in '\(shard)', "
+        refusal.reason == "model.safetensors.index.json places tensors in '\(shard)', "
           + "which is no file of this directory")
       try fixture.append("", to: "model/.ready")
     }
@@ -277,7 +278,7 @@ import Testing
     let fixture = try Fixture()
     let path = Array(fixture.incoming("x").utf8CString.dropLast()) + [CChar(bitPattern: 0xFF), 0]
     #expect(unsafe mkdir(path, 0o700) == 0)
-    guard case .refused(_, mend: "rename it") = fixture.scan().first?.state else {
+    guard case .refused(let refusal) = fixture.scan().first?.state, refusal.mend == "rename it" else {
       Issue.record("the name is let through or overlooked")
       return
     }
@@ -313,14 +314,34 @@ import Testing
     let fixture = try Fixture()
     try fixture.dropModel()
     #expect(fixture.settledState() == .ready(.settled))
-    try fixture.folder.claim("model", as: "1")
-    #expect(throws: ClaimError.notReady("model")) { try fixture.folder.claim("model", as: "2") }
+    try fixture.claim("model", as: "1")
+    #expect(throws: ClaimError.notReady("model")) { try fixture.claim("model", as: "2") }
     try fixture.dropModel()
     #expect(fixture.state() == settling)
     #expect(fixture.scan().map(\.arrival) == [1])
     #expect(fixture.settledState() == .ready(.settled))
-    try fixture.folder.claim("model", as: "2")
+    try fixture.claim("model", as: "2")
     #expect(try FileSystem.names(in: fixture.spool.working) == ["1", "2"])
+  }
+
+  @Test func `a job's source that stays in the folder is no drop, by its name or by its inode`() throws {
+    let fixture = try Fixture()
+    let id = LedgerFixture.id
+    for standing in ["working", "done", "failed"] { try fixture.dropModel("\(id).\(standing)") }
+    try fixture.dropModel("kept")
+    try fixture.dropModel("model.done")
+    #expect(fixture.scan().map(\.name) == ["kept", "model.done"])
+    let inode = try FileSystem.stamp(of: fixture.incoming("kept")).stamp.inode
+    let contents = try DropContents(directory: fixture.incoming("kept"))
+    func names(_ claim: DropFolder.Claim) -> [String] {
+      fixture.folder.scan(now: fixture.now, claims: ["kept": [claim]]).map(\.name)
+    }
+    #expect(names(.init(inode: inode, contents: nil)) == ["model.done"])
+    #expect(names(.init(inode: inode + 1, contents: nil)).contains("kept"))
+    // One that is over is a new drop when anything in it changes.
+    #expect(names(.init(inode: inode, contents: contents.digest)) == ["model.done"])
+    try fixture.append(" ", to: "kept/config.json")
+    #expect(names(.init(inode: inode, contents: contents.digest)).contains("kept"))
   }
 
   @Test func `what changed after the scan is not claimed`() throws {
@@ -328,18 +349,18 @@ import Testing
     try fixture.dropModel()
     #expect(fixture.settledState() == .ready(.settled))
     try fixture.append("late", to: "model/tokenizer.json")
-    #expect(throws: ClaimError.changed("model")) { try fixture.folder.claim("model", as: "1") }
+    #expect(throws: ClaimError.changed("model")) { try fixture.claim("model", as: "1") }
     #expect(fixture.state() == settling)
     #expect(try FileSystem.names(in: fixture.spool.working) == [])
   }
 
-  @Test func `a claim never takes the place of another job`() throws {
+  @Test func `a drop that could not be made a job's is as it was`() throws {
     let fixture = try Fixture()
     try FileSystem.createDirectories(FileSystem.join(fixture.spool.working, "1"))
     try fixture.dropModel()
     try fixture.append("", to: "model/.ready")
     _ = fixture.scan()
-    #expect(throws: FileError.self) { try fixture.folder.claim("model", as: "1") }
+    #expect(throws: FileError.self) { try fixture.claim("model", as: "1") }
     #expect(fixture.state() == .ready(.marker))
   }
 

@@ -81,11 +81,11 @@ import Testing
   func `a manifest that leads out of the directory is refused`(_ path: String) throws {
     let fixture = try Fixture()
     try dropModel(fixture, manifest: "\(Fixture.digest([]))  \(path)\n")
-    guard case .refused(let reason, _) = fixture.state() else {
+    guard case .refused(let refusal) = fixture.state() else {
       Issue.record("\(path) is let through")
       return
     }
-    #expect(reason == "SHA256SUMS lists '\(path)', which is no file below this directory")
+    #expect(refusal.reason == "SHA256SUMS lists '\(path)', which is no file below this directory")
   }
 
   @Test(arguments: ["", "\n", "hello\n", "00  config.json\n"])

@@ -114,6 +114,53 @@ struct RecoveryTests {
     }
   }
 
+  /// Where a daemon that ended may have left the source of a job: where it was dropped, or half moved.
+  @Test(arguments: [
+    "incoming/my-model-7b", "incoming/\(LedgerFixture.id).working", "working/\(LedgerFixture.id)",
+  ])
+  func `a claimed source is found wherever it stands`(_ place: String) throws {
+    let fixture = try LedgerFixture()
+    let spool = fixture.spool
+    try fixture.makeSource(
+      FileSystem.name(of: place), in: FileSystem.join(spool.root, FileSystem.parent(of: place)))
+    let inode = try FileSystem.stamp(of: FileSystem.join(spool.root, place)).stamp.inode
+    var job = JobRecord(id: LedgerFixture.id, name: LedgerFixture.name, inode: inode, arrivedAt: 1)
+    job.phase = .running
+    try fixture.save(job)
+    try fixture.withLedger { ledger throws in
+      _ = try ledger.recover()
+      #expect(try ledger.source(of: job.id) == spool.place(job.id, .working))
+      #expect(ledger.job(job.id)?.phase == .queued)
+      try ledger.publish(job.id, summary: nil)
+      #expect(try spool.source(of: job) == spool.place(job.id, .done))
+    }
+    #expect(try FileSystem.names(in: spool.incoming) == [])
+  }
+
+  @Test func `another drop under the name of a job whose source is gone is not its source`() throws {
+    let fixture = try LedgerFixture()
+    try fixture.makeSource(LedgerFixture.name, in: fixture.spool.incoming)
+    let inode = try FileSystem.stamp(of: "\(fixture.spool.incoming)/\(LedgerFixture.name)").stamp.inode
+    try fixture.save(
+      JobRecord(id: LedgerFixture.id, name: LedgerFixture.name, inode: inode + 1, arrivedAt: 1))
+    try fixture.withLedger { ledger throws in
+      _ = try ledger.recover()
+      #expect(ledger.job(LedgerFixture.id)?.phase == .failed)
+    }
+    #expect(try FileSystem.names(in: fixture.spool.incoming) == [LedgerFixture.name])
+  }
+
+  @Test func `sources that stay in the folder are jobs again when the state is lost`() throws {
+    let fixture = try LedgerFixture()
+    try fixture.makeSource("\(LedgerFixture.id).working", in: fixture.spool.incoming)
+    try fixture.makeSource("20261123T231502Z-00a8-other.done", in: fixture.spool.incoming)
+    try fixture.withLedger { ledger throws in
+      _ = try ledger.recover()
+      #expect(ledger.jobs.map(\.id) == [LedgerFixture.id])
+      #expect(ledger.jobs.map(\.name) == [LedgerFixture.name])
+    }
+  }
+
   @Test func `what belongs to no job is removed from where jobs are worked on`() throws {
     let fixture = try LedgerFixture()
     try fixture.makeCheckpoint("20261123T231502Z-00a7-gone")

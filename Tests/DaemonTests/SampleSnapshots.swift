@@ -71,9 +71,9 @@ enum SampleSnapshots {
       pausedBecause: hostileName),
     queue: [
       .init(
-        name: hostileName, id: hostileName, isReady: false, reasons: [hostileName, hostileName],
+        name: hostileName, id: hostileName, state: .arriving, reasons: [hostileName, hostileName],
         arrivedAt: .nan),
-      .init(name: "from the future", isReady: true, arrivedAt: madeAt + 1e6),
+      .init(name: "from the future", state: .queued, arrivedAt: madeAt + 1e6),
     ],
     finished: [
       .init(
@@ -99,9 +99,9 @@ enum SampleSnapshots {
     secondsElapsed: 13_240, secondsRemaining: 15_010, attempt: 1, step: "quantizing the linears")
 
   private static let queue: [StatusSnapshot.Queued] = [
-    .init(name: "Meta-Llama-3.1-70B-Instruct", isReady: true, arrivedAt: madeAt - 4_300),
+    .init(name: "Meta-Llama-3.1-70B-Instruct", state: .queued, arrivedAt: madeAt - 4_300),
     .init(
-      name: "qwen2.5-32b", isReady: false,
+      name: "qwen2.5-32b", state: .arriving,
       reasons: [
         "model-00014-of-00017.safetensors is missing",
         "model-00013-of-00017.safetensors still grows: 3.1 GB of 3.9 GB",

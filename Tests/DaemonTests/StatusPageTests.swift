@@ -15,7 +15,7 @@ struct StatusSnapshotTests {
     #expect(!places.contains(nil))
     #expect(zip(places, places.dropFirst()).allSatisfy { $0.0 ?? text.endIndex < $0.1 ?? text.startIndex })
     #expect(text.hasSuffix("}\n"))
-    for key in ["error_per_layer", "seconds_remaining", "paused_because", "linears_quantized", "is_ready"] {
+    for key in ["error_per_layer", "seconds_remaining", "paused_because", "linears_quantized", "state_text"] {
       #expect(text.contains("\"\(key)\""), "\(key)")
     }
   }
@@ -145,8 +145,8 @@ struct MetricsTests {
     #expect(values["quantease_jobs_failed_total"] == 2)
     #expect(values["quantease_linears_quantized_total"] == 11_204)
     #expect(values["quantease_worker_restarts_total"] == 1)
-    #expect(values[#"quantease_queue_length{state="ready"}"#] == 1)
-    #expect(values[#"quantease_queue_length{state="waiting"}"#] == 1)
+    #expect(values[#"quantease_queue_length{state="queued"}"#] == 1)
+    #expect(values[#"quantease_queue_length{state="arriving"}"#] == 1)
     #expect(values["quantease_job_progress_ratio" + job] == 147.0 / 320)
     #expect(values["quantease_job_layer" + job] == 36)
     #expect(values["quantease_job_seconds_remaining" + job] == 15_010)

@@ -135,7 +135,7 @@ import Testing
       if let reason = snapshot.current?.pausedBecause {
         reasons.insert(reason)
         // The cache's directory is still to be made.
-        #expect(snapshot.cacheBytes == 0 && snapshot.cacheFreeBytes > 0)
+        #expect(snapshot.cacheBytes == 0 && snapshot.cacheFreeBytes ?? 0 > 0)
         #expect(snapshot.queue.isEmpty && snapshot.stateText == "\(LedgerFixture.name) waits: \(reason)")
       }
       return !snapshot.finished.isEmpty

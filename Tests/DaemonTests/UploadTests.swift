@@ -75,13 +75,13 @@ import Testing
       }
       switch drop.state {
       case .waiting: continue
-      case .refused(let reason, _): Issue.record("\(drop.name), \(upload.manner): \(reason)")
+      case .refused(let refusal): Issue.record("\(drop.name), \(upload.manner): \(refusal.reason)")
       case .ready(let rule):
         #expect(upload.isComplete, "\(drop.name), \(upload.manner), starts early by \(rule)")
         // The uploader's last step, a marker, may not find its directory any more.
         if upload.manner == .marker, rule != .marker { continue }
         let id = "\(uploads.claimed.count)"
-        try fixture.folder.claim(drop.name, as: id)
+        try fixture.claim(drop.name, as: id)
         uploads.claimed.append((id, upload, rule))
         uploads.active[drop.name] = nil
       }

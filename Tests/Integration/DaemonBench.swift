@@ -13,9 +13,13 @@ final class DaemonBench {
   let configuration: String
   private var process: Process?
   private var starts = 0
+  /// Whom the daemon runs as; as whoever runs the tests, if nil.
+  private let user: UInt32?
 
   /// - Parameter samples: sequences of 128 tokens; a job of a thousand takes a second or two
-  init(samples: Int = 8) throws {
+  ///   - user: whom the daemon runs as, for which the tests have to run as root
+  init(samples: Int = 8, user: UInt32? = nil) throws {
+    self.user = user
     directory = try TemporaryDirectory()
     spool = Spool(root: directory.file("spool"))
     configuration = directory.file("quanteased.yaml")
@@ -53,8 +57,11 @@ final class DaemonBench {
     starts += 1
     let log = try Quantease.handle(of: directory.write("", to: "log-\(starts)"))
     let process = Process()
-    process.executableURL = URL(fileURLWithPath: try Self.binary)
-    process.arguments = ["--config", configuration]
+    let program = try user == nil ? Self.binary : ownBinary
+    process.executableURL = URL(fileURLWithPath: user == nil ? program : "/usr/bin/setpriv")
+    process.arguments =
+      user.map { ["--reuid", "\($0)", "--regid", "\($0)", "--clear-groups", program] } ?? []
+    process.arguments?.append(contentsOf: ["--config", configuration])
     // OpenBLAS may be told by its environment which processor to compute for: other kernels, other last digits than
     // those of the command that a result is compared with.
     process.environment = ProcessInfo.processInfo.environment.filter { $0.key.hasPrefix("OPENBLAS_") }
@@ -65,6 +72,24 @@ final class DaemonBench {
     try process.run()
     self.process = process
     if isAwaited { try wait("ready") { self.log.contains("ready path=") } }
+  }
+
+  /// The program where any user may run it, and everything that the daemon needs to be that user's.
+  private var ownBinary: String {
+    get throws {
+      let copy = directory.file("quanteased")
+      if try !FileSystem.exists(copy) { try FileManager.default.copyItem(atPath: Self.binary, toPath: copy) }
+      try spool.create()
+      for path in [directory.file("state"), directory.file("cache")] {
+        try FileSystem.createDirectories(path)
+      }
+      let places = [
+        spool.root, spool.incoming, spool.working, spool.done, spool.failed, spool.output, spool.partial,
+        spool.requests, directory.file("state"), directory.file("cache"),
+      ]
+      for path in places { unsafe try #require(chown(path, user ?? 0, user ?? 0) == 0) }
+      return copy
+    }
   }
 
   var isRunning: Bool { process?.isRunning ?? false }

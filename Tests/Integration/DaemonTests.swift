@@ -285,4 +285,34 @@ import Testing
     try bench.drop("tiny", fixture: "opt-pre", recipe: "samples: 8")
     try bench.waitForOutput("tiny")
   }
+
+  /// A write in place, as of `dd conv=notrunc`; the same with the times set back; another file under the name.
+  @Test(arguments: ["was written to", "its mode or owner were changed", "is another file now"])
+  func `a source that changes during its job fails it by name, though every length stays`(_ change: String) throws {
+    let bench = try DaemonBench(samples: 600)
+    try bench.start()
+    try bench.drop("changed")
+    try bench.wait("a linear") { bench.linearsLogged >= 1 }
+    let id = try #require(FileSystem.names(in: bench.spool.working).first)
+    let path = "\(bench.spool.working)/\(id)/model.safetensors"
+    if change == "is another file now" {
+      let bytes = try FileSystem.contents(of: path, limit: 1 << 20)
+      try AtomicFile.write(bytes, to: path)
+    } else {
+      var times = stat()
+      unsafe try #require(stat(path, &times) == 0)
+      let file = try #require(FileHandle(forUpdatingAtPath: path))
+      try file.seek(toOffset: 100_000)
+      try file.write(contentsOf: Data(repeating: 0x3C, count: 64))
+      try file.close()
+      if change != "was written to" {
+        unsafe try #require(utimensat(AT_FDCWD, path, [times.st_atim, times.st_mtim], 0) == 0)
+      }
+    }
+    try bench.waitForFailure("changed")
+    let message = try bench.message(of: "changed")
+    #expect(message.contains("\(id)/model.safetensors changed while it was read: it ") && message.contains(change))
+    #expect(try FileSystem.names(in: bench.spool.output) == [".partial"])
+    try bench.stop()
+  }
 }

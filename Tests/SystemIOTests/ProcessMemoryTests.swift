@@ -55,6 +55,37 @@ import Testing
     #expect(available == 2 * (8 - 1) << 30)
   }
 
+  @Test func `the limit of a control group counts, its own or one above it, less what is used and no cache`()
+    throws
+  {
+    let directory = try TemporaryDirectory()
+    let meminfo = try directory.write("MemAvailable:  1000000 kB\n", to: "meminfo")
+    let membership = try directory.write("0::/system.slice/quanteased.service\n", to: "cgroup")
+    let service = "groups/system.slice/quanteased.service"
+    try FileSystem.createDirectories(directory.file(service))
+    func available() throws -> Int {
+      try ProcessMemory.availableBytes(
+        meminfo: meminfo, controlGroup: membership, controlGroups: directory.file("groups"))
+    }
+    func write(_ text: String, to name: String) throws {
+      try AtomicFile.write(text, to: directory.file(name))
+    }
+    #expect(try available() == 1_024_000_000)
+    for group in [service, "groups/system.slice"] {
+      try write("max\n", to: "\(group)/memory.max")
+      try write("max\n", to: "\(group)/memory.high")
+      try write("300000000\n", to: "\(group)/memory.current")
+      try write("anon 100\nactive_file 50000000\ninactive_file 100000000\n", to: "\(group)/memory.stat")
+    }
+    #expect(try available() == 1_024_000_000)
+    try write("500000000\n", to: "\(service)/memory.max")
+    #expect(try available() == 350_000_000)
+    try write("400000000\n", to: "groups/system.slice/memory.high")
+    #expect(try available() == 250_000_000)
+    try write("100000000\n", to: "\(service)/memory.max")
+    #expect(try available() == 0)
+  }
+
   @Test func `with neither, what nothing uses is a lower bound`() throws {
     let directory = try TemporaryDirectory()
     let free = try ProcessMemory.availableBytes(meminfo: directory.file("absent"), nodes: directory.path)

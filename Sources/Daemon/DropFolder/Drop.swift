@@ -18,7 +18,13 @@ public struct Drop: Sendable, Equatable {
     /// scan to scan while nothing happens.
     case waiting(reasons: [String])
     /// It will never start like this; a person has to change something, and the next scan looks again.
-    case refused(reason: String, mend: String)
+    case refused(Refusal)
+  }
+
+  /// Why a drop is not taken, and what a person can do about it.
+  public struct Refusal: Sendable, Equatable, Codable {
+    public let reason: String
+    public let mend: String
   }
 
   /// The directory's name in `incoming/`.
@@ -26,6 +32,12 @@ public struct Drop: Sendable, Equatable {
   public let state: State
   /// Grows from drop to drop in the order in which they were first seen.
   public let arrival: Int
+
+  /// The same with what a daemon that has looked for longer knows of it.
+  public func knowing(_ refusal: Refusal?) -> Drop {
+    guard case .waiting = state, let refusal else { return self }
+    return Drop(name: name, state: .refused(refusal), arrival: arrival)
+  }
 }
 
 /// Why a drop is refused.
@@ -38,8 +50,9 @@ enum DropRefusal: Error, Equatable {
   case tooManyFiles(limit: Int)
   case tooDeep(String, limit: Int)
   case markedButIncomplete([String])
+  case unreadable(path: String, drop: String, mend: String)
 
-  var state: Drop.State { .refused(reason: reason, mend: mend) }
+  var state: Drop.State { .refused(Drop.Refusal(reason: reason, mend: mend)) }
 
   var reason: String {
     switch self {
@@ -54,6 +67,8 @@ enum DropRefusal: Error, Equatable {
     case .tooDeep(let path, let limit): "\(path) lies more than \(limit) directories deep"
     case .markedButIncomplete(let gaps):
       "it is marked as ready, but incomplete: \(gaps.joined(separator: "; "))"
+    case .unreadable(let path, let drop, _):
+      "the daemon may not read \(path.isEmpty ? drop : path)"
     }
   }
 
@@ -65,6 +80,7 @@ enum DropRefusal: Error, Equatable {
     case .listedOutside: "write it inside the directory, with paths relative to it: sha256sum * > SHA256SUMS"
     case .nameNotUTF8: "rename it"
     case .tooManyFiles, .tooDeep: "drop the checkpoint's files only, all in one directory"
+    case .unreadable(_, _, let mend): mend
     case .markedButIncomplete:
       "add what is missing, or remove \(Readiness.markerName) until the upload is complete"
     }

@@ -6,6 +6,9 @@ struct DropContents: Equatable, Sendable {
     /// Relative to the drop.
     let path: String
     let stamp: FileStamp
+
+    /// Whether it, or a directory on the way to it, is hidden.
+    var isHidden: Bool { path.split(separator: "/").contains { $0.hasPrefix(".") } }
   }
 
   enum Fault: Error, Equatable {
@@ -18,10 +21,18 @@ struct DropContents: Equatable, Sendable {
 
   /// In the order of their paths, those in directories below included.
   private(set) var files: [File] = []
+  /// The first file or directory that this process may not read, hidden ones aside, which nobody reads.
+  private(set) var unreadable: File?
 
   /// Looks at every name and opens no file.
   init(directory: String) throws(Fault) {
-    try add(directory, prefix: "", depth: 0)
+    if FileSystem.isReadable(directory, isDirectory: true) {
+      try add(directory, prefix: "", depth: 0)
+    } else {
+      do { unreadable = File(path: "", stamp: try FileSystem.stamp(of: directory).stamp) } catch {
+        throw .unreadable(error)
+      }
+    }
   }
 
   private mutating func add(_ directory: String, prefix: String, depth: Int) throws(Fault) {
@@ -40,8 +51,14 @@ struct DropContents: Equatable, Sendable {
         if error.errno == .noSuchFileOrDirectory { continue }
         throw .unreadable(error)
       }
+      let file = File(path: prefix + name, stamp: found.stamp)
+      let isDirectory = found.kind == .directory
+      if isDirectory || found.kind == .regular, !FileSystem.isReadable(path, isDirectory: isDirectory) {
+        if !file.isHidden { unreadable = unreadable ?? file }
+        if isDirectory { continue }
+      }
       switch found.kind {
-      case .regular: files.append(File(path: prefix + name, stamp: found.stamp))
+      case .regular: files.append(file)
       case .directory: try add(path, prefix: "\(prefix)\(name)/", depth: depth + 1)
       case .symbolicLink: throw .refused(.symbolicLink(prefix + name))
       case .other: throw .refused(.notAFile(prefix + name))
@@ -59,6 +76,23 @@ struct DropContents: Equatable, Sendable {
   /// The files whose names say that they are not complete.
   var partialPaths: [String] {
     files.map(\.path).filter { path in Self.partialSuffixes.contains { path.hasSuffix($0) } }
+  }
+
+  /// Another one as soon as any file is another, or written to.
+  var digest: String {
+    let lines = files.map { file in
+      let stamp = file.stamp
+      return
+        "\(file.path)\n\(stamp.inode) \(stamp.byteCount) \(stamp.modifiedNanoseconds) \(stamp.changedNanoseconds)\n"
+    }
+    var digest = SHA256Digest()
+    digest.update(lines.joined())
+    return digest.finish()
+  }
+
+  /// What a job reads of it, to be looked at again while it does.
+  var source: SourceFiles {
+    SourceFiles(stamps: stamps.filter { path, _ in !path.hasPrefix(".") && !path.contains("/") })
   }
 
   /// Every file by its path.

@@ -18,6 +18,13 @@ public enum ClaimError: Error, Equatable, Sendable, CustomStringConvertible {
 /// ``scan(now:)`` decides, by looking at everything; the watch only says when a look is worth while. All
 /// waiting is measured with the clock that the caller passes in. To be used from one thread.
 public final class DropFolder {
+  /// A drop that is a job's, and stays where it was dropped because it cannot be moved.
+  public struct Claim: Sendable, Equatable {
+    let inode: UInt64
+    /// ``DropContents/digest`` that it has to have; nil if whatever stands there is the job's.
+    let contents: String?
+  }
+
   public let spool: Spool
   /// For how long nothing may change in a drop that shows its completeness by nothing else.
   public var settleTime: Duration
@@ -112,13 +119,18 @@ public final class DropFolder {
 
   // MARK: Scan
 
-  /// Looks at every name in the folder.
-  /// - Parameter now: The present of a clock that never jumps.
+  /// Looks at every name in the folder, but for hidden ones and those that the sources of jobs have there.
+  /// - Parameters:
+  ///   - now: The present of a clock that never jumps.
+  ///   - claims: What stands there under its own name and is a job's, by that name.
   /// - Returns: What is there, in the order of arrival.
-  public func scan(now: ContinuousClock.Instant) -> [Drop] {
+  public func scan(now: ContinuousClock.Instant, claims: [String: [Claim]] = [:]) -> [Drop] {
     let names: [String]
     do {
-      names = try FileSystem.names(in: spool.incoming).filter { !$0.hasPrefix(".") }
+      names = try FileSystem.names(in: spool.incoming).filter { name in
+        !name.hasPrefix(".") && Spool.job(keptUnder: name) == nil
+          && !(claims[name] ?? []).contains { isTaken(name, by: $0) }
+      }
       fault = nil
     } catch {
       fault = error
@@ -134,6 +146,13 @@ public final class DropFolder {
     renamedIn = [:]
     return records.map { Drop(name: $0.key, state: $0.value.state, arrival: $0.value.arrival) }
       .sorted { $0.arrival < $1.arrival }
+  }
+
+  private func isTaken(_ name: String, by claim: Claim) -> Bool {
+    let path = FileSystem.join(spool.incoming, name)
+    guard (try? FileSystem.stamp(of: path).stamp.inode) == claim.inode else { return false }
+    guard let contents = claim.contents else { return true }
+    return (try? DropContents(directory: path))?.digest == contents
   }
 
   private func look(at name: String, _ circumstances: Readiness.Circumstances) {
@@ -199,17 +218,16 @@ public final class DropFolder {
 
   // MARK: Claim
 
-  /// Takes a drop that the last scan found ready: moves it to `working/<id>`, durably, and forgets it.
-  /// - Throws: ``ClaimError``, or ``FileError`` if the move fails. If both directories cannot be brought to
-  ///   the disk after the move, the drop is in `working/<id>` nevertheless.
-  public func claim(_ name: String, as id: String) throws {
-    precondition(CheckpointParts.isPlainName(id), "an id is one name")
+  /// Takes a drop that the last scan found ready, and forgets it.
+  /// - Parameter take: makes it a job's: gets the directory's inode, and its files as they were found ready
+  /// - Throws: ``ClaimError``, or what `take` throws; the drop is then as it was.
+  func claim(_ name: String, _ take: (UInt64, DropContents) throws -> Void) throws {
     guard let record = records[name], case .ready = record.state else { throw ClaimError.notReady(name) }
     let path = FileSystem.join(spool.incoming, name)
     guard try FileSystem.stamp(of: path).stamp.inode == record.inode,
-      (try? DropContents(directory: path)) == record.readiness.contents
+      let contents = record.readiness.contents, (try? DropContents(directory: path)) == contents
     else { throw ClaimError.changed(name) }
-    try FileSystem.move(path, to: FileSystem.join(spool.working, id))
+    try take(record.inode, contents)
     forget(name)
   }
 }

@@ -32,6 +32,8 @@ struct Readiness {
   private var memo = CheckpointParts.Memo()
   private var manifests = StampedMemo<Manifest.Reading>()
   private var verifyAgainAt: ContinuousClock.Instant?
+  /// Whether it was refused because it may not be read; holds until it may.
+  private var isClosed = false
 
   init(name: String, directory: String) {
     self.name = name
@@ -73,6 +75,16 @@ struct Readiness {
   private mutating func decide(_ contents: DropContents, _ circumstances: Circumstances) throws -> Drop.State
   {
     let stamps = contents.stamps
+    if let file = contents.unreadable {
+      // Uploads close their files to others until they are complete; then they should not be any more.
+      isClosed = isClosed || cameByRename || stamps[Self.markerName] != nil || hasSettled(circumstances)
+      pace = .settling
+      guard isClosed else {
+        return .waiting(reasons: ["\(file.path.isEmpty ? name : file.path) may not be read yet"])
+      }
+      throw DropRefusal.unreadable(path: file.path, drop: name, mend: Self.mend(unreadable: directory))
+    }
+    isClosed = false
     let parts = try CheckpointParts(stamps, in: directory, memo: &memo, now: circumstances.now)
     if stamps[Self.markerName] != nil {
       // Whoever set the marker is not looking any more, so waiting for the rest would strand the drop
@@ -96,11 +108,24 @@ struct Readiness {
     return settled(contents, circumstances)
   }
 
-  private mutating func settled(_ contents: DropContents, _ circumstances: Circumstances) -> Drop.State {
+  private func hasSettled(_ circumstances: Circumstances) -> Bool {
     let age = unchangedSince.map { circumstances.now - $0 } ?? .zero
-    let isSettled = unchangedScans >= circumstances.scansToSettle && age >= circumstances.settleTime
+    return unchangedScans >= circumstances.scansToSettle && age >= circumstances.settleTime
+  }
+
+  /// The commands that open a directory to this process, for its owner or root.
+  private static func mend(unreadable directory: String) -> String {
+    let place = "'\(directory.replacing("'", with: "'\\''"))'"
+    let open = "chmod -R g+rX \(place)"
+    guard let group = UserDatabase.ownGroupName else {
+      return "\(open), and give it to a group of user id \(UserDatabase.userIdentifier)"
+    }
+    return "chgrp -R \(group) \(place) && \(open); or remove it and use 'quantease submit', which copies"
+  }
+
+  private mutating func settled(_ contents: DropContents, _ circumstances: Circumstances) -> Drop.State {
     pace = .settling
-    if isSettled || cameByRename {
+    if hasSettled(circumstances) || cameByRename {
       let written = contents.files.first {
         circumstances.hasNoWriter(FileSystem.join(directory, $0.path)) == false
       }

@@ -22,7 +22,17 @@ public final class JobLedger {
     self.state = state
     self.cacheDirectory = cacheDirectory
     counters = try state.counters()
+    refusals = try state.refusals()
     for job in try state.jobs() { records[job.id] = job }
+  }
+
+  /// What is refused of the drop folder, by name; commands read it, too.
+  private(set) var refusals: [String: Drop.Refusal]
+
+  func note(_ refusals: [String: Drop.Refusal]) throws {
+    guard refusals != self.refusals else { return }
+    try state.save(refusals)
+    self.refusals = refusals
   }
 
   /// In the order of arrival.
@@ -33,7 +43,34 @@ public final class JobLedger {
   public func job(_ id: String) -> JobRecord? { records[id] }
 
   func files(of id: String) -> JobFiles { JobFiles(FileSystem.join(spool.partial, id)) }
-  func source(of id: String) -> String { FileSystem.join(spool.working, id) }
+
+  /// The directory of the job's checkpoint.
+  /// - Throws: ``FileError``, ENOENT if it is nowhere
+  func source(of id: String) throws -> String {
+    guard let job = records[id] else { preconditionFailure("\(id) is no job") }
+    if let source = try spool.source(of: job) { return source }
+    throw FileError(path: spool.place(id, .working), operation: .inspect, errno: .noSuchFileOrDirectory)
+  }
+
+  /// The files of the job's checkpoint as they were when it was claimed.
+  func sourceFiles(of id: String) throws -> SourceFiles {
+    let path = files(of: id).source
+    if try FileSystem.exists(path) {
+      let bytes = try FileSystem.contents(of: path, limit: 1 << 26, symlinks: .refuse)
+      if let known = try? JSONDecoder().decode(SourceFiles.self, from: Data(bytes)) { return known }
+    }
+    // A job of an earlier version, or one that is tried again: from now on, then.
+    let found = try SourceFiles(of: source(of: id), symlinks: .refuse)
+    try note(found, of: id)
+    return found
+  }
+
+  private func note(_ source: SourceFiles, of id: String) throws {
+    let files = files(of: id)
+    try FileSystem.createDirectories(files.directory)
+    try AtomicFile.removeLeftovers(of: files.source)
+    try AtomicFile.write(Array(try JSONEncoder().encode(source)), to: files.source)
+  }
 
   /// Changes a job's row; in memory only when it is on the disk.
   @discardableResult
@@ -51,11 +88,47 @@ public final class JobLedger {
     return job
   }
 
-  /// Enters a job whose source has been moved to `working/<id>`.
+  /// Makes a drop a job's, which it is as soon as the row is on the disk, and then moves it out of the way.
+  /// - Parameters:
+  ///   - inode: of the directory `incoming/<name>`
+  ///   - contents: what it holds
+  func claim(_ id: String, name: String, inode: UInt64, contents: DropContents, arrivedAt: Double) throws {
+    precondition(CheckpointParts.isPlainName(id), "an id is one name")
+    try note(contents.source, of: id)
+    try enter(JobRecord(id: id, name: name, inode: inode, contents: contents.digest, arrivedAt: arrivedAt))
+    _ = try move(id, to: .working)
+  }
+
+  /// Enters a job whose source stands where those of claimed jobs do.
   func enter(_ id: String, name: String, arrivedAt: Double) throws {
-    let job = JobRecord(id: id, name: name, arrivedAt: arrivedAt)
+    let place = try spool.places(id, .working).first { try FileSystem.exists($0) }
+    let inode = try place.map { try FileSystem.stamp(of: $0).stamp.inode }
+    try enter(JobRecord(id: id, name: name, inode: inode, arrivedAt: arrivedAt))
+  }
+
+  /// Moves a source, unless the kernel does not let this process make such a move, while another one may do.
+  private func isMoved(_ source: String, to place: String) throws -> Bool {
+    do { try FileSystem.move(source, to: place) } catch {
+      guard error.isRefusedMove else { throw error }
+      return false
+    }
+    return true
+  }
+
+  private func enter(_ job: JobRecord) throws {
     try state.save(job)
-    records[id] = job
+    records[job.id] = job
+  }
+
+  /// Moves a job's source to the first place of its standing that the kernel allows.
+  /// - Returns: where it is afterwards; nil if it is nowhere
+  private func move(_ id: String, to standing: SourceStanding) throws -> String? {
+    guard let job = records[id], let source = try spool.source(of: job) else { return nil }
+    for place in spool.places(id, standing) {
+      if place == source { return source }
+      if try isMoved(source, to: place) { return place }
+    }
+    return source
   }
 
   // MARK: Moves
@@ -105,9 +178,6 @@ public final class JobLedger {
     try update(id, counting: { $0.failed += 1 }) { job in
       job.phase = .failed
       job.failure = failure
-      // Where the files will be when somebody reads it.
-      job.failure?.message = failure.message.replacing(
-        source(of: id), with: FileSystem.join(spool.failed, id))
       job.finishedAt = now
       job.rest()
     }
@@ -127,18 +197,17 @@ public final class JobLedger {
 
   /// Queues a failed or cancelled job again.
   func retry(_ id: String) throws {
-    let failed = FileSystem.join(spool.failed, id)
     // Settings may have changed, on purpose. If they have not, the journal still is the job's. All this comes before
     // the row: a crash in between leaves a job that can be tried again, and nothing old in one that is.
     let files = files(of: id)
-    for file in [files.order, files.tokens, files.identity, files.checkpoint] {
+    for file in [files.order, files.source, files.tokens, files.identity, files.checkpoint] {
       try FileSystem.removeTree(file)
     }
     // Left in the source, the reason would count as one of the model's files.
-    if try FileSystem.exists(failed) {
-      try FileSystem.removeTree(FileSystem.join(failed, Self.reasonName))
-      try FileSystem.move(failed, to: source(of: id))
-    }
+    let failed = spool.place(id, .failed)
+    try FileSystem.removeTree(FileSystem.join(failed, Self.reasonName))
+    if try source(of: id) != failed, try FileSystem.exists(failed) { try FileSystem.removeTree(failed) }
+    _ = try move(id, to: .working)
     try update(id) { job in
       job.phase = .queued
       job.attempts = 0
@@ -158,6 +227,8 @@ public final class JobLedger {
     let message: String
     let code: Int32
     let failedAt: Double
+    /// Where the checkpoint is.
+    let source: String
   }
 
   /// Removes what a job that is over has left, and puts its source where it belongs.
@@ -166,25 +237,34 @@ public final class JobLedger {
     try JobWorker.removeCaches(of: id, in: cacheDirectory)
     // What a worker that broke down has done is worth keeping for `retry`.
     if job.failure?.kind != .broken { try FileSystem.removeTree(files(of: id).directory) }
-    let source = source(of: id)
-    guard try FileSystem.exists(source) else { return }
     if job.phase == .published {
-      try FileSystem.move(source, to: FileSystem.join(spool.done, id))
-      return
+      _ = try move(id, to: .done)
+    } else {
+      try putAside(job)
+    }
+  }
+
+  /// Puts the source of a failed or cancelled job where it can be looked into, with the reason.
+  private func putAside(_ job: JobRecord) throws {
+    guard let before = try spool.source(of: job), let source = try move(job.id, to: .failed) else { return }
+    let message = (job.failure?.message ?? "").replacing(before, with: source)
+    if message != job.failure?.message {
+      // Where the files are when somebody reads it.
+      try update(job.id) { $0.failure?.message = message }
     }
     let encoder = JSONEncoder()
     encoder.keyEncodingStrategy = .convertToSnakeCase
     encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
     let reason = Reason(
-      id: id, name: job.name, outcome: job.phase.rawValue, message: job.failure?.message ?? "",
-      code: job.failure?.code ?? 0, failedAt: job.finishedAt ?? now)
-    // Somebody may have put a file there, and not a directory: it is moved all the same.
-    if try FileSystem.kind(of: source, symlinks: .refuse) == .directory {
-      let path = FileSystem.join(source, Self.reasonName)
-      try AtomicFile.removeLeftovers(of: path)
-      try AtomicFile.write(Array(try encoder.encode(reason)) + [UInt8(ascii: "\n")], to: path)
-    }
-    try FileSystem.move(source, to: FileSystem.join(spool.failed, id))
+      id: job.id, name: job.name, outcome: job.phase.rawValue, message: message, code: job.failure?.code ?? 0,
+      failedAt: job.finishedAt ?? now, source: source)
+    let directory = spool.place(job.id, .failed)
+    // Somebody may have put a file there, and not a directory.
+    if try FileSystem.kind(of: directory, symlinks: .refuse) ?? .directory != .directory { return }
+    try FileSystem.createDirectories(directory)
+    let path = FileSystem.join(directory, Self.reasonName)
+    try AtomicFile.removeLeftovers(of: path)
+    try AtomicFile.write(Array(try encoder.encode(reason)) + [UInt8(ascii: "\n")], to: path)
   }
 
   private func freeOutput(for name: String) throws(FileError) -> String {
@@ -206,21 +286,26 @@ public final class JobLedger {
   /// - Returns: what was done, a line each
   public func recover(sparing working: String? = nil) throws -> [String] {
     var news: [String] = []
-    for id in try FileSystem.names(in: spool.working) where records[id] == nil {
+    let kept = try FileSystem.names(in: spool.incoming).compactMap { Spool.job(keptUnder: $0, .working) }
+    for id in try FileSystem.names(in: spool.working) + kept where records[id] == nil {
       let arrivedAt = now
       try enter(id, name: JobName.name(of: id), arrivedAt: arrivedAt)
       news.append("\(id): claimed, and not yet entered")
     }
     for job in jobs where job.id != working {
-      let hasSource = try FileSystem.exists(source(of: job.id))
+      let hasSource = try spool.source(of: job) != nil
       switch job.phase {
       case .queued, .running:
         if !hasSource {
           try fail(
             job.id,
-            JobFailure(.job, "\(source(of: job.id)) is gone: drop the checkpoint again", code: 66))
+            JobFailure(
+              .job, "\(spool.place(job.id, .working)) is gone: drop the checkpoint again", code: 66))
           news.append("\(job.id): its source is gone")
-        } else if job.phase == .running {
+          continue
+        }
+        _ = try move(job.id, to: .working)
+        if job.phase == .running {
           try update(job.id) { $0.phase = .queued }
           news.append("\(job.id): goes on after \(job.linears.count) linears")
         }
@@ -234,9 +319,9 @@ public final class JobLedger {
           news.append("\(job.id): its result is gone, and made again")
         }
       case .published, .failed, .cancelled:
-        if hasSource {
+        if try spool.places(job.id, .working).contains(where: { try FileSystem.exists($0) }) {
           try clear(job.id)
-          news.append("\(job.id): its source was still in working/")
+          news.append("\(job.id): its source was still where it was worked on")
         }
       }
     }
@@ -256,11 +341,23 @@ public final class JobLedger {
   private var now: Double { Date().timeIntervalSince1970 }
 }
 
+extension FileError {
+  fileprivate var isRefusedMove: Bool {
+    switch errno {
+    // A directory of another owner; a read-only file system; a mount point; another file system.
+    case .permissionDenied, .notPermitted, .readOnlyFileSystem, .resourceBusy, .improperLink:
+      operation == .rename
+    default: false
+    }
+  }
+}
+
 extension JobRecord {
   /// Leaves away what is of interest only while there is work: the database keeps a row of every job there ever was.
   fileprivate mutating func rest() {
     pausedBecause = nil
     secondsRemaining = nil
+    workedSince = nil
     linears = []
   }
 }

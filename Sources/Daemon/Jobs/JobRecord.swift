@@ -19,14 +19,20 @@ public struct JobRecord: Codable, Sendable, Equatable {
   /// The name that the checkpoint was dropped with.
   public let name: String
   public var phase = Phase.queued
+  /// The directory's inode, by which it is told from another one under its name; nil in rows of earlier versions.
+  public let inode: UInt64?
+  /// ``DropContents/digest`` when it was claimed.
+  public var contents: String?
   /// Seconds since 1970, as all times here.
   public let arrivedAt: Double
   public var startedAt: Double?
   public var finishedAt: Double?
   /// Workers that were started since the last one that got further by a linear.
   public var attempts = 0
-  /// Seconds that workers have been at it.
+  /// Seconds that workers have been at it, up to ``workedSince``.
   public var secondsWorked = 0.0
+  /// While a worker is at it: since when its time is not yet in ``secondsWorked``.
+  public var workedSince: Double?
   public var digest: String?
   /// The path of the result, known when it is about to be published.
   public var output: String?
@@ -38,9 +44,11 @@ public struct JobRecord: Codable, Sendable, Equatable {
   public var summary: WorkerEvent.Summary?
   public var failure: JobFailure?
 
-  public init(id: String, name: String, arrivedAt: Double) {
+  public init(id: String, name: String, inode: UInt64? = nil, contents: String? = nil, arrivedAt: Double) {
     self.id = id
     self.name = name
+    self.inode = inode
+    self.contents = contents
     self.arrivedAt = arrivedAt
   }
 

@@ -155,11 +155,25 @@ import SystemIO
       ?? StatusSnapshot.Counters()
   }
 
+  /// What is refused of the drop folder, as the daemon last saw it: that takes time, which a command has not.
+  public func refusals() throws -> [String: Drop.Refusal] {
+    let row = try rows(withPrefix: Self.refusalsKey).first
+    return row.flatMap { try? JSONDecoder().decode([String: Drop.Refusal].self, from: $0) } ?? [:]
+  }
+
+  func save(_ refusals: [String: Drop.Refusal]) throws {
+    try put([(Self.refusalsKey, Array(try JSONEncoder().encode(refusals)))])
+  }
+
   /// Writes a job's row, and the counters if they change with it, and returns when they are on the disk.
   public func save(_ job: JobRecord, counters: StatusSnapshot.Counters? = nil) throws {
     let encoder = JSONEncoder()
     var rows = [("job/\(job.id)", Array(try encoder.encode(job)))]
     if let counters { rows.append((Self.countersKey, Array(try encoder.encode(counters)))) }
+    try put(rows)
+  }
+
+  private func put(_ rows: [(key: String, value: [UInt8])]) throws {
     try unsafe withEnvironment { environment in
       let transaction = try unsafe StateTransaction(environment, isReadOnly: false, path: path)
       for (key, row) in rows { try transaction.put(row, for: Array(key.utf8), in: database) }
@@ -175,6 +189,7 @@ import SystemIO
   }
 
   private static let countersKey = "counters"
+  private static let refusalsKey = "refusals"
 
   fileprivate static func check(_ code: Int32, _ path: String) throws(StateError) {
     if code != MDB_SUCCESS { throw StateError(code: code, path: path) }

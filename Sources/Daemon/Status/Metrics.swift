@@ -30,15 +30,13 @@ public struct Metrics: Sendable {
   }
 
   private var queue: [Metric] {
-    let ready = snapshot.queue.count { $0.isReady }
     return [
       Metric(
         "quantease_queue_length", .gauge,
-        "Checkpoints in the drop folder: ready to be worked on, or waiting for something.",
-        [
-          Series(Double(ready), [("state", "ready")]),
-          Series(Double(snapshot.queue.count - ready), [("state", "waiting")]),
-        ])
+        "Checkpoints that are still to come: queued, arriving, refused (somebody has to see to it), paused.",
+        StatusSnapshot.QueueState.allCases.map { state in
+          Series(Double(snapshot.queue.count { $0.state == state }), [("state", state.rawValue)])
+        })
     ]
   }
 
@@ -96,14 +94,17 @@ public struct Metrics: Sendable {
         [Series(Double(counters.workerRestarts))]),
       Metric(
         "quantease_cache_bytes", .gauge, "Size of the activation cache on its disk.",
-        [Series(Double(snapshot.cacheBytes))]),
+        series(snapshot.cacheBytes)),
       Metric(
         "quantease_free_bytes", .gauge, "Bytes that may still be written to a file system.",
-        [
-          Series(Double(snapshot.cacheFreeBytes), [("where", "cache")]),
-          Series(Double(snapshot.spoolFreeBytes), [("where", "spool")]),
-        ]),
+        series(snapshot.cacheFreeBytes, [("where", "cache")])
+          + series(snapshot.spoolFreeBytes, [("where", "spool")])),
     ]
+  }
+
+  /// Nothing where the figure is not known.
+  private func series(_ bytes: Int?, _ labels: [(String, String)] = []) -> [Series] {
+    bytes.map { [Series(Double($0), labels)] } ?? []
   }
 }
 

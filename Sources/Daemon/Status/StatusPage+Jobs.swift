@@ -19,7 +19,7 @@ extension StatusPage {
       return """
         <li class="job">
         <p class="top"><strong>\(name(job.name))</strong>\
-        <span class="tag \(job.isReady ? "ready" : "waiting")">\(job.isReady ? "ready" : "waiting")</span></p>
+        <span class="tag \(job.state.rawValue)">\(job.state.rawValue)</span></p>
         <p class="facts">arrived \(age(job.arrivedAt))</p>
         \(reasons.isEmpty ? "" : "<ul class=\"reasons\">\(reasons)</ul>")
         </li>

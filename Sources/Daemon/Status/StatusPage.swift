@@ -68,8 +68,8 @@ public struct StatusPage: Sendable {
       card(
         "Published", grouped(snapshot.counters.published),
         snapshot.counters.failed == 0 ? "none failed" : "\(grouped(snapshot.counters.failed)) failed"),
-      card("Free for output", byteSize(snapshot.spoolFreeBytes), "on the spool's disk"),
-      card("Activation cache", byteSize(snapshot.cacheBytes), "\(byteSize(snapshot.cacheFreeBytes)) free"),
+      card("Free for output", size(snapshot.spoolFreeBytes), "on the spool's disk"),
+      card("Activation cache", size(snapshot.cacheBytes), "\(size(snapshot.cacheFreeBytes)) free"),
     ]
     return """
       <header>
@@ -95,11 +95,13 @@ public struct StatusPage: Sendable {
 
   private var queueNote: String {
     if snapshot.queue.isEmpty { return "nothing waits" }
-    let ready = snapshot.queue.count { $0.isReady }
-    let waiting = snapshot.queue.count - ready
-    return [ready > 0 ? "\(grouped(ready)) ready" : "", waiting > 0 ? "\(grouped(waiting)) waiting" : ""]
-      .filter { !$0.isEmpty }.joined(separator: ", ")
+    return StatusSnapshot.QueueState.allCases.compactMap { state in
+      let count = snapshot.queue.count { $0.state == state }
+      return count > 0 ? "\(grouped(count)) \(state.rawValue)" : nil
+    }.joined(separator: ", ")
   }
+
+  private func size(_ bytes: Int?) -> String { bytes.map { byteSize($0) } ?? "unknown" }
 
   private func card(_ title: String, _ value: String, _ note: String) -> String {
     """

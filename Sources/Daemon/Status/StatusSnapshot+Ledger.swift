@@ -24,21 +24,24 @@ extension StatusSnapshot {
     let shown =
       jobs.first { $0.phase == .running || $0.phase == .publishing }
       ?? jobs.first { $0.phase == .queued && $0.pausedBecause != nil }
-    current = shown.map { Current($0, workingFor: workingFor) }
+    current = shown.map { Current($0, workingFor: workingFor, isRunning: service == .running, now: madeAt) }
     queue = jobs.filter { $0.phase == .queued && $0.id != shown?.id }.map { job in
       Queued(
-        name: job.name, id: job.id, isReady: job.pausedBecause == nil,
+        name: job.name, id: job.id, state: job.pausedBecause == nil ? .queued : .paused,
         reasons: job.pausedBecause.map { [$0] } ?? [],
         arrivedAt: job.arrivedAt)
     }
     queue += drops.map { Queued($0, arrivedAt: firstSeen[$0.name] ?? madeAt) }
     let over = jobs.filter(\.phase.isOver).sorted { ($0.finishedAt ?? 0) > ($1.finishedAt ?? 0) }
-    finished = over.prefix(Self.finishedLimit).map(Finished.init)
+    finished = over.prefix(Self.finishedLimit).map { Finished($0, in: spool) }
     stateText = text(spool)
   }
 
   private func text(_ spool: Spool) -> String {
-    let waiting = queue.isEmpty ? [] : ["\(queue.count) queued"]
+    let waiting = QueueState.allCases.compactMap { state in
+      let count = queue.count { $0.state == state }
+      return count > 0 ? "\(count) \(state.rawValue)" : nil
+    }
     guard let current else {
       return (["idle, waiting for a checkpoint in \(spool.incoming)"] + waiting).joined(separator: " · ")
     }
@@ -64,18 +67,28 @@ extension StatusSnapshot {
     return minutes < 90 ? "\(minutes) min" : "\(minutes / 60) h \(minutes % 60) min"
   }
 
-  private static func freeBytes(_ path: String) -> Int {
+  private static func freeBytes(_ path: String) -> Int? {
     // A directory that is still to be made will lie where its parent does.
     var path = path
     while (try? FileSystem.exists(path)) == false { path = FileSystem.parent(of: path) }
-    return (try? FileSystem.freeBytes(path)) ?? 0
+    return try? FileSystem.freeBytes(path)
   }
 
-  private static func size(of path: String) -> Int { (try? FileSystem.treeSize(path)) ?? 0 }
+  private static func size(of path: String) -> Int? {
+    do {
+      return try FileSystem.exists(path) ? try FileSystem.treeSize(path) : 0
+    } catch { return nil }
+  }
 }
 
 extension StatusSnapshot.Current {
-  init(_ job: JobRecord, workingFor: Duration?) {
+  /// - Parameters:
+  ///   - workingFor: how long the present worker has been at it since ``JobRecord/workedSince``, if the daemon says so
+  ///   - isRunning: whether there is a daemon whose worker it may be
+  ///   - now: in seconds since 1970
+  init(_ job: JobRecord, workingFor: Duration?, isRunning: Bool, now: Double) {
+    // Others than the daemon have no clock but the wall's.
+    let sinceThen = isRunning ? job.workedSince.map { max(0, now - $0) } ?? 0 : 0
     let last = job.linears.last
     // The name within the layer: the part behind the layer's number.
     let linear = last.map { last in
@@ -87,25 +100,26 @@ extension StatusSnapshot.Current {
       id: job.id, name: job.name, architecture: job.plan?.architecture, layer: last?.layer,
       layerCount: job.plan?.layerCount, linear: linear, linearsDone: job.linears.count,
       linearCount: job.plan?.linearCount ?? 0, errorPerLayer: job.errorPerLayer,
-      secondsElapsed: job.secondsWorked + (workingFor?.seconds ?? 0), secondsRemaining: job.secondsRemaining,
+      secondsElapsed: job.secondsWorked + (workingFor?.seconds ?? sinceThen),
+      secondsRemaining: job.secondsRemaining,
       attempt: max(1, job.attempts), step: job.step, pausedBecause: job.pausedBecause)
   }
 }
 
 extension StatusSnapshot.Queued {
   init(_ drop: Drop, arrivedAt: Double) {
-    let reasons =
+    let (state, reasons): (StatusSnapshot.QueueState, [String]) =
       switch drop.state {
-      case .ready: [String]()
-      case .waiting(let reasons): reasons
-      case .refused(let reason, let mend): ["\(reason); \(mend)"]
+      case .ready: (.queued, [])
+      case .waiting(let reasons): (.arriving, reasons)
+      case .refused(let refusal): (.refused, ["\(refusal.reason); \(refusal.mend)"])
       }
-    self.init(name: drop.name, isReady: reasons.isEmpty, reasons: reasons, arrivedAt: arrivedAt)
+    self.init(name: drop.name, state: state, reasons: reasons, arrivedAt: arrivedAt)
   }
 }
 
 extension StatusSnapshot.Finished {
-  init(_ job: JobRecord) {
+  init(_ job: JobRecord, in spool: Spool) {
     let outcome: StatusSnapshot.Outcome =
       switch job.phase {
       case .published: .published
@@ -114,7 +128,8 @@ extension StatusSnapshot.Finished {
       }
     self.init(
       id: job.id, name: job.name, outcome: outcome, finishedAt: job.finishedAt ?? job.arrivedAt,
-      output: job.output, seconds: job.secondsWorked, meanRelativeError: job.summary?.meanRelativeError,
+      output: job.output, source: try? spool.source(of: job), seconds: job.secondsWorked,
+      meanRelativeError: job.summary?.meanRelativeError,
       bitsPerWeight: job.summary?.bitsPerWeight,
       failure: job.failure.map { StatusSnapshot.Failure(message: $0.message, code: Int($0.code)) })
   }

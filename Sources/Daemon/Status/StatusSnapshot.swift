@@ -15,17 +15,17 @@ public struct StatusSnapshot: Codable, Sendable, Equatable {
   public var queue: [Queued]
   /// Newest first.
   public var finished: [Finished]
-  /// What the activation cache takes on its disk.
-  public var cacheBytes: Int
-  public var cacheFreeBytes: Int
-  public var spoolFreeBytes: Int
+  /// What the activation cache takes on its disk; nil, as with the two below, where whoever asks may not look.
+  public var cacheBytes: Int?
+  public var cacheFreeBytes: Int?
+  public var spoolFreeBytes: Int?
   public var counters: Counters
   /// Seconds since 1970.
   public var madeAt: Double
 
   public init(
     version: String, service: Service, stateText: String, current: Current? = nil, queue: [Queued] = [],
-    finished: [Finished] = [], cacheBytes: Int = 0, cacheFreeBytes: Int = 0, spoolFreeBytes: Int = 0,
+    finished: [Finished] = [], cacheBytes: Int? = nil, cacheFreeBytes: Int? = nil, spoolFreeBytes: Int? = nil,
     counters: Counters = Counters(), madeAt: Double
   ) {
     self.version = version
@@ -96,21 +96,35 @@ extension StatusSnapshot {
     }
   }
 
-  /// A job that is still to come.
+  /// What is between a checkpoint and its turn.
+  public enum QueueState: String, Codable, Sendable, CaseIterable {
+    /// It waits for its turn and nothing else.
+    case queued
+    /// The upload is not complete, or not known to be.
+    case arriving
+    /// It will never be taken like this: somebody has to see to it.
+    case refused
+    /// The machine stands in the way, and it is tried again by itself.
+    case paused
+  }
+
+  /// A job that is still to come, or a drop that is not yet one.
   public struct Queued: Codable, Sendable, Equatable {
     public var name: String
     /// nil until it is claimed.
     public var id: String?
-    public var isReady: Bool
+    public var state: QueueState
     /// Why it waits; empty if it only waits for its turn.
     public var reasons: [String]
     /// Seconds since 1970.
     public var arrivedAt: Double
 
-    public init(name: String, id: String? = nil, isReady: Bool, reasons: [String] = [], arrivedAt: Double) {
+    public init(
+      name: String, id: String? = nil, state: QueueState, reasons: [String] = [], arrivedAt: Double
+    ) {
       self.name = name
       self.id = id
-      self.isReady = isReady
+      self.state = state
       self.reasons = reasons
       self.arrivedAt = arrivedAt
     }
@@ -127,6 +141,8 @@ extension StatusSnapshot {
     public var finishedAt: Double
     /// The path of the quantized checkpoint.
     public var output: String?
+    /// Where the checkpoint is that was dropped; nil if nobody has it any more.
+    public var source: String?
     /// What it took.
     public var seconds: Double?
     public var meanRelativeError: Double?
@@ -135,6 +151,7 @@ extension StatusSnapshot {
 
     public init(
       id: String, name: String, outcome: Outcome, finishedAt: Double, output: String? = nil,
+      source: String? = nil,
       seconds: Double? = nil, meanRelativeError: Double? = nil, bitsPerWeight: Double? = nil,
       failure: Failure? = nil
     ) {
@@ -143,6 +160,7 @@ extension StatusSnapshot {
       self.outcome = outcome
       self.finishedAt = finishedAt
       self.output = output
+      self.source = source
       self.seconds = seconds
       self.meanRelativeError = meanRelativeError
       self.bitsPerWeight = bitsPerWeight

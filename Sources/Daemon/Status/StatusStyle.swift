@@ -19,9 +19,9 @@ let statusStyle = """
     font-weight: 600; letter-spacing: 0; color: var(--soft); background: var(--mute);
   }
   .mood.working, .tag.published { color: var(--good); background: var(--good-soft) }
-  .mood.paused, .tag.waiting { color: var(--warn); background: var(--warn-soft) }
-  .tag.ready { color: var(--accent); background: var(--mute) }
-  .tag.failed { color: var(--bad); background: var(--bad-soft) }
+  .mood.paused, .tag.arriving, .tag.paused { color: var(--warn); background: var(--warn-soft) }
+  .tag.queued { color: var(--accent); background: var(--mute) }
+  .tag.failed, .tag.refused { color: var(--bad); background: var(--bad-soft) }
 
   .notice {
     margin: 4px 0 14px; padding: 10px 14px; border-radius: 8px; background: var(--warn-soft);

@@ -8,6 +8,8 @@ public struct JobOrder: Codable, Sendable, Equatable {
   public var id: String
   /// The directory of the claimed checkpoint.
   public var model: String
+  /// Its files as they were claimed; in an order of an earlier version, nil.
+  public var source: SourceFiles?
   /// Where the job's files are while it is worked on; see ``JobFiles``.
   public var directory: String
   public var cacheDirectory: String
@@ -21,11 +23,13 @@ public struct JobOrder: Codable, Sendable, Equatable {
   public var python: String
 
   public init(
-    id: String, model: String, directory: String, cacheDirectory: String, calibration: String,
+    id: String, model: String, source: SourceFiles? = nil, directory: String, cacheDirectory: String,
+    calibration: String,
     settings: QuantizationSettings, threads: Int, memoryBytes: Int?, python: String
   ) {
     self.id = id
     self.model = model
+    self.source = source
     self.directory = directory
     self.cacheDirectory = cacheDirectory
     self.calibration = calibration
@@ -42,7 +46,8 @@ public struct JobOrder: Codable, Sendable, Equatable {
   }
 
   public init(path: String) throws {
-    let bytes = try FileSystem.contents(of: path, limit: 1 << 20, symlinks: .refuse)
+    // A hundred thousand files' stamps are the most that there are.
+    let bytes = try FileSystem.contents(of: path, limit: 1 << 26, symlinks: .refuse)
     self = try JSONDecoder().decode(JobOrder.self, from: Data(bytes))
   }
 }
@@ -56,6 +61,8 @@ public struct JobFiles: Sendable {
   }
 
   public var order: String { FileSystem.join(directory, "order.json") }
+  /// The checkpoint's files as they were claimed.
+  public var source: String { FileSystem.join(directory, "source.json") }
   /// The calibration tokens as drawn, so that a job that is gone on with has the very same.
   public var tokens: String { FileSystem.join(directory, "tokens.ids") }
   /// The job's digest, once it is known.

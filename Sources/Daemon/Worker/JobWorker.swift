@@ -76,7 +76,7 @@ public struct JobWorker {
         calibrationSource: order.calibration,
         memoryBudgetBytes: try order.memoryBytes ?? ProcessMemory.availableBytes(),
         resume: ResumePlace(journal: files.journal, cache: try cachePath(), identity: identity),
-        symlinks: .refuse),
+        symlinks: .refuse, source: order.source),
       backend: backend)
     send(
       .planned(

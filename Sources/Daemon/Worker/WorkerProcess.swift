@@ -4,19 +4,22 @@ import SystemIO
 final class WorkerProcess {
   let job: String
   private let process: ChildProcess
-  private let sourceStamps: [String: FileStamp]
-  private let source: String
+  private let source: (files: SourceFiles, directory: String)
   private var pending: [UInt8] = []
-  let startedAt = ContinuousClock.now
+  /// Up to when its time has been added to the job's.
+  private(set) var lapStart = ContinuousClock.now
   /// When it last said anything.
   private(set) var lastEventAt = ContinuousClock.now
 
   /// Starts this very program as a worker for the job whose order stands at `order`.
+  /// - Parameter source: the claimed checkpoint, and its files as they were then
   /// - Throws: ``FileError``
-  init(job: String, order: String, source: String, program: String, environment: [String: String]) throws {
+  init(
+    job: String, order: String, source: (files: SourceFiles, directory: String), program: String,
+    environment: [String: String]
+  ) throws {
     self.job = job
     self.source = source
-    sourceStamps = try Self.stamps(of: source)
     process = try ChildProcess(program, arguments: ["worker", order], environment: environment)
   }
 
@@ -36,20 +39,21 @@ final class WorkerProcess {
     return events
   }
 
+  /// The seconds since the last call, or since its start.
+  func lap() -> Double {
+    let now = ContinuousClock.now
+    defer { lapStart = now }
+    return (now - lapStart).seconds
+  }
+
   func kill() { process.kill() }
 
   func wait() throws -> ChildProcess.End { try process.wait() }
 
   /// Why a worker ended that did not say so itself.
   func diagnosis(of end: ChildProcess.End) -> JobFailure {
-    let stamps = (try? Self.stamps(of: source)) ?? [:]
-    for (name, before) in sourceStamps.sorted(by: { $0.key < $1.key }) where stamps[name] != before {
-      let change =
-        stamps[name].map { "had \(before.byteCount) bytes and now has \($0.byteCount)" } ?? "is gone"
-      return JobFailure(
-        .job,
-        "\(FileSystem.join(source, name)) changed while it was read: it \(change); drop the whole checkpoint again",
-        code: 65)
+    do { try source.files.check(in: source.directory, symlinks: .refuse) } catch {
+      return JobFailure(error)
     }
     switch end {
     case .exited(let status):
@@ -61,13 +65,5 @@ final class WorkerProcess {
         : "the log holds its last words"
       return JobFailure(.broken, "the worker was ended by signal \(signal); \(guess)", code: 70)
     }
-  }
-
-  private static func stamps(of directory: String) throws -> [String: FileStamp] {
-    var stamps: [String: FileStamp] = [:]
-    for name in try FileSystem.names(in: directory) {
-      stamps[name] = try FileSystem.stamp(of: FileSystem.join(directory, name)).stamp
-    }
-    return stamps
   }
 }

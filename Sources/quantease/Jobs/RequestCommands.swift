@@ -44,12 +44,12 @@ private func request(_ action: JobRequest.Action, _ name: String, _ options: Spo
       _ = try ledger.recover()
       try ledger.carryOut(request)
     }
-    Console.line("\(job.id): \(action.rawValue) done; the daemon is not running")
+    try Console.line("\(job.id): \(action.rawValue) done; the daemon is not running")
   } catch FileLockError.held {
     try ledgerCheck(request, job)
     try request.leave(in: view.spool)
     for _ in 0..<100 {
-      if try request.isDone(in: view.spool) { return Console.line("\(job.id): \(action.rawValue) done") }
+      if try request.isDone(in: view.spool) { return try Console.line("\(job.id): \(action.rawValue) done") }
       Thread.sleep(forTimeInterval: 0.1)
     }
     throw SpoolError.notDone("\(action.rawValue) \(job.id)")
@@ -107,6 +107,9 @@ struct SubmitCommand: ParsableCommand {
     let name = name ?? FileSystem.name(of: source)
     let drop = FileSystem.join(spool.incoming, name)
     if try FileSystem.exists(drop) { throw SpoolError.alreadyThere(drop) }
+    guard FileSystem.isWritable(spool.incoming) else {
+      throw SpoolError.mayNotDrop(spool.incoming, group: FileSystem.groupName(of: spool.incoming))
+    }
     if move {
       if let recipe { try FileSystem.copyFile(recipe, to: FileSystem.join(source, JobFile.name)) }
       try AtomicFile.write("", to: FileSystem.join(source, ".ready"))
@@ -123,7 +126,7 @@ struct SubmitCommand: ParsableCommand {
       try AtomicFile.write("", to: FileSystem.join(staging.path, ".ready"))
       try staging.publish()
     }
-    Console.line("\(name) is in \(spool.incoming); 'quantease why \(name)' tells what becomes of it")
+    try Console.line("\(name) is in \(spool.incoming); 'quantease why \(name)' tells what becomes of it")
   }
 
   private func copy(_ source: String, to target: String) throws {
@@ -150,6 +153,6 @@ struct VerifyCommand: ParsableCommand {
       for problem in problems { Console.note(problem) }
       throw SpoolError.problems(output, count: problems.count)
     }
-    Console.line("\(output): every file is what was written, and opens")
+    try Console.line("\(output): every file is what was written, and opens")
   }
 }

@@ -34,6 +34,7 @@ enum SpoolError: Error, CustomStringConvertible {
   case unknownJob(String)
   case notDone(String)
   case alreadyThere(String)
+  case mayNotDrop(String, group: String?)
   case problems(String, count: Int)
 
   var description: String {
@@ -44,6 +45,9 @@ enum SpoolError: Error, CustomStringConvertible {
       "\(name) is neither a job nor in the drop folder; 'quantease status' lists them"
     case .notDone(let what):
       "the daemon has not taken up the request to \(what) yet; it will, see 'quantease status' and its log"
+    case .mayNotDrop(let path, let group):
+      "permission denied: you may not write to \(path); mend: sudo usermod --append --groups "
+        + "\(group ?? "its-group") \"$USER\", then log in again; or have root submit it"
     case .alreadyThere(let path): "\(path) exists already; give another --name"
     case .problems(let path, let count): "\(path): \(count) \(count == 1 ? "problem" : "problems")"
     }
@@ -54,6 +58,7 @@ enum SpoolError: Error, CustomStringConvertible {
     case .noSpool, .unknownJob: 66
     case .notDone: 75
     case .alreadyThere: 73
+    case .mayNotDrop: 77
     case .problems: 65
     }
   }
@@ -85,7 +90,9 @@ struct SpoolView {
     spool = Spool(root: configuration.spool)
     let store = try StateStore.reading(directory: configuration.stateDirectory)
     jobs = try store?.jobs().sorted { ($0.arrivedAt, $0.id) < ($1.arrivedAt, $1.id) } ?? []
-    drops = DropFolder(spool: spool, settleTime: .seconds(configuration.settleSeconds)).scan(now: .now)
+    let refusals = try store?.refusals() ?? [:]
+    drops = DropFolder(spool: spool, settleTime: .seconds(configuration.settleSeconds))
+      .scan(now: .now, claims: Spool.claims(of: jobs)).map { $0.knowing(refusals[$0.name]) }
     snapshot = StatusSnapshot(
       jobs: jobs, counters: try store?.counters() ?? StatusSnapshot.Counters(), drops: drops,
       service: try FileLock.isHeld(spool.lock) ? .running : .stopped, spool: spool,

@@ -1,6 +1,7 @@
 import ArgumentParser
 import Daemon
 import Foundation
+import SystemIO
 
 struct StatusCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
@@ -16,9 +17,9 @@ struct StatusCommand: ParsableCommand {
   func run() throws {
     let snapshot = try SpoolView(options).snapshot
     if json {
-      FileHandle.standardOutput.write(Data(try snapshot.json()))
+      try StandardOutput.write(try snapshot.json())
     } else {
-      for line in Self.lines(snapshot) { Console.line(line) }
+      for line in Self.lines(snapshot) { try Console.line(line) }
     }
   }
 
@@ -40,10 +41,10 @@ struct StatusCommand: ParsableCommand {
       }
     }
     if !snapshot.queue.isEmpty {
-      lines += ["", "waiting"]
+      lines += ["", "to come"]
       for item in snapshot.queue {
-        let reason = item.reasons.isEmpty ? "for its turn" : item.reasons.joined(separator: "; ")
-        lines.append("  \(item.id ?? item.name)  \(reason)")
+        let state = item.state.rawValue.padding(toLength: 9, withPad: " ", startingAt: 0)
+        lines.append("  \(state)  \(item.id ?? item.name)  \(item.reasons.joined(separator: "; "))")
       }
     }
     if !snapshot.finished.isEmpty {
@@ -75,10 +76,11 @@ struct WhyCommand: ParsableCommand {
   func run() throws {
     let view = try SpoolView(options)
     if let drop = view.drops.first(where: { $0.name == job }) {
-      return Console.line(Self.text(drop, in: view))
+      return try Console.line(Self.text(drop, in: view))
     }
     guard let record = view.job(job) else { throw SpoolError.unknownJob(job) }
-    Console.line(Self.text(record, in: view))
+    try Console.line(Self.text(record, in: view))
+    if let source = try view.spool.source(of: record) { try Console.line("  source   \(source)") }
   }
 
   private static func text(_ drop: Drop, in view: SpoolView) -> String {
@@ -88,7 +90,7 @@ struct WhyCommand: ParsableCommand {
     case .waiting(let reasons):
       return "\(head) and waits:\n" + reasons.map { "  \($0)" }.joined(separator: "\n")
         + "\nA file .ready in it, or a rename of the whole directory into the folder, says that it is complete."
-    case .refused(let reason, let mend): return "\(head) and is refused: \(reason)\n  mend: \(mend)"
+    case .refused(let refusal): return "\(head) and is refused: \(refusal.reason)\n  mend     \(refusal.mend)"
     }
   }
 
@@ -108,12 +110,10 @@ struct WhyCommand: ParsableCommand {
     case .failed:
       return """
         \(job.id) failed: \(job.failure?.message ?? "")
-          source   \(spool.failed)/\(job.id)
           again    quantease retry \(job.id)
         """
     case .cancelled:
-      return
-        "\(job.id) was cancelled; its source stands in \(spool.failed)/\(job.id), 'quantease retry' takes it up"
+      return "\(job.id) was cancelled; 'quantease retry \(job.id)' takes it up"
     }
   }
 }
