@@ -290,7 +290,7 @@ def memory_limit() -> None:
 
 def drop_long(name: str) -> None:
     source = make(name, "root", model="long")
-    (source / "quantease.yaml").write_text("calibration: /srv/more.safetensors\nsamples: 256\nsequence-length: 128\n")
+    (source / "quantease.yaml").write_text("calibration: /srv/more.safetensors\nsamples: 128\nsequence-length: 64\n")
     shell(f"quantease submit {source}")
 
 

@@ -28,23 +28,45 @@ public struct GridCandidates: Sendable {
     error: (_ scale: Float, _ zeroPoint: Float, _ limit: Float) -> Float
   ) -> (scale: Float, zeroPoint: Float) {
     var best = format.grid(low: range.low, high: range.high)
-    guard shrinks.count > 1 else { return best }
+    let isSigned = format.isSymmetric && format.hasSignedScales
+    guard shrinks.count > 1 || isSigned else { return best }
     var leastError = error(best.scale, best.zeroPoint, .infinity)
-    func attempt(_ lowShrink: Float, _ highShrink: Float) {
-      let candidate = format.grid(low: range.low * lowShrink, high: range.high * highShrink)
-      let cost = error(candidate.scale, candidate.zeroPoint, leastError)
-      if cost < leastError { (best, leastError) = (candidate, cost) }
+    func attempt(_ candidate: (scale: Float, zeroPoint: Float), margin: Float = 1) {
+      let limit = leastError * margin
+      let cost = error(candidate.scale, candidate.zeroPoint, limit)
+      if cost < limit { (best, leastError) = (candidate, cost) }
     }
-    if isIndependent && !format.isSymmetric {
-      for low in shrinks { for high in shrinks { attempt(low, high) } }
+    if format.isSymmetric {
+      // Where no weight needs the level that is one more, both signs cost the same, and rounding must not decide.
+      let margin: Float = 0.9999
+      for shrink in shrinks {
+        let candidate = format.grid(low: range.low * shrink, high: range.high * shrink)
+        attempt(candidate)
+        if isSigned { attempt((candidate.scale, candidate.zeroPoint - 1), margin: margin) }
+      }
+      if isSigned { attempt(format.signedGrid(low: range.low, high: range.high), margin: margin) }
+    } else if isIndependent {
+      for low in shrinks {
+        for high in shrinks { attempt(format.grid(low: range.low * low, high: range.high * high)) }
+      }
     } else {
-      for shrink in shrinks { attempt(shrink, shrink) }
+      for shrink in shrinks { attempt(format.grid(low: range.low * shrink, high: range.high * shrink)) }
     }
     return best
   }
 }
 
 extension GridFormat {
+  /// The finest symmetric grid that clips nothing by more than half a step: the farther end lies on the side that has
+  /// one level more, where it is a grid point if the nearer end is near enough.
+  func signedGrid(low: Float, high: Float) -> (scale: Float, zeroPoint: Float) {
+    let middle = Float(middleCode)
+    let isAbove = high > -low
+    let (far, near) = isAbove ? (high, -low) : (-low, high)
+    let scale = storable(far > 0 ? max(far / middle, near / (middle - 0.5)) : 1)
+    return (scale, isAbove ? middle - 1 : middle)
+  }
+
   /// The grid that spans low … high: scale and zero point as the outputs can store them.
   public func grid(low: Float, high: Float) -> (scale: Float, zeroPoint: Float) {
     let steps = Float(maximumCode)

@@ -32,11 +32,14 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
   /// Columns that share a scale; −1 is one scale for a whole row.
   public var groupSize = -1
   public var symmetric = false
+  /// Only positive scales on symmetric grids, for runtimes that take no others.
+  public var unsignedScales = false
   public var solver = SolverName.quantease
   public var preset = Preset.standard
   public var target = TargetChoice.auto
-  /// Share of the calibration sequences that also run through the original model, for ``Target/original``.
-  public var targetShare = 0.125
+  /// Share of the calibration sequences that also run through the original model, for ``Target/original``; nil for
+  /// ``defaultTargetShare``.
+  public var targetShare: Double?
   /// Passes of coordinate descent, at most.
   public var passes = 25
   public var start = Start.nearestPlane
@@ -65,9 +68,11 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
     }
     try require(BitWidth(rawValue: bits) != nil, "bits", bits, "2, 3, 4 or 8")
     try require(GroupSize(groupSize) != nil, "group-size", groupSize, "-1, or a number of columns")
-    try require(
-      targetShare > 0 && targetShare <= 1, "target-share", targetShare,
-      "a share of the sequences, above 0 and up to 1")
+    if let targetShare {
+      try require(
+        targetShare > 0 && targetShare <= 1, "target-share", targetShare,
+        "a share of the sequences, above 0 and up to 1")
+    }
     try require(passes > 0, "passes", passes, "at least 1")
     try require((0...1).contains(outliers), "outliers", outliers, "a share of the weights, 0 to 1")
     try require(
@@ -93,7 +98,8 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
     guard let bitWidth = BitWidth(rawValue: bits), let size = GroupSize(groupSize) else {
       preconditionFailure("validated settings")
     }
-    let grid = GridFormat(bitWidth: bitWidth, groupSize: size, isSymmetric: symmetric)
+    let grid = GridFormat(
+      bitWidth: bitWidth, groupSize: size, isSymmetric: symmetric, hasSignedScales: !unsignedScales)
     return Recipe(
       Treatment(gridFormat: grid, solver: layerSolver(solver), outliers: outlierSettings),
       rules: try rules.map { try RecipeRule(parsing: $0, solvers: solvers) })
@@ -107,6 +113,12 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
     case .original: .original
     }
   }
+
+  /// The share that the settings come to.
+  public var resolvedTargetShare: Double { targetShare ?? Self.defaultTargetShare(bits: bits) }
+
+  /// What more sequences gain grows with the error that a width leaves, and what they cost does not.
+  public static func defaultTargetShare(bits: Int) -> Double { 0.125 }
 
   private var solvers: [String: any LayerSolver] {
     Dictionary(uniqueKeysWithValues: SolverName.allCases.map { ($0.rawValue, layerSolver($0)) })

@@ -45,23 +45,34 @@ public struct GridFormat: Sendable, Hashable {
   public var groupSize: GroupSize
   /// The zero point stands in the middle of the codes and is not stored.
   public var isSymmetric: Bool
+  /// Whether outputs may keep a symmetric grid's scale with a sign. Such a grid has one level more on one side of zero
+  /// than on the other, and the sign says on which. Within the engine every scale is positive, and the zero point is
+  /// ``middleCode`` or the one below; see ``QuantizedLinear/withStoredScales``.
+  public var hasSignedScales: Bool
   /// The float types that the outputs keep scales in. A scale is rounded through all of them before it
   /// is used, so that the error that is reported is the error of the files.
   public var scaleTypes: [DType]
 
   public init(
-    bitWidth: BitWidth, groupSize: GroupSize, isSymmetric: Bool, scaleTypes: [DType] = []
+    bitWidth: BitWidth, groupSize: GroupSize, isSymmetric: Bool, hasSignedScales: Bool = true,
+    scaleTypes: [DType] = []
   ) {
     self.bitWidth = bitWidth
     self.groupSize = groupSize
     self.isSymmetric = isSymmetric
+    self.hasSignedScales = hasSignedScales
     self.scaleTypes = scaleTypes
   }
 
   public var maximumCode: Int { bitWidth.maximumCode }
 
-  /// The zero point of a symmetric grid.
+  /// The zero point of a symmetric grid as it is stored.
   public var middleCode: Int { 1 << (bitWidth.rawValue - 1) }
+
+  /// The zero points that a symmetric grid may have here: more levels below zero, or more above.
+  public var symmetricZeroPoints: ClosedRange<Int> {
+    (hasSignedScales ? middleCode - 1 : middleCode)...middleCode
+  }
 
   /// Zero points of asymmetric grids lie here: 0 is left out because version 1 of the GPTQ format
   /// stores z − 1 in an unsigned field.

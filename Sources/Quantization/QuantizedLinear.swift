@@ -28,6 +28,34 @@ public struct QuantizedLinear: Sendable {
     return Double(width) + Double(gridBits + (outliers?.storedBits ?? 0)) / max(weights, 1)
   }
 
+  /// The same linear as files without zero points hold it: where more levels lie above zero than below, the scale is
+  /// negative and the codes count downwards. Every weight stays what it is, to the last bit.
+  public var withStoredScales: QuantizedLinear {
+    let format = grid.format
+    let isStored =
+      !format.isSymmetric
+      || grid.zeroPoints.withSpan { points in
+        points.indices.allSatisfy { points[$0] == Float(format.middleCode) }
+      }
+    if isStored { return self }
+    let stored = Grid(format: format, outFeatures: outFeatures, inFeatures: inFeatures)
+    var codes = codes
+    let (width, maximum) = (grid.columnsPerGroup, UInt8(format.maximumCode))
+    for row in 0..<outFeatures {
+      for group in 0..<grid.groups {
+        let isAbove = grid.zeroPoints[row, group] != Float(format.middleCode)
+        stored.scales[row, group] = isAbove ? -grid.scales[row, group] : grid.scales[row, group]
+        stored.zeroPoints[row, group] = Float(format.middleCode)
+        guard isAbove else { continue }
+        let start = row * inFeatures
+        for place in (start + group * width)..<(start + min((group + 1) * width, inFeatures)) {
+          codes[place] = maximum - codes[place]
+        }
+      }
+    }
+    return QuantizedLinear(name: name, codes: codes, grid: stored, outliers: outliers)
+  }
+
   /// The weights that the codes and outliers stand for: Ŵ + Ĥ, `[outFeatures, inFeatures]`.
   public func dequantized() -> Matrix {
     let weights = Matrix(rows: outFeatures, columns: inFeatures)

@@ -113,7 +113,7 @@ struct QuantizeCommand: ParsableCommand {
     let run = try QuantizationRun(
       QuantizationRequest(
         model: model, output: output, recipe: try settings.recipe(), target: settings.resolvedTarget,
-        targetShare: settings.targetShare, formats: format,
+        targetShare: settings.resolvedTargetShare, formats: format,
         calibration: try CalibrationSet(
           drawing: samples, sequenceLength: sequenceLength, from: rows, seed: seed),
         seed: seed, calibrationSource: calibration, cacheDirectory: machine.cacheDir,
@@ -160,10 +160,18 @@ struct GridOptions: ParsableArguments {
     case symmetric, asymmetric
   }
 
+  @Flag(
+    help: """
+      Symmetric grids: only positive scales, for a runtime that takes no others. With a sign a scale says on which \
+      side of zero the grid has one level more, which is more exact.
+      """)
+  var unsignedScales = false
+
   func set(_ settings: inout QuantizationSettings) {
     settings.bits = bits
     settings.groupSize = groupSize
     settings.symmetric = symmetry == .symmetric
+    settings.unsignedScales = unsignedScales
   }
 }
 
@@ -189,7 +197,7 @@ struct SolverOptions: ParsableArguments {
       Target original: the share of the sequences that also run through the original model. More is more exact and \
       takes longer.
       """, valueName: "share"))
-  var targetShare = 0.125
+  var targetShare: Double?
 
   @Option(help: "quantease only: passes over all columns, at most.")
   var passes = 25

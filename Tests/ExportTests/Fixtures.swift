@@ -82,7 +82,8 @@ func randomLinear(
       grid.scales[row, group] = format.storable(Float.random(in: 0.001...0.1, using: &dice))
       grid.zeroPoints[row, group] =
         format.isSymmetric
-        ? Float(format.middleCode) : Float(Int.random(in: format.zeroPointRange, using: &dice))
+        ? Float(Int.random(in: format.symmetricZeroPoints, using: &dice))
+        : Float(Int.random(in: format.zeroPointRange, using: &dice))
     }
   }
   let codes = (0..<(outFeatures * inFeatures)).map { _ in

@@ -288,7 +288,9 @@ import Testing
 
   /// A write in place, as of `dd conv=notrunc`; the same with the times set back; another file under the name.
   @Test(arguments: ["was written to", "its mode or owner were changed", "is another file now"])
-  func `a source that changes during its job fails it by name, though every length stays`(_ change: String) throws {
+  func `a source that changes during its job fails it by name, though every length stays`(_ change: String)
+    throws
+  {
     let bench = try DaemonBench(samples: 600)
     try bench.start()
     try bench.drop("changed")
@@ -311,7 +313,8 @@ import Testing
     }
     try bench.waitForFailure("changed")
     let message = try bench.message(of: "changed")
-    #expect(message.contains("\(id)/model.safetensors changed while it was read: it ") && message.contains(change))
+    #expect(
+      message.contains("\(id)/model.safetensors changed while it was read: it ") && message.contains(change))
     #expect(try FileSystem.names(in: bench.spool.output) == [".partial"])
     try bench.stop()
   }

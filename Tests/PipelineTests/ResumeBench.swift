@@ -95,7 +95,7 @@ final class ResumeBench {
     let original = test.settings.resolvedTarget == .original
     return calibration.batches(
       of: Self.batchSamples,
-      endingAt: original ? Int((test.settings.targetShare * Double(Self.samples)).rounded(.up)) : 0
+      endingAt: original ? Int((test.settings.resolvedTargetShare * Double(Self.samples)).rounded(.up)) : 0
     ).count
   }
 
@@ -211,7 +211,7 @@ final class ResumeBench {
     if let resume { try? FileSystem.createDirectories(FileSystem.parent(of: resume.journal)) }
     return QuantizationRequest(
       model: TestFiles.model(test.fixture), output: output, recipe: recipe,
-      target: test.settings.resolvedTarget, targetShare: test.settings.targetShare,
+      target: test.settings.resolvedTarget, targetShare: test.settings.resolvedTargetShare,
       formats: test.settings.formats, calibration: calibration, seed: 0, calibrationSource: "tokens",
       memoryBudgetBytes: budgetBytes, resume: resume)
   }

@@ -109,7 +109,7 @@ extension LayerSolution {
     return linear.codes.allSatisfy { $0 <= format.maximumCode }
       && zeroPoints.allSatisfy { zero in
         format.isSymmetric
-          ? zero == Float(format.middleCode)
+          ? format.symmetricZeroPoints.contains(Int(zero))
           : zero == zero.rounded() && format.zeroPointRange.contains(Int(zero))
       }
       && grid.scales.elements.allSatisfy { $0.isFinite && $0 > 0 && $0 == format.storable($0) }

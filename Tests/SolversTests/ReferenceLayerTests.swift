@@ -76,8 +76,29 @@ struct ReferenceLayerTests {
     #expect(error <= layer.best + 0.0005, "\(error), expected \(layer.best)")
   }
 
+  /// The bounds lie above the largest ratio that any of the four linears has.
+  @Test(arguments: [(BitWidth.two, 0.87), (.three, 0.88), (.four, 0.91)], [GroupSize.channel, .columns(64)])
+  func `a signed scale lowers the error of a symmetric grid`(
+    _ width: (bits: BitWidth, bound: Double), _ group: GroupSize
+  ) throws {
+    // Of a whole row's many weights, some lie far out on either side.
+    let bound = group == .channel ? 0.965 : width.bound
+    for layer in Self.layers {
+      let problem = try TestProblem(layer.name)
+      let errors = try [true, false].map { isSigned in
+        try percent(
+          .standard, problem,
+          GridFormat(bitWidth: width.bits, groupSize: group, isSymmetric: true, hasSignedScales: isSigned))
+      }
+      #expect(errors[0] < bound * errors[1], "\(layer.name): \(errors)")
+    }
+  }
+
   private func percent(_ method: Method, _ problem: TestProblem, _ bits: BitWidth) throws -> Double {
-    let format = GridFormat(bitWidth: bits, groupSize: .channel, isSymmetric: false)
+    try percent(method, problem, GridFormat(bitWidth: bits, groupSize: .channel, isSymmetric: false))
+  }
+
+  private func percent(_ method: Method, _ problem: TestProblem, _ format: GridFormat) throws -> Double {
     let solution = try method.solve(problem, format)
     #expect(solution.isValid)
     return 100 * solution.relativeError

@@ -234,7 +234,15 @@ struct SweepAgreementTests {
       let grid = Grid(format: shape.format, outFeatures: shape.rows, inFeatures: shape.columns)
       let importance = (0..<shape.columns).map { setup.problem.gram[$0, $0] }
       backend.searchGrid(setup.problem.weights, importance: importance, candidates: candidates, into: grid)
-      return grid.scales
+      // Which grid it is: a zero point that is another one counts as much as a scale that is.
+      let both = Matrix(rows: shape.rows, columns: 2 * grid.groups)
+      for row in 0..<shape.rows {
+        for group in 0..<grid.groups {
+          both[row, 2 * group] = grid.scales[row, group]
+          both[row, 2 * group + 1] = grid.zeroPoints[row, group]
+        }
+      }
+      return both
     }
   }
 

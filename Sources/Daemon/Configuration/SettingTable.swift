@@ -53,6 +53,9 @@ enum SettingTable {
       "group-size", \.settings.groupSize, -1...(1 << 24),
       "Columns that share a scale; -1 is one scale for a whole row."),
     .flag("symmetric", \.settings.symmetric, "Without zero points: loads in more runtimes, is less exact."),
+    .flag(
+      "unsigned-scales", \.settings.unsignedScales,
+      "Symmetric grids: only positive scales, for runtimes that take no others; less exact."),
     .choice("solver", \.settings.solver, "How weights are moved onto the grid."),
     .choice(
       "preset", \.settings.preset, "quantease only: all that lowers the error, or the published algorithm."),
@@ -61,9 +64,13 @@ enum SettingTable {
       "What linears come close to: their own output, or the original model's residual stream."
     ),
     .value(
-      "target-share", \.settings.targetShare, expected: "a share of the sequences, above 0 and up to 1",
-      "Target original: share of the sequences that also run through the original model.",
-      parse: { Double($0).flatMap { $0 > 0 && $0 <= 1 ? $0 : nil } }),
+      "target-share", \.settings.targetShare,
+      expected: "auto, or a share of the sequences, above 0 and up to 1",
+      "Target original: share of the sequences that also run through the original model; auto goes by the bits.",
+      parse: { text -> Double?? in
+        if text == "auto" { return .some(nil) }
+        return Double(text).flatMap { $0 > 0 && $0 <= 1 ? .some($0) : nil }
+      }, show: { $0.map { "\($0)" } ?? "auto" }),
     .integer("passes", \.settings.passes, 1...10_000, "quantease only: passes over all columns, at most."),
     .choice("start", \.settings.start, "Standard preset: where the descent begins."),
     .flag(

@@ -71,7 +71,7 @@ public struct JobWorker {
       QuantizationRequest(
         model: order.model, output: files.checkpoint, recipe: try settings.recipe(),
         target: settings.resolvedTarget,
-        targetShare: settings.targetShare, formats: settings.formats, calibration: calibration,
+        targetShare: settings.resolvedTargetShare, formats: settings.formats, calibration: calibration,
         seed: settings.seed,
         calibrationSource: order.calibration,
         memoryBudgetBytes: try order.memoryBytes ?? ProcessMemory.availableBytes(),
