@@ -130,7 +130,7 @@ def make(name: str, owner: str, directory: int = 0o755, files: int = 0o644, mode
     """A checkpoint of somebody's, which no other job is the same as."""
     path = Path("/srv/people") / owner / name
     shell(f"mkdir -p {path.parent} && cp -r {MODELS / model} {path} && echo {name} > {path}/note.txt")
-    shell(f"chown -R {owner}: {path.parent}")
+    shell(f"chown {owner}: {path.parent} && chown -R {owner}: {path}")
     for file in path.iterdir():
         file.chmod(files)
     path.chmod(directory)

@@ -17,14 +17,13 @@ extension Supervisor {
     case .step(let text):
       try ledger.update(id) { $0.step = text }
       log.info(text, .job(id))
-    case .identity(let digest):
-      try ledger.update(id) { $0.digest = digest }
-      if let twin = twin(of: id, digest) {
-        log.notice("the same job has been done", .job(id), Log.Field("twin", twin.id))
-        worker.kill()
-        _ = try worker.wait()
-        self.worker = nil
-        try ledger.publish(id, asTwinOf: twin)
+    case .warning(let text): log.warning(text, .job(id))
+    case .identity(let digest): try ledger.update(id) { $0.digest = digest }
+    case .reused(let job, let output):
+      log.notice("the same job has been done", .job(id), Log.Field("twin", job))
+      try ledger.update(id) { record in
+        record.madeBy = job
+        record.output = output
       }
     case .planned(let plan):
       try ledger.update(id) { job in
@@ -55,14 +54,6 @@ extension Supervisor {
     }
   }
 
-  /// A job that came to the same before, and whose result is still there.
-  private func twin(of id: String, _ digest: String) -> JobRecord? {
-    ledger.jobs.first { job in
-      job.id != id && job.phase == .published && job.digest == digest
-        && (job.output.map { (try? FileSystem.exists($0)) ?? false } ?? false)
-    }
-  }
-
   private func end(_ worker: WorkerProcess) throws {
     let id = worker.job
     let end = try worker.wait()
@@ -74,7 +65,11 @@ extension Supervisor {
     }
     switch outcome {
     case .success(let summary)?:
-      try ledger.publish(id, summary: summary)
+      if let job = ledger.job(id), job.madeBy != nil, job.output != nil {
+        try ledger.publishAsItStands(id, summary: summary)
+      } else {
+        try ledger.publish(id, summary: summary)
+      }
       log.notice(
         "published", .job(id), .path(ledger.job(id)?.output ?? ""), .relativeError(summary.meanRelativeError))
     case .failure(let failure)?: settle(id, failure)

@@ -260,7 +260,8 @@ public final class Supervisor {
     // Two workers have broken down without getting any further: it may be the cache that breaks them.
     if job.attempts > 1 { try JobWorker.removeCaches(of: job.id, in: configuration.cacheDirectory) }
     try JobOrder(
-      id: job.id, model: source, source: sourceFiles, directory: files.directory,
+      id: job.id, name: job.name, results: ledger.results, model: source, source: sourceFiles,
+      directory: files.directory,
       cacheDirectory: configuration.cacheDirectory,
       calibration: calibration, settings: settings.settings, threads: configuration.threads,
       memoryBytes: configuration.memoryGB.map { Int($0 * 1e9) }, python: configuration.python
@@ -272,6 +273,8 @@ public final class Supervisor {
       job.startedAt = job.startedAt ?? Date().timeIntervalSince1970
       job.pausedBecause = nil
       job.step = "starting"
+      // What an earlier attempt found, the next one looks for anew.
+      (job.output, job.madeBy) = (nil, nil)
       job.workedSince = Date().timeIntervalSince1970
     }
     outcome = nil

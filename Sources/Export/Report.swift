@@ -130,6 +130,8 @@ public struct Report: Codable, Sendable, Equatable {
   public var linears: [Linear]
   public var totals: Totals
   public var loadsIn: [RuntimeSupport]
+  /// The job that made the checkpoint, where it was not this one: that had come to the same before.
+  public var madeBy: String?
 
   public init(
     model: Model, settings: Settings, linears: [Linear], totals: Totals, loadsIn: [RuntimeSupport]

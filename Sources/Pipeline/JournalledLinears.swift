@@ -3,7 +3,8 @@ import Decoder
 import Quantization
 import Tensors
 
-/// The linears of an earlier run, as its journal has them.
+/// The linears that are done, as the journal has them: those of earlier processes, and those that this one has finished
+/// by the time that it asks.
 struct JournalledLinears: KnownLinears {
   let journal: ResumeJournal
   /// The linears that are to be quantized, by name; all others are known.
@@ -17,9 +18,9 @@ struct JournalledLinears: KnownLinears {
     }
   }
 
-  func restore(_ stage: Stage, in layer: DecoderLayer) {
+  func restore(_ stage: Stage, in layer: DecoderLayer) throws {
     for linear in stage.linears {
-      guard let known = journal.linear(layer.moduleName(of: linear)) else { continue }
+      guard let known = try journal.linear(layer.moduleName(of: linear)) else { continue }
       known.dequantize(rows: 0..<known.outFeatures, into: layer.weights(of: linear))
     }
   }

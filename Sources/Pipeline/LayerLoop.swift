@@ -13,12 +13,12 @@ public enum Target: String, Sendable, CaseIterable, Codable {
   case original
 }
 
-/// What an earlier run has quantized of a model.
+/// What has been quantized of a model already.
 protocol KnownLinears {
   /// Whether nothing of a stage is left to quantize.
   func isKnown(_ stage: Stage, inLayer index: Int) -> Bool
   /// Gives those linears of a stage that are known the weights that they were quantized to.
-  func restore(_ stage: Stage, in layer: DecoderLayer)
+  func restore(_ stage: Stage, in layer: DecoderLayer) throws
 }
 
 /// Walks through a model stage by stage: one decoder layer resident, the calibration set's states in the
@@ -121,7 +121,7 @@ final class LayerLoop {
     var here: Position?
     if first > 0 {
       let last = position(layers, places[first - 1].stage)
-      known?.restore(last.stage, in: last.quantized)
+      try known?.restore(last.stage, in: last.quantized)
       here = last
     }
     for (index, place) in places.enumerated().dropFirst(first) {
@@ -130,7 +130,7 @@ final class LayerLoop {
       isTakingOver = index == first && first > 0
       let statistics = try enter(position, from: here, gathering: index >= open)
       layers = next
-      known?.restore(position.stage, in: position.quantized)
+      try known?.restore(position.stage, in: position.quantized)
       if let statistics {
         let problem = try times.measure(.solver) { try makeProblem(position, statistics) }
         try times.measure(.solver) { try quantize(position.quantized, position.stage, problem) }

@@ -7,6 +7,8 @@ public enum PipelineError: Error, Sendable, Equatable, CustomStringConvertible {
   case outputExists(String)
   case badActivations(layer: Int, after: String, value: String, token: Int, feature: Int)
   case interrupted
+  /// A record that was whole when it was written is not any more.
+  case damagedJournal(path: String, linear: String)
   case overflowingInputs(layer: Int, of: String, feature: Int)
 
   public var description: String {
@@ -28,6 +30,8 @@ public enum PipelineError: Error, Sendable, Equatable, CustomStringConvertible {
       "layer \(layer): the activations after \(place) hold \(value) at token \(token) of the batch, feature "
         + "\(feature); the model overflows here, check that it runs in transformers on the same text"
     case .interrupted: "interrupted; nothing was written"
+    case .damagedJournal(let path, let linear):
+      "\(path): the record of \(linear) is not what was written; check the disk and the memory"
     case .overflowingInputs(let layer, let module, let feature):
       "layer \(layer): the squares of the inputs of \(module) overflow fp32 at feature \(feature); "
         + "the model overflows here, check that it runs in transformers on the same text"
@@ -41,6 +45,7 @@ public enum PipelineError: Error, Sendable, Equatable, CustomStringConvertible {
     case .alreadyQuantized, .wrongShape, .missingTensor, .badActivations, .overflowingInputs: 65
     case .outputExists: 73
     case .interrupted: 75
+    case .damagedJournal: 74
     }
   }
 }

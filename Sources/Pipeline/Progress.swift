@@ -2,6 +2,8 @@
 public enum ProgressEvent: Sendable {
   /// A new step has begun, in words.
   case step(String)
+  /// Something that should not have been, and was made good.
+  case warning(String)
   /// A linear is quantized.
   case linear(LinearProgress)
   /// The work has gone on by a batch; there is nothing to show.

@@ -137,13 +137,14 @@ public final class QuantizationRun: Sendable {
   /// The linears that are to be quantized.
   public var linearCount: Int { treatments.count }
 
-  /// Those that an earlier run has quantized, in order.
+  /// Those that are done, in order; before ``run(progress:)``, those of earlier runs.
   public var resumedLinears: [Report.Linear] { journal?.rows ?? [] }
 
   /// Runs to the end and publishes the output.
   /// - Returns: the report that stands beside the checkpoint.
   public func run(progress: @escaping (ProgressEvent) -> Void) throws -> Report {
     let start = ContinuousClock.now
+    let knownCount = resumedLinears.count
     let memory = PeakMemorySampler()
     let (staging, store) = try makeFiles()
     defer { unpublished.withLock { ($0.output, $0.cache) = (nil, nil) } }
@@ -181,19 +182,23 @@ public final class QuantizationRun: Sendable {
     if let journal, !journal.rows.isEmpty {
       progress(.step("going on after \(journal.rows.count) of \(treatments.count) linears"))
       for row in journal.rows {
-        guard let linear = journal.linear(row.name) else { continue }
+        guard let linear = try journal.linear(row.name) else { continue }
         try exportTimes.measure(.export) { try export.write(linear) }
         progress(.advanced)
       }
       rows = journal.rows
     }
-    let knownCount = rows.count
 
-    func quantize(_ layer: DecoderLayer, _ stage: Stage, _ problem: LayerProblem) throws {
+    func quantize(_ layer: DecoderLayer, _ stage: Stage, _ stageProblem: LayerProblem) throws {
+      var problem = stageProblem
       for linear in stage.linears {
         let linearStart = ContinuousClock.now
         let name = layer.moduleName(of: linear)
         guard let treatment = treatments[name], !rows.contains(where: { $0.name == name }) else { continue }
+        // A rule may name another solver, with a damping of its own.
+        if treatment.quantizer.damping != problem.damping {
+          problem = problem.damped(by: treatment.quantizer.damping)
+        }
         let solution = try treatment.quantizer.quantize(
           name: name, weights: layer.weights(of: linear), problem: problem,
           format: treatment.gridFormat, backend: backend, panelRows: plan.panelRows)
@@ -255,15 +260,20 @@ public final class QuantizationRun: Sendable {
     try source.check(in: request.model, symlinks: request.symlinks)
   }
 
+  /// A cache that is damaged as often as this lies on a device that will not get better.
+  private static let cacheAttempts = 4
+
   /// Runs `body`, and again if the cache turns out to be damaged: all that it held can be computed from the journal.
   private func rebuildingDamagedCache(
     _ store: HiddenStatesStore, _ progress: (ProgressEvent) -> Void, _ body: () throws -> Void
   ) throws {
-    do { try body() } catch let error as CacheError where error.isDamage && journal != nil {
-      progress(.step("\(error)"))
-      try store.removeAll()
-      try body()
+    for _ in 1..<Self.cacheAttempts where journal != nil {
+      do { return try body() } catch let error as CacheError where error.isDamage {
+        progress(.warning("\(error); what it held is computed again"))
+        try store.removeAll()
+      }
     }
+    try body()
   }
 
   private func makeFiles() throws -> (StagingDirectory, HiddenStatesStore) {

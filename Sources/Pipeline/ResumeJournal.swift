@@ -43,8 +43,8 @@ final class ResumeJournal: Sendable {
   private struct Contents {
     var head: Head?
     var end = 0
-    /// The linears of earlier processes, in order, and where their payloads stand.
-    var linears: [(name: String, row: Report.Linear, payload: Range<Int>)] = []
+    /// The linears that are done, in order, and where their records begin.
+    var linears: [(name: String, row: Report.Linear, start: Int)] = []
   }
 
   private static let magic: [UInt8] = Array("QELINEAR".utf8)
@@ -52,8 +52,6 @@ final class ResumeJournal: Sendable {
 
   let path: String
   private let file: OutputFile
-  /// What earlier processes wrote; nil if they wrote nothing.
-  private let earlier: MappedFile?
   private let contents: Mutex<Contents>
 
   /// Opens the journal, or makes an empty one. One of another job, or of another version, is emptied.
@@ -64,14 +62,12 @@ final class ResumeJournal: Sendable {
       let mapped = try MappedFile(path: path, symlinks: .refuse)
       let read = Self.read(mapped)
       if let head = read.head, head.identity == place.identity, head.version == Head.version {
-        earlier = mapped
         contents = Mutex(read)
         file = try OutputFile(resuming: path)
         return
       }
       try FileSystem.removeTree(path)
     }
-    earlier = nil
     contents = Mutex(Contents())
     file = try OutputFile(resuming: path)
   }
@@ -79,7 +75,7 @@ final class ResumeJournal: Sendable {
   /// What the run that began the journal computes with; nil for a new one.
   var head: Head? { contents.withLock { $0.head } }
 
-  /// The linears that earlier processes have quantized, with their rows of the report, in order.
+  /// The linears that are done, by earlier processes or this one, with their rows of the report, in order.
   var rows: [Report.Linear] { contents.withLock { $0.linears.map(\.row) } }
 
   /// Begins a new journal.
@@ -115,19 +111,26 @@ final class ResumeJournal: Sendable {
     case nil: break
     }
     try contents.withLock { contents in
-      contents.end = try write(payload, at: contents.end)
+      let start = contents.end
+      contents.end = try write(payload, at: start)
+      contents.linears.append((row.name, row, start))
     }
   }
 
-  /// A linear that an earlier process has quantized; nil if none has.
-  func linear(_ name: String) -> QuantizedLinear? {
-    guard let earlier,
-      let record = contents.withLock({ contents in contents.linears.first { $0.name == name } })
-    else { return nil }
-    return earlier.withBytes(record.payload) { Self.linear($0) }
+  /// A linear that is done; nil if it is not.
+  /// - Throws: ``PipelineError/damagedJournal(path:linear:)`` if its record is not what was written
+  func linear(_ name: String) throws -> QuantizedLinear? {
+    guard let record = contents.withLock({ contents in contents.linears.first { $0.name == name } }) else {
+      return nil
+    }
+    let mapped = try MappedFile(path: path, symlinks: .refuse)
+    guard let payload = Self.payload(in: mapped, at: record.start),
+      let linear = mapped.withBytes(payload, { Self.linear($0) }), linear.name == name
+    else { throw PipelineError.damagedJournal(path: path, linear: name) }
+    return linear
   }
 
-  /// Whether an earlier process has quantized a linear.
+  /// Whether a linear is done.
   func holds(_ name: String) -> Bool {
     contents.withLock { contents in contents.linears.contains { $0.name == name } }
   }
@@ -177,7 +180,7 @@ final class ResumeJournal: Sendable {
           return contents.head != nil
         }
         guard let row = reader.header(LinearHead.self, of: bytes)?.row else { return false }
-        contents.linears.append((row.name, row, payload))
+        contents.linears.append((row.name, row, contents.end))
         return true
       }
       guard isSound else { break }

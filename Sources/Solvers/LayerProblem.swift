@@ -12,6 +12,10 @@ public final class LayerProblem: Sendable {
   public let gram: Matrix
   /// ρ, the damping times the mean diagonal of Σ.
   public let ridge: Float
+  /// ρ as a share of Σ's mean diagonal.
+  public let damping: Float
+  /// The diagonal of Σ without the ridge.
+  private let diagonal: [Float]
   /// 1 / (Σ_jj + ρ), 0 for a dead column: one whose input is always zero.
   public let inverseDiagonal: [Float]
   /// What moves the target of the stage's one linear from its own output to what makes the residual stream the original
@@ -24,7 +28,7 @@ public final class LayerProblem: Sendable {
   ///   - gram: Σ, symmetric; the problem adds the ridge in place
   ///   - damping: ρ as a share of Σ's mean diagonal
   public convenience init(gram: Matrix, damping: Float = 0) {
-    self.init(gram: gram, ridge: Self.addRidge(to: gram, damping: damping), correction: nil)
+    self.init(gram: gram, damping: damping, diagonal: Self.diagonal(of: gram), correction: nil)
   }
 
   /// The problem of a stage whose one linear adds to the residual stream, which is to be the original model's.
@@ -33,16 +37,27 @@ public final class LayerProblem: Sendable {
     gram: Matrix, damping: Float, drift: TargetDrift, backend: any ComputeBackend
   ) throws(SolverError) {
     self.init(
-      gram: gram, ridge: Self.addRidge(to: gram, damping: damping),
+      gram: gram, damping: damping, diagonal: Self.diagonal(of: gram),
       correction: try drift.correction(backend: backend))
   }
 
-  private init(gram: Matrix, ridge: Float, correction: Matrix?) {
+  private init(gram: Matrix, damping: Float, diagonal: [Float], correction: Matrix?) {
     self.gram = gram
+    self.damping = damping
+    self.diagonal = diagonal
+    let ridge = Self.addRidge(to: gram, damping: damping)
     self.ridge = ridge
     self.correction = correction
     inverseDiagonal = (0..<gram.rows).map { gram[$0, $0] > ridge ? 1 / gram[$0, $0] : 0 }
   }
+
+  /// The same problem with another ridge, over the same memory: this one must not be used any more.
+  public func damped(by damping: Float) -> LayerProblem {
+    for column in diagonal.indices { gram[column, column] = diagonal[column] }
+    return LayerProblem(gram: gram, damping: damping, diagonal: diagonal, correction: correction)
+  }
+
+  private static func diagonal(of gram: Matrix) -> [Float] { (0..<gram.rows).map { gram[$0, $0] } }
 
   static func addRidge(to gram: Matrix, damping: Float) -> Float {
     precondition(gram.rows == gram.columns, "a Gram matrix is square")

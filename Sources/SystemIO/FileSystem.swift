@@ -86,6 +86,32 @@ public enum FileSystem {
     }
   }
 
+  /// Makes a directory with the files of another one, which takes no space where the file system lets a file have
+  /// several names, and copies elsewhere. What is neither a file nor a directory is left out.
+  /// - Parameter names: which of the names directly in `source`
+  /// - Throws: ``FileError``
+  public static func linkTree(
+    _ source: String, to destination: String, where isWanted: (String) -> Bool = { _ in true }
+  ) throws(FileError) {
+    try createDirectories(destination)
+    for name in try names(in: source) where isWanted(name) {
+      let (from, to) = (join(source, name), join(destination, name))
+      switch try kind(of: from, symlinks: .refuse) {
+      case .directory: try linkTree(from, to: to)
+      case .regular:
+        do { try SystemCall.link(from, to: to) } catch {
+          switch error {
+          case .improperLink, .notPermitted, .permissionDenied, .tooManyLinks, .notSupported,
+            .notSupportedOnSocket:
+            try copyFile(from, to: to, symlinks: .refuse)
+          default: throw FileError(path: to, operation: .create, errno: error)
+          }
+        }
+      default: break
+      }
+    }
+  }
+
   /// Creates a directory and those above it that are missing; one that exists is fine.
   public static func createDirectories(_ path: String) throws(FileError) {
     if try kind(of: path) == .directory { return }

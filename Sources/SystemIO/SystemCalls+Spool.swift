@@ -10,6 +10,10 @@ extension SystemCall {
     try retrying { flock(number, (isShared ? LOCK_SH : LOCK_EX) | LOCK_NB) }
   }
 
+  static func link(_ source: String, to destination: String) throws(Errno) {
+    try retrying { unsafe Glibc.link(source, destination) }
+  }
+
   static func truncate(_ descriptor: borrowing Descriptor) throws(Errno) {
     let number = descriptor.number
     try retrying { ftruncate(number, 0) }

@@ -51,6 +51,9 @@ final class ProgressLine {
     case .step(let text):
       close()
       Console.note(text)
+    case .warning(let text):
+      close()
+      Console.note("quantease: warning: \(text)")
     case .advanced: break
     case .linear(let progress):
       let place = "layer \(progress.layer + 1)/\(progress.layerCount)"

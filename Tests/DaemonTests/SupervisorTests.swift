@@ -145,29 +145,30 @@ import Testing
     #expect(job.phase == .published && job.attempts == 1 && job.pausedBecause == nil)
   }
 
-  @Test func `news that comes with that of a twin is about nothing any more`() throws {
-    var twin = LedgerFixture.job(.published, id: "twin", name: "t")
-    (twin.digest, twin.output) = ("d", fixture.spool.output + "/t")
-    try fixture.save(twin)
-    try fixture.makeOutput("result", named: "t")
+  @Test func `a job whose result stands under its name already is published as it stands`() throws {
+    try fixture.makeOutput("result")
     try fixture.makeSource()
+    let output = fixture.spool.output + "/" + LedgerFixture.name
     let supervisor = try supervisor(
-      worker: saying(.identity("d"), .step("checking"), .failed(JobFailure(.job, "late", code: 65))))
-    try run(supervisor) { $0.finished.count == 2 }
+      worker: saying(.identity("d"), .reused(job: "twin", output: output), Self.finished))
+    try run(supervisor) { !$0.finished.isEmpty }
     let job = try #require(supervisor.ledger.job(Self.id))
-    #expect(job.phase == .published && job.step == "the same job as twin" && job.output == twin.output)
+    #expect(job.phase == .published && job.madeBy == "twin" && job.output == output)
     #expect(supervisor.ledger.counters == .init(published: 1))
+    #expect(try FileSystem.names(in: fixture.spool.output) == [".partial", LedgerFixture.name])
   }
 
-  @Test func `a twin whose result is gone is none`() throws {
-    var twin = LedgerFixture.job(.published, id: "twin", name: "t")
-    (twin.digest, twin.output) = ("d", fixture.spool.output + "/t")
-    try fixture.save(twin)
+  @Test func `what an attempt found that broke down binds the next one to nothing`() throws {
     try fixture.makeSource()
+    let output = fixture.spool.output + "/elsewhere"
     let supervisor = try supervisor(
-      worker: "mkdir -p \"$files/checkpoint\"; \(saying(.identity("d"), Self.finished))")
-    try run(supervisor) { $0.finished.count == 2 }
-    #expect(supervisor.ledger.job(Self.id)?.output == fixture.spool.output + "/" + LedgerFixture.name)
+      worker: """
+        if [ ! -e "$files/tried" ]; then touch "$files/tried"; \(saying(.reused(job: "twin", output: output))); exit 1; fi
+        mkdir -p "$files/checkpoint"; \(saying(.identity("d"), Self.finished))
+        """)
+    try run(supervisor) { !$0.finished.isEmpty }
+    let job = try #require(supervisor.ledger.job(Self.id))
+    #expect(job.output == fixture.spool.output + "/" + LedgerFixture.name && job.madeBy == nil)
   }
 
   @Test func `linears of an earlier try are not counted with those of the next`() throws {

@@ -119,20 +119,54 @@ import Testing
     #expect(why.output.contains("mamba") && why.output.contains("retry"), "\(why.output)")
   }
 
-  @Test func `the same job is not computed twice`() throws {
+  @Test func `the same job is not computed twice, and every drop has a result of its name`() throws {
     let bench = try DaemonBench()
     try bench.start()
     try bench.drop("first")
     try bench.waitForOutput("first")
+    let first = try #require(try bench.snapshot.finished.first).id
     try bench.drop("second")
     try bench.waitForOutput("second")
     // With other settings it is another job.
     try bench.drop("third", recipe: "bits: 8")
     try bench.waitForOutput("third")
+    // Under its own name it is there already.
+    try bench.drop("first")
+    try bench.wait("the first again") { try bench.snapshot.finished.count == 4 }
     let status = try bench.snapshot
     #expect(status.counters.linearsQuantized == 28)
-    #expect(status.finished.map { $0.output.map(FileSystem.name) } == ["third", "first", "first"])
-    #expect(try FileSystem.names(in: bench.spool.output) == [".partial", "first", "third"])
+    #expect(status.finished.map { $0.output.map(FileSystem.name) } == ["first", "third", "second", "first"])
+    #expect(try FileSystem.names(in: bench.spool.output) == [".partial", "first", "second", "third"])
+    let second = "\(bench.spool.output)/second"
+    #expect(try Quantease(["verify", second]).status == 0)
+    #expect(try bench.weights("second") == bench.weights("first"))
+    let report = try JSONValue(contentsOf: second + "/quantease_report.json")
+    #expect(report["made_by"]?.string == first)
+    #expect(try String(contentsOfFile: second + "/quantease_report.html", encoding: .utf8).contains(first))
+    #expect(try bench.quantease("why", "second").output.contains("made by the job \(first)"))
+  }
+
+  @Test func `a result that is no longer what was written is not published again, but made anew`() throws {
+    let bench = try DaemonBench()
+    try bench.start()
+    try bench.drop("first")
+    try bench.waitForOutput("first")
+    let path = "\(bench.spool.output)/first/model.safetensors"
+    let file = try #require(FileHandle(forUpdatingAtPath: path))
+    try file.seek(toOffset: 20_000)
+    try file.write(contentsOf: [1, 2, 3, 4])
+    try file.close()
+    for name in ["second", "first"] {
+      try bench.drop(name)
+      try bench.wait("\(name)") { try bench.snapshot.finished.first?.name == name }
+      #expect(bench.log.contains("\(bench.spool.output)/first is not what was written (model.safetensors"))
+    }
+    #expect(try bench.snapshot.counters.linearsQuantized == 28)
+    for name in ["second", "first-2"] {
+      #expect(try Quantease(["verify", "\(bench.spool.output)/\(name)"]).status == 0)
+      #expect(try bench.weights(name) == bench.expectedWeights())
+      try FileSystem.removeTree(bench.directory.file("expected"))
+    }
   }
 
   @Test func `a second daemon ends and names the first`() throws {

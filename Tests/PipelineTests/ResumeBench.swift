@@ -4,6 +4,7 @@ import Compute
 import ComputeOpenBLAS
 import Decoder
 import Export
+import Foundation
 import Quantization
 import Solvers
 import Synchronization
@@ -52,6 +53,7 @@ struct WatchedRun {
   var result: RunResult
   var moments: [Moment] = []
   var steps: [String] = []
+  var warnings: [String] = []
   var resumedLinears = 0
   var batchesComputed = 0
 }
@@ -146,8 +148,35 @@ final class ResumeBench {
     _ = try run(request) { _ in }
   }
 
+  /// A run, begun anew or gone on with, in whose cache every value is damaged when it tells of something for the
+  /// `number`th time.
+  /// - Returns: nil if it tells of less
+  func run(damagingCacheAt number: Int, from moment: Moment? = nil) throws -> WatchedRun? {
+    var count = 0
+    let run = try watchedRun(
+      from: moment, identity: "job", keepingMoments: false, memoryBudgetBytes: budgetBytes
+    ) { place in
+      count += 1
+      if count == number { Self.damage(place.cache) }
+    }
+    return count >= number ? run : nil
+  }
+
+  /// Flips a bit in every value, in place.
+  private static func damage(_ path: String) {
+    guard let bytes = try? FileSystem.contents(of: path, limit: 1 << 30),
+      let file = FileHandle(forUpdatingAtPath: path)
+    else { return }
+    for place in valueBytes(inDatabase: bytes) {
+      try? file.seek(toOffset: UInt64(place))
+      try? file.write(contentsOf: [bytes[place] ^ 16])
+    }
+    try? file.close()
+  }
+
   private func watchedRun(
-    from moment: Moment?, identity: String, keepingMoments: Bool, memoryBudgetBytes: Int
+    from moment: Moment?, identity: String, keepingMoments: Bool, memoryBudgetBytes: Int,
+    disturb: (ResumePlace) -> Void = { _ in }
   ) throws -> WatchedRun {
     runs += 1
     let name = "run-\(runs)"
@@ -167,19 +196,26 @@ final class ResumeBench {
     // Reading the journal's linears counts as progress as well.
     var advances = -watched.resumedLinears
     var isEmbedding = false
-    let report = try engine.run { event in
-      switch event {
-      case .step(let text):
-        watched.steps.append(text)
-        isEmbedding = isEmbedding || text.hasPrefix("embedding")
-        return
-      case .advanced: advances += 1
-      case .linear(let progress): linears = progress.linearsDone
-      }
-      guard keepingMoments, isEmbedding else { return }
-      let isAfterLinear = if case .linear = event { true } else { false }
-      if let moment = Self.moment(at: place, linears: linears, isAfterLinear) {
-        watched.moments.append(moment)
+    let report = try withoutActuallyEscaping(disturb) { disturb in
+      try engine.run { event in
+        switch event {
+        case .step(let text):
+          watched.steps.append(text)
+          isEmbedding = isEmbedding || text.hasPrefix("embedding")
+          return
+        case .warning(let text):
+          watched.warnings.append(text)
+          return
+        case .advanced: advances += 1
+        case .linear(let progress): linears = progress.linearsDone
+        }
+        guard isEmbedding else { return }
+        disturb(place)
+        guard keepingMoments else { return }
+        let isAfterLinear = if case .linear = event { true } else { false }
+        if let moment = Self.moment(at: place, linears: linears, isAfterLinear) {
+          watched.moments.append(moment)
+        }
       }
     }
     watched.batchesComputed = advances

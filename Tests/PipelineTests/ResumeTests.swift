@@ -159,7 +159,28 @@ struct ResumeTests {
       for place in places { moment.cache?[place] ^= 16 }
       let run = try bench.goOn(from: moment)
       #expect(run.result == expected)
-      #expect(run.steps.contains { $0.contains("damaged") }, "\(run.steps)")
+      #expect(run.warnings.contains { $0.contains("damaged") }, "\(run.warnings)")
+    }
+  }
+
+  @Test(arguments: cases)
+  func `a cache that is damaged at any moment of the work changes no byte of the result`(_ test: ResumeCase)
+    throws
+  {
+    let bench = try ResumeBench(test)
+    let expected = try bench.uninterrupted()
+    let moments = try bench.watchedRun().moments
+    // In the first process, and in one that goes on from the middle: what it has finished itself counts as well.
+    for start in [nil, moments[moments.count / 2]] {
+      var number = 1
+      var noticed = 0
+      while let run = try bench.run(damagingCacheAt: number, from: start) {
+        #expect(run.result == expected, "damaged at event \(number) \(start.map { "from \($0)" } ?? "")")
+        noticed += run.warnings.count { $0.contains("damaged") }
+        number += 1
+      }
+      // Small values share a page, and none of those was touched.
+      #expect(noticed > 0, "none of \(number) was noticed")
     }
   }
 

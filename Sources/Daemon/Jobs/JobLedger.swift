@@ -161,17 +161,23 @@ public final class JobLedger {
     try clear(id)
   }
 
-  /// Ends a job whose result stands in the output folder already.
-  func publish(_ id: String, asTwinOf twin: JobRecord) throws {
+  /// Ends a job whose result stands in the output folder already, under its name.
+  func publishAsItStands(_ id: String, summary: WorkerEvent.Summary) throws {
     try update(id, counting: { $0.published += 1 }) { job in
       job.phase = .published
-      job.output = twin.output
-      job.summary = twin.summary
+      job.summary = summary
       job.finishedAt = now
       job.rest()
-      job.step = "the same job as \(twin.id)"
     }
     try clear(id)
+  }
+
+  /// What published jobs have come to, the newest first.
+  var results: [JobOrder.Result] {
+    jobs.reversed().compactMap { job in
+      guard job.phase == .published, let digest = job.digest, let output = job.output else { return nil }
+      return JobOrder.Result(job: job.madeBy ?? job.id, identity: digest, output: output)
+    }
   }
 
   func fail(_ id: String, _ failure: JobFailure) throws {

@@ -36,6 +36,8 @@ public struct JobRecord: Codable, Sendable, Equatable {
   public var digest: String?
   /// The path of the result, known when it is about to be published.
   public var output: String?
+  /// The job whose result does for this one, which was the same.
+  public var madeBy: String?
   public var plan: WorkerEvent.Plan?
   public var linears: [WorkerEvent.Linear] = []
   public var secondsRemaining: Double?

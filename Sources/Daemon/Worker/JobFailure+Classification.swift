@@ -18,6 +18,7 @@ extension JobFailure {
     case FileLockError.file(let error): self = JobFailure(error)
     case FileLockError.held: self.init(.blocked, "\(error)", code: code)
     case let error as StateError: self.init(.blocked, "\(error)", code: 74)
+    case PipelineError.damagedJournal: self.init(.broken, "\(error)", code: code)
     case PipelineError.notEnoughMemory: self.init(.blocked, "\(error)", code: code)
     // EX_UNAVAILABLE: a program is missing here, or what it needs.
     case _ where code == 69: self.init(.blocked, "\(error)", code: code)

@@ -6,6 +6,10 @@ import SystemIO
 public struct JobOrder: Codable, Sendable, Equatable {
   /// The job's identifier.
   public var id: String
+  /// The name of its drop, and of its result; in an order of an earlier version, nil.
+  public var name: String?
+  /// What jobs have come to before.
+  public var results: [Result]?
   /// The directory of the claimed checkpoint.
   public var model: String
   /// Its files as they were claimed; in an order of an earlier version, nil.
@@ -23,11 +27,14 @@ public struct JobOrder: Codable, Sendable, Equatable {
   public var python: String
 
   public init(
-    id: String, model: String, source: SourceFiles? = nil, directory: String, cacheDirectory: String,
+    id: String, name: String? = nil, results: [Result] = [], model: String, source: SourceFiles? = nil,
+    directory: String, cacheDirectory: String,
     calibration: String,
     settings: QuantizationSettings, threads: Int, memoryBytes: Int?, python: String
   ) {
     self.id = id
+    self.name = name
+    self.results = results
     self.model = model
     self.source = source
     self.directory = directory
@@ -37,6 +44,15 @@ public struct JobOrder: Codable, Sendable, Equatable {
     self.threads = threads
     self.memoryBytes = memoryBytes
     self.python = python
+  }
+
+  /// A published checkpoint.
+  public struct Result: Codable, Sendable, Equatable {
+    public var job: String
+    /// See ``JobIdentity``.
+    public var identity: String
+    /// Its path.
+    public var output: String
   }
 
   public func write(to path: String) throws {

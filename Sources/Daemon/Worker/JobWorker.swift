@@ -28,7 +28,13 @@ public struct JobWorker {
     // A worker whose daemon was killed goes a moment later than its daemon.
     let lock = try waitForLock()
     defer { withExtendedLifetime(lock) {} }
-    if try !FileSystem.exists(files.checkpoint) { try quantize() }
+    if try !FileSystem.exists(files.checkpoint) {
+      let calibration = try calibrationSet()
+      let identity = try knownIdentity(calibration)
+      send(.identity(identity))
+      if let summary = try reuse(identity) { return send(.finished(summary)) }
+      if try !FileSystem.exists(files.checkpoint) { try quantize(calibration, identity) }
+    }
     if try !FileSystem.exists(FileSystem.join(files.checkpoint, ChecksumManifest.fileName)) {
       send(.step("writing checksums"))
       try ChecksumManifest.write(into: files.checkpoint) { send(.advanced) }
@@ -42,11 +48,43 @@ public struct JobWorker {
       throw JobFailure(
         .broken, "\(problem): the result is not what was written; check the disk and the memory", code: 74)
     }
-    let totals = try Report(directory: files.checkpoint).totals
-    send(
-      .finished(
-        WorkerEvent.Summary(
-          meanRelativeError: totals.meanRelativeError, bitsPerWeight: totals.bitsPerWeight)))
+    send(.finished(WorkerEvent.Summary(try Report(directory: files.checkpoint).totals)))
+  }
+
+  /// Looks for what the same job came to before. What is published a second time is verified first.
+  /// - Returns: its figures if it stands where this job's result is to stand. If it stands elsewhere, its files are
+  ///   this job's checkpoint now; if there is none, there is no checkpoint.
+  private func reuse(_ identity: String) throws -> WorkerEvent.Summary? {
+    let results = (order.results ?? []).filter { $0.identity == identity }
+    func hasOwnName(_ result: JobOrder.Result) -> Bool { FileSystem.name(of: result.output) == order.name }
+    for result in results.filter(hasOwnName) + results.filter({ !hasOwnName($0) }) {
+      guard try FileSystem.exists(result.output) else { continue }
+      send(.step("checking \(result.output), to which the same job came before"))
+      if let problem = try OutputVerification.problems(of: result.output, advanced: { send(.advanced) }).first
+      {
+        send(
+          .warning(
+            "\(result.output) is not what was written (\(problem)): it is not used again, and the job is done anew"
+          ))
+        continue
+      }
+      var report = try Report(directory: result.output)
+      if hasOwnName(result) {
+        send(.reused(job: result.job, output: result.output))
+        return WorkerEvent.Summary(report.totals)
+      }
+      report.model.name = FileSystem.name(of: order.model)
+      report.madeBy = result.job
+      let own = [Report.fileName, ReportPage.fileName, ChecksumManifest.fileName]
+      let staging = FileSystem.join(order.directory, ".reused")
+      try FileSystem.removeTree(staging)
+      try FileSystem.linkTree(result.output, to: staging) { !own.contains($0) }
+      try report.write(to: staging)
+      try FileSystem.move(staging, to: files.checkpoint)
+      send(.reused(job: result.job, output: nil))
+      return nil
+    }
+    return nil
   }
 
   private func waitForLock() throws -> FileLock {
@@ -58,13 +96,10 @@ public struct JobWorker {
     return try FileLock(path: files.lock, purpose: "working on \(order.id)")
   }
 
-  private func quantize() throws {
+  private func quantize(_ calibration: CalibrationSet, _ identity: String) throws {
     for name in try FileSystem.names(in: order.directory) where name.hasPrefix(".") {
       try FileSystem.removeTree(FileSystem.join(order.directory, name))
     }
-    let calibration = try calibrationSet()
-    let identity = try knownIdentity(calibration)
-    send(.identity(identity))
     send(.step("checking the checkpoint"))
     let settings = order.settings
     let run = try QuantizationRun(
@@ -87,6 +122,7 @@ public struct JobWorker {
     _ = try run.run { event in
       switch event {
       case .step(let text): send(.step(text))
+      case .warning(let text): send(.warning(text))
       case .advanced: send(.advanced)
       case .linear(let progress):
         send(
@@ -155,6 +191,12 @@ public struct JobWorker {
     where name.hasPrefix("\(job).") && name.contains(".activations.mdb") && isUnwanted(name) {
       try FileSystem.removeTree(FileSystem.join(directory, name))
     }
+  }
+}
+
+extension WorkerEvent.Summary {
+  init(_ totals: Report.Totals) {
+    self.init(meanRelativeError: totals.meanRelativeError, bitsPerWeight: totals.bitsPerWeight)
   }
 }
 

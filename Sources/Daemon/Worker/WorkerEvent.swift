@@ -4,9 +4,14 @@ import FoundationEssentials
 public enum WorkerEvent: Codable, Sendable, Equatable {
   /// A new step has begun, in words.
   case step(String)
+  /// Something that should not have been, and was made good.
+  case warning(String)
   /// The job's digest: what it is, whatever its name.
   case identity(String)
   case planned(Plan)
+  /// Another job had come to the same before, and its result does for this one.
+  /// - `output`: where it stands, if it has this job's name already; nil if the files are in the job's directory
+  case reused(job: String, output: String?)
   /// Linears that an earlier worker had quantized, with their errors, by layer.
   case resumed([Linear])
   case linear(Linear, secondsRemaining: Double)

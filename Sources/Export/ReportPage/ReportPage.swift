@@ -49,7 +49,7 @@ public struct ReportPage {
       <h1>\(escaped(report.model.name))</h1>
       <p class="lead">\(grouped(totals.linears)) linears, \(grouped(totals.parametersQuantized)) weights, \
       \(settings.bits) bits \(settings.symmetric ? "symmetric" : "asymmetric"), \
-      \(groupNote(settings.groupSize)), by \(escaped(settings.solver)).</p>
+      \(groupNote(settings.groupSize)), by \(escaped(settings.solver)).\(origin)</p>
       <div class="cards">
       \(card("Mean relative error", percent(totals.meanRelativeError), "of the linears' outputs"))
       \(card(
@@ -60,6 +60,11 @@ public struct ReportPage {
       </div>
       </header>
       """
+  }
+
+  /// Whose figures they are, where the run was another job's.
+  private var origin: String {
+    report.madeBy.map { " Made by the job <code>\(escaped($0))</code>, which was the same." } ?? ""
   }
 
   private func card(_ title: String, _ value: String, _ note: String) -> String {

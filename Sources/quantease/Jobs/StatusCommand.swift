@@ -106,7 +106,7 @@ struct WhyCommand: ParsableCommand {
         + "attempt \(max(1, job.attempts))"
     case .published:
       return "\(job.id) is published: \(job.output ?? spool.output)"
-        + (job.step.hasPrefix("the same job") ? ", \(job.step)" : "")
+        + (job.madeBy.map { ", made by the job \($0), which was the same" } ?? "")
     case .failed:
       return """
         \(job.id) failed: \(job.failure?.message ?? "")
