@@ -10,6 +10,9 @@ public struct CacheStatistics: Sendable, Hashable {
   public var currentCompressedBytes = 0
   /// The largest size that the file has had; LMDB files never shrink.
   public var peakFileBytes = 0
+  /// Values that were read, and those of them that were being decoded ahead by then.
+  public var reads = 0
+  public var prefetchedReads = 0
   /// Converting, splitting, and compressing, summed over calls of `write`.
   public var secondsCompressing = 0.0
   /// Handing values to LMDB and the file system.

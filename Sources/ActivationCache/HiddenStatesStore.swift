@@ -14,7 +14,8 @@ public final class HiddenStatesStore: Sendable {
   /// the rest: several times as fast as level 1 and, deeper in a model, smaller.
   public static let defaultCompressionLevel = -256
 
-  private static let prefetchLimit = 2
+  /// Two streams' states of one batch, two slots each.
+  private static let prefetchLimit = 4
 
   public let path: String
   public let elementType: DType
@@ -161,7 +162,12 @@ public final class HiddenStatesStore: Sendable {
       }
     }
 
-    if let prefetched = try prefetcher.take(key)?.get() {
+    let ready = prefetcher.take(key)
+    records.withLock { records in
+      records.statistics.reads += 1
+      records.statistics.prefetchedReads += ready == nil ? 0 : 1
+    }
+    if let prefetched = try ready?.get() {
       try checkShape(prefetched.rows, prefetched.columns)
       try workers.forEachChunk(StoredValue.chunkCount(elements: matrix.count)) {
         (_, chunk) throws(CacheError) in
@@ -180,24 +186,9 @@ public final class HiddenStatesStore: Sendable {
 
   /// Begins to decode the value of `key` in the background, for the next `read` of that key.
   ///
-  /// A hint: at most two values are kept, a further one drops the oldest, and an error shows when the
+  /// A hint: at most four values are kept, a further one drops the oldest, and an error shows when the
   /// value is read.
   public func prefetch(_ key: HiddenStatesKey) { prefetcher.request(key) }
-
-  /// Deletes every batch of some stages of a stream.
-  public func remove(stream: Int, stages: Range<Int>) throws(CacheError) {
-    let keys = records.withLock { records in
-      records.sizes.keys.filter { $0.stream == stream && stages.contains($0.stage) }
-    }
-    guard !keys.isEmpty else { return }
-    try environment.write { (transaction) throws(CacheError) in
-      for key in keys { try transaction.delete(key) }
-    }
-    prefetcher.forget(Set(keys))
-    records.withLock { records in
-      for key in keys { records.sizes[key] = nil }
-    }
-  }
 
   public var statistics: CacheStatistics {
     var statistics = records.withLock { records in
@@ -214,17 +205,4 @@ public final class HiddenStatesStore: Sendable {
 
   /// Deletes the file now. The store stays usable; its disk space comes back when the store goes.
   public func destroy() throws(CacheError) { try environment.destroy() }
-
-  /// An upper bound of the memory that a store takes for batches of `elements` elements, the mapped file
-  /// aside: one write, two prefetched values and a spare one, and what each thread works in.
-  public static func workingBytes(elements: Int, elementType: DType, threads: Int) -> Int {
-    let width = elementType.byteWidth
-    let staging = StoredValue.chunkCount(elements: elements) * StoredValue.chunkElements * width
-    let transaction = elements * width
-    let prefetched = (prefetchLimit + 1) * elements * MemoryLayout<Float>.stride
-    let zstdContexts = 2 << 20
-    let worker = (width + 1) * StoredValue.chunkElements + zstdContexts
-    // A prefetch may run beside a write.
-    return staging + transaction + prefetched + 2 * threads * worker
-  }
 }

@@ -14,9 +14,11 @@ public final class CheckpointReader: WeightSource {
   public let tensorNames: [String]
   /// The strings under `__metadata__`, of all files together.
   public let metadata: [String: String]
-  /// What else belongs to the checkpoint (configuration, tokenizer, licence, …): names of the regular
-  /// files in the directory that hold no weights.
+  /// What else belongs to the checkpoint (configuration, tokenizer, chat templates, licence, …): the regular files in the
+  /// directory and below it that hold no weights and are not hidden, by their relative paths.
   public let otherFiles: [String]
+  /// What is no part of it: weights in other formats, and links that lead nowhere.
+  public let foreignFiles: [String]
 
   /// Whether the checkpoint's files may be links.
   public let symlinks: SymlinkPolicy
@@ -34,7 +36,7 @@ public final class CheckpointReader: WeightSource {
       directory: directory,
       configuration: JSONValue(contentsOf: configurationPath, symlinks: symlinks),
       shards: index.shards, shardOfTensor: index.shardOfTensor,
-      otherFiles: Self.otherFiles(in: directory, symlinks: symlinks), symlinks: symlinks)
+      files: Self.files(in: directory, besides: index.shards, symlinks: symlinks), symlinks: symlinks)
   }
 
   /// Opens one safetensors file that stands for itself, such as a set of token ids.
@@ -42,12 +44,12 @@ public final class CheckpointReader: WeightSource {
   public convenience init(file: String, symlinks: SymlinkPolicy = .follow) throws {
     try self.init(
       directory: FileSystem.parent(of: file), configuration: .null,
-      shards: [FileSystem.name(of: file)], shardOfTensor: [:], otherFiles: [], symlinks: symlinks)
+      shards: [FileSystem.name(of: file)], shardOfTensor: [:], files: ([], []), symlinks: symlinks)
   }
 
   private init(
     directory: String, configuration: JSONValue, shards: [String], shardOfTensor: [String: String],
-    otherFiles: [String], symlinks: SymlinkPolicy
+    files others: (copied: [String], foreign: [String]), symlinks: SymlinkPolicy
   ) throws {
     var files: [String: MappedFile] = [:]
     var tensors: [String: TensorInfo] = [:]
@@ -78,7 +80,8 @@ public final class CheckpointReader: WeightSource {
     self.tensors = tensors
     self.tensorNames = tensorNames
     self.metadata = metadata
-    self.otherFiles = otherFiles
+    otherFiles = others.copied
+    foreignFiles = others.foreign
     self.files = files
   }
 
@@ -179,10 +182,22 @@ public final class CheckpointReader: WeightSource {
     ".msgpack", ".gguf", ".onnx", ".onnx_data",
   ]
 
-  private static func otherFiles(in directory: String, symlinks: SymlinkPolicy) throws -> [String] {
-    try FileSystem.names(in: directory).filter { name in
-      guard !weightSuffixes.contains(where: { name.hasSuffix($0) }) else { return false }
-      return try FileSystem.kind(of: FileSystem.join(directory, name), symlinks: symlinks) == .regular
+  private static func files(
+    in directory: String, besides shards: [String], symlinks: SymlinkPolicy
+  ) throws -> (copied: [String], foreign: [String]) {
+    var (copied, foreign): ([String], [String]) = ([], [])
+    for path in try FileSystem.regularFiles(below: directory, symlinks: symlinks) {
+      if !weightSuffixes.contains(where: { path.hasSuffix($0) }) {
+        copied.append(path)
+      } else if !shards.contains(path) && path != ShardIndex.fileName {
+        foreign.append(path)
+      }
     }
+    for name in try FileSystem.names(in: directory) where !name.hasPrefix(".") {
+      if try FileSystem.kind(of: FileSystem.join(directory, name), symlinks: symlinks) == nil {
+        foreign.append(name)
+      }
+    }
+    return (copied, foreign.sorted())
   }
 }

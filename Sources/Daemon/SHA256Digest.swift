@@ -42,10 +42,12 @@ extension SHA256Digest {
 
   /// The digest of a file's bytes. They are read and not mapped: a file that shrinks meanwhile is an error here
   /// and no signal.
-  /// - Parameter isCancelled: asked between the parts of a large file
+  /// - Parameters:
+  ///   - isCancelled: asked between the parts of a large file
+  ///   - advanced: called after every part
   /// - Throws: ``FileError``, or `CancellationError`
   public static func of(
-    file path: String, symlinks: SymlinkPolicy, isCancelled: () -> Bool = { false }
+    file path: String, symlinks: SymlinkPolicy, isCancelled: () -> Bool = { false }, advanced: () -> Void = {}
   ) throws -> String {
     let file = try InputFile(path: path, symlinks: symlinks)
     var digest = SHA256Digest()
@@ -55,6 +57,7 @@ extension SHA256Digest {
       let count = try file.read(into: &buffer)
       if count == 0 { return digest.finish() }
       unsafe digest.update(buffer.span.bytes.extracting(0..<count))
+      advanced()
     }
   }
 }

@@ -69,10 +69,21 @@ struct ConfigurationReader {
     candidates.first { hasTensor($0 + tensor) } ?? candidates[0]
   }
 
-  /// The head's weights: `lm_head.weight` unless it is tied to the embeddings or not there.
+  /// Refuses a model that has a setting under both of two names, with different values.
+  func refuseContradiction(_ one: String, _ other: String) throws(DecoderError) {
+    guard let first = values[one], let second = values[other], first != .null, second != .null,
+      first != second
+    else { return }
+    throw .contradiction(one, other)
+  }
+
+  /// The head's weights: `lm_head.weight` where it is stored, the embeddings where it is tied to them. That is what
+  /// transformers does from version 5 on, for a stored head beside a tie as well.
   func headWeights(embeddings: String, tiedByDefault: Bool) throws(DecoderError) -> String {
     let isTied = try flag("tie_word_embeddings", default: tiedByDefault)
-    return !isTied && hasTensor("lm_head.weight") ? "lm_head.weight" : embeddings
+    if hasTensor("lm_head.weight") { return "lm_head.weight" }
+    guard isTied else { throw .noHead }
+    return embeddings
   }
 
   /// A sliding attention window narrower than the model's positions bounds the sequence length:

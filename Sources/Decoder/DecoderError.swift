@@ -3,6 +3,9 @@ public enum DecoderError: Error, Sendable, Equatable, CustomStringConvertible {
   case unknownArchitecture(String, known: [String])
   case missingKey(String)
   case unsupportedSetting(key: String, value: String, supported: String)
+  /// Two spellings of one setting that say different things.
+  case contradiction(String, String)
+  case noHead
   case inconsistentHeads(heads: Int, keyValueHeads: Int)
   case sequenceTooLong(Int, maximum: Int)
   case tokenOutsideVocabulary(token: Int32, vocabulary: Int)
@@ -16,6 +19,12 @@ public enum DecoderError: Error, Sendable, Equatable, CustomStringConvertible {
       "config.json: the key \(key) is missing; take config.json from the model's original repository"
     case .unsupportedSetting(let key, let value, let supported):
       "config.json: \(key) = \(value) is not supported; supported: \(supported)"
+    case .contradiction(let one, let other):
+      "config.json: \(one) and \(other) are two spellings of one setting and say different things, of which clients take "
+        + "one or the other; remove the one that is not meant"
+    case .noHead:
+      "config.json: tie_word_embeddings is false and the checkpoint holds no lm_head.weight, for which clients take random "
+        + "numbers; set it to true if the head is that of the embeddings, or download the missing shard"
     case .inconsistentHeads(let heads, let keyValueHeads):
       "config.json: \(heads) attention heads cannot share \(keyValueHeads) key-value heads evenly"
     case .sequenceTooLong(let length, let maximum):

@@ -55,6 +55,7 @@ extension ConfigurationReader {
   func rotaryEmbedding(headDimension: Int, defaultTheta: Double = 10_000) throws(DecoderError)
     -> RotaryEmbedding
   {
+    try refuseContradiction("rope_parameters", "rope_scaling")
     let newer = values["rope_parameters"].flatMap { $0 == .null ? nil : $0 }
     let settings = newer ?? values["rope_scaling"].flatMap { $0 == .null ? nil : $0 } ?? .object([:])
     let outerTheta = try number("rope_theta", default: defaultTheta)

@@ -185,16 +185,18 @@ public final class CheckpointExport: Sendable {
       try output.writer.finish()
       try output.outlierWriter?.finish()
       try writeConfiguration(of: output)
-      for name in source.otherFiles where isCopied(name) {
+      for name in copiedFiles {
+        let target = FileSystem.join(output.directory, name)
+        try FileSystem.createDirectories(FileSystem.parent(of: target))
         try FileSystem.copyFile(
-          FileSystem.join(source.directory, name), to: FileSystem.join(output.directory, name),
-          symlinks: source.symlinks)
+          FileSystem.join(source.directory, name), to: target, symlinks: source.symlinks)
       }
     }
   }
 
-  private func isCopied(_ file: String) -> Bool {
-    !Self.replacedFiles.contains(file) && !leftOut.contains(file) && !file.hasPrefix(".")
+  /// The source's files that stand in every output as they are, by their relative paths.
+  public var copiedFiles: [String] {
+    source.otherFiles.filter { !Self.replacedFiles.contains($0) && !leftOut.contains($0) }
   }
 
   private func writeConfiguration(of output: Output) throws {

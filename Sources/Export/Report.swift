@@ -74,6 +74,8 @@ public struct Report: Codable, Sendable, Equatable {
     public var layer: Int
     /// Scales, zero points and outliers included.
     public var bitsPerWeight: Double
+    /// What looked wrong and did not stop the run, where anything did.
+    public var warnings: [String]?
 
     public init(
       name: String, shape: [Int], bits: Int, groupSize: Int, symmetric: Bool, solver: String,
@@ -106,6 +108,10 @@ public struct Report: Codable, Sendable, Equatable {
     public var peakMemoryBytes: Int = 0
     public var cacheBytesRaw: Int = 0
     public var cacheBytesCompressed: Int = 0
+    /// Values read from the activation cache, and those that were being decoded before they were asked for; nil in
+    /// reports of earlier versions.
+    public var cacheReads: Int?
+    public var cacheReadsPrefetched: Int?
     public var inputBytes: Int = 0
     public var outputBytes: Int = 0
 
@@ -132,6 +138,12 @@ public struct Report: Codable, Sendable, Equatable {
   public var loadsIn: [RuntimeSupport]
   /// The job that made the checkpoint, where it was not this one: that had come to the same before.
   public var madeBy: String?
+  /// The source's files that stand in the output as they are, and those that do not; hidden ones aside.
+  public var filesCopied: [String]?
+  public var filesLeftOut: [String]?
+
+  /// What looked wrong and did not stop the run.
+  public var warnings: [String] { linears.flatMap { $0.warnings ?? [] } }
 
   public init(
     model: Model, settings: Settings, linears: [Linear], totals: Totals, loadsIn: [RuntimeSupport]

@@ -12,6 +12,10 @@ extension ModelDescription {
       guard found == expected else {
         throw PipelineError.wrongShape(tensor: name, found: found, expected: expected)
       }
+      // Of a packed linear the checkpoint has no tensor of this name.
+      if let tensor = checkpoint.tensors[name], !tensor.dtype.isSupportedFloat {
+        throw PipelineError.unsupportedType(tensor: name, file: tensor.file, type: tensor.dtype.rawValue)
+      }
     }
   }
 }

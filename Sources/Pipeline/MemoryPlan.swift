@@ -63,7 +63,9 @@ public struct MemoryPlan: Sendable, Equatable {
     let gram = (4 * widest * widest + (streams - 1) * drift) * float
     let statesPerToken = 5 * model.hiddenSize + 3 * model.contextFeatures + 3 * model.intermediateSize
     let forward = streams * batchTokens * statesPerToken * float
-    let cache = 3 * batchTokens * max(widest, model.hiddenSize) * float
+    // Every stream's next two slots, decoded ahead; one that is being written, and a spare.
+    let cache =
+      (streams * (widest + model.hiddenSize) + 2 * max(widest, model.hiddenSize)) * batchTokens * float
     let solver = 8 * panelRows * widest * float + codes
     return Self.baseBytes + 2 * streams * layer + gram + forward + max(cache, solver)
   }

@@ -4,6 +4,9 @@ public enum PipelineError: Error, Sendable, Equatable, CustomStringConvertible {
   case alreadyQuantized(method: String)
   case wrongShape(tensor: String, found: [Int], expected: [Int])
   case missingTensor(String)
+  case unsupportedType(tensor: String, file: String, type: String)
+  /// Under `strict`: weights that nobody trained.
+  case zeroWeights(tensor: String, rows: Range<Int>)
   case outputExists(String)
   case badActivations(layer: Int, after: String, value: String, token: Int, feature: Int)
   case interrupted
@@ -24,6 +27,11 @@ public enum PipelineError: Error, Sendable, Equatable, CustomStringConvertible {
     case .missingTensor(let tensor):
       "\(tensor): config.json asks for this tensor and the checkpoint does not hold it; "
         + "download the checkpoint again or check config.json"
+    case .unsupportedType(let tensor, let file, let type):
+      "\(tensor) in \(file) is stored as \(type); weights are read as F32, F16 or BF16: convert the checkpoint, in "
+        + "transformers with from_pretrained(..., dtype=torch.bfloat16) and save_pretrained"
+    case .zeroWeights(let tensor, let rows):
+      "\(Self.zeroNote(tensor, rows)); without 'strict' this is a warning"
     case .outputExists(let path):
       "\(path): exists already; remove it or name another --output"
     case .badActivations(let layer, let place, let value, let token, let feature):
@@ -38,11 +46,18 @@ public enum PipelineError: Error, Sendable, Equatable, CustomStringConvertible {
     }
   }
 
+  static func zeroNote(_ tensor: String, _ rows: Range<Int>) -> String {
+    "\(tensor): rows \(rows.lowerBound) to \(rows.upperBound - 1) hold nothing but zeros, as files have that a download "
+      + "did not complete; compare the shard with its original"
+  }
+
   /// By sysexits(3).
   public var exitCode: Int32 {
     switch self {
     case .notEnoughMemory: 75
-    case .alreadyQuantized, .wrongShape, .missingTensor, .badActivations, .overflowingInputs: 65
+    case .alreadyQuantized, .wrongShape, .missingTensor, .unsupportedType, .zeroWeights, .badActivations,
+      .overflowingInputs:
+      65
     case .outputExists: 73
     case .interrupted: 75
     case .damagedJournal: 74

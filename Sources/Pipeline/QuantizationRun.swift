@@ -39,6 +39,8 @@ public struct QuantizationRequest: Sendable {
   public var symlinks: SymlinkPolicy
   /// The checkpoint's files as they are to be read; as they are when the run begins, if nil.
   public var source: SourceFiles?
+  /// Whether weights that nobody can have trained are an error, and not a warning.
+  public var isStrict: Bool
 
   public init(
     model: String, output: String, recipe: Recipe, target: Target, targetShare: Double,
@@ -46,7 +48,7 @@ public struct QuantizationRequest: Sendable {
     calibration: CalibrationSet, seed: UInt64,
     calibrationSource: String, cacheDirectory: String? = nil, memoryBudgetBytes: Int,
     cacheType: DType? = nil, shardSizeLimit: Int = 5_000_000_000, resume: ResumePlace? = nil,
-    symlinks: SymlinkPolicy = .follow, source: SourceFiles? = nil
+    symlinks: SymlinkPolicy = .follow, source: SourceFiles? = nil, isStrict: Bool = false
   ) {
     self.model = model
     self.output = output
@@ -64,6 +66,7 @@ public struct QuantizationRequest: Sendable {
     self.resume = resume
     self.symlinks = symlinks
     self.source = source
+    self.isStrict = isStrict
   }
 }
 
@@ -94,6 +97,8 @@ public final class QuantizationRun: Sendable {
     var cache: HiddenStatesStore?
     /// Nothing is made or published any more.
     var isDiscarded = false
+    /// The output stands in its place.
+    var isPublished = false
   }
 
   /// - Throws: an error that names the file or tensor, if the request cannot be met.
@@ -199,16 +204,28 @@ public final class QuantizationRun: Sendable {
         if treatment.quantizer.damping != problem.damping {
           problem = problem.damped(by: treatment.quantizer.damping)
         }
+        var warnings: [String] = []
+        if let rows = layer.weights(of: linear).firstZeroRows {
+          if request.isStrict { throw PipelineError.zeroWeights(tensor: "\(name).weight", rows: rows) }
+          warnings.append(PipelineError.zeroNote("\(name).weight", rows))
+        }
         let solution = try treatment.quantizer.quantize(
           name: name, weights: layer.weights(of: linear), problem: problem,
           format: treatment.gridFormat, backend: backend, panelRows: plan.panelRows)
-        let row = row(
+        if solution.relativeError > Self.largestError {
+          let percent = Int((solution.relativeError * 100).rounded())
+          warnings.append(
+            "\(name): an error of \(percent) % leaves little of it; take more bits, or skip it by a rule")
+        }
+        var row = row(
           solution, treatment, layer: layer.index, seconds: (ContinuousClock.now - linearStart).seconds)
+        row.warnings = warnings.isEmpty ? nil : warnings
         try exportTimes.measure(.export) {
           try export.write(solution.linear)
           try journal?.append(solution.linear, row: row)
         }
         rows.append(row)
+        for warning in row.warnings ?? [] { progress(.warning(warning)) }
         progress(
           .linear(
             LinearProgress(
@@ -239,17 +256,22 @@ public final class QuantizationRun: Sendable {
     totals.tokens = request.calibration.tokens.count
     totals.cacheBytesRaw = store.statistics.rawBytesWritten
     totals.cacheBytesCompressed = store.statistics.compressedBytesWritten
+    totals.cacheReads = store.statistics.reads
+    totals.cacheReadsPrefetched = store.statistics.prefetchedReads
     totals.inputBytes = checkpoint.tensors.values.reduce(0) { $0 + $1.byteRange.count }
     totals.outputBytes = try FileSystem.treeSize(staging.path) / request.formats.count
     totals.peakMemoryBytes = memory.stop()
     totals.seconds = (ContinuousClock.now - start).seconds
-    let report = Report(
+    var report = Report(
       model: Report.Model(name: FileSystem.name(of: request.model), architecture: description.modelType),
       settings: settings, linears: rows, totals: totals, loadsIn: export.runtimes)
+    report.filesCopied = export.copiedFiles
+    report.filesLeftOut = checkpoint.foreignFiles
     try report.write(to: staging.path)
     try unpublished.withLock { files in
       guard !files.isDiscarded else { throw PipelineError.interrupted }
       try staging.publish()
+      files.isPublished = true
     }
     if request.resume != nil { try store.destroy() }
     return report
@@ -259,6 +281,9 @@ public final class QuantizationRun: Sendable {
   private func checkSource() throws {
     try source.check(in: request.model, symlinks: request.symlinks)
   }
+
+  /// The relative error from which on a linear is worth a warning.
+  private static let largestError = 0.5
 
   /// A cache that is damaged as often as this lies on a device that will not get better.
   private static let cacheAttempts = 4
@@ -289,18 +314,15 @@ public final class QuantizationRun: Sendable {
   }
 
   /// Removes what an unfinished run has on the disk, for a process that is about to end; any thread may call it.
-  public func discard() {
+  /// - Returns: false if the output was published before
+  public func discard() -> Bool {
     unpublished.withLock { files in
+      if files.isPublished { return false }
       files.isDiscarded = true
       // The process ends whether or not its files could be removed.
       try? files.cache?.destroy()
-      try? files.output?.discard()
-      // The run still makes files meanwhile, and a directory that gains one cannot be removed; once it is gone,
-      // none can be made.
-      guard let path = files.output?.path else { return }
-      for _ in 0..<1_000 where (try? FileSystem.exists(path)) ?? false {
-        try? FileSystem.removeTree(path)
-      }
+      _ = files.output?.abandon()
+      return true
     }
   }
 
@@ -347,6 +369,21 @@ public final class QuantizationRun: Sendable {
       symmetric: format.isSymmetric, solver: treatment.quantizer.name,
       relativeError: solution.relativeError, seconds: seconds, layer: layer,
       bitsPerWeight: linear.bitsPerWeight)
+  }
+}
+
+extension Matrix {
+  /// A run of rows so long of nothing but zeros that no training left it: 16, or all there are.
+  var firstZeroRows: Range<Int>? {
+    var start = 0
+    for row in 0...rows {
+      if row < rows, rows(row..<row + 1).withSpan({ span in span.indices.allSatisfy { span[$0] == 0 } }) {
+        continue
+      }
+      if row - start >= min(16, max(rows, 1)) { return start..<row }
+      start = row + 1
+    }
+    return nil
   }
 }
 

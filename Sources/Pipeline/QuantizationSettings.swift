@@ -58,6 +58,8 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
   public var sequenceLength = 2_048
   /// Decides which sequences are drawn.
   public var seed: UInt64 = 0
+  /// Weights that nobody can have trained are an error, and not a warning.
+  public var strict = false
 
   public init() {}
 
@@ -117,8 +119,9 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
   /// The share that the settings come to.
   public var resolvedTargetShare: Double { targetShare ?? Self.defaultTargetShare(bits: bits) }
 
-  /// What more sequences gain grows with the error that a width leaves, and what they cost does not.
-  public static func defaultTargetShare(bits: Int) -> Double { 0.125 }
+  /// What more sequences gain grows with the error that a width leaves, and what they cost does not: at 2 and 3 bits all
+  /// of them, from 4 on an eighth.
+  public static func defaultTargetShare(bits: Int) -> Double { bits < 4 ? 1 : 0.125 }
 
   private var solvers: [String: any LayerSolver] {
     Dictionary(uniqueKeysWithValues: SolverName.allCases.map { ($0.rawValue, layerSolver($0)) })

@@ -18,8 +18,8 @@ extension FileSystem {
       throw moveError(error as? Errno ?? .ioError, source, destination)
     }
     let parents = (parent(of: source), parent(of: destination))
-    try synchronize(parents.1)
-    if parents.0 != parents.1 { try synchronize(parents.0) }
+    try synchronizeDirectory(parents.1)
+    if parents.0 != parents.1 { try synchronizeDirectory(parents.0) }
   }
 
   private static func moveError(_ errno: Errno, _ source: String, _ destination: String) -> FileError {

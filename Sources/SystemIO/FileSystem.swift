@@ -10,6 +10,25 @@ public enum FileSystem {
     }
   }
 
+  /// The regular files of a directory and of those below it, by their paths relative to it, sorted. Hidden ones are left
+  /// out, and what lies deeper than any checkpoint does.
+  /// - Parameter symlinks: whether a link stands for what it leads to
+  public static func regularFiles(
+    below directory: String, symlinks: SymlinkPolicy, depth: Int = 8
+  ) throws(FileError) -> [String] {
+    var files: [String] = []
+    for name in try names(in: directory) where !name.hasPrefix(".") {
+      let path = join(directory, name)
+      switch try kind(of: path, symlinks: symlinks) {
+      case .regular: files.append(name)
+      case .directory where depth > 0:
+        files += try regularFiles(below: path, symlinks: symlinks, depth: depth - 1).map { "\(name)/\($0)" }
+      default: break
+      }
+    }
+    return files
+  }
+
   /// What is at `path`; nil if nothing is, or if a link there leads nowhere.
   public static func kind(
     of path: String, symlinks: SymlinkPolicy = .follow
@@ -165,6 +184,13 @@ public enum FileSystem {
     try FileError.attempt(.synchronize, path) { () throws(Errno) in
       try SystemCall.synchronize(
         SystemCall.open(path, flags: O_RDONLY | O_NONBLOCK | O_NOFOLLOW))
+    }
+  }
+
+  /// Waits until a directory's names are on the disk; `path` may be a link to it.
+  public static func synchronizeDirectory(_ path: String) throws(FileError) {
+    try FileError.attempt(.synchronize, path) { () throws(Errno) in
+      try SystemCall.synchronize(SystemCall.open(path, flags: O_RDONLY | O_DIRECTORY))
     }
   }
 

@@ -12,14 +12,12 @@ public struct SourceFiles: Sendable, Equatable, Codable {
     self.stamps = stamps
   }
 
-  /// Looks at every regular file directly in `directory`, hidden ones aside, which are no part of a checkpoint.
+  /// Looks at every regular file of `directory` and below it, hidden ones aside, which are no part of a checkpoint.
   /// - Parameter symlinks: whether a link stands for the file that it leads to
   public init(of directory: String, symlinks: SymlinkPolicy) throws(FileError) {
     var stamps: [String: FileStamp] = [:]
-    for name in try FileSystem.names(in: directory) where !name.hasPrefix(".") {
+    for name in try FileSystem.regularFiles(below: directory, symlinks: symlinks) {
       let path = FileSystem.join(directory, name)
-      // A link that leads nowhere is no file.
-      guard try FileSystem.kind(of: path, symlinks: symlinks) == .regular else { continue }
       stamps[name] = try FileSystem.stamp(of: path, symlinks: symlinks).stamp
     }
     self.stamps = stamps

@@ -26,6 +26,8 @@ public final class StagingDirectory: Sendable {
     try Self.refuseWhatExists(at: self.outputPath)
     let parent = FileSystem.parent(of: output.string)
     try FileSystem.createDirectories(parent)
+    // What publishing will need is tried now, and not after hours of work.
+    try FileSystem.synchronizeDirectory(parent)
     let staging = FileSystem.join(parent, ".\(name.string).partial-\(getpid())")
     path = staging
     try FileError.attempt(.create, staging) { () throws(Errno) in
@@ -52,7 +54,7 @@ public final class StagingDirectory: Sendable {
       }
       isOpen = false
     }
-    try FileSystem.synchronize(FileSystem.parent(of: outputPath))
+    try FileSystem.synchronizeDirectory(FileSystem.parent(of: outputPath))
   }
 
   /// Removes the directory with all that is in it, unless it is published.
@@ -62,6 +64,17 @@ public final class StagingDirectory: Sendable {
       try FileSystem.removeTree(path)
       isOpen = false
     }
+  }
+
+  /// Removes what is not published, for a process that is about to end while another thread still makes files.
+  /// - Returns: false if it is published
+  public func abandon() -> Bool {
+    // The process ends whether or not its files could be removed. A directory that gains a file cannot be; once it is
+    // gone, none can be made.
+    let isPublished = isOpen.withLock { !$0 } && (try? FileSystem.exists(path)) == false
+    if isPublished { return false }
+    for _ in 0..<1_000 where (try? FileSystem.exists(path)) ?? false { try? FileSystem.removeTree(path) }
+    return true
   }
 
   private static func refuseWhatExists(at path: String) throws(FileError) {

@@ -61,6 +61,8 @@ struct EvaluateCommand: ParsableCommand {
       description, source: weights, backend: backend, sequenceLength: windows[0].count)
     let store = try HiddenStatesStore(
       path: cachePath, elementType: .float32, threads: machine.threads)
+    // Nobody goes on with it: without a name, it goes with this process, however that ends.
+    try store.destroy()
     let progress = ProgressLine()
     let result = try PerplexityEvaluation(model: decoder, backend: backend, store: store)
       .run(windows, progress: progress.show(layer:of:))

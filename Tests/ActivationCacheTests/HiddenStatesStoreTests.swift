@@ -116,22 +116,6 @@ import Testing
     #expect(try store.storedBytes(key(stage: 1)) != nil)
   }
 
-  @Test func `stages of one stream are removed together`() throws {
-    let store = try store()
-    let matrix = hiddenStates(rows: 4, columns: 6, seed: 7)
-    for stream in 0..<2 {
-      for stage in 0..<4 { try store.write(matrix, key: key(stream: stream, stage: stage)) }
-    }
-    try store.remove(stream: 1, stages: 1..<3)
-    for stream in 0..<2 {
-      for stage in 0..<4 {
-        let isGone = try store.storedBytes(key(stream: stream, stage: stage)) == nil
-        #expect(isGone == (stream == 1 && (1..<3).contains(stage)))
-      }
-    }
-    #expect(store.statistics.currentRawBytes == 6 * 48)
-  }
-
   @Test func `the file stays near one layer's size over twenty layers`() throws {
     let store = try store()
     let batches = 24

@@ -47,9 +47,6 @@ import Testing
     store.prefetch(key(batch: 1))
     try store.write(Self.matrix(41), key: key(stage: 1, batch: 1), replacing: [key(batch: 1)])
     #expect(throws: CacheError.missing(key(batch: 1))) { try expectStored(key(batch: 1), seed: 1) }
-    store.prefetch(key(batch: 2))
-    try store.remove(stream: 0, stages: 0..<1)
-    #expect(throws: CacheError.missing(key(batch: 2))) { try expectStored(key(batch: 2), seed: 2) }
   }
 
   @Test func `an error shows when the value is read`() throws {

@@ -48,8 +48,6 @@ struct ServiceNotifierTests {
     #expect(try message() == "WATCHDOG=1")
     notifier.stopping()
     #expect(try message() == "STOPPING=1")
-    notifier.extendTimeout(seconds: 90)
-    #expect(try message() == "EXTEND_TIMEOUT_USEC=90000000")
     #expect(notifier.isActive && notifier.failureCount == 0)
   }
 

@@ -53,6 +53,14 @@ struct ConfigurationTests {
     }
   }
 
+  @Test func `two spellings of one setting are read where they agree and refused where they do not`() throws {
+    let scaling: JSONValue = ["rope_type": "linear", "factor": 2]
+    _ = try describe("llama", ["rope_parameters": scaling, "rope_scaling": scaling])
+    #expect(throws: DecoderError.contradiction("rope_parameters", "rope_scaling")) {
+      try describe("llama", ["rope_parameters": ["rope_type": "default"], "rope_scaling": scaling])
+    }
+  }
+
   @Test func `heads that cannot share keys evenly are refused`() throws {
     #expect(throws: DecoderError.inconsistentHeads(heads: 4, keyValueHeads: 3)) {
       try describe("llama", ["num_key_value_heads": 3])

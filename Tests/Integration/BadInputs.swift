@@ -12,6 +12,51 @@ extension BadInput {
     ) { bench in
       try FileManager.default.removeItem(atPath: bench.model + "/model-00002-of-00003.safetensors")
     },
+    BadInput(
+      "a linear of 64-bit floats", status: 65, downProjection, "stored as F64", "F32, F16 or BF16"
+    ) { bench in
+      try bench.damage { file in
+        // At the end, where a longer tensor has room.
+        let values = file.data[file.offsets(of: downProjection)].count / 4
+        let end = file.data.count
+        file.data += [UInt8](repeating: 0, count: 8 * values)
+        file.place(downProjection, at: end..<end + 8 * values)
+        file.header[downProjection] = .object(
+          (file.header[downProjection]?.object ?? [:]).merging(["dtype": "F64"]) { $1 })
+        file.closeGaps()
+      }
+    },
+    BadInput("a linear of 8-bit integers", status: 65, downProjection, "stored as I8", "convert") { bench in
+      try bench.damage { file in
+        let offsets = file.offsets(of: downProjection)
+        file.header[downProjection] = .object(
+          (file.header[downProjection]?.object ?? [:]).merging(["dtype": "I8"]) { $1 })
+        file.place(downProjection, at: offsets.lowerBound..<offsets.lowerBound + offsets.count / 4)
+        file.closeGaps()
+      }
+    },
+    BadInput("no head, and none that is tied", status: 65, "lm_head.weight", "tie_word_embeddings") { bench in
+      try bench.damage { file in
+        file.header["lm_head.weight"] = nil
+        file.closeGaps()
+      }
+    },
+    BadInput("two rotary scalings", status: 65, "rope_parameters and rope_scaling", "two spellings") {
+      bench in
+      try edit(
+        bench.model + "/config.json",
+        [
+          "rope_parameters": ["rope_type": "default", "rope_theta": 10_000],
+          "rope_scaling": ["rope_type": "linear", "factor": 4],
+        ])
+    },
+    BadInput("a linear that is zero, under --strict", status: 65, downProjection, "nothing but zeros") {
+      bench in
+      bench.options += ["--strict"]
+      try bench.damage { file in
+        for byte in file.offsets(of: downProjection) { file.data[byte] = 0 }
+      }
+    },
     BadInput("a truncated file", status: 65, "model.safetensors", "100 bytes are missing", "download") {
       bench in
       try bench.damage { $0.data.removeLast(100) }

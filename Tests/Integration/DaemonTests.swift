@@ -255,8 +255,8 @@ import Testing
     let id = try #require(try FileSystem.names(in: bench.spool.partial).first { $0.hasSuffix("-tiny") })
     let path = "\(bench.spool.partial)/\(id)/order.json"
     let order = try String(contentsOfFile: path, encoding: .utf8)
-    try #require(order.contains("\"targetShare\""))
-    try order.replacing("\"targetShare\"", with: "\"ofAnotherVersion\"")
+    try #require(order.contains("\"passes\""))
+    try order.replacing("\"passes\"", with: "\"ofAnotherVersion\"")
       .write(toFile: path, atomically: true, encoding: .utf8)
     try bench.start()
     try bench.waitForOutput("tiny")

@@ -143,6 +143,17 @@ struct TensorFile {
     header[tensor] = .object(entry)
   }
 
+  /// Moves the tensors together, so that no byte is without one.
+  mutating func closeGaps() {
+    var data: [UInt8] = []
+    for name in names {
+      let bytes = self.data[offsets(of: name)]
+      place(name, at: data.count..<data.count + bytes.count)
+      data += bytes
+    }
+    self.data = data
+  }
+
   /// Sets one element of an F32 tensor.
   mutating func set(_ tensor: String, at index: Int, to value: Float) {
     let start = offsets(of: tensor).lowerBound + 4 * index

@@ -1,5 +1,6 @@
 import Checkpoint
 import Foundation
+import SystemIO
 import TestSupport
 import Testing
 
@@ -35,6 +36,60 @@ struct QuantizeTests {
     let source = try #require(Quantease.json("eval", bench.model, "--tokens", tokens)["perplexity"]?.double)
     #expect(perplexities[0] != source)
     if options.contains("8") { #expect(abs(perplexities[0] / source - 1) < 0.02) }
+  }
+
+  @Test func `rows that are all zero, as after a download that died, are a warning by name`() throws {
+    let bench = try Workbench()
+    let name = "model.layers.1.mlp.gate_proj.weight"
+    var file = try TensorFile(bench.model + "/model.safetensors")
+    let bytes = file.offsets(of: name)
+    for byte in bytes.dropFirst(bytes.count / 2) { file.data[byte] = 0 }
+    try file.write()
+    let run = try bench.quantize()
+    #expect(run.status == 0)
+    let note = "\(name): rows 48 to 95 hold nothing but zeros"
+    #expect(run.errors.contains("warning: \(note)"), "\(run.errors)")
+    let report = try JSONValue(contentsOf: bench.output + "/quantease_report.json")
+    #expect(report["linears"]?.array?.count { $0["warnings"] != nil } == 1)
+    let page = try String(contentsOfFile: bench.output + "/quantease_report.html", encoding: .utf8)
+    #expect(page.contains("<h2>Warnings</h2>") && page.contains(note))
+  }
+
+  @Test func `files in sub-folders are copied, and the report says what was and what was not`() throws {
+    let bench = try Workbench()
+    try FileSystem.createDirectories(bench.model + "/additional_chat_templates")
+    try FileSystem.createDirectories(bench.model + "/.cache/x")
+    for name in ["additional_chat_templates/tools.jinja", "LICENSE", "pytorch_model.bin", ".cache/x/lock"] {
+      try AtomicFile.write("text", to: "\(bench.model)/\(name)")
+    }
+    try FileManager.default.createSymbolicLink(
+      atPath: bench.model + "/nowhere.txt", withDestinationPath: "/absent/file")
+    let report = try bench.report()
+    #expect(
+      report["files_copied"]?.array?.compactMap(\.string) == [
+        "LICENSE", "additional_chat_templates/tools.jinja",
+      ])
+    #expect(report["files_left_out"]?.array?.compactMap(\.string) == ["nowhere.txt", "pytorch_model.bin"])
+    #expect(try FileSystem.names(in: bench.output + "/additional_chat_templates") == ["tools.jinja"])
+    #expect(try !FileSystem.names(in: bench.output).contains(".cache"))
+  }
+
+  @Test func `a rule's solver keeps its own damping, whatever the standard recipe's is`() throws {
+    let bench = try Workbench()
+    // Fewer tokens than the inputs have features: without a ridge Σ has no Cholesky factor.
+    bench.options = [
+      "--preset", "paper", "--passes", "2", "--samples", "1", "--rule", "down_proj=solver:gptq",
+    ]
+    let report = try bench.report()
+    #expect(report["linears"]?.array?.count { $0["solver"]?.string == "gptq" } == 2)
+  }
+
+  @Test func `an output below a directory that is a link is published there`() throws {
+    let bench = try Workbench()
+    try FileManager.default.createSymbolicLink(
+      atPath: bench.directory.file("link"), withDestinationPath: bench.directory.file("results"))
+    try bench.report(output: bench.directory.file("link/output"))
+    #expect(try bench.results == ["output"])
   }
 
   @Test func `the report has what every linear and the whole run cost`() throws {

@@ -102,6 +102,10 @@ enum SettingTable {
     .value(
       "seed", \.settings.seed, expected: "a whole number from 0", "Decides which sequences are drawn.",
       parse: { UInt64($0) }),
+    .flag(
+      "strict", \.settings.strict,
+      "Blocks of weights that are all zero, as after an incomplete download, fail the job; else they are a warning."
+    ),
   ]
 
   static let all: [Setting<DaemonConfiguration>] = daemon + job.map { $0.lifted(\.defaults) }

@@ -92,7 +92,8 @@ struct DropContents: Equatable, Sendable {
 
   /// What a job reads of it, to be looked at again while it does.
   var source: SourceFiles {
-    SourceFiles(stamps: stamps.filter { path, _ in !path.hasPrefix(".") && !path.contains("/") })
+    let visible = files.filter { !$0.isHidden }
+    return SourceFiles(stamps: Dictionary(visible.map { ($0.path, $0.stamp) }) { first, _ in first })
   }
 
   /// Every file by its path.

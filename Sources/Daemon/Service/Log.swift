@@ -8,7 +8,7 @@ import SystemIO
 public struct Log: Sendable {
   /// As in syslog.h.
   public enum Priority: Int, Sendable, Comparable {
-    case critical = 2, error, warning, notice, info, debug
+    case critical = 2, error, warning, notice, info
 
     /// The more urgent is the smaller.
     public static func < (one: Priority, other: Priority) -> Bool { one.rawValue < other.rawValue }
@@ -64,7 +64,6 @@ public struct Log: Sendable {
   public func warning(_ event: String, _ fields: Field...) { write(.warning, event, fields) }
   public func notice(_ event: String, _ fields: Field...) { write(.notice, event, fields) }
   public func info(_ event: String, _ fields: Field...) { write(.info, event, fields) }
-  public func debug(_ event: String, _ fields: Field...) { write(.debug, event, fields) }
 
   public func write(_ priority: Priority, _ event: String, _ fields: [Field]) {
     if priority > least { return }

@@ -74,12 +74,6 @@ public final class ServiceNotifier: Sendable {
     send(["STOPPING=1"] + (status.map { [Self.statusLine($0)] } ?? []))
   }
 
-  /// Starting or stopping takes longer: `seconds` more from now.
-  public func extendTimeout(seconds: Int) {
-    let microseconds = max(0, seconds).multipliedReportingOverflow(by: 1_000_000)
-    send(["EXTEND_TIMEOUT_USEC=\(microseconds.overflow ? Int.max : microseconds.partialValue)"])
-  }
-
   private func send(_ lines: [String]) {
     guard let socket, let address else { return }
     do {

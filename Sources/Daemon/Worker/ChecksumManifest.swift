@@ -5,15 +5,15 @@ public enum ChecksumManifest {
   public static let fileName = Manifest.name
 
   /// Digests every file below `directory` and writes the manifest into it, all at once.
-  /// - Parameter advanced: called after every file
+  /// - Parameter advanced: called as parts of files are read
   /// - Throws: ``FileError``
   public static func write(into directory: String, advanced: () -> Void = {}) throws {
     try AtomicFile.removeLeftovers(of: FileSystem.join(directory, fileName))
     var lines = ""
     for name in try files(below: directory) where name != fileName {
-      let digest = try SHA256Digest.of(file: FileSystem.join(directory, name), symlinks: .refuse)
+      let digest = try SHA256Digest.of(
+        file: FileSystem.join(directory, name), symlinks: .refuse, advanced: advanced)
       lines += Manifest.Entry(path: name, digest: digest).line
-      advanced()
     }
     try AtomicFile.write(lines, to: FileSystem.join(directory, fileName))
   }
@@ -36,10 +36,9 @@ public enum ChecksumManifest {
       let path = FileSystem.join(directory, entry.path)
       if try FileSystem.kind(of: path, symlinks: .refuse) != .regular {
         problems.append("\(entry.path) is missing")
-      } else if try SHA256Digest.of(file: path, symlinks: .refuse) != entry.digest {
+      } else if try SHA256Digest.of(file: path, symlinks: .refuse, advanced: advanced) != entry.digest {
         problems.append("\(entry.path) is not what was written")
       }
-      advanced()
     }
     return problems
       + (try files(below: directory)).filter { !named.contains($0) }.map { "\($0) is not listed" }

@@ -9,19 +9,18 @@ enum JobIdentity {
   /// To be raised whenever the same job comes to other numbers than before: unfinished jobs then begin anew.
   static let algorithmVersion = 3
 
-  /// - Parameter advanced: called after every file
+  /// - Parameter advanced: called as parts of files are read
   /// - Throws: ``FileError``
   static func digest(
     of order: JobOrder, tokens: CalibrationSet, advanced: () -> Void
   ) throws -> String {
     var digest = SHA256Digest()
     digest.update("quantease \(algorithmVersion)\n")
-    for name in try FileSystem.names(in: order.model) where !isAboutTheJob(name) {
+    for name in try FileSystem.regularFiles(below: order.model, symlinks: .refuse) where !isAboutTheJob(name)
+    {
       let path = FileSystem.join(order.model, name)
-      guard try FileSystem.kind(of: path, symlinks: .refuse) == .regular else { continue }
-      digest.update(
-        "\(name)\n\(try FileSystem.fileSize(path))\n\(try SHA256Digest.of(file: path, symlinks: .refuse))\n")
-      advanced()
+      let bytes = try SHA256Digest.of(file: path, symlinks: .refuse, advanced: advanced)
+      digest.update("\(name)\n\(try FileSystem.fileSize(path))\n\(bytes)\n")
     }
     let encoder = JSONEncoder()
     encoder.outputFormatting = [.sortedKeys]
@@ -33,6 +32,6 @@ enum JobIdentity {
 
   /// Files that say something about the drop and nothing about the model.
   private static func isAboutTheJob(_ name: String) -> Bool {
-    name.hasPrefix(".") || name == "quantease.yaml" || name == ChecksumManifest.fileName
+    name == "quantease.yaml" || name == ChecksumManifest.fileName
   }
 }

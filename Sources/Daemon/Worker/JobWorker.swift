@@ -111,7 +111,7 @@ public struct JobWorker {
         calibrationSource: order.calibration,
         memoryBudgetBytes: try order.memoryBytes ?? ProcessMemory.availableBytes(),
         resume: ResumePlace(journal: files.journal, cache: try cachePath(), identity: identity),
-        symlinks: .refuse, source: order.source),
+        symlinks: .refuse, source: order.source, isStrict: settings.strict),
       backend: backend)
     send(
       .planned(

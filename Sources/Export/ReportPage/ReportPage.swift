@@ -22,6 +22,7 @@ public struct ReportPage {
     <body>
     <main>
     \(headline)
+    \(warnings)
     \(errors)
     \(worstLinears)
     \(phases)
@@ -65,6 +66,19 @@ public struct ReportPage {
   /// Whose figures they are, where the run was another job's.
   private var origin: String {
     report.madeBy.map { " Made by the job <code>\(escaped($0))</code>, which was the same." } ?? ""
+  }
+
+  private var warnings: String {
+    if report.warnings.isEmpty { return "" }
+    let items = report.warnings.map { "<li>\(escaped($0))</li>" }
+    return """
+      <section>
+      <h2>Warnings</h2>
+      <ul>
+      \(items.joined(separator: "\n"))
+      </ul>
+      </section>
+      """
   }
 
   private func card(_ title: String, _ value: String, _ note: String) -> String {

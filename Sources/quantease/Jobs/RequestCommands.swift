@@ -116,6 +116,8 @@ struct SubmitCommand: ParsableCommand {
       try FileSystem.move(source, to: drop)
     } else {
       let staging = try StagingDirectory(for: drop)
+      let interruption = try Interruption { staging.abandon() }
+      defer { withExtendedLifetime(interruption) {} }
       try copy(source, to: staging.path)
       if let recipe {
         let place = FileSystem.join(staging.path, JobFile.name)
