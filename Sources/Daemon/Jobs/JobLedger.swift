@@ -10,6 +10,8 @@ public final class JobLedger {
   public let spool: Spool
   public let cacheDirectory: String
   private let state: StateStore
+  /// The files of claimed checkpoints that there was no space to write down.
+  private var unwritten: [String: SourceFiles] = [:]
   /// As in the database, by identifier.
   private var records: [String: JobRecord] = [:]
   private(set) var counters: StatusSnapshot.Counters
@@ -59,9 +61,10 @@ public final class JobLedger {
       let bytes = try FileSystem.contents(of: path, limit: 1 << 26, symlinks: .refuse)
       if let known = try? JSONDecoder().decode(SourceFiles.self, from: Data(bytes)) { return known }
     }
-    // A job of an earlier version, or one that is tried again: from now on, then.
-    let found = try SourceFiles(of: source(of: id), symlinks: .refuse)
+    // Where there was no file for it: a job of an earlier version, or one that is tried again, is looked at from now on.
+    let found = try unwritten[id] ?? SourceFiles(of: source(of: id), symlinks: .refuse)
     try note(found, of: id)
+    unwritten[id] = nil
     return found
   }
 
@@ -94,7 +97,10 @@ public final class JobLedger {
   ///   - contents: what it holds
   func claim(_ id: String, name: String, inode: UInt64, contents: DropContents, arrivedAt: Double) throws {
     precondition(CheckpointParts.isPlainName(id), "an id is one name")
-    try note(contents.source, of: id)
+    do { try note(contents.source, of: id) } catch let error as FileError where error.errno == .noSpace {
+      // The job waits for space by itself, and says so; a drop that cannot be claimed would say nothing.
+      unwritten[id] = contents.source
+    }
     try enter(JobRecord(id: id, name: name, inode: inode, contents: contents.digest, arrivedAt: arrivedAt))
     _ = try move(id, to: .working)
   }
@@ -124,7 +130,11 @@ public final class JobLedger {
   /// - Returns: where it is afterwards; nil if it is nowhere
   private func move(_ id: String, to standing: SourceStanding) throws -> String? {
     guard let job = records[id], let source = try spool.source(of: job) else { return nil }
-    for place in spool.places(id, standing) {
+    return try move(source, to: spool.places(id, standing))
+  }
+
+  private func move(_ source: String, to places: [String]) throws -> String {
+    for place in places {
       if place == source { return source }
       if try isMoved(source, to: place) { return place }
     }
@@ -250,24 +260,37 @@ public final class JobLedger {
     }
   }
 
-  /// Puts the source of a failed or cancelled job where it can be looked into, with the reason.
+  /// Puts the source of a failed or cancelled job where it can be looked into, and the reason before it.
   private func putAside(_ job: JobRecord) throws {
-    guard let before = try spool.source(of: job), let source = try move(job.id, to: .failed) else { return }
-    let message = (job.failure?.message ?? "").replacing(before, with: source)
-    if message != job.failure?.message {
-      // Where the files are when somebody reads it.
-      try update(job.id) { $0.failure?.message = message }
+    guard let source = try spool.source(of: job) else { return }
+    let places = spool.places(job.id, .failed)
+    // Somebody may have put a file there, and not a directory: it is moved all the same.
+    let isDirectory = try FileSystem.kind(of: source, symlinks: .refuse) == .directory
+    // What may be written to can also change its parent, and the reason comes along; else it goes ahead.
+    let goesAhead = isDirectory && !FileSystem.isWritable(source)
+    let expected = goesAhead ? places[1] : places[0]
+    if goesAhead { try FileSystem.createDirectories(places[0]) }
+    if isDirectory { try writeReason(of: job, in: goesAhead ? places[0] : source, source: expected) }
+    let place = try move(source, to: goesAhead ? [expected] : places)
+    if place != expected, isDirectory {
+      try writeReason(of: job, in: goesAhead ? places[0] : place, source: place)
     }
+    if let message = job.failure?.message, message.contains(source), place != source {
+      // Where the files are when somebody reads it.
+      try update(job.id) { $0.failure?.message = message.replacing(source, with: place) }
+    }
+  }
+
+  private func writeReason(of job: JobRecord, in directory: String, source: String) throws {
     let encoder = JSONEncoder()
     encoder.keyEncodingStrategy = .convertToSnakeCase
     encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
+    let present = try spool.source(of: job) ?? source
+    let message = job.failure?.message ?? ""
     let reason = Reason(
-      id: job.id, name: job.name, outcome: job.phase.rawValue, message: message, code: job.failure?.code ?? 0,
+      id: job.id, name: job.name, outcome: job.phase.rawValue,
+      message: message.replacing(present, with: source), code: job.failure?.code ?? 0,
       failedAt: job.finishedAt ?? now, source: source)
-    let directory = spool.place(job.id, .failed)
-    // Somebody may have put a file there, and not a directory.
-    if try FileSystem.kind(of: directory, symlinks: .refuse) ?? .directory != .directory { return }
-    try FileSystem.createDirectories(directory)
     let path = FileSystem.join(directory, Self.reasonName)
     try AtomicFile.removeLeftovers(of: path)
     try AtomicFile.write(Array(try encoder.encode(reason)) + [UInt8(ascii: "\n")], to: path)
