@@ -5,12 +5,30 @@ import SystemIO
 import TestSupport
 import Testing
 
+enum TwoUsers {
+  /// nobody
+  static let user: UInt32 = 65_534
+
+  /// Whether the program runs as another user: only root can try, and a toolchain in root's home is for root alone.
+  static let arePossible: Bool = {
+    guard geteuid() == 0, let directory = try? TemporaryDirectory() else { return false }
+    let copy = directory.file("quanteased")
+    let arguments = ["--reuid", "\(user)", "--regid", "\(user)", "--clear-groups", copy, "--version"]
+    do {
+      try FileManager.default.copyItem(atPath: DaemonBench.binary, toPath: copy)
+      return try Quantease(arguments, program: "/usr/bin/setpriv").status == 0
+    } catch { return false }
+  }()
+}
+
 /// A daemon that is a user of its own, and drops of root's: what it may read it takes, what it may not it refuses.
 ///
 /// The rows of the table in docs/OPERATIONS.md, without a systemd; tools/live-test has them with one.
-@Suite(.serialized, .enabled(if: geteuid() == 0, "only root can be two users")) struct OwnershipTests {
-  /// nobody
-  private static let user: UInt32 = 65_534
+@Suite(
+  .serialized,
+  .enabled(if: TwoUsers.arePossible, "needs root, and a Swift runtime that anybody may read"))
+struct OwnershipTests {
+  private static let user = TwoUsers.user
 
   /// Drops the fixture as root, with these modes.
   private func drop(_ bench: DaemonBench, _ name: String, directory: mode_t, files: mode_t) throws {
@@ -127,6 +145,26 @@ import Testing
     // Three scans settle a drop, a second apart.
     usleep(4_500_000)
     #expect(try bench.snapshot.queue == [] && bench.snapshot.finished.count == 1)
+    #expect(try bench.stop() == 0)
+  }
+
+  @Test func `a source that the submitter may not read is an error with its name, and nothing of it stays`()
+    throws
+  {
+    let bench = try DaemonBench(user: Self.user)
+    try bench.start()
+    let model = bench.directory.file("model")
+    try FileManager.default.copyItem(atPath: TestFiles.model("llama"), toPath: model)
+    try #require(unsafe chmod(model + "/model.safetensors", 0o600) == 0)
+    let client = bench.directory.file("quantease")
+    try FileManager.default.copyItem(atPath: Quantease.binary, toPath: client)
+    let member = ["--reuid", "\(Self.user)", "--regid", "\(Self.user)", "--clear-groups", client]
+    let run = try Quantease(
+      member + ["submit", model, "--config", bench.configuration], program: "/usr/bin/setpriv")
+    #expect(
+      run.status == 77 && run.errors.contains("\(model)/model.safetensors: Permission denied"),
+      "\(run.errors)")
+    #expect(try FileSystem.names(in: bench.spool.incoming) == [])
     #expect(try bench.stop() == 0)
   }
 

@@ -117,18 +117,27 @@ struct SubmitCommand: ParsableCommand {
     } else {
       let staging = try StagingDirectory(for: drop)
       let interruption = try Interruption { staging.abandon() }
-      defer { withExtendedLifetime(interruption) {} }
-      try copy(source, to: staging.path)
-      if let recipe {
-        let place = FileSystem.join(staging.path, JobFile.name)
-        try FileSystem.removeTree(place)
-        try FileSystem.copyFile(recipe, to: place)
+      do {
+        try withExtendedLifetime(interruption) { try fill(staging, from: source) }
+      } catch {
+        // The process may end without this object's.
+        _ = staging.abandon()
+        throw error
       }
-      // Complete by its marker, should no daemon see the renaming.
-      try AtomicFile.write("", to: FileSystem.join(staging.path, ".ready"))
-      try staging.publish()
     }
     try Console.line("\(name) is in \(spool.incoming); 'quantease why \(name)' tells what becomes of it")
+  }
+
+  private func fill(_ staging: StagingDirectory, from source: String) throws {
+    try copy(source, to: staging.path)
+    if let recipe {
+      let place = FileSystem.join(staging.path, JobFile.name)
+      try FileSystem.removeTree(place)
+      try FileSystem.copyFile(recipe, to: place)
+    }
+    // Complete by its marker, should no daemon see the renaming.
+    try AtomicFile.write("", to: FileSystem.join(staging.path, ".ready"))
+    try staging.publish()
   }
 
   private func copy(_ source: String, to target: String) throws {
