@@ -13,13 +13,13 @@ import time
 import urllib.request
 from pathlib import Path
 
-PROJECT = Path("/root/quantease")
-PROGRAMS = "/root/programs"
+PROJECT = Path("/srv/quantease")
+PROGRAMS = "/srv/programs"
 MODELS = Path("/srv/models")
 SPOOL = Path("/var/spool/quantease")
 INCOMING, OUTPUT = SPOOL / "incoming", SPOOL / "output"
 CONFIGURATION = Path("/etc/quantease/quanteased.yaml")
-PROGRESS = Path("/root/live-progress.json")
+PROGRESS = Path("/srv/live-progress.json")
 UNIT = "quanteased.service"
 # A job of the small model takes some seconds in an emulator, and there are nearly twenty of them.
 PATIENCE_SECONDS = 300
