@@ -168,11 +168,10 @@ public final class Supervisor {
     let now = ContinuousClock.now
     drops = folder.scan(now: now, claims: Spool.claims(of: ledger.jobs))
     if let fault = folder.fault { log.error("\(fault)") }
-    var isAnyClaimed = false
+    var claimed: Set<String> = []
     for drop in drops {
       if firstSeen[drop.name] == nil { firstSeen[drop.name] = Date().timeIntervalSince1970 }
       guard case .ready(let rule) = drop.state else { continue }
-      isAnyClaimed = true
       attempt {
         let id = JobName.identifier(for: drop.name, at: Date(), random: .random(in: 0...UInt16.max))
         try folder.claim(drop.name) { inode, contents in
@@ -180,13 +179,14 @@ public final class Supervisor {
             id, name: drop.name, inode: inode, contents: contents,
             arrivedAt: firstSeen[drop.name] ?? Date().timeIntervalSince1970)
         }
+        claimed.insert(drop.name)
         log.notice(
           "queued", .job(id), .name(drop.name), Log.Field("rule", rule.rawValue),
           .path(try ledger.source(of: id)))
       }
     }
     tellRefusals()
-    if isAnyClaimed { drops = drops.filter { if case .ready = $0.state { false } else { true } } }
+    drops.removeAll { claimed.contains($0.name) }
     firstSeen = firstSeen.filter { name, _ in drops.contains { $0.name == name } }
     let pace = min(.seconds(configuration.scanSeconds), folder.timeToNextScan)
     nextScan = now + pace

@@ -10,19 +10,23 @@ public enum FileSystem {
     }
   }
 
-  /// The regular files of a directory and of those below it, by their paths relative to it, sorted. Hidden ones are left
-  /// out, and what lies deeper than any checkpoint does.
-  /// - Parameter symlinks: whether a link stands for what it leads to
+  /// The regular files of a directory and of those below it, by their paths relative to it, in the order of names.
+  /// - Parameters:
+  ///   - symlinks: whether a link stands for what it leads to
+  ///   - includingHidden: whether those count whose names begin with a dot
+  ///   - depth: how many directories down to go; by default further than any checkpoint does
   public static func regularFiles(
-    below directory: String, symlinks: SymlinkPolicy, depth: Int = 8
+    below directory: String, symlinks: SymlinkPolicy, includingHidden: Bool = false, depth: Int = 8
   ) throws(FileError) -> [String] {
     var files: [String] = []
-    for name in try names(in: directory) where !name.hasPrefix(".") {
+    for name in try names(in: directory) where includingHidden || !name.hasPrefix(".") {
       let path = join(directory, name)
       switch try kind(of: path, symlinks: symlinks) {
       case .regular: files.append(name)
       case .directory where depth > 0:
-        files += try regularFiles(below: path, symlinks: symlinks, depth: depth - 1).map { "\(name)/\($0)" }
+        files += try regularFiles(
+          below: path, symlinks: symlinks, includingHidden: includingHidden, depth: depth - 1
+        ).map { "\(name)/\($0)" }
       default: break
       }
     }
@@ -107,7 +111,7 @@ public enum FileSystem {
 
   /// Makes a directory with the files of another one, which takes no space where the file system lets a file have
   /// several names, and copies elsewhere. What is neither a file nor a directory is left out.
-  /// - Parameter names: which of the names directly in `source`
+  /// - Parameter isWanted: which of the names directly in `source`
   /// - Throws: ``FileError``
   public static func linkTree(
     _ source: String, to destination: String, where isWanted: (String) -> Bool = { _ in true }

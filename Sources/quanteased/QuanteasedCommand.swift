@@ -105,32 +105,32 @@ struct DaemonCommand: ParsableCommand {
     let supervisor = try Supervisor(
       configuration: configuration, readConfiguration: readConfiguration, log: log, notifier: notifier,
       environment: ProcessInfo.processInfo.environment)
-    let board = Board()
-    var socket = try passed.first?.descriptor ?? listen.map { try StatusServer.listen(on: $0) }
-    var server: StatusServer?
+    let socket = try passed.first?.descriptor ?? listen.map { try StatusServer.listen(on: $0) }
+    var page: (board: Board, server: StatusServer)?
     try supervisor.run(signals: signals) { snapshot in
-      board.snapshot = snapshot
-      // Whoever asks before there is anything true to say waits for it.
-      guard let listening = socket else { return }
-      socket = nil
-      server = try StatusServer(
-        listening: listening, onFailure: { log.warning("status page: \($0)") }, snapshot: { board.snapshot })
+      guard let socket else { return }
+      if let page {
+        page.board.snapshot = snapshot
+      } else {
+        // Whoever asks before there is anything true to say waits for it.
+        let board = Board(snapshot)
+        let server = try StatusServer(
+          listening: socket, onFailure: { log.warning("status page: \($0)") }, snapshot: { board.snapshot })
+        page = (board, server)
+      }
     }
-    server?.stop()
+    page?.server.stop()
   }
 }
 
 /// The newest snapshot, between the daemon's loop and the status page's thread.
 private final class Board: Sendable {
-  private let newest = Mutex<StatusSnapshot?>(nil)
+  private let newest: Mutex<StatusSnapshot>
+
+  init(_ snapshot: StatusSnapshot) { newest = Mutex(snapshot) }
 
   var snapshot: StatusSnapshot {
-    get {
-      newest.withLock { $0 }
-        ?? StatusSnapshot(
-          version: Producer.version, service: .running, stateText: "starting",
-          madeAt: Date().timeIntervalSince1970)
-    }
+    get { newest.withLock { $0 } }
     set { newest.withLock { $0 = newValue } }
   }
 }

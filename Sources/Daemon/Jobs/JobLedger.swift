@@ -102,7 +102,7 @@ public final class JobLedger {
       unwritten[id] = contents.source
     }
     try enter(JobRecord(id: id, name: name, inode: inode, contents: contents.digest, arrivedAt: arrivedAt))
-    _ = try move(id, to: .working)
+    try move(id, to: .working)
   }
 
   /// Enters a job whose source stands where those of claimed jobs do.
@@ -126,13 +126,13 @@ public final class JobLedger {
     records[job.id] = job
   }
 
-  /// Moves a job's source to the first place of its standing that the kernel allows.
-  /// - Returns: where it is afterwards; nil if it is nowhere
-  private func move(_ id: String, to standing: SourceStanding) throws -> String? {
-    guard let job = records[id], let source = try spool.source(of: job) else { return nil }
-    return try move(source, to: spool.places(id, standing))
+  /// Moves a job's source, if it is anywhere, to the first place of its standing that the kernel allows.
+  private func move(_ id: String, to standing: SourceStanding) throws {
+    guard let job = records[id], let source = try spool.source(of: job) else { return }
+    _ = try move(source, to: spool.places(id, standing))
   }
 
+  /// - Returns: where the source is afterwards
   private func move(_ source: String, to places: [String]) throws -> String {
     for place in places {
       if place == source { return source }
@@ -223,7 +223,7 @@ public final class JobLedger {
     let failed = spool.place(id, .failed)
     try FileSystem.removeTree(FileSystem.join(failed, Self.reasonName))
     if try source(of: id) != failed, try FileSystem.exists(failed) { try FileSystem.removeTree(failed) }
-    _ = try move(id, to: .working)
+    try move(id, to: .working)
     try update(id) { job in
       job.phase = .queued
       job.attempts = 0
@@ -254,7 +254,7 @@ public final class JobLedger {
     // What a worker that broke down has done is worth keeping for `retry`.
     if job.failure?.kind != .broken { try FileSystem.removeTree(files(of: id).directory) }
     if job.phase == .published {
-      _ = try move(id, to: .done)
+      try move(id, to: .done)
     } else {
       try putAside(job)
     }
@@ -322,10 +322,9 @@ public final class JobLedger {
       news.append("\(id): claimed, and not yet entered")
     }
     for job in jobs where job.id != working {
-      let hasSource = try spool.source(of: job) != nil
       switch job.phase {
       case .queued, .running:
-        if !hasSource {
+        guard try spool.source(of: job) != nil else {
           try fail(
             job.id,
             JobFailure(
@@ -333,7 +332,7 @@ public final class JobLedger {
           news.append("\(job.id): its source is gone")
           continue
         }
-        _ = try move(job.id, to: .working)
+        try move(job.id, to: .working)
         if job.phase == .running {
           try update(job.id) { $0.phase = .queued }
           news.append("\(job.id): goes on after \(job.linears.count) linears")

@@ -35,7 +35,7 @@ public struct Metrics: Sendable {
         "quantease_queue_length", .gauge,
         "Checkpoints that are still to come: queued, arriving, refused (somebody has to see to it), paused.",
         StatusSnapshot.QueueState.allCases.map { state in
-          Series(Double(snapshot.queue.count { $0.state == state }), [("state", state.rawValue)])
+          Series(Double(snapshot.queueLength(state)), [("state", state.rawValue)])
         })
     ]
   }

@@ -94,11 +94,7 @@ public struct StatusPage: Sendable {
   }
 
   private var queueNote: String {
-    if snapshot.queue.isEmpty { return "nothing waits" }
-    return StatusSnapshot.QueueState.allCases.compactMap { state in
-      let count = snapshot.queue.count { $0.state == state }
-      return count > 0 ? "\(grouped(count)) \(state.rawValue)" : nil
-    }.joined(separator: ", ")
+    snapshot.queue.isEmpty ? "nothing waits" : snapshot.queueLengths { grouped($0) }.joined(separator: ", ")
   }
 
   private func size(_ bytes: Int?) -> String { bytes.map { byteSize($0) } ?? "unknown" }

@@ -38,10 +38,7 @@ extension StatusSnapshot {
   }
 
   private func text(_ spool: Spool) -> String {
-    let waiting = QueueState.allCases.compactMap { state in
-      let count = queue.count { $0.state == state }
-      return count > 0 ? "\(count) \(state.rawValue)" : nil
-    }
+    let waiting = queueLengths()
     guard let current else {
       return (["idle, waiting for a checkpoint in \(spool.incoming)"] + waiting).joined(separator: " · ")
     }

@@ -108,6 +108,17 @@ extension StatusSnapshot {
     case paused
   }
 
+  /// How many of the queue are in a state.
+  public func queueLength(_ state: QueueState) -> Int { queue.count { $0.state == state } }
+
+  /// How many are in which state, in words, leaving out states that none is in.
+  public func queueLengths(_ number: (Int) -> String = { "\($0)" }) -> [String] {
+    QueueState.allCases.compactMap { state in
+      let count = queueLength(state)
+      return count > 0 ? "\(number(count)) \(state.rawValue)" : nil
+    }
+  }
+
   /// A job that is still to come, or a drop that is not yet one.
   public struct Queued: Codable, Sendable, Equatable {
     public var name: String

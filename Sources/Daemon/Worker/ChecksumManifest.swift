@@ -44,16 +44,7 @@ public enum ChecksumManifest {
       + (try files(below: directory)).filter { !named.contains($0) }.map { "\($0) is not listed" }
   }
 
-  private static func files(below directory: String, prefix: String = "") throws(FileError) -> [String] {
-    var files: [String] = []
-    for name in try FileSystem.names(in: directory) {
-      let path = FileSystem.join(directory, name)
-      switch try FileSystem.kind(of: path, symlinks: .refuse) {
-      case .directory: files += try self.files(below: path, prefix: "\(prefix)\(name)/")
-      case .regular: files.append(prefix + name)
-      default: break
-      }
-    }
-    return files
+  private static func files(below directory: String) throws(FileError) -> [String] {
+    try FileSystem.regularFiles(below: directory, symlinks: .refuse, includingHidden: true, depth: .max)
   }
 }
