@@ -132,8 +132,9 @@ public final class CheckpointExport: Sendable {
         && linear.grid.format.hasSameLayout(as: grid)
         && linear.outliers.map(OutlierLayout.init) == description.outliers,
       "\(linear.name) differs from its description")
+    let stored = linear.withStoredScales
     for output in outputs {
-      try output.format.write(linear, modelType: weight.dtype, to: output.writer)
+      try output.format.write(stored, modelType: weight.dtype, to: output.writer)
       if let writer = output.outlierWriter, let outliers = linear.outliers {
         try OutlierFile.write(outliers, of: linear.name, to: writer)
       }

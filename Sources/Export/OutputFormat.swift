@@ -41,6 +41,7 @@ public protocol OutputFormat: Sendable {
   func tensors(of linear: LinearDescription, grid: GridFormat, modelType: DType) -> [TensorPlan]
 
   /// Writes those tensors.
+  /// - Parameter linear: with scales as they are stored, see ``QuantizedLinear/withStoredScales``
   func write(_ linear: QuantizedLinear, modelType: DType, to writer: CheckpointWriter) throws
 
   /// `quantization_config` for config.json; nil for a checkpoint like any other.

@@ -31,20 +31,20 @@ public enum SymlinkPolicy: Sendable {
     let descriptor = try FileError.attempt(.open, path) { () throws(Errno) in
       try SystemCall.open(path, flags: O_RDONLY | O_NONBLOCK | symlinks.openFlags)
     }
-    let status = try FileError.attempt(.inspect, path) { () throws(Errno) in
-      try SystemCall.status(descriptor)
+    let (stamp, kind) = try FileError.attempt(.inspect, path) { () throws(Errno) in
+      try SystemCall.stamp(descriptor)
     }
-    guard status.kind == .regular else {
-      let errno: Errno = status.kind == .directory ? .isDirectory : .noDevice
+    guard kind == .regular else {
+      let errno: Errno = kind == .directory ? .isDirectory : .noDevice
       throw FileError(path: path, operation: .map, errno: errno)
     }
-    byteCount = status.byteCount
-    stamp = try FileError.attempt(.inspect, path) { () throws(Errno) in try SystemCall.stamp(descriptor) }
-    if status.byteCount == 0 {
+    self.stamp = stamp
+    byteCount = stamp.byteCount
+    if stamp.byteCount == 0 {
       unsafe mapping = nil
     } else {
       unsafe mapping = try FileError.attempt(.map, path) { () throws(Errno) in
-        try unsafe SystemCall.map(descriptor, byteCount: status.byteCount)
+        try unsafe SystemCall.map(descriptor, byteCount: stamp.byteCount)
       }
     }
   }

@@ -63,11 +63,11 @@ extension SystemCall {
     return (stamp(status), FileKind(mode: status.st_mode))
   }
 
-  static func stamp(_ descriptor: borrowing Descriptor) throws(Errno) -> FileStamp {
+  static func stamp(_ descriptor: borrowing Descriptor) throws(Errno) -> (stamp: FileStamp, kind: FileKind) {
     let number = descriptor.number
     var status = stat()
     try retrying { unsafe fstat(number, &status) }
-    return stamp(status)
+    return (stamp(status), FileKind(mode: status.st_mode))
   }
 
   private static func stamp(_ status: stat) -> FileStamp {

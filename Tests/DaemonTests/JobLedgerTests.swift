@@ -158,6 +158,19 @@ struct JobLedgerTests {
     }
   }
 
+  @Test func `a job whose source somebody removed is queued again as well, and then fails by its name`()
+    throws
+  {
+    try begun { ledger throws in
+      try ledger.fail(Self.id, JobFailure(.job, "broken", code: 65))
+      try FileSystem.removeTree(spool.failed + "/" + Self.id)
+      try ledger.carryOut(JobRequest(.retry, job: Self.id))
+      #expect(ledger.job(Self.id)?.phase == .queued)
+      _ = try ledger.recover()
+      #expect(ledger.job(Self.id)?.failure?.message.contains("\(spool.working)/\(Self.id) is gone") == true)
+    }
+  }
+
   @Test func `requests that cannot be met say why`() throws {
     try begun { ledger throws in
       func failure(_ action: JobRequest.Action, _ id: String = Self.id) -> JobRequestError? {

@@ -112,15 +112,6 @@ public final class JobLedger {
     try enter(JobRecord(id: id, name: name, inode: inode, arrivedAt: arrivedAt))
   }
 
-  /// Moves a source, unless the kernel does not let this process make such a move, while another one may do.
-  private func isMoved(_ source: String, to place: String) throws -> Bool {
-    do { try FileSystem.move(source, to: place) } catch {
-      guard error.isRefusedMove else { throw error }
-      return false
-    }
-    return true
-  }
-
   private func enter(_ job: JobRecord) throws {
     try state.save(job)
     records[job.id] = job
@@ -139,6 +130,15 @@ public final class JobLedger {
       if try isMoved(source, to: place) { return place }
     }
     return source
+  }
+
+  /// Moves a source, unless the kernel does not let this process make such a move, while another one may do.
+  private func isMoved(_ source: String, to place: String) throws -> Bool {
+    do { try FileSystem.move(source, to: place) } catch {
+      guard error.isRefusedMove else { throw error }
+      return false
+    }
+    return true
   }
 
   // MARK: Moves
@@ -222,7 +222,7 @@ public final class JobLedger {
     // Left in the source, the reason would count as one of the model's files.
     let failed = spool.place(id, .failed)
     try FileSystem.removeTree(FileSystem.join(failed, Self.reasonName))
-    if try source(of: id) != failed, try FileSystem.exists(failed) { try FileSystem.removeTree(failed) }
+    if let job = records[id], try spool.source(of: job) != failed { try FileSystem.removeTree(failed) }
     try move(id, to: .working)
     try update(id) { job in
       job.phase = .queued

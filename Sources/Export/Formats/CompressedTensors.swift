@@ -55,7 +55,6 @@ public struct CompressedTensorsFormat: OutputFormat {
   }
 
   public func write(_ linear: QuantizedLinear, modelType: DType, to writer: CheckpointWriter) throws {
-    let linear = linear.withStoredScales
     let grid = linear.grid
     let bits = grid.format.bitWidth.rawValue
     try writePacked(linear, bits: bits, to: writer)
