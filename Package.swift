@@ -53,7 +53,7 @@ let package = Package(
     module("Tensors", []),
     module("SystemIO", ["CLinux", systemPackage]),
     module("Checkpoint", ["Tensors", "SystemIO"]),
-    module("ActivationCache", ["Tensors", "CLMDB", "CZstd"]),
+    module("ActivationCache", ["Tensors", "CLinux", "CLMDB", "CZstd"]),
     module("Quantization", ["Tensors"]),
     module("Compute", ["Tensors", "Quantization"]),
     module("ComputeOpenBLAS", ["Compute", "Tensors", "Quantization", "COpenBLAS", "CKernels"]),
@@ -128,7 +128,7 @@ let package = Package(
       ]),
     tests(
       "DaemonTests",
-      ["ComputeOpenBLAS", "Daemon", "Export", "Pipeline", "SystemIO", "TestSupport", systemPackage]),
+      ["CLMDB", "ComputeOpenBLAS", "Daemon", "Export", "Pipeline", "SystemIO", "TestSupport", systemPackage]),
     tests(
       "Integration",
       ["quantease", "quanteased", "Checkpoint", "Daemon", "Export", "SystemIO", "Tensors", "TestSupport"]),

@@ -1,3 +1,4 @@
+import CLinux
 import Glibc
 
 // The few calls that LMDB does not make on its own behalf.
@@ -23,14 +24,10 @@ enum FileOperations {
     let descriptor = retrying { unsafe open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0o600) }
     guard descriptor != -1 else { throw failure("open", path) }
     defer { close(descriptor) }
-    var code: Int32
-    repeat { code = posix_fallocate(descriptor, 0, byteCount) } while code == EINTR
-    if code == ENOSPC || code == EDQUOT { throw .noSpace(path: path, freeBytes: freeBytes(at: path)) }
+    guard retrying({ allocate_blocks(descriptor, byteCount) }) != 0 else { return }
+    if errno == ENOSPC || errno == EDQUOT { throw .noSpace(path: path, freeBytes: freeBytes(at: path)) }
     // Where the file system cannot promise space, LMDB gives the file its length.
-    guard code == 0 || code == EOPNOTSUPP else {
-      errno = code
-      throw failure("posix_fallocate", path)
-    }
+    guard errno == EOPNOTSUPP else { throw failure("fallocate", path) }
   }
 
   /// Creates the directories that lead to the file `path`, as far as they are missing.

@@ -68,11 +68,14 @@ import Glibc
 
   /// Bytes of the file up to the last page ever used.
   var fileBytes: Int {
-    var info = unsafe MDB_envinfo()
-    var status = MDB_stat()
-    unsafe mdb_env_info(environment, &info)
-    unsafe mdb_env_stat(environment, &status)
-    return unsafe (info.me_last_pgno + 1) * Int(status.ms_psize)
+    // LMDB reads these from the map, which must not be changed meanwhile.
+    mapLock.shared {
+      var info = unsafe MDB_envinfo()
+      var status = MDB_stat()
+      unsafe mdb_env_info(environment, &info)
+      unsafe mdb_env_stat(environment, &status)
+      return unsafe (info.me_last_pgno + 1) * Int(status.ms_psize)
+    }
   }
 
   var mapBytes: Int {

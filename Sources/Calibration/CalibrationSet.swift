@@ -3,13 +3,21 @@ public struct CalibrationSet: Sendable {
   public let sequenceLength: Int
   /// Sequences one after the other.
   public let tokens: [Int32]
+  /// Of the whole source that they were drawn from: an id that no model of this tokenizer has tells that the source is
+  /// another one's, drawn or not.
+  public let idRange: ClosedRange<Int32>
 
   public var samples: Int { tokens.count / sequenceLength }
 
   public init(sequenceLength: Int, tokens: [Int32]) {
+    self.init(sequenceLength: sequenceLength, tokens: tokens, idRange: tokens.range)
+  }
+
+  private init(sequenceLength: Int, tokens: [Int32], idRange: ClosedRange<Int32>) {
     precondition(tokens.count % sequenceLength == 0, "sequences have one length")
     self.sequenceLength = sequenceLength
     self.tokens = tokens
+    self.idRange = idRange
   }
 
   /// Draws sequences from a source: every stretch of `sequenceLength` tokens is drawn at most once, all with
@@ -27,7 +35,9 @@ public struct CalibrationSet: Sendable {
     }
     var generator = SplitMix64(seed: seed)
     let drawn = windows.indices.shuffled(using: &generator).prefix(samples).sorted()
-    self.init(sequenceLength: sequenceLength, tokens: drawn.flatMap { Array(windows[$0]) })
+    self.init(
+      sequenceLength: sequenceLength, tokens: drawn.flatMap { Array(windows[$0]) },
+      idRange: source.rows.joined().range)
   }
 
   /// The tokens of some samples, one after the other.
@@ -43,6 +53,20 @@ public struct CalibrationSet: Sendable {
         $0..<min($0 + size, part.upperBound)
       }
     }
+  }
+}
+
+extension Sequence where Element == Int32 {
+  /// From the least to the greatest; 0 to 0 of nothing.
+  fileprivate var range: ClosedRange<Int32> {
+    var iterator = makeIterator()
+    guard let first = iterator.next() else { return 0...0 }
+    var (least, greatest) = (first, first)
+    while let next = iterator.next() {
+      least = Swift.min(least, next)
+      greatest = Swift.max(greatest, next)
+    }
+    return least...greatest
   }
 }
 

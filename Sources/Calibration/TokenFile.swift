@@ -16,7 +16,8 @@ extension TokenRows {
         source: path, reason: "input_ids is \(tensor.dtype.rawValue) with shape \(tensor.shape)")
     }
     let columns = tensor.shape[tensor.shape.count - 1]
-    let rowCount = tensor.shape.count == 2 ? tensor.shape[0] : 1
+    // Rows of nothing take no bytes, so that a file may claim any number of them.
+    let rowCount = columns == 0 ? 0 : tensor.shape.count == 2 ? tensor.shape[0] : 1
     let width = tensor.dtype.byteWidth
     let ids = try file.withBytes(tensor.byteRange) { bytes in
       try (0..<rowCount * columns).map { index in

@@ -48,6 +48,13 @@ public struct Tokenizer: Sendable {
     }
     let message = String(decoding: errors.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
     process.waitUntilExit()
+    if process.terminationReason == .uncaughtSignal {
+      let killed = "\(interpreter) was ended by signal \(process.terminationStatus)"
+      throw CalibrationError.tokenizerFailed(
+        status: 70,
+        message: process.terminationStatus == SIGKILL
+          ? killed + ", as the kernel does when memory runs out; give a shorter text, or token ids" : killed)
+    }
     switch process.terminationStatus {
     case 0: return
     case 126, 127:

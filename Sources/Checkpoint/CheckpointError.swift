@@ -6,6 +6,7 @@ public enum CheckpointError: Error, Equatable, Sendable, CustomStringConvertible
   case noWeights(directory: String)
   case onlyPickles(file: String)
   case missingConfiguration(directory: String)
+  case adapter(directory: String)
   case notJSON(file: String, JSONError)
   case noWeightMap(index: String)
   case shardOutsideDirectory(index: String, tensor: String, shard: String)
@@ -39,6 +40,8 @@ public enum CheckpointError: Error, Equatable, Sendable, CustomStringConvertible
       "\(file): the weights are a Python pickle, which can run any code and is never read"
     case .missingConfiguration(let directory):
       "\(directory): config.json is missing"
+    case .adapter(let directory):
+      "\(directory): this is an adapter (LoRA), and not a model"
     case .notJSON(let file, let error):
       "\(file): \(error)"
     case .noWeightMap(let index):
@@ -75,6 +78,8 @@ public enum CheckpointError: Error, Equatable, Sendable, CustomStringConvertible
         + "model.save_pretrained(directory, safe_serialization=True)"
     case .missingConfiguration:
       "add the config.json of the model"
+    case .adapter:
+      "merge it into its base model with peft: model.merge_and_unload().save_pretrained(directory)"
     case .notJSON, .noWeightMap, .tensorNotInShard, .duplicateTensor:
       "download the files again, or save the checkpoint again with transformers"
     case .shardOutsideDirectory:

@@ -27,9 +27,13 @@ public final class CheckpointReader: WeightSource {
   /// Opens all shards of the checkpoint in `directory` and checks their headers.
   /// - Throws: ``CheckpointError``, ``SafetensorsError`` or ``FileError``.
   public convenience init(directory: String, symlinks: SymlinkPolicy = .follow) throws {
-    let index = try ShardIndex(directory: directory, symlinks: symlinks)
     let configurationPath = FileSystem.join(directory, "config.json")
-    guard try FileSystem.kind(of: configurationPath) != nil else {
+    let isModel = try FileSystem.kind(of: configurationPath) != nil
+    if try !isModel && FileSystem.kind(of: FileSystem.join(directory, Self.adapterFileName)) != nil {
+      throw CheckpointError.adapter(directory: directory)
+    }
+    let index = try ShardIndex(directory: directory, symlinks: symlinks)
+    guard isModel else {
       throw CheckpointError.missingConfiguration(directory: directory)
     }
     try self.init(
@@ -38,6 +42,8 @@ public final class CheckpointReader: WeightSource {
       shards: index.shards, shardOfTensor: index.shardOfTensor,
       files: Self.files(in: directory, besides: index.shards, symlinks: symlinks), symlinks: symlinks)
   }
+
+  private static let adapterFileName = "adapter_config.json"
 
   /// Opens one safetensors file that stands for itself, such as a set of token ids.
   /// - Throws: ``SafetensorsError`` or ``FileError``.

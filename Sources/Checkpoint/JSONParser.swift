@@ -5,6 +5,7 @@ public struct JSONError: Error, Equatable, Sendable, CustomStringConvertible {
     case unexpectedByte(UInt8)
     case nestedTooDeeply(limit: Int)
     case duplicateKey(String)
+    case tooManyValues(limit: Int)
     case invalidString
     case invalidNumber
   }
@@ -18,6 +19,7 @@ public struct JSONError: Error, Equatable, Sendable, CustomStringConvertible {
       case .unexpectedEnd: "the JSON text ends too early"
       case .unexpectedByte(let value): "unexpected \(Self.shown(value)) in the JSON text"
       case .nestedTooDeeply(let limit): "the JSON text is nested more than \(limit) levels deep"
+      case .tooManyValues(let limit): "the JSON text holds more than \(limit) values"
       case .duplicateKey(let key): "the JSON key '\(key)' stands twice in one object"
       case .invalidString: "a JSON string with an invalid escape or invalid UTF-8"
       case .invalidNumber: "a malformed number, or one out of range, in the JSON text"
@@ -35,9 +37,12 @@ extension JSONValue {
   /// Reads one document, as RFC 8259 has it, with white space around it.
   ///
   /// Stricter than most readers in one point: a key that stands twice in an object is an error, as the
-  /// second tensor of a name would silently hide the first.
-  public init(parsing bytes: [UInt8], maximumDepth: Int = 64) throws(JSONError) {
-    var parser = JSONParser(bytes: bytes, maximumDepth: maximumDepth)
+  /// second tensor of a name would silently hide the first. More lenient in two, for what Python writes and reads: a
+  /// byte order mark may stand before it, and `NaN`, `Infinity` and `-Infinity` are numbers.
+  /// - Parameter maximumValues: a text of a few bytes a value becomes a tree of some fifty, which is for whoever reads
+  ///   what strangers wrote to bound
+  public init(parsing bytes: [UInt8], maximumDepth: Int = 64, maximumValues: Int = .max) throws(JSONError) {
+    var parser = JSONParser(bytes: bytes, maximumDepth: maximumDepth, maximumValues: maximumValues)
     self = try parser.document()
   }
 }
@@ -46,14 +51,20 @@ extension JSONValue {
 private struct JSONParser {
   let bytes: [UInt8]
   let maximumDepth: Int
+  let maximumValues: Int
   var position = 0
+  var valueCount = 0
 
-  init(bytes: [UInt8], maximumDepth: Int) {
+  init(bytes: [UInt8], maximumDepth: Int, maximumValues: Int) {
     self.bytes = bytes
     self.maximumDepth = maximumDepth
+    self.maximumValues = maximumValues
   }
 
+  private static let byteOrderMark: [UInt8] = [0xEF, 0xBB, 0xBF]
+
   mutating func document() throws(JSONError) -> JSONValue {
+    if bytes.starts(with: Self.byteOrderMark) { position = Self.byteOrderMark.count }
     let value = try value(depth: 0)
     skipWhiteSpace()
     if position < bytes.count { throw unexpected() }
@@ -62,6 +73,8 @@ private struct JSONParser {
 
   private mutating func value(depth: Int) throws(JSONError) -> JSONValue {
     guard depth <= maximumDepth else { throw error(.nestedTooDeeply(limit: maximumDepth)) }
+    valueCount += 1
+    guard valueCount <= maximumValues else { throw error(.tooManyValues(limit: maximumValues)) }
     skipWhiteSpace()
     guard let byte = current else { throw unexpected() }
     switch byte {
@@ -71,6 +84,8 @@ private struct JSONParser {
     case UInt8(ascii: "t"): return try literal("true", .bool(true))
     case UInt8(ascii: "f"): return try literal("false", .bool(false))
     case UInt8(ascii: "n"): return try literal("null", .null)
+    case UInt8(ascii: "N"): return try literal("NaN", .number(.nan))
+    case UInt8(ascii: "I"): return try literal("Infinity", .number(.infinity))
     case UInt8(ascii: "-"), UInt8(ascii: "0")...UInt8(ascii: "9"): return try number()
     default: throw unexpected()
     }
@@ -168,7 +183,10 @@ private struct JSONParser {
 
   private mutating func number() throws(JSONError) -> JSONValue {
     let start = position
-    if current == UInt8(ascii: "-") { position += 1 }
+    if current == UInt8(ascii: "-") {
+      position += 1
+      if current == UInt8(ascii: "I") { return try literal("Infinity", .number(-.infinity)) }
+    }
     let hasLeadingZero = current == UInt8(ascii: "0")
     let wholeDigits = skipDigits()
     var isValid = wholeDigits == 1 || (wholeDigits > 1 && !hasLeadingZero)

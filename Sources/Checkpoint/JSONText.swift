@@ -29,8 +29,9 @@ extension JSONValue {
       }
     case .string(let string): text += Self.quoted(string)
     case .integer(let value): text += "\(value)"
-    // JSON has no word for what is not a number or not finite.
-    case .number(let value): text += value.isFinite ? "\(value)" : "null"
+    // Not JSON, but what Python writes and reads, whose files these are.
+    case .number(let value):
+      text += value.isNaN ? "NaN" : value.isFinite ? "\(value)" : value < 0 ? "-Infinity" : "Infinity"
     case .bool(let flag): text += flag ? "true" : "false"
     case .null: text += "null"
     }

@@ -17,7 +17,9 @@ extension Supervisor {
     case .step(let text):
       try ledger.update(id) { $0.step = text }
       log.info(text, .job(id))
-    case .warning(let text): log.warning(text, .job(id))
+    case .warning(let text):
+      try ledger.update(id) { $0.warn(text) }
+      log.warning(text, .job(id))
     case .identity(let digest): try ledger.update(id) { $0.digest = digest }
     case .reused(let job, let output):
       log.notice("the same job has been done", .job(id), Log.Field("twin", job))

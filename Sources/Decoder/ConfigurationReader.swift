@@ -14,12 +14,17 @@ struct ConfigurationReader {
     }
   }
 
-  /// The number under the first key that is present.
+  /// Beyond any width, vocabulary or number of layers, and small enough for two of them to be multiplied.
+  private static let largestInteger = 1 << 24
+
+  /// The number under those of the keys, all of them spellings of one setting, that are present.
   func integer(_ keys: String..., default fallback: Int? = nil) throws(DecoderError) -> Int {
-    for key in keys {
+    for (index, key) in keys.enumerated() {
       guard let value = values[key], value != .null else { continue }
-      guard let number = value.int, number > 0 else {
-        throw .unsupportedSetting(key: key, value: "\(value)", supported: "a positive whole number")
+      for other in keys[(index + 1)...] { try refuseContradiction(key, other) }
+      guard let number = value.int, (1...Self.largestInteger).contains(number) else {
+        throw .unsupportedSetting(
+          key: key, value: value.compactText, supported: "a whole number from 1 to \(Self.largestInteger)")
       }
       return number
     }
@@ -29,8 +34,8 @@ struct ConfigurationReader {
 
   func number(_ key: String, default fallback: Double) throws(DecoderError) -> Double {
     guard let value = values[key], value != .null else { return fallback }
-    guard let number = value.double else {
-      throw .unsupportedSetting(key: key, value: "\(value)", supported: "a number")
+    guard let number = value.double, number.isFinite else {
+      throw .unsupportedSetting(key: key, value: value.compactText, supported: "a number")
     }
     return number
   }
@@ -38,7 +43,7 @@ struct ConfigurationReader {
   func flag(_ key: String, default fallback: Bool) throws(DecoderError) -> Bool {
     guard let value = values[key], value != .null else { return fallback }
     guard let flag = value.bool else {
-      throw .unsupportedSetting(key: key, value: "\(value)", supported: "true or false")
+      throw .unsupportedSetting(key: key, value: value.compactText, supported: "true or false")
     }
     return flag
   }

@@ -22,7 +22,7 @@ public struct LayerState {
 ///
 /// A linear's weights can be replaced between stages, so that everything downstream sees what was quantized.
 /// Matrices in the returned state lie in the layer's workspace and are valid until the next batch runs.
-public final class DecoderLayer: @unchecked Sendable {
+public final class DecoderLayer {
   public let index: Int
   public let stages: [Stage]
   private let model: ModelDescription

@@ -3,7 +3,7 @@ import Compute
 import Tensors
 
 /// A model over a weight source: embeds tokens, lends one resident layer at a time, and ends in logits.
-public final class DecoderModel: Sendable {
+public final class DecoderModel {
   public let description: ModelDescription
   public let sequenceLength: Int
   private let source: any WeightSource
@@ -85,7 +85,7 @@ public final class DecoderModel: Sendable {
 }
 
 /// The final norm and the language-model head, resident in fp32.
-public struct DecoderHead: Sendable {
+public struct DecoderHead {
   let backend: any ComputeBackend
   let workspace: Workspace
   let norm: NormalizationParameters?

@@ -56,6 +56,11 @@ extension ConfigurationReader {
     -> RotaryEmbedding
   {
     try refuseContradiction("rope_parameters", "rope_scaling")
+    guard headDimension.isMultiple(of: 2) else {
+      throw .unsupportedSetting(
+        key: "head_dim", value: "\(headDimension)",
+        supported: "an even number, as rotary positions turn pairs")
+    }
     let newer = values["rope_parameters"].flatMap { $0 == .null ? nil : $0 }
     let settings = newer ?? values["rope_scaling"].flatMap { $0 == .null ? nil : $0 } ?? .object([:])
     let outerTheta = try number("rope_theta", default: defaultTheta)

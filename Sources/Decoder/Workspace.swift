@@ -4,7 +4,7 @@ import Tensors
 /// fault for every 4 KiB, more than many of the operations that fill it.
 ///
 /// Not for concurrent use: a workspace belongs to one forward pass at a time.
-final class Workspace: @unchecked Sendable {
+final class Workspace {
   enum Role: Hashable {
     case normalized, queries, keys, values, context, gate, up, residualUpdate, embeddings, projected,
       headInput, logits

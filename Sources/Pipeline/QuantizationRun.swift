@@ -105,12 +105,13 @@ public final class QuantizationRun: Sendable {
   public init(_ request: QuantizationRequest, backend: any ComputeBackend) throws {
     if try FileSystem.exists(request.output) { throw PipelineError.outputExists(request.output) }
     source = try request.source ?? SourceFiles(of: request.model, symlinks: request.symlinks)
-    checkpoint = try CheckpointReader(directory: request.model, symlinks: request.symlinks)
+    let description: ModelDescription
+    (checkpoint, description) = try Self.open(request.model, symlinks: request.symlinks)
     try checkpoint.check(source)
-    if let method = checkpoint.configuration["quantization_config"]?["quant_method"]?.string {
-      throw PipelineError.alreadyQuantized(method: method)
+    for id in [request.calibration.idRange.lowerBound, request.calibration.idRange.upperBound]
+    where !(0..<description.vocabularySize).contains(Int(id)) {
+      throw DecoderError.tokenOutsideVocabulary(token: id, vocabulary: description.vocabularySize)
     }
-    let description = try ModelDescription(checking: checkpoint, source: checkpoint)
     let modelType = checkpoint.weightType(of: description)
     var request = request
     request.recipe.standard.gridFormat.scaleTypes = Set(
@@ -119,10 +120,11 @@ public final class QuantizationRun: Sendable {
     self.description = description
     self.modelType = modelType
     treatments = try request.recipe.resolve(for: description)
-    // The linears are checked as they are read; what is only copied along would slip through.
-    for (name, tensor) in checkpoint.tensors
+    // The linears are checked as they are read; the head, for one, is only copied along and would slip through. What no
+    // layer reads may hold what it likes: a mask of infinities is one.
+    for (name, _) in description.requiredTensors
     where !name.hasSuffix(".weight") || treatments[String(name.dropLast(7))] == nil {
-      try checkpoint.checkFinite(tensor)
+      if let tensor = checkpoint.tensors[name] { try checkpoint.checkFinite(tensor) }
     }
     self.request = request
     self.backend = backend
@@ -137,6 +139,19 @@ public final class QuantizationRun: Sendable {
         description, target: request.target, samples: request.calibration.samples,
         sequenceLength: sequenceLength, budgetBytes: request.memoryBudgetBytes)
     }
+  }
+
+  /// Opens a checkpoint and looks whether it is one that can be quantized, which takes no time: what cannot be is to be
+  /// told before a text is tokenized for it.
+  @discardableResult
+  public static func open(
+    _ model: String, symlinks: SymlinkPolicy
+  ) throws -> (CheckpointReader, ModelDescription) {
+    let checkpoint = try CheckpointReader(directory: model, symlinks: symlinks)
+    if let method = checkpoint.configuration["quantization_config"]?["quant_method"]?.string {
+      throw PipelineError.alreadyQuantized(method: method)
+    }
+    return (checkpoint, try ModelDescription(checking: checkpoint, source: checkpoint))
   }
 
   /// The linears that are to be quantized.

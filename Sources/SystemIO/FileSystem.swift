@@ -102,10 +102,16 @@ public enum FileSystem {
   public static func copyFile(
     _ source: String, to destination: String, symlinks: SymlinkPolicy = .follow
   ) throws(FileError) {
-    let input = try MappedFile(path: source, symlinks: symlinks)
+    // Read and not mapped: a file that somebody cuts off meanwhile would be a signal and not an error.
+    let input = try InputFile(path: source, symlinks: symlinks)
     let output = try OutputFile(creating: destination)
-    try input.withBytes(0..<input.byteCount) { bytes throws(FileError) in
-      try output.write(bytes, at: 0)
+    var buffer = [UInt8](repeating: 0, count: 1 << 20)
+    var offset = 0
+    while true {
+      let count = try input.read(into: &buffer)
+      if count == 0 { return }
+      try output.write(unsafe buffer.span.bytes.extracting(first: count), at: offset)
+      offset += count
     }
   }
 

@@ -11,8 +11,9 @@ private nonisolated(unsafe) var signalPipe: Int32 = -1
 public final class SignalQueue: Sendable {
   private let reading: Descriptor
   private let writing: Descriptor
+  private let signals: [Int32]
 
-  /// - Parameter signals: what to take; their default actions are off from now on, in this process alone
+  /// - Parameter signals: what to take; their default actions are off while there is a queue, in this process alone
   public init(_ signals: [Int32]) throws(FileError) {
     let ends = try FileError.attempt(.open, "signal queue") { () throws(Errno) in
       let ends = try SystemCall.pipe()
@@ -22,6 +23,7 @@ public final class SignalQueue: Sendable {
     }
     reading = Descriptor(owning: ends.reading)
     writing = Descriptor(owning: ends.writing)
+    self.signals = signals
     unsafe signalPipe = ends.writing
     for number in signals {
       try FileError.attempt(.open, "signal queue") { () throws(Errno) in
@@ -33,6 +35,12 @@ public final class SignalQueue: Sendable {
         }
       }
     }
+  }
+
+  deinit {
+    // Before the pipe is closed: its number may soon be another file's.
+    for number in signals { SystemCall.handleByDefault(number) }
+    unsafe signalPipe = -1
   }
 
   public var descriptor: Int32 { reading.number }

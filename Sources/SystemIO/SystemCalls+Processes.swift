@@ -75,6 +75,13 @@ extension SystemCall {
     unsafe pthread_sigmask(SIG_UNBLOCK, &signals, nil)
   }
 
+  /// Gives a signal its default action back.
+  static func handleByDefault(_ signal: Int32) {
+    var action = sigaction()
+    unsafe action.__sigaction_handler.sa_handler = SIG_DFL
+    _ = unsafe sigaction(signal, &action, nil)
+  }
+
   static func makeNonBlocking(_ descriptor: Int32) throws(Errno) {
     let flags = try retrying { fcntl(descriptor, F_GETFL) }
     try retrying { fcntl(descriptor, F_SETFL, flags | O_NONBLOCK) }

@@ -1,3 +1,4 @@
+import CLinux
 import Glibc
 import SystemPackage
 
@@ -87,13 +88,14 @@ enum SystemCall {
     var fileSystem = statvfs()
     try retrying { unsafe fstatvfs(number, &fileSystem) }
     guard byteCount <= availableBytes(fileSystem) else { throw .noSpace }
-    // Unlike the other calls, this one returns its error number.
-    var failure: Int32
-    repeat { failure = posix_fallocate(number, 0, byteCount) } while failure == EINTR
-    if failure == EOPNOTSUPP {
-      try retrying { ftruncate(number, byteCount) }
-    } else if failure != 0 {
-      throw Errno(rawValue: failure)
+    // The kernel's own call: the C library's writes a byte into every block where the file system has none, which
+    // takes hours on the network and promises nothing.
+    do {
+      try retrying { allocate_blocks(number, byteCount) }
+    } catch {
+      guard error == .notSupported else { throw error }
+      let length = max(byteCount, try status(descriptor).byteCount)
+      try retrying { ftruncate(number, length) }
     }
   }
 

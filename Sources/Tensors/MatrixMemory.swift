@@ -35,7 +35,8 @@ import Synchronization
     let mapping = unsafe mmap(
       nil, byteCount, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
     guard let mapping = unsafe mapping, unsafe mapping != MAP_FAILED else {
-      preconditionFailure("out of memory: a matrix of \(byteCount) bytes cannot be mapped")
+      // Not a precondition: those say nothing in a release build.
+      fatalError("out of memory: a matrix of \(byteCount) bytes cannot be mapped")
     }
     if byteCount >= Self.leastByteCountOfLargePages {
       unsafe madvise(mapping, byteCount, Int32(MADV_HUGEPAGE))

@@ -59,6 +59,11 @@ struct TokenizerTests {
     #expect(try tokenize(lines, as: "text.jsonl") == [0, 1, 4, 3])
   }
 
+  @Test func `a byte order mark is no part of a text, and half a character is a question mark`() throws {
+    #expect(try tokenize("\u{FEFF}one two", as: "text.txt") == [0, 1, 2])
+    #expect(try tokenize("\u{FEFF}{\"text\": \"one \\ud800 two\"}", as: "text.jsonl") == [0, 1, 6, 2])
+  }
+
   @Test func `a compressed text is decompressed`() throws {
     let text = Array("one two three".utf8)
     // A zstd frame by hand: one raw block, its size in the header, no checksum.
@@ -133,6 +138,17 @@ struct MissingInterpreterTests {
     #expect(error == .tokenizerUnavailable(interpreter: "/nowhere/python3", reason: "no such program"))
     #expect(error.exitCode == 69)
     #expect("\(error)".contains("token ids"))
+  }
+
+  @Test func `an interpreter that the kernel ended is said to be`() throws {
+    let directory = try TemporaryDirectory()
+    let script = try directory.write("#!/bin/sh\nkill -9 $$\n", to: "python")
+    try FileManager.default.setAttributes([.posixPermissions: 0o755], ofItemAtPath: script)
+    let error = try #require(throws: CalibrationError.self) {
+      try Tokenizer(interpreter: script).tokenize(text: "text.txt", model: "model")
+    }
+    #expect(error.exitCode == 70)
+    #expect("\(error)".contains("\(script) was ended by signal 9") && "\(error)".contains("memory"))
   }
 
   @Test func `the interpreter is python3 unless the environment names one`() {

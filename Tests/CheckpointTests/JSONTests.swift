@@ -51,6 +51,20 @@ import Testing
     #expect(error?.byte == byte)
   }
 
+  @Test func `what Python writes and reads beyond JSON is read`() throws {
+    let json = try parse("\u{FEFF}{\"a\": [NaN, Infinity, -Infinity]}")
+    let numbers = json["a"]?.array?.compactMap(\.double)
+    #expect(numbers?.count == 3)
+    #expect(numbers?[0].isNaN == true && numbers?[1] == .infinity && numbers?[2] == -.infinity)
+  }
+
+  @Test func `a text of more values than are allowed is refused`() throws {
+    let text = Array("[[0],[0],[0]]".utf8)
+    #expect(try JSONValue(parsing: text, maximumValues: 7).array?.count == 3)
+    let error = #expect(throws: JSONError.self) { try JSONValue(parsing: text, maximumValues: 6) }
+    #expect(error?.reason == .tooManyValues(limit: 6))
+  }
+
   @Test func `invalid UTF-8 is refused`() {
     let error = #expect(throws: JSONError.self) {
       try JSONValue(parsing: [0x22, 0xC3, 0x28, 0x22])
@@ -88,7 +102,9 @@ import Testing
         """)
     #expect(try parse(json.prettyText) == json)
     #expect(try parse(json.compactText) == json)
-    #expect(JSONValue.number(.nan).compactText == "null")
+    #expect(
+      JSONValue.array([.number(.nan), .number(.infinity), .number(-.infinity)]).compactText
+        == "[NaN,Infinity,-Infinity]")
     #expect(JSONValue.number(10_000).compactText == "10000.0")
   }
 }

@@ -171,6 +171,24 @@ struct JobLedgerTests {
     }
   }
 
+  @Test func `a new drop that has a failed job's inode is not taken for its source`() throws {
+    let drop = FileSystem.join(spool.incoming, LedgerFixture.name)
+    try FileSystem.createDirectories(drop)
+    try AtomicFile.write("old", to: drop + "/a")
+    let contents = try DropContents(directory: drop).digest
+    var job = JobRecord(
+      id: Self.id, name: LedgerFixture.name, inode: try FileSystem.stamp(of: drop).stamp.inode,
+      contents: contents,
+      arrivedAt: 1)
+    job.phase = .failed
+    #expect(try spool.source(of: job) == drop)
+    try FileSystem.removeTree(drop + "/a")
+    try AtomicFile.write("new", to: drop + "/a")
+    #expect(try spool.source(of: job) == nil)
+    job.phase = .queued
+    #expect(try spool.source(of: job) == drop)
+  }
+
   @Test func `requests that cannot be met say why`() throws {
     try begun { ledger throws in
       func failure(_ action: JobRequest.Action, _ id: String = Self.id) -> JobRequestError? {

@@ -109,6 +109,26 @@ struct JobWorkerTests {
     #expect(bench.resumedLinears == 14)
   }
 
+  @Test func `a source on the network is read again at the end, whatever its times say`() throws {
+    bench.isNetworked = true
+    try bench.work()
+    #expect(
+      bench.events.contains { if case .step(let text) = $0 { text.contains("once more") } else { false } })
+    try FileSystem.removeTree(bench.order.directory)
+    try FileSystem.createDirectories(bench.order.directory)
+    var isChanged = false
+    let failure = try #require(throws: JobFailure.self) {
+      try bench.work { event in
+        // After all weights were read, which no check of theirs can see.
+        guard case .step(let text) = event, text.contains("once more") else { return }
+        isChanged = true
+        try bench.flip(bench.order.model + "/model.safetensors", at: 100_000)
+      }
+    }
+    #expect(isChanged && failure.kind == .job && failure.message.contains(bench.order.model))
+    #expect(try !FileSystem.exists(bench.files.checkpoint))
+  }
+
   @Test func `a cache of an earlier start of the machine is not used`() throws {
     try FileSystem.createDirectories(bench.order.cacheDirectory)
     let names = ["job.0000.activations.mdb", "job.0000.activations.mdb-lock", "job-2.0000.activations.mdb"]

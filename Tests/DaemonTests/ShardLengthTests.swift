@@ -53,3 +53,32 @@ import Testing
         == .unknown(reason: "its header is not that of a safetensors file"))
   }
 }
+
+@Suite struct ShardNamesTests {
+  @Test(arguments: [
+    (#"{"weight_map":{"a":"x","b":"y","c":"x"}}"#, ["x", "y"]),
+    (#" { "metadata" : {"weight_map": {"a":"no"}}, "weight_map" : { "a" : "x" } } "#, ["x"]),
+    (#"{"weight_map":{"a\"":"x","\u00e9":"\u0079"}}"#, ["x", "y"]),
+    (#"{"weight_map":{}}"#, []),
+    (#"{"metadata":{}}"#, nil),
+    (#"{"weight_map":["x"]}"#, nil),
+    (#"{"weight_map":{"a":1}}"#, nil),
+    (#"{"weight_map":{"a":"x",}}"#, nil),
+    (#"{"weight_map":{"a":"x"}"#, nil),
+    (#"{"weight_map":{"a":"x"}} x"#, nil),
+    (#"{"weight_map":{"a":"\ud800"}}"#, nil),
+    (#"{"weight_map":{"a":"x"#, nil),
+    ("[]", nil),
+    ("", nil),
+  ])
+  func `the files of an index are found, or that it is none`(_ index: String, _ expected: [String]?) {
+    var scanner = JSONScanner(Array(index.utf8))
+    #expect(scanner.shardNames()?.sorted() == expected)
+  }
+
+  @Test func `an index of more files than any model has is refused`() {
+    let entries = (0...100_000).map { "\"\($0)\":\"\($0)\"" }.joined(separator: ",")
+    var scanner = JSONScanner(Array("{\"weight_map\":{\(entries)}}".utf8))
+    #expect(scanner.shardNames() == nil)
+  }
+}

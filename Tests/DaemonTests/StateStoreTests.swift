@@ -1,3 +1,5 @@
+import CLMDB
+import Glibc
 import SystemIO
 import TestSupport
 import Testing
@@ -47,6 +49,30 @@ struct StateStoreTests {
       try store.save(job)
     }
     #expect(try store.jobs().map(\.attempts) == [200])
+    #expect(try FileSystem.fileSize(store.path) < 2_000_000)
+  }
+
+  @Test func `a full map grows, and nothing is lost`() throws {
+    let store = try StateStore(
+      path: directory.file(StateStore.fileName), isReadOnly: false, initialMapBytes: 1 << 17)
+    let jobs = (10..<50).map { Self.fullJob("job-\($0)") }
+    for job in jobs { try store.save(job) }
+    #expect(try store.jobs() == jobs)
+    #expect(try open().jobs() == jobs)
+  }
+
+  @Test func `a reader that was killed keeps no page from being used again`() async throws {
+    let store = try open()
+    try store.save(Self.fullJob("a"))
+    await #expect(processExitsWith: .signal(SIGKILL)) { [path = directory.path as String] in
+      var (environment, transaction): (OpaquePointer?, OpaquePointer?) = (nil, nil)
+      unsafe mdb_env_create(&environment)
+      let flags = UInt32(MDB_NOSUBDIR | MDB_NOTLS | MDB_RDONLY)
+      #expect(unsafe mdb_env_open(environment, "\(path)/\(StateStore.fileName)", flags, 0o600) == MDB_SUCCESS)
+      #expect(unsafe mdb_txn_begin(environment, nil, UInt32(MDB_RDONLY), &transaction) == MDB_SUCCESS)
+      raise(SIGKILL)
+    }
+    for _ in 1...200 { try store.save(Self.fullJob("a")) }
     #expect(try FileSystem.fileSize(store.path) < 2_000_000)
   }
 

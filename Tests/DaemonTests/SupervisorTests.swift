@@ -93,6 +93,21 @@ import Testing
     #expect(try fixture.output() == "result\n")
   }
 
+  @Test func `what looks wrong and stops nothing is shown, once each`() throws {
+    try fixture.makeSource()
+    let supervisor = try supervisor(
+      worker: """
+        mkdir -p "$files/checkpoint"; echo result > "$files/checkpoint/model.safetensors"
+        \(saying(.warning("zeros"), .warning("damage"), .warning("zeros"), Self.finished))
+        """)
+    try run(supervisor) { !$0.finished.isEmpty }
+    let snapshot = StatusSnapshot(
+      jobs: supervisor.ledger.jobs, counters: .init(), drops: [], service: .running, spool: fixture.spool,
+      cacheDirectory: fixture.cacheDirectory)
+    #expect(snapshot.finished.first?.warnings == ["zeros", "damage"])
+    #expect(StatusPage(snapshot).html.contains("<li>damage</li>"))
+  }
+
   @Test func `a job that breaks its worker is given up, and then the daemon rests`() throws {
     try fixture.makeSource()
     let supervisor = try supervisor(worker: "exit 3")

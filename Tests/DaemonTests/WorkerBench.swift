@@ -10,6 +10,7 @@ import TestSupport
 final class WorkerBench {
   let directory: TemporaryDirectory
   var order: JobOrder
+  var isNetworked = false
   private(set) var events: [WorkerEvent] = []
 
   init(id: String = "job", fixture: String = "llama") throws {
@@ -38,7 +39,8 @@ final class WorkerBench {
     events = []
     var failure: (any Error)?
     defer { _ = failure }
-    try JobWorker(order, backend: OpenBLASBackend(threads: 2)) { event in
+    let isNetworked = isNetworked
+    try JobWorker(order, backend: OpenBLASBackend(threads: 2), isNetworked: { _ in isNetworked }) { event in
       self.events.append(event)
       do { try told(event) } catch { failure = error }
     }.run()

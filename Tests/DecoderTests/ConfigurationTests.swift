@@ -27,6 +27,11 @@ struct ConfigurationTests {
       ("bloom", "apply_residual_connection_post_layernorm", true, "apply_residual_connection_post_layernorm"),
       ("opt-pre", "layer_norm_elementwise_affine", false, "layer_norm_elementwise_affine"),
       ("llama", "num_hidden_layers", 0, "num_hidden_layers"),
+      ("llama", "num_hidden_layers", 1e12, "num_hidden_layers"),
+      ("llama", "hidden_size", 4_611_686_018_427_387_904, "hidden_size"),
+      ("llama", "intermediate_size", 16_777_217, "intermediate_size"),
+      ("llama", "head_dim", 5, "head_dim"),
+      ("llama", "rms_norm_eps", .number(.nan), "rms_norm_eps"),
       ("llama", "hidden_size", "wide", "hidden_size"),
       ("llama", "attention_bias", "yes", "attention_bias"),
     ] as [(String, String, JSONValue, String)])
@@ -58,6 +63,20 @@ struct ConfigurationTests {
     _ = try describe("llama", ["rope_parameters": scaling, "rope_scaling": scaling])
     #expect(throws: DecoderError.contradiction("rope_parameters", "rope_scaling")) {
       try describe("llama", ["rope_parameters": ["rope_type": "default"], "rope_scaling": scaling])
+    }
+  }
+
+  @Test func `heads that leave no dimension to each are refused`() throws {
+    let error = try #require(throws: DecoderError.self) {
+      try describe("llama", ["head_dim": nil, "num_attention_heads": 64])
+    }
+    #expect("\(error)".contains("head_dim"))
+  }
+
+  @Test func `a whole number under two names that differ is refused`() throws {
+    _ = try describe("bloom", ["num_hidden_layers": 2, "n_layer": 2])
+    #expect(throws: DecoderError.contradiction("n_layer", "num_hidden_layers")) {
+      try describe("bloom", ["num_hidden_layers": 3, "n_layer": 2])
     }
   }
 

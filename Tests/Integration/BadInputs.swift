@@ -160,6 +160,18 @@ extension BadInput {
     { bench in
       try bench.editConfiguration(["vocab_size": 65])
     },
+    BadInput("an adapter", status: 65, "adapter (LoRA)", "merge_and_unload") { bench in
+      bench.calibration = try bench.directory.write("text", to: "text.txt")
+      try FileManager.default.moveItem(
+        atPath: bench.model + "/model.safetensors", toPath: bench.model + "/adapter_model.safetensors")
+      try FileManager.default.moveItem(
+        atPath: bench.model + "/config.json", toPath: bench.model + "/adapter_config.json")
+    },
+    BadInput("pickles and no tokenizer", status: 65, "pytorch_model.bin", "safe_serialization") { bench in
+      bench.calibration = try bench.directory.write("text", to: "text.txt")
+      try FileManager.default.moveItem(
+        atPath: bench.model + "/model.safetensors", toPath: bench.model + "/pytorch_model.bin")
+    },
     BadInput("more layers in config.json than weights", status: 65, "model.layers.2.self_attn.q_proj.weight")
     { bench in
       try bench.editConfiguration(["num_hidden_layers": 3])
@@ -212,6 +224,19 @@ extension BadInput {
     },
     BadInput("a token file without input_ids", status: 65, "model.safetensors", "input_ids") { bench in
       bench.calibration = bench.model + "/model.safetensors"
+    },
+    BadInput("a token file of endless empty rows", status: 65, "rows.safetensors", "no tokens") { bench in
+      bench.calibration = try bench.directory.write(
+        tensorFile(
+          header: #"{"input_ids":{"dtype":"I32","shape":[4611686018427387904,0],"data_offsets":[0,0]}}"#,
+          data: []),
+        to: "rows.safetensors")
+    },
+    BadInput("a token outside the vocabulary in a row that is not drawn", status: 65, "token id 64") {
+      bench in
+      bench.calibration = try bench.directory.write(
+        tokens: (0..<200).map { row in [Int64](repeating: row == 0 ? 64 : 1, count: 32) },
+        to: "outside.safetensors")
     },
     BadInput("a token outside the vocabulary", status: 65, "token id 64", "vocabulary of 64", "tokenizer") {
       bench in

@@ -74,6 +74,24 @@ struct QuantizeTests {
     #expect(try !FileSystem.names(in: bench.output).contains(".cache"))
   }
 
+  @Test func `what Python reads in config.json is read, and what no layer reads may hold anything`() throws {
+    let bench = try Workbench()
+    let path = bench.model + "/config.json"
+    let text = String(decoding: try FileSystem.contents(of: path, limit: 1 << 20), as: UTF8.self)
+    try AtomicFile.write(
+      "\u{FEFF}" + text.replacing("{\n", with: "{\n\"limits\": [-Infinity, NaN],\n", maxReplacements: 1),
+      to: path)
+    try bench.damage { file in
+      let end = file.data.count
+      file.data += littleEndian([(-Float.infinity).bitPattern])
+      file.header["model.masked_bias"] = ["dtype": "F32", "shape": []]
+      file.place("model.masked_bias", at: end..<end + 4)
+    }
+    try bench.report()
+    #expect(
+      try JSONValue(contentsOf: bench.output + "/config.json")["limits"]?.array?.first?.double == -.infinity)
+  }
+
   @Test func `a rule's solver keeps its own damping, whatever the standard recipe's is`() throws {
     let bench = try Workbench()
     // Fewer tokens than the inputs have features: without a ridge Σ has no Cholesky factor.

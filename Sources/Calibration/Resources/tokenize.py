@@ -86,7 +86,8 @@ def read_text(file: Path) -> str:
         raise Failure(DATA_ERROR, f"{file} is no .txt or .jsonl file, nor one of these as .zst", "rename it")
     try:
         content = decompressed(file) if file.suffix == ".zst" else file.read_bytes()
-        text = content.decode("utf-8")
+        # A byte order mark is no part of a text.
+        text = content.decode("utf-8").removeprefix("\ufeff")
     except OSError as error:
         raise Failure(NO_INPUT, f"{file}: {error.strerror}", "name a file that can be read") from None
     except UnicodeDecodeError as error:
@@ -108,7 +109,13 @@ def documents(lines: str, file: Path):
             raise Failure(
                 DATA_ERROR, f"{file}, line {number}: no JSON object with a string `text`", "rewrite that line"
             )
-        yield text
+        # JSON can spell half a character, which no encoding has; tokenizers would not take it.
+        yield text.encode("utf-8", "replace").decode("utf-8") if has_surrogate(text) else text
+
+
+def has_surrogate(text: str) -> bool:
+    """Whether half a surrogate pair stands alone in the text."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def write_ids(ids: list[int], file: Path) -> None:

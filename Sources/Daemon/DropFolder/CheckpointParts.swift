@@ -29,7 +29,10 @@ struct CheckpointParts {
   }
 
   private static let configurationName = "config.json"
+  /// Of an index: that of a model with a million tensors.
   private static let byteLimit = 100_000_000
+  /// Of a configuration, which has some hundreds and no more than a vocabulary's labels.
+  private static let valueLimit = 1_000_000
 
   init(
     _ stamps: [String: FileStamp], in directory: String, memo: inout Memo, now: ContinuousClock.Instant
@@ -63,7 +66,7 @@ struct CheckpointParts {
   private static func configurationGap(_ path: String) -> String? {
     do {
       let bytes = try FileSystem.contents(of: path, limit: 1 << 24, symlinks: .refuse)
-      if try JSONValue(parsing: bytes).object != nil { return nil }
+      if try JSONValue(parsing: bytes, maximumValues: valueLimit).object != nil { return nil }
       return "\(configurationName) is not a JSON object"
     } catch {
       return "\(configurationName) is not complete: \(error)"
@@ -92,21 +95,18 @@ struct CheckpointParts {
   }
 
   private static func weightMap(_ path: String) -> WeightMap {
-    let map: [String: JSONValue]
+    let shards: Set<String>
     do {
-      let bytes = try FileSystem.contents(of: path, limit: byteLimit, symlinks: .refuse)
-      map = try JSONValue(parsing: bytes)["weight_map"]?.object ?? [:]
-    } catch {
-      return .unreadable("\(ShardIndex.fileName) is not complete: \(error)")
-    }
-    if map.isEmpty { return .unreadable("\(ShardIndex.fileName) has no weight_map") }
-    var shards: Set<String> = []
-    for value in map.values {
-      guard let shard = value.string else {
-        return .unreadable("\(ShardIndex.fileName) has a weight_map without file names")
+      var scanner = JSONScanner(try FileSystem.contents(of: path, limit: byteLimit, symlinks: .refuse))
+      guard let found = scanner.shardNames() else {
+        return .unreadable(
+          "\(ShardIndex.fileName) is not complete, or has no weight_map that gives every tensor a file")
       }
-      shards.insert(shard)
+      shards = found
+    } catch {
+      return .unreadable("\(ShardIndex.fileName) cannot be read: \(error)")
     }
+    if shards.isEmpty { return .unreadable("\(ShardIndex.fileName) has no weight_map") }
     for shard in shards.sorted() where !isPlainName(shard) {
       return .refused(.shardOutside(index: ShardIndex.fileName, shard: shard))
     }

@@ -228,6 +228,7 @@ public final class JobLedger {
       job.phase = .queued
       job.attempts = 0
       job.failure = nil
+      job.warnings = nil
       job.finishedAt = nil
       job.step = ""
     }

@@ -45,6 +45,8 @@ public struct JobRecord: Codable, Sendable, Equatable {
   public var pausedBecause: String?
   public var summary: WorkerEvent.Summary?
   public var failure: JobFailure?
+  /// What looked wrong and did not stop the job; nil as long as nothing did.
+  public var warnings: [String]?
 
   public init(id: String, name: String, inode: UInt64? = nil, contents: String? = nil, arrivedAt: Double) {
     self.id = id
@@ -52,6 +54,14 @@ public struct JobRecord: Codable, Sendable, Equatable {
     self.inode = inode
     self.contents = contents
     self.arrivedAt = arrivedAt
+  }
+
+  private static let warningLimit = 100
+
+  /// Notes a warning. A worker that goes on may say again what another has said.
+  mutating func warn(_ text: String) {
+    let known = warnings ?? []
+    if known.count < Self.warningLimit, !known.contains(text) { warnings = known + [text] }
   }
 
   /// The mean relative error of every layer's linears that are done; nil where none is.

@@ -43,7 +43,12 @@ extension Spool {
     let places = places(job.id, .working) + places(job.id, .done) + [keptPlace(job.id, .failed)]
     for place in places where try FileSystem.exists(place) { return place }
     let dropped = FileSystem.join(incoming, job.name)
-    if let inode = job.inode, (try? FileSystem.stamp(of: dropped).stamp.inode) == inode { return dropped }
+    if let inode = job.inode, (try? FileSystem.stamp(of: dropped).stamp.inode) == inode {
+      // A file system gives the inode of what was removed to the next directory. A job that is over is not at work on
+      // what stands there: if anything in it is another, it is another drop.
+      guard job.phase.isOver, let contents = job.contents else { return dropped }
+      if (try? DropContents(directory: dropped))?.digest == contents { return dropped }
+    }
     let failed = place(job.id, .failed)
     return try FileSystem.exists(failed) ? failed : nil
   }

@@ -10,8 +10,8 @@ import SystemIO
 /// Other processes may read while the daemon writes.
 @safe public final class StateStore {
   public static let fileName = "state.mdb"
-  /// Address space, which costs nothing; a job's row takes some kilobytes.
-  private static let mapBytes = 1 << 30
+  /// Address space to begin with, which costs nothing and grows; a job's row takes some kilobytes.
+  private let initialMapBytes: Int
 
   /// More than LMDB's 126 readers and the header take.
   private static let lockByteCount = 16_384
@@ -55,8 +55,11 @@ import SystemIO
     }
   }
 
-  private init(path: String, isReadOnly: Bool, flags: Int32 = 0) throws(StateError) {
+  init(
+    path: String, isReadOnly: Bool, flags: Int32 = 0, initialMapBytes: Int = 1 << 30
+  ) throws(StateError) {
     self.path = path
+    self.initialMapBytes = initialMapBytes
     self.isReadOnly = isReadOnly
     self.flags = flags
     try open()
@@ -70,7 +73,7 @@ import SystemIO
     try Self.check(unsafe mdb_env_create(&created), path)
     guard let environment = unsafe created else { preconditionFailure("LMDB gave no environment") }
     do throws(StateError) {
-      try Self.check(unsafe mdb_env_set_mapsize(environment, Self.mapBytes), path)
+      try Self.check(unsafe mdb_env_set_mapsize(environment, initialMapBytes), path)
       let flags = UInt32(MDB_NOSUBDIR | MDB_NOTLS | (isReadOnly ? MDB_RDONLY : 0) | flags)
       try Self.check(unsafe mdb_env_open(environment, path, flags, 0o640), path)
       try unsafe Self.completeLength(environment, path, isReadOnly: isReadOnly)
@@ -174,7 +177,25 @@ import SystemIO
   }
 
   private func put(_ rows: [(key: String, value: [UInt8])]) throws {
+    do { try write(rows) } catch let error as StateError where error.code == MDB_MAP_FULL {
+      try growMap()
+      try write(rows)
+    }
+  }
+
+  /// Doubles the map, which no transaction is open in.
+  private func growMap() throws {
     try unsafe withEnvironment { environment in
+      var info = unsafe MDB_envinfo()
+      unsafe mdb_env_info(environment, &info)
+      try Self.check(unsafe mdb_env_set_mapsize(environment, info.me_mapsize * 2), path)
+    }
+  }
+
+  private func write(_ rows: [(key: String, value: [UInt8])]) throws {
+    try unsafe withEnvironment { environment in
+      // A reader that was killed would keep every page from being used again.
+      try Self.check(unsafe mdb_reader_check(environment, nil), path)
       let transaction = try unsafe StateTransaction(environment, isReadOnly: false, path: path)
       for (key, row) in rows { try transaction.put(row, for: Array(key.utf8), in: database) }
       try transaction.commit()

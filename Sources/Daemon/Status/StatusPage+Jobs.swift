@@ -48,6 +48,7 @@ extension StatusPage {
       <p class="facts">\(facts(of: job).joined(separator: " · "))</p>
       \(job.output.map { "<p class=\"path\"><code>\(name($0))</code></p>" } ?? "")
       \(job.failure.map(failure) ?? "")
+      \(warnings(job.warnings))
       </li>
       """
     }
@@ -78,6 +79,12 @@ extension StatusPage {
       <div class="failure"><p>\(escaped(failure.message)) \
       <span class="code" title="exit status, after sysexits.h">\(failure.code)</span></p>\(mend)</div>
       """
+  }
+
+  func warnings(_ warnings: [String]?) -> String {
+    guard let warnings, !warnings.isEmpty else { return "" }
+    let shown = warnings.prefix(Self.warningLimit).map { "<li>\(escaped($0))</li>" }.joined()
+    return "<ul class=\"reasons\">\(shown)</ul>\(more(warnings.count - Self.warningLimit))"
   }
 
   private func more(_ count: Int) -> String {

@@ -7,6 +7,8 @@ public struct StatusPage: Sendable {
   public static let contentType = "text/html; charset=utf-8"
   /// How many finished jobs are shown.
   static let finishedLimit = 50
+  /// How many warnings of one job are shown.
+  static let warningLimit = 20
   /// How many jobs of the queue are shown.
   static let queueLimit = 100
 
@@ -121,6 +123,7 @@ public struct StatusPage: Sendable {
       <dl>
       \(facts(of: current).map { "<div><dt>\($0.0)</dt><dd>\($0.1)</dd></div>" }.joined(separator: "\n"))
       </dl>
+      \(warnings(current.warnings))
       </section>
       \(chart(of: current))
       """

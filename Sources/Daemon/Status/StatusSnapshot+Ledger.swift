@@ -99,7 +99,7 @@ extension StatusSnapshot.Current {
       linearCount: job.plan?.linearCount ?? 0, errorPerLayer: job.errorPerLayer,
       secondsElapsed: job.secondsWorked + (workingFor?.seconds ?? sinceThen),
       secondsRemaining: job.secondsRemaining,
-      attempt: max(1, job.attempts), step: job.step, pausedBecause: job.pausedBecause)
+      attempt: max(1, job.attempts), step: job.step, pausedBecause: job.pausedBecause, warnings: job.warnings)
   }
 }
 
@@ -128,6 +128,7 @@ extension StatusSnapshot.Finished {
       output: job.output, source: try? spool.source(of: job), seconds: job.secondsWorked,
       meanRelativeError: job.summary?.meanRelativeError,
       bitsPerWeight: job.summary?.bitsPerWeight,
-      failure: job.failure.map { StatusSnapshot.Failure(message: $0.message, code: Int($0.code)) })
+      failure: job.failure.map { StatusSnapshot.Failure(message: $0.message, code: Int($0.code)) },
+      warnings: job.warnings)
   }
 }

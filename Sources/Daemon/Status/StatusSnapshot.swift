@@ -67,12 +67,14 @@ extension StatusSnapshot {
     public var step: String
     /// Why the work waits, where it does.
     public var pausedBecause: String?
+    /// What looked wrong and did not stop the job.
+    public var warnings: [String]?
 
     public init(
       id: String, name: String, architecture: String? = nil, layer: Int? = nil, layerCount: Int? = nil,
       linear: String? = nil, linearsDone: Int = 0, linearCount: Int = 0, errorPerLayer: [Double?] = [],
       secondsElapsed: Double = 0, secondsRemaining: Double? = nil, attempt: Int = 1, step: String,
-      pausedBecause: String? = nil
+      pausedBecause: String? = nil, warnings: [String]? = nil
     ) {
       self.id = id
       self.name = name
@@ -88,6 +90,7 @@ extension StatusSnapshot {
       self.attempt = attempt
       self.step = step
       self.pausedBecause = pausedBecause
+      self.warnings = warnings
     }
 
     /// The share of the linears that are done, 0...1; nil while their number is not known.
@@ -159,12 +162,14 @@ extension StatusSnapshot {
     public var meanRelativeError: Double?
     public var bitsPerWeight: Double?
     public var failure: Failure?
+    /// What looked wrong and did not stop the job.
+    public var warnings: [String]?
 
     public init(
       id: String, name: String, outcome: Outcome, finishedAt: Double, output: String? = nil,
       source: String? = nil,
       seconds: Double? = nil, meanRelativeError: Double? = nil, bitsPerWeight: Double? = nil,
-      failure: Failure? = nil
+      failure: Failure? = nil, warnings: [String]? = nil
     ) {
       self.id = id
       self.name = name
@@ -176,6 +181,7 @@ extension StatusSnapshot {
       self.meanRelativeError = meanRelativeError
       self.bitsPerWeight = bitsPerWeight
       self.failure = failure
+      self.warnings = warnings
     }
   }
 

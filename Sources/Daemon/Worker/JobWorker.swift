@@ -13,11 +13,19 @@ public struct JobWorker {
   private let files: JobFiles
   private let backend: any ComputeBackend
   private let send: (WorkerEvent) -> Void
+  private let isNetworked: (String) throws -> Bool
 
-  /// - Parameter send: takes every event
-  public init(_ order: JobOrder, backend: any ComputeBackend, send: @escaping (WorkerEvent) -> Void) {
+  /// - Parameters:
+  ///   - isNetworked: whether a directory is on a file system whose times of change cannot be relied on
+  ///   - send: takes every event
+  public init(
+    _ order: JobOrder, backend: any ComputeBackend,
+    isNetworked: @escaping (String) throws -> Bool = { try FileSystem.isNetworked($0) },
+    send: @escaping (WorkerEvent) -> Void
+  ) {
     self.order = order
     self.backend = backend
+    self.isNetworked = isNetworked
     self.send = send
     files = JobFiles(order.directory)
   }
@@ -33,7 +41,10 @@ public struct JobWorker {
       let identity = try knownIdentity(calibration)
       send(.identity(identity))
       if let summary = try reuse(identity) { return send(.finished(summary)) }
-      if try !FileSystem.exists(files.checkpoint) { try quantize(calibration, identity) }
+      if try !FileSystem.exists(files.checkpoint) {
+        try quantize(calibration, identity)
+        try checkContents(calibration, identity)
+      }
     }
     if try !FileSystem.exists(FileSystem.join(files.checkpoint, ChecksumManifest.fileName)) {
       send(.step("writing checksums"))
@@ -85,6 +96,20 @@ public struct JobWorker {
       return nil
     }
     return nil
+  }
+
+  /// Reads a source again whose file system may show old times to this machine while another one writes: stamps are no
+  /// proof there that it stayed what it was.
+  private func checkContents(_ calibration: CalibrationSet, _ identity: String) throws {
+    guard try isNetworked(order.model) else { return }
+    send(.step("reading the checkpoint once more, as it is on a network file system"))
+    let now = try JobIdentity.digest(of: order, tokens: calibration) { send(.advanced) }
+    guard now != identity else { return }
+    for leftover in [files.checkpoint, files.journal, files.identity] { try FileSystem.removeTree(leftover) }
+    throw JobFailure(
+      .job,
+      "\(order.model) changed while it was read; nothing of it is published: give the whole checkpoint again",
+      code: 65)
   }
 
   private func waitForLock() throws -> FileLock {
@@ -144,6 +169,7 @@ public struct JobWorker {
       }
       return CalibrationSet(sequenceLength: length, tokens: tokens)
     }
+    try QuantizationRun.open(order.model, symlinks: .refuse)
     send(.step("reading \(order.calibration)"))
     let rows = try TokenRows(file: order.calibration, model: order.model, python: order.python)
     let set = try CalibrationSet(

@@ -24,6 +24,10 @@ extension ModelDescription {
     }
     self = try architecture.describe(reader)
     let attention = layer.attention
+    guard attention.headDimension > 0 else {
+      throw DecoderError.unsupportedSetting(
+        key: "head_dim", value: "\(attention.headDimension)", supported: "a positive whole number")
+    }
     guard attention.heads % attention.keyValueHeads == 0 else {
       throw DecoderError.inconsistentHeads(
         heads: attention.heads, keyValueHeads: attention.keyValueHeads)

@@ -39,6 +39,7 @@ struct StatusCommand: ParsableCommand {
       } else {
         lines.append("  \(current.step)")
       }
+      lines += warnings(current.warnings, of: current.id)
     }
     if !snapshot.queue.isEmpty {
       lines += ["", "to come"]
@@ -49,17 +50,26 @@ struct StatusCommand: ParsableCommand {
     }
     if !snapshot.finished.isEmpty {
       lines += ["", "over, newest first"]
-      lines += snapshot.finished.prefix(finishedLimit).map { job in
+      for job in snapshot.finished.prefix(finishedLimit) {
         switch job.outcome {
         case .published:
-          "  published  \(job.id)  \(job.output ?? "")"
-            + (job.meanRelativeError.map { "  error \(Console.percent($0))" } ?? "")
-        case .failed: "  failed     \(job.id)  \(job.failure?.message ?? "")"
-        case .cancelled: "  cancelled  \(job.id)"
+          lines.append(
+            "  published  \(job.id)  \(job.output ?? "")"
+              + (job.meanRelativeError.map { "  error \(Console.percent($0))" } ?? ""))
+        case .failed: lines.append("  failed     \(job.id)  \(job.failure?.message ?? "")")
+        case .cancelled: lines.append("  cancelled  \(job.id)")
         }
+        lines += warnings(job.warnings, of: job.id)
       }
     }
     return lines
+  }
+
+  /// The first warning, and where the others are.
+  private static func warnings(_ warnings: [String]?, of job: String) -> [String] {
+    guard let warnings, let first = warnings.first else { return [] }
+    let rest = warnings.count > 1 ? "; \(warnings.count - 1) more: quantease why \(job)" : ""
+    return ["    warning: \(first)\(rest)"]
   }
 }
 
@@ -81,6 +91,7 @@ struct WhyCommand: ParsableCommand {
     guard let record = view.job(job) else { throw SpoolError.unknownJob(job) }
     try Console.line(Self.text(record, in: view))
     if let source = try view.spool.source(of: record) { try Console.line("  source   \(source)") }
+    for warning in record.warnings ?? [] { try Console.line("  warning  \(warning)") }
   }
 
   private static func text(_ drop: Drop, in view: SpoolView) -> String {
