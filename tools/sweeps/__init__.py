@@ -1,0 +1,1 @@
+"""What `tools/kill-sweep` does to quanteased, a module for each kind of it."""
