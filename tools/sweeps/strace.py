@@ -24,7 +24,7 @@ def strace(log: Path, what: str, following: bool = False) -> list[str]:
     `what` names the calls, or is an injection into one: `fsync:error=EIO:when=3`.
     """
     command = ["strace", "-qq", "-s", "512", "-o", str(log), "-e", f"trace={what.split(':')[0]}"]
-    command += ["-e", "signal=none"] + (["-f"] if following else [])
+    command += ["-e", "signal=STOP"] + (["-f"] if following else [])
     return command + (["-e", f"inject={what}"] if ":" in what else [])
 
 
@@ -48,3 +48,24 @@ def numbered_calls(log: Path, following: bool) -> list[tuple[str, int, str]]:
 def calls_in(log: Path, following: bool) -> list[Point]:
     """The points at which a program can be met; of threads that get to the same number, the first is."""
     return list(dict.fromkeys((name, number) for name, number, _ in numbered_calls(log, following)))
+
+
+def words_in(log: Path) -> list[tuple[int, str]]:
+    """What a worker has told its daemon: the number of the `write`, and the event in words.
+
+    Its standard output is for nothing else, and the daemon writes nothing there.
+    """
+    events = []
+    for name, number, text in numbered_calls(log, following=True):
+        if name == "write" and (match := re.match(r'write\(1, "\{\\"(\w+)\\"', text)):
+            detail = re.search(r'\\"(?:name|_0)\\":\\"((?:[^\\"]|\\\\)*)', text)
+            # JSON's way of writing a slash, and strace's of writing a backslash.
+            words = f"{match[1]} {detail[1]}" if detail else match[1]
+            events.append((number, words.replace("\\\\/", "/")))
+    return events
+
+
+def stops_in(log: Path) -> list[int]:
+    """The threads that were stopped by SIGSTOP, in order; a process has its first thread's number."""
+    pattern = r"^(\d+) +--- stopped by SIGSTOP ---$"
+    return [int(thread) for thread in re.findall(pattern, log.read_text(), re.MULTILINE)]
