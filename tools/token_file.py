@@ -6,10 +6,10 @@ import struct
 from pathlib import Path
 
 
-def write_tokens(path: Path, rows: int, length: int) -> None:
-    """A token file as `calibration` takes it: input_ids, [rows, length], every id below the fixtures' 64."""
+def write_tokens(path: Path, rows: int, length: int, vocabulary: int = 64) -> None:
+    """A token file as `calibration` takes it: input_ids, [rows, length]; the fixtures have a vocabulary of 64."""
     numbers = random.Random(1)
-    data = b"".join(struct.pack("<q", numbers.randrange(64)) for _ in range(rows * length))
+    data = b"".join(struct.pack("<q", numbers.randrange(vocabulary)) for _ in range(rows * length))
     entry = {"dtype": "I64", "shape": [rows, length], "data_offsets": [0, len(data)]}
     header = json.dumps({"input_ids": entry}).encode()
     path.write_bytes(struct.pack("<Q", len(header)) + header + data)

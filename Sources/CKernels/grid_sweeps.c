@@ -219,17 +219,17 @@ size_t qe_index_of_smallest(size_t count, const float *values) {
 
 QE_DISPATCH
 void qe_cholesky_row(
-    size_t columns, size_t before, size_t pivot, float pivot_value, const float *restrict factor,
-    float *restrict row, float *restrict remaining) {
+    size_t columns, size_t before, size_t stride, const float *restrict factor, float pivot, float *restrict row,
+    float *restrict remaining) {
 #pragma clang fp contract(fast)
-  const float inverse = 1.0f / pivot_value;
+  const float inverse = 1.0f / pivot;
   // A part of the row stays in the first-level cache while those of the block's other rows go by.
   enum { part = 1024 };
   for (size_t start = 0; start < columns; start += part) {
     const size_t end = start + part < columns ? start + part : columns;
     for (size_t k = 0; k < before; k++) {
-      const float *restrict earlier = factor + k * columns;
-      const float coefficient = earlier[pivot];
+      const float coefficient = factor[k * stride];
+      const float *restrict earlier = factor + k * stride + 1;
       for (size_t j = start; j < end; j++) row[j] -= coefficient * earlier[j];
     }
     for (size_t j = start; j < end; j++) {
@@ -237,6 +237,11 @@ void qe_cholesky_row(
       remaining[j] -= row[j] * row[j];
     }
   }
+}
+
+QE_DISPATCH
+void qe_divide(size_t count, float divisor, float *restrict x) {
+  for (size_t i = 0; i < count; i++) x[i] /= divisor;
 }
 
 // Sums are taken in fp32 over short stretches, and in fp64 across them.

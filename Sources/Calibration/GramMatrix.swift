@@ -1,7 +1,8 @@
 import Compute
 import Tensors
 
-/// Σ = X Xᵀ over the calibration inputs X of the linears of one stage, `[inFeatures, inFeatures]`, fp32.
+/// Σ = X Xᵀ over the calibration inputs X of the linears of one stage, `[inFeatures, inFeatures]`, fp32, in the lower
+/// triangle.
 public final class GramMatrix {
   public let values: Matrix
   /// Inputs added so far.
@@ -16,10 +17,5 @@ public final class GramMatrix {
   public func accumulate(_ inputs: Matrix, backend: any ComputeBackend) {
     backend.accumulateGram(inputs, into: values)
     tokens += inputs.rows
-  }
-
-  /// Fills the lower triangle: solvers read whole rows.
-  public func finish(backend: any ComputeBackend) {
-    backend.symmetrize(values)
   }
 }

@@ -19,8 +19,8 @@ public protocol LinearAlgebra: Sendable {
   func multiply(
     _ a: Matrix, _ b: Matrix, transposingB: Bool, scale alpha: Float, into c: Matrix, keeping beta: Float)
 
-  /// Adds a batch of inputs to the upper triangle of the Gram matrix, Σ += XᵀX for X `[tokens, inFeatures]`.
-  /// The lower triangle is left as it is: see ``symmetrize(_:)``.
+  /// Adds a batch of inputs to the lower triangle of the Gram matrix, Σ += XᵀX for X `[tokens, inFeatures]`.
+  /// What is above the diagonal is left as it is: see ``symmetrize(_:)``.
   func accumulateGram(_ inputs: Matrix, into gram: Matrix)
 
   /// Adds AᵀB, A `[tokens, m]`, B `[tokens, n]`, to `product` `[m, n]`.
@@ -32,24 +32,43 @@ public protocol LinearAlgebra: Sendable {
   ///   - matrix: A, `[n, n]`, symmetric
   func quadraticForms(_ rows: Matrix, _ matrix: Matrix) -> [Double]
 
-  /// Copies the upper triangle into the lower one.
+  // MARK: Two triangles of one square
+  //
+  // A Gram matrix is kept in the lower triangle, and what is derived from it in the upper one, which can be filled from
+  // the lower at any time. The diagonal belongs to both: whoever needs Σ's keeps it.
+
+  /// The elements on the diagonal.
+  func diagonal(of matrix: Matrix) -> [Float]
+
+  func setDiagonal(_ values: [Float], of matrix: Matrix)
+
+  /// Copies what is below the diagonal to above it.
   func symmetrize(_ matrix: Matrix)
 
-  /// The lower factor L of A = L Lᵀ, in place of A; the upper triangle becomes zero.
+  /// Fills what is above the diagonal with P A Pᵀ for the symmetric A whose lower triangle the matrix holds.
+  /// - Parameter order: the row of A that stands at every place of P A Pᵀ
+  func fillUpperTriangle(of matrix: Matrix, inOrder order: [Int])
+
+  /// The upper factor R of A = RᵀR, in place of A's upper triangle; what is below the diagonal stays.
   /// - Throws: ``ComputeError/notPositiveDefinite(pivot:)``
   func factorizeCholesky(_ matrix: Matrix) throws(ComputeError)
 
-  /// The upper factor R of P A Pᵀ = Rᵀ R, in place of A, where P brings the smallest remaining pivot forward
-  /// at every step; the lower triangle becomes zero.
-  /// - Parameter matrix: A, both triangles
+  /// The upper factor R of P A Pᵀ = RᵀR, in place of A's upper triangle, where P brings the smallest remaining pivot
+  /// forward at every step; what is below the diagonal stays.
+  /// - Parameters:
+  ///   - matrix: A
+  ///   - leading: so many rows, the first ones, are taken before all others
   /// - Returns: the row of A that each row of R stands for.
   /// - Throws: ``ComputeError/notPositiveDefinite(pivot:)``
-  func factorizePivotedCholesky(_ matrix: Matrix) throws(ComputeError) -> [Int]
+  func factorizePivotedCholesky(_ matrix: Matrix, leading: Int) throws(ComputeError) -> [Int]
 
-  /// X ← X·A⁻¹ for the factor L of A = L Lᵀ: every row of X is solved on its own.
+  /// Divides what is above the diagonal by the diagonal's element of the same row.
+  func divideUpperRowsByDiagonal(_ matrix: Matrix)
+
+  /// X ← X·A⁻¹ for the factor R of A = RᵀR: every row of X is solved on its own.
   /// - Parameters:
   ///   - rows: X, `[m, n]`
-  ///   - factor: L, `[n, n]`, lower triangle
+  ///   - factor: R, `[n, n]`, upper triangle
   func solveCholesky(rows: Matrix, factor: Matrix)
 }
 

@@ -53,13 +53,17 @@ public protocol GridSweeps: Sendable {
   ///   - importance: one weight a column
   ///   - candidates: shrink factors of the group's range
   func searchGrid(_ weights: Matrix, importance: [Float], candidates: GridCandidates, into grid: Grid)
+
+  /// For every column the `count` columns of largest correlation with it, or all others if there are fewer.
+  func mostCorrelated(_ count: Int, gram: Matrix) -> ColumnNeighbours
 }
 
 /// The triangular factor that nearest-plane rounding works with.
 public struct NearestPlaneFactor: Sendable {
   /// `order[k]` is the column at position k; positions are rounded last to first.
   public let order: [Int]
-  /// R with every row divided by its diagonal, `[inFeatures, inFeatures]`, in that order.
+  /// R with every row divided by its diagonal, `[inFeatures, inFeatures]`, in that order; what is not above the diagonal
+  /// is not its own.
   public let unitFactor: Matrix
   /// R_kk² by column of the linear: the variance of an input given those that are rounded after it.
   public let conditionalVariances: [Float]
@@ -83,31 +87,38 @@ public struct ColumnNeighbours: Sendable {
   public let diagonal: Matrix
 
   /// The `count` columns of largest correlation with each.
-  public init(mostCorrelated count: Int, gram: Matrix) {
+  /// - Parameter forEach: calls its second argument with parts of `0 ..< columns`, several at a time if it likes
+  public init(
+    mostCorrelated count: Int, gram: Matrix,
+    forEach: (_ columns: Int, _ body: (Range<Int>) -> Void) -> Void = { $1(0..<$0) }
+  ) {
     let size = gram.rows
     let count = min(count, size - 1)
     let inverseRoots = (0..<size).map { gram[$0, $0] > 0 ? 1 / gram[$0, $0].squareRoot() : 0 }
-    var columns: [Int32] = []
-    columns.reserveCapacity(size * count)
     let values = Matrix(rows: size, columns: count)
     let diagonal = Matrix(rows: size, columns: count)
-    var largest = LargestElements(count: count)
-    for column in 0..<size {
-      largest.clear()
-      gram.rows(column..<column + 1).withSpan { row in
-        for other in 0..<size where other != column {
-          largest.offer(abs(row[other]) * inverseRoots[other], at: other)
+    columns = unsafe [Int32](unsafeUninitializedCapacity: size * count) { columns, filled in
+      let columns = unsafe columns
+      forEach(size) { part in
+        var largest = LargestElements(count: count)
+        for column in part {
+          largest.clear()
+          gram.rows(column..<column + 1).withSpan { row in
+            for other in 0..<size where other != column {
+              largest.offer(abs(row[other]) * inverseRoots[other], at: other)
+            }
+          }
+          let others = largest.indices.sorted { (abs(gram[column, $1]), $0) < (abs(gram[column, $0]), $1) }
+          for (place, other) in others.enumerated() {
+            unsafe columns[column * count + place] = Int32(other)
+            values[column, place] = gram[column, other]
+            diagonal[column, place] = gram[other, other]
+          }
         }
       }
-      let others = largest.indices.sorted { (abs(gram[column, $1]), $0) < (abs(gram[column, $0]), $1) }
-      for (place, other) in others.enumerated() {
-        columns.append(Int32(other))
-        values[column, place] = gram[column, other]
-        diagonal[column, place] = gram[other, other]
-      }
+      filled = size * count
     }
     self.count = count
-    self.columns = columns
     self.gram = values
     self.diagonal = diagonal
   }

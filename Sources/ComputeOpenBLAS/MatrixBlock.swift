@@ -48,40 +48,43 @@ struct MatrixBlock {
       b.leadingDimension, beta, pointer, leadingDimension)
   }
 
-  /// Adds AᵀA to the upper triangle of this square block.
-  func addGram(_ a: MatrixBlock) {
+  /// Adds α·AᵀA to one triangle of this square block.
+  func addGram(_ a: MatrixBlock, scale alpha: Float = 1, to triangle: Triangle) {
     precondition(rows == columns && a.columns == rows, "a Gram matrix has the columns of A")
     unsafe cblas_ssyrk(
-      CblasRowMajor, CblasUpper, CblasTrans, Int32(rows), Int32(a.rows), 1, a.pointer,
-      a.leadingDimension, 1, pointer, leadingDimension)
+      CblasRowMajor, triangle == .upper ? CblasUpper : CblasLower, CblasTrans, Int32(rows), Int32(a.rows),
+      alpha,
+      a.pointer, a.leadingDimension, 1, pointer, leadingDimension)
   }
 
-  /// Subtracts A·Aᵀ from the lower triangle of this square block.
-  func subtractOuterProduct(_ a: MatrixBlock) {
-    precondition(rows == columns && a.rows == rows, "an outer product has the rows of A")
-    unsafe cblas_ssyrk(
-      CblasRowMajor, CblasLower, CblasNoTrans, Int32(rows), Int32(a.columns), -1, a.pointer,
-      a.leadingDimension, 1, pointer, leadingDimension)
+  enum Triangle { case upper, lower }
+
+  /// X ← R⁻ᵀ·X for this block X and an upper triangular R.
+  func divideFromLeft(byTransposeOf factor: MatrixBlock) {
+    precondition(factor.rows == rows && factor.columns == rows, "the factor has another order")
+    unsafe cblas_strsm(
+      CblasRowMajor, CblasLeft, CblasUpper, CblasTrans, CblasNonUnit, Int32(rows), Int32(columns), 1,
+      factor.pointer, factor.leadingDimension, pointer, leadingDimension)
   }
 
-  /// X ← X·L⁻¹, or X·L⁻ᵀ, for this block X and a lower triangular L.
+  /// X ← X·R⁻¹, or X·R⁻ᵀ, for this block X and an upper triangular R.
   func divide(by factor: MatrixBlock, transposed: Bool) {
     precondition(factor.rows == columns && factor.columns == columns, "the factor has another order")
     unsafe cblas_strsm(
-      CblasRowMajor, CblasRight, CblasLower, transposed ? CblasTrans : CblasNoTrans, CblasNonUnit,
+      CblasRowMajor, CblasRight, CblasUpper, transposed ? CblasTrans : CblasNoTrans, CblasNonUnit,
       Int32(rows), Int32(columns), 1, factor.pointer, factor.leadingDimension, pointer,
       leadingDimension)
   }
 
-  /// L of A = L Lᵀ, in place of the lower triangle of this square block A.
+  /// R of A = RᵀR, in place of the upper triangle of this square block A.
   /// - Throws: the pivot, counted from this block's first row
   func factorizeCholesky() throws(ComputeError) {
     precondition(rows == columns, "only a square block has a Cholesky factor")
     var order = Int32(rows)
     var leading = leadingDimension
     var info: Int32 = 0
-    // To LAPACK, which counts in columns, the rows of a lower triangle are the columns of an upper one.
-    unsafe spotrf_("U", &order, pointer, &leading, &info)
+    // To LAPACK, which counts in columns, the rows of an upper triangle are the columns of a lower one.
+    unsafe spotrf_("L", &order, pointer, &leading, &info)
     if info > 0 { throw .notPositiveDefinite(pivot: Int(info) - 1) }
     // A NaN passes LAPACK's test of the pivots.
     for pivot in 0..<rows where !(unsafe pointer[pivot * stride + pivot] > 0) {

@@ -188,6 +188,10 @@ extension OpenBLASBackend: ComputeBackend {
     }
   }
 
+  public func mostCorrelated(_ count: Int, gram: Matrix) -> ColumnNeighbours {
+    ColumnNeighbours(mostCorrelated: count, gram: gram) { columns, body in forEachTask(of: columns, body) }
+  }
+
   func forEachChunk(of rows: Int, _ body: (Range<Int>) -> Void) {
     forEachRange(of: rows, size: rowsPerChunk, body)
   }

@@ -15,9 +15,6 @@ private enum ChunkSize {
   static let crossColumns = 512
   static let formRows = 256
   static let formColumns = 192
-  static let choleskyPanel = 256
-  static let choleskyTile = 512
-  static let triangularRows = 128
   /// Enough for several threads to share the work evenly; small operations use smaller chunks for it.
   static let fewest = 8
   /// No chunk has fewer rows for the sake of that.
@@ -62,11 +59,11 @@ extension OpenBLASBackend: LinearAlgebra {
     let largest = min(max(evenly, ChunkSize.leastRows), ChunkSize.gramColumns)
     let tiles = SymmetricTiles(Division(order, blocksOfAtMost: largest, multipleOf: 8))
     team.run(chunks: tiles.count) { chunk in
-      let (rows, columns) = tiles[chunk]
+      let (columns, rows) = tiles[chunk]
       let sum = gram.block(rows: rows, columns: columns)
       let left = inputs.block(rows: 0..<inputs.rows, columns: rows)
       if rows == columns {
-        sum.addGram(left)
+        sum.addGram(left, to: .lower)
       } else {
         let right = inputs.block(rows: 0..<inputs.rows, columns: columns)
         sum.multiply(left, transposingA: true, right, keeping: 1)
@@ -117,79 +114,11 @@ extension OpenBLASBackend: LinearAlgebra {
       count = rows.rows
     }
   }
-
-  public func symmetrize(_ matrix: Matrix) {
-    let order = matrix.rows
-    precondition(matrix.columns == order, "only a square matrix is symmetric")
-    let blocks = Division(order, blocksOfAtMost: ChunkSize.leastRows)
-    team.run(chunks: blocks.count) { chunk in
-      let rows = blocks[chunk]
-      let square = matrix.block(rows: rows, columns: rows)
-      for row in 0..<rows.count {
-        for column in 0..<row {
-          unsafe square.pointer[row * order + column] = square.pointer[column * order + row]
-        }
-      }
-      let right = matrix.block(rows: rows, columns: rows.upperBound..<order)
-      let below = matrix.block(rows: rows.upperBound..<order, columns: rows)
-      unsafe qe_transpose(right.rows, right.columns, right.pointer, order, below.pointer, order)
-    }
-  }
-
-  /// Right-looking: the factor of a diagonal block, then the columns below it, then what these take from the
-  /// triangle that is left, which is nearly all of the work and runs in parallel. Reads the lower triangle.
-  public func factorizeCholesky(_ matrix: Matrix) throws(ComputeError) {
-    let order = matrix.rows
-    precondition(matrix.columns == order, "only a square matrix has a Cholesky factor")
-    let panels = Division(order, blocksOfAtMost: ChunkSize.choleskyPanel)
-    for panel in (0..<panels.count).map({ panels[$0] }) {
-      let diagonal = matrix.block(rows: panel, columns: panel)
-      do {
-        try diagonal.factorizeCholesky()
-      } catch .notPositiveDefinite(let pivot) {
-        throw .notPositiveDefinite(pivot: panel.lowerBound + pivot)
-      }
-
-      let remaining = matrix.rows(panel.upperBound..<order)
-      let below = remaining.rows
-      let stripes = Division(below, blocksOfAtMost: ChunkSize.triangularRows)
-      team.run(chunks: stripes.count) { chunk in
-        remaining.block(rows: stripes[chunk], columns: panel).divide(by: diagonal, transposed: true)
-      }
-      let tiles = SymmetricTiles(Division(below, blocksOfAtMost: ChunkSize.choleskyTile))
-      team.run(chunks: tiles.count) { chunk in
-        let (first, second) = tiles[chunk]
-        let columns = first.lowerBound + panel.upperBound..<first.upperBound + panel.upperBound
-        let target = remaining.block(rows: second, columns: columns)
-        let left = remaining.block(rows: second, columns: panel)
-        if first == second {
-          target.subtractOuterProduct(left)
-        } else {
-          let right = remaining.block(rows: first, columns: panel)
-          target.multiply(left, right, transposingB: true, scale: -1, keeping: 1)
-        }
-      }
-    }
-    for row in 0..<order {
-      unsafe (matrix.pointer + row * order + row + 1).update(repeating: 0, count: order - row - 1)
-    }
-  }
-
-  public func solveCholesky(rows: Matrix, factor: Matrix) {
-    precondition(factor.rows == factor.columns, "only a square matrix is a Cholesky factor")
-    precondition(rows.columns == factor.rows, "the factor has another order")
-    let blocks = Division(rows.rows, blocksOfAtMost: ChunkSize.triangularRows)
-    team.run(chunks: blocks.count) { chunk in
-      let block = rows.rows(blocks[chunk]).whole
-      block.divide(by: factor.whole, transposed: true)
-      block.divide(by: factor.whole, transposed: false)
-    }
-  }
 }
 
 /// The tiles of one triangle of a symmetric matrix: pairs of blocks, the first no later than the second.
 /// The ones off the diagonal come first, for they are twice the work.
-private struct SymmetricTiles {
+struct SymmetricTiles {
   private let blocks: Division
   private let pairs: [(Int, Int)]
 

@@ -18,7 +18,7 @@ public struct LayerState {
   }
 }
 
-/// One decoder layer with its weights resident in fp32, run stage by stage.
+/// One decoder layer, run stage by stage; resident in fp32 are the weights of the stages that were loaded.
 ///
 /// A linear's weights can be replaced between stages, so that everything downstream sees what was quantized.
 /// Matrices in the returned state lie in the layer's workspace and are valid until the next batch runs.
@@ -26,6 +26,7 @@ public final class DecoderLayer {
   public let index: Int
   public let stages: [Stage]
   private let model: ModelDescription
+  private let source: any WeightSource
   private let backend: any ComputeBackend
   private let workspace: Workspace
   private let tables: PositionTables
@@ -36,14 +37,15 @@ public final class DecoderLayer {
   private let queryNorm: NormalizationParameters?
   private let keyNorm: NormalizationParameters?
 
-  /// Reads the layer's norms and biases, and its linears' weights unless they are to be set later.
+  /// Reads the layer's norms and biases.
   /// - Throws: errors of the source for a missing tensor, a wrong shape, or a value that is not finite.
   init(
     index: Int, model: ModelDescription, source: any WeightSource, backend: any ComputeBackend,
-    workspace: Workspace, tables: PositionTables, twin: DecoderLayer?
+    workspace: Workspace, tables: PositionTables
   ) throws {
     self.index = index
     self.model = model
+    self.source = source
     self.backend = backend
     self.workspace = workspace
     self.tables = tables
@@ -63,21 +65,25 @@ public final class DecoderLayer {
       biases[linear.name] = try source.vector("\(prefix)\(linear.name).bias", count: linear.outFeatures)
     }
     self.biases = biases
-    for linear in model.layerLinears {
-      weights[linear.name] =
-        try twin?.weights(of: linear).copy()
-        ?? source.matrix(
-          "\(prefix)\(linear.name).weight", shape: [linear.outFeatures, linear.inFeatures])
+  }
+
+  /// Reads the weights of a stage's linears, those that are not resident.
+  /// - Throws: errors of the source for a missing tensor, a wrong shape, or a value that is not finite.
+  public func load(_ stage: Stage) throws {
+    for linear in stage.linears where weights[linear.name] == nil {
+      weights[linear.name] = try source.matrix(
+        "\(moduleName(of: linear)).weight", shape: [linear.outFeatures, linear.inFeatures])
     }
   }
 
-  /// A linear's weights as they now are, `[outFeatures, inFeatures]`. They may be overwritten in place.
-  public func weights(of linear: LayerLinear) -> Matrix {
-    guard let matrix = weights[linear.name] else {
-      preconditionFailure("\(linear.name) is no linear of this architecture")
-    }
-    return matrix
+  /// Gives the memory of the weights of a stage's linears back, and forgets what they were replaced by.
+  public func unload(_ stage: Stage) {
+    for linear in stage.linears { weights[linear.name] = nil }
   }
+
+  /// A linear's weights as they now are, `[outFeatures, inFeatures]`; its stage is loaded. They may be overwritten in
+  /// place.
+  public func weights(of linear: LayerLinear) -> Matrix { matrix(linear.name) }
 
   /// The full name of a linear's module in the checkpoint.
   public func moduleName(of linear: LayerLinear) -> String {
@@ -115,7 +121,7 @@ public final class DecoderLayer {
     }
   }
 
-  /// Runs the whole layer on the hidden states `[tokens, hiddenSize]`, in place.
+  /// Runs the whole layer, all of which is loaded, on the hidden states `[tokens, hiddenSize]`, in place.
   public func run(_ hiddenStates: Matrix, sequenceLength: Int) {
     var state = LayerState(residual: hiddenStates)
     for stage in stages {
@@ -200,7 +206,7 @@ public final class DecoderLayer {
   }
 
   private func matrix(_ name: String) -> Matrix {
-    guard let matrix = weights[name] else { preconditionFailure("\(name) has no weights") }
+    guard let matrix = weights[name] else { preconditionFailure("\(name) is not loaded") }
     return matrix
   }
 

@@ -2,7 +2,7 @@ import Checkpoint
 import Compute
 import Tensors
 
-/// A model over a weight source: embeds tokens, lends one resident layer at a time, and ends in logits.
+/// A model over a weight source: embeds tokens, lends one layer at a time, and ends in logits.
 public final class DecoderModel {
   public let description: ModelDescription
   public let sequenceLength: Int
@@ -26,14 +26,18 @@ public final class DecoderModel {
     tables = PositionTables(description.layer.attention, sequenceLength: sequenceLength)
   }
 
-  /// Loads a layer's weights.
-  /// - Parameter twin: the same layer of another instance of the model, its weights as they are in the source: they
-  ///   are then copied and not read again.
-  public func layer(_ index: Int, like twin: DecoderLayer? = nil) throws -> DecoderLayer {
-    precondition(twin == nil || twin?.index == index, "the twin is another layer")
-    return try DecoderLayer(
+  /// A layer with all its weights.
+  public func layer(_ index: Int) throws -> DecoderLayer {
+    let layer = try unloadedLayer(index)
+    for stage in layer.stages { try layer.load(stage) }
+    return layer
+  }
+
+  /// A layer whose stages are to be loaded one by one.
+  public func unloadedLayer(_ index: Int) throws -> DecoderLayer {
+    try DecoderLayer(
       index: index, model: description, source: source, backend: backend, workspace: workspace,
-      tables: tables, twin: twin)
+      tables: tables)
   }
 
   /// The hidden states that enter the first layer, `[tokens.count, hiddenSize]`.

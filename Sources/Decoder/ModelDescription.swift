@@ -18,6 +18,18 @@ public struct ModelDescription: Sendable {
   /// What the attention of one token gathers: heads · head dimension.
   public var contextFeatures: Int { layer.attention.queryFeatures }
   public var intermediateSize: Int { layer.mlp.intermediateSize }
+  /// What a token's keys, or values, take.
+  public var keyFeatures: Int { layer.attention.keyFeatures }
+
+  /// Whether queries, keys and values are rows of one matrix.
+  public var hasFusedProjection: Bool {
+    if case .fused = layer.attention.projection { true } else { false }
+  }
+
+  /// The linears that lead into the MLP's middle: two with a gate.
+  public var expansionLinears: Int {
+    if case .gated = layer.mlp.expansion { 2 } else { 1 }
+  }
 
   /// The common beginning of the names of layer `index`'s tensors.
   public func layerPrefix(_ index: Int) -> String { "\(layer.prefix)\(index)." }

@@ -94,6 +94,17 @@ public struct Report: Codable, Sendable, Equatable {
     }
   }
 
+  /// Memory that the process allocated, mapped files aside.
+  public struct Memory: Codable, Sendable, Equatable {
+    public var planned: Int
+    public var peak: Int
+
+    public init(planned: Int, peak: Int) {
+      self.planned = planned
+      self.peak = peak
+    }
+  }
+
   public struct Totals: Codable, Sendable, Equatable {
     public var secondsPerPhase: [String: Double] = [:]
     /// The whole run, from start to end.
@@ -106,6 +117,9 @@ public struct Report: Codable, Sendable, Equatable {
     /// Over the quantized parameters.
     public var bitsPerWeight: Double = 0
     public var peakMemoryBytes: Int = 0
+    /// The peak while Gram matrices were summed up and while linears were quantized, and what was planned for each; nil in
+    /// reports of earlier versions.
+    public var memoryBytesPerPhase: [String: Memory]?
     public var cacheBytesRaw: Int = 0
     public var cacheBytesCompressed: Int = 0
     /// Values read from the activation cache, and those that were being decoded before they were asked for; nil in

@@ -28,7 +28,7 @@ struct DriftSum {
   /// Adds a batch.
   /// - Parameters:
   ///   - original: overwritten
-  ///   - layer: the original model's, for its weights
+  ///   - layer: with the linear's weights as they were
   func add(_ quantized: Reached, original: Reached, layer: DecoderLayer) {
     backend.subtract(quantized.input, from: original.input)
     backend.subtract(quantized.residual, from: original.residual)
@@ -38,10 +38,11 @@ struct DriftSum {
     backend.accumulateCrossProduct(original.residual, quantized.input, into: sum)
   }
 
-  /// - Parameter gram: Σ of the batches that were added, its lower triangle not yet filled; overwritten
-  func finish(gram: Matrix) -> TargetDrift {
-    backend.symmetrize(gram)
-    return TargetDrift(sum: sum, gram: gram)
+  /// What the linear's target is moved by; nothing can be added any more.
+  /// - Parameter gram: Σ of the batches that were added, in the lower triangle, which stays as it is
+  /// - Throws: ``SolverError``
+  func correction(gram: Matrix) throws -> Matrix? {
+    try TargetDrift.correction(sum: sum, gram: gram, backend: backend)
   }
 }
 

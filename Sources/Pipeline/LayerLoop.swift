@@ -35,7 +35,7 @@ final class LayerLoop {
   private let damping: Float
   private let batches: [Range<Int>]
   private let layerCount: Int
-  private let beforeLayer: () throws -> Void
+  private let beforeReading: () throws -> Void
   private let advanced: () -> Void
   /// Whether an earlier run has begun to take the batches to the next stage, and some of them are there.
   private var isTakingOver = false
@@ -62,13 +62,19 @@ final class LayerLoop {
     let stage: Stage
     let quantized: DecoderLayer
     let original: DecoderLayer?
+
+    /// Every batch is past the stage: its weights are not needed any more.
+    func unload() {
+      quantized.unload(stage)
+      original?.unload(stage)
+    }
   }
 
   /// What a stage's problem is made of.
   private struct Statistics {
     let gram: GramMatrix
-    /// nil unless the stage adds to the residual stream.
-    let drift: TargetDrift?
+    /// What moves the target of a linear that adds to the residual stream.
+    let correction: Matrix?
   }
 
   /// - Parameters:
@@ -76,12 +82,12 @@ final class LayerLoop {
   ///   - originalSamples: the sequences that run through it, too, the first ones
   ///   - damping: the ridge of the stages' problems
   ///   - batchSamples: sequences that are computed at a time
-  ///   - beforeLayer: called before a layer's weights are read
+  ///   - beforeReading: called before weights are read
   ///   - advanced: called for every batch of every stage
   init(
     model: DecoderModel, original: DecoderModel?, originalSamples: Int, calibration: CalibrationSet,
     store: HiddenStatesStore, backend: any ComputeBackend, damping: Float, batchSamples: Int,
-    beforeLayer: @escaping () throws -> Void = {}, advanced: @escaping () -> Void = {}
+    beforeReading: @escaping () throws -> Void = {}, advanced: @escaping () -> Void = {}
   ) {
     let batches = calibration.batches(
       of: batchSamples, endingAt: original == nil ? calibration.samples : originalSamples)
@@ -95,7 +101,7 @@ final class LayerLoop {
     self.damping = damping
     self.batches = batches
     layerCount = model.description.layerCount
-    self.beforeLayer = beforeLayer
+    self.beforeReading = beforeReading
     self.advanced = advanced
   }
 
@@ -117,19 +123,21 @@ final class LayerLoop {
     }
     guard let open = places.firstIndex(where: { !isKnown($0) }) else { return }
     let first = try canResume(at: open, places) ? open : 0
-    var layers = try load(places[max(first - 1, 0)].layer)
+    var layers = try layers(places[max(first - 1, 0)].layer)
     var here: Position?
     if first > 0 {
       let last = position(layers, places[first - 1].stage)
+      try load(last.stage, in: last.quantized)
       try known?.restore(last.stage, in: last.quantized)
       here = last
     }
     for (index, place) in places.enumerated().dropFirst(first) {
-      let next = place.layer == layers.quantized.index ? layers : try load(place.layer)
-      let position = position(next, place.stage)
+      if place.layer != layers.quantized.index { layers = try self.layers(place.layer) }
+      let position = position(layers, place.stage)
       isTakingOver = index == first && first > 0
       let statistics = try enter(position, from: here, gathering: index >= open)
-      layers = next
+      here?.unload()
+      try load(position.stage, in: position.quantized)
       try known?.restore(position.stage, in: position.quantized)
       if let statistics {
         let problem = try times.measure(.solver) { try makeProblem(position, statistics) }
@@ -147,11 +155,18 @@ final class LayerLoop {
 
   private typealias Layers = (quantized: DecoderLayer, original: DecoderLayer?)
 
-  private func load(_ index: Int) throws -> Layers {
+  private func layers(_ index: Int) throws -> Layers {
     try times.measure(.loading) {
-      try beforeLayer()
-      let layer = try quantized.model.layer(index)
-      return (layer, try original?.model.layer(index, like: layer))
+      try beforeReading()
+      return (try quantized.model.unloadedLayer(index), try original?.model.unloadedLayer(index))
+    }
+  }
+
+  /// Reads the weights of a stage, for one stream.
+  private func load(_ stage: Stage, in layer: DecoderLayer) throws {
+    try times.measure(.loading) {
+      try beforeReading()
+      try layer.load(stage)
     }
   }
 
@@ -186,18 +201,14 @@ final class LayerLoop {
   }
 
   private func makeProblem(_ here: Position, _ statistics: Statistics) throws -> LayerProblem {
-    statistics.gram.finish(backend: backend)
     let gram = statistics.gram.values
-    if let feature = (0..<gram.rows).first(where: { !gram[$0, $0].isFinite }) {
+    if let feature = backend.diagonal(of: gram).firstIndex(where: { !$0.isFinite }) {
       throw PipelineError.overflowingInputs(
         layer: here.quantized.index, of: here.stage.linears.map(\.name).joined(separator: ", "),
         feature: feature)
     }
-    guard let drift = statistics.drift else {
-      return LayerProblem(gram: statistics.gram.values, damping: damping)
-    }
-    return try LayerProblem(
-      gram: statistics.gram.values, damping: damping, drift: drift, backend: backend)
+    return LayerProblem(
+      gram: gram, damping: damping, correction: statistics.correction, backend: backend)
   }
 
   /// Takes every batch to a stage, from the one before it or from the embedding.
@@ -228,7 +239,7 @@ final class LayerLoop {
       times.measure(.gram) { gram.accumulate(input, backend: backend) }
     }
     for (_, transition) in transitions { transition.finish() }
-    return gram.map { Statistics(gram: $0, drift: nil) }
+    return gram.map { Statistics(gram: $0, correction: nil) }
   }
 
   /// Runs a stage on every batch and adds up what the next one's problem is made of.
@@ -237,7 +248,10 @@ final class LayerLoop {
     let sum =
       original == nil || gram == nil
       ? nil : next.stage.residualLinear.map { DriftSum($0, backend: backend) }
-    var drift: TargetDrift?
+    var correction: Matrix?
+    if let layer = here.original { try load(here.stage, in: layer) }
+    // The drift is that of the stage's linear before it is quantized.
+    if sum != nil { try load(next.stage, in: next.quantized) }
     let step = quantized.states.transition(through: here.stage)
     let originalStep = original?.states.transition(through: here.stage)
     for (batch, samples) in batches.enumerated() {
@@ -251,15 +265,15 @@ final class LayerLoop {
       let originalReached = try run(
         original, here.stage, layer, next.stage, nextLayer, originalStep, batch, samples)
       guard let sum, let gram else { continue }
-      times.measure(.gram) {
+      try times.measure(.gram) {
         // What the state held is in the cache by now: its memory takes the difference.
-        sum.add(reached, original: originalReached, layer: nextLayer)
-        if batch + 1 == original.batches.endIndex { drift = sum.finish(gram: gram.values.copy()) }
+        sum.add(reached, original: originalReached, layer: next.quantized)
+        if batch + 1 == original.batches.endIndex { correction = try sum.correction(gram: gram.values) }
       }
     }
     step.finish()
     originalStep?.finish()
-    return gram.map { Statistics(gram: $0, drift: drift) }
+    return gram.map { Statistics(gram: $0, correction: correction) }
   }
 
   /// Takes one batch of a stream through a stage and returns what it brings to the next one.

@@ -2,74 +2,210 @@ import Decoder
 
 /// What a run will hold in memory at its peak, mapped files aside, worked out from config.json before any work.
 public struct MemoryPlan: Sendable, Equatable {
+  /// What is done with a stage of a layer; each holds other things.
+  public enum Phase: String, Sendable, Codable, CaseIterable {
+    /// The stage before runs on every batch, and Σ is summed up.
+    case gathering
+    /// The stage's linears are quantized.
+    case solving
+  }
+
   /// Sequences that the forward pass computes at a time.
   public let batchSamples: Int
   /// Rows of a linear that the solver works on at a time.
   public let panelRows: Int
-  public let peakBytes: Int
+  /// The peak of every phase, over all stages.
+  public let bytesPerPhase: [Phase: Int]
+
+  public var peakBytes: Int { bytesPerPhase.values.max() ?? 0 }
 
   /// Tokens of a batch when memory is no matter: enough for matrix products to run at full speed.
   static let preferredBatchTokens = 4_096
   static let preferredPanelRows = 1_024
+  public static let leastPanelRows = 64
 
-  /// The largest batches and panels, up to the preferred ones, whose peak stays within `budgetBytes`.
-  /// - Throws: ``PipelineError/notEnoughMemory(needed:available:)`` if the smallest do not fit.
-  public init(
-    _ model: ModelDescription, target: Target, samples: Int, sequenceLength: Int, budgetBytes: Int
-  ) throws(PipelineError) {
-    var batch = max(1, min(samples, Self.preferredBatchTokens / sequenceLength))
+  /// What there is to do.
+  public struct Work: Sendable {
+    public var model: ModelDescription
+    public var samples: Int
+    public var sequenceLength: Int
+    /// The first of the samples, which run through the original model, too; 0 with ``Target/layer``.
+    public var originalSamples: Int
+    /// Whether some linear keeps outliers, which takes a second solution beside the first.
+    public var keepsOutliers: Bool
+
+    public init(
+      model: ModelDescription, samples: Int, sequenceLength: Int, originalSamples: Int,
+      keepsOutliers: Bool = false
+    ) {
+      self.model = model
+      self.samples = samples
+      self.sequenceLength = sequenceLength
+      self.originalSamples = originalSamples
+      self.keepsOutliers = keepsOutliers
+    }
+  }
+
+  /// The largest batches and panels, up to the preferred ones, whose peak stays within `budgetBytes`: panels give way
+  /// first, as they cost less.
+  /// - Throws: ``PipelineError/notEnoughMemory(needed:available:phase:mend:)`` if the smallest do not fit.
+  public init(_ work: Work, budgetBytes: Int) throws(PipelineError) {
+    var batch = max(1, min(work.samples, Self.preferredBatchTokens / work.sequenceLength))
     var panel = Self.preferredPanelRows
     while true {
-      let peak = Self.peakBytes(
-        model, target: target, batchTokens: batch * sequenceLength, panelRows: panel)
-      if peak <= budgetBytes {
-        (batchSamples, panelRows, peakBytes) = (batch, panel, peak)
+      let plan = MemoryPlan(work, batchSamples: batch, panelRows: panel)
+      if plan.peakBytes <= budgetBytes {
+        self = plan
         return
       }
-      if batch == 1 && panel <= 64 {
-        throw .notEnoughMemory(needed: peak, available: budgetBytes)
+      let isSolverTooLarge = plan.bytesPerPhase[.solving, default: 0] > budgetBytes
+      if panel > Self.leastPanelRows && (isSolverTooLarge || batch == 1) {
+        panel /= 2
+      } else if batch > 1 {
+        batch /= 2
+      } else {
+        throw plan.refusal(work, budgetBytes: budgetBytes)
       }
-      batch = max(1, batch / 2)
-      panel = max(64, panel / 2)
     }
   }
 
   /// The plan of a run that is gone on with: sums depend on the sizes that it began with.
-  /// - Throws: ``PipelineError/notEnoughMemory(needed:available:)`` if they no longer fit.
+  /// - Throws: ``PipelineError/notEnoughMemory(needed:available:phase:mend:)`` if they no longer fit.
   public init(
-    _ model: ModelDescription, target: Target, batchSamples: Int, panelRows: Int, sequenceLength: Int,
-    budgetBytes: Int
+    _ work: Work, batchSamples: Int, panelRows: Int, budgetBytes: Int
   ) throws(PipelineError) {
-    peakBytes = Self.peakBytes(
-      model, target: target, batchTokens: batchSamples * sequenceLength, panelRows: panelRows)
+    self.init(work, batchSamples: batchSamples, panelRows: panelRows)
+    if peakBytes > budgetBytes { throw refusal(work, budgetBytes: budgetBytes) }
+  }
+
+  /// The plan for given sizes, whatever memory there is.
+  init(_ work: Work, batchSamples: Int, panelRows: Int) {
+    let needs = Needs(work: work, batchSamples: batchSamples, panelRows: panelRows)
     self.batchSamples = batchSamples
     self.panelRows = panelRows
-    if peakBytes > budgetBytes { throw .notEnoughMemory(needed: peakBytes, available: budgetBytes) }
+    bytesPerPhase = [.gathering: needs.gathering, .solving: needs.solving]
   }
 
-  /// The widest stage decides: its layer and the one that follows, Σ with what is derived from it, and the larger
-  /// of the forward pass's and the solver's buffers. With ``Target/original`` there are two streams of everything
-  /// but Σ; beside it stand Σ of the sample and the drift.
-  static func peakBytes(
-    _ model: ModelDescription, target: Target, batchTokens: Int, panelRows: Int
-  ) -> Int {
-    let float = 4
-    let streams = target == .original ? 2 : 1
-    let linears = model.layerLinears
-    let layer = linears.reduce(0) { $0 + $1.outFeatures * $1.inFeatures } * float
-    let widest = linears.map(\.inFeatures).max() ?? 0
-    let codes = linears.map { $0.outFeatures * $0.inFeatures }.max() ?? 0
-    let drift = widest * widest + widest * max(model.hiddenSize, model.contextFeatures)
-    let gram = (4 * widest * widest + (streams - 1) * drift) * float
-    let statesPerToken = 5 * model.hiddenSize + 3 * model.contextFeatures + 3 * model.intermediateSize
-    let forward = streams * batchTokens * statesPerToken * float
-    // Every stream's next two slots, decoded ahead; one that is being written, and a spare.
-    let cache =
-      (streams * (widest + model.hiddenSize) + 2 * max(widest, model.hiddenSize)) * batchTokens * float
-    let solver = 8 * panelRows * widest * float + codes
-    return Self.baseBytes + 2 * streams * layer + gram + forward + max(cache, solver)
+  /// The error of a plan that does not fit, with the one change that would do.
+  private func refusal(_ work: Work, budgetBytes: Int) -> PipelineError {
+    func smallest(_ originalSamples: Int, _ length: Int) -> Int {
+      var other = work
+      (other.originalSamples, other.sequenceLength) = (originalSamples, length)
+      return MemoryPlan(other, batchSamples: 1, panelRows: Self.leastPanelRows).peakBytes
+    }
+    let shorter = sequence(first: work.sequenceLength / 2) { $0 / 2 }
+      .prefix { $0 >= Self.leastUsefulLength }.first { smallest(work.originalSamples, $0) <= budgetBytes }
+    let ofLayerTarget = smallest(0, work.sequenceLength)
+    let mend =
+      if let shorter {
+        "take --sequence-length \(shorter)"
+      } else if work.originalSamples > 0 && ofLayerTarget <= budgetBytes {
+        "take --target layer, which needs \(ofLayerTarget.memorySize)"
+      } else {
+        "free memory, or take a machine with more"
+      }
+    let largest = bytesPerPhase.max { ($0.value, $0.key.rawValue) < ($1.value, $1.key.rawValue) }
+    return .notEnoughMemory(
+      needed: peakBytes, available: budgetBytes, phase: largest?.key ?? .gathering, mend: mend)
   }
 
-  /// The program itself, its tables, LMDB's, and the spare mappings of matrices.
-  static let baseBytes = 100_000_000
+  /// Shorter sequences tell little of a model's attention.
+  private static let leastUsefulLength = 256
+}
+
+/// The bytes that the phases hold, part by part.
+private struct Needs {
+  let work: MemoryPlan.Work
+  let batchSamples: Int
+  let panelRows: Int
+
+  private static let float = 4
+  /// The program itself, its tables, and the spare mappings of matrices.
+  private static let base = 32_000_000
+  /// Threads whose scratch memory is counted: sizes must not follow from the number of a machine's processors.
+  private static let threads = 8
+  /// Rows that a thread transposes to round them, and the matrices that it has of them.
+  private static let roundingRows = 96
+  private static let roundingMatrices = 4
+  /// Matrices of a panel: target, codes, gradient, errors, W Σ, and with outliers those of the other solution.
+  private static let panelMatrices = 5
+  private static let panelMatricesWithOutliers = 9
+
+  private var model: ModelDescription { work.model }
+  private var hasOriginal: Bool { work.originalSamples > 0 }
+  private var streams: Int { hasOriginal ? 2 : 1 }
+  /// Tokens of the original's largest batch, and of the largest of all: one ends with the original's last sample.
+  private var originalTokens: Int { min(batchSamples, work.originalSamples) * work.sequenceLength }
+  private var batchTokens: Int {
+    max(originalTokens, min(batchSamples, work.samples - work.originalSamples) * work.sequenceLength)
+  }
+
+  var gathering: Int {
+    let stages = model.stages
+    return stages.indices.map { index in
+      let before = stages[(index + stages.count - 1) % stages.count]
+      let stage = stages[index]
+      return square(stage) + streams * weights(before) + fusedRows(before)
+        + (hasDrift(stage) ? drift(stage) + weights(stage) : 0)
+    }.max().map { $0 + standing + writtenValue } ?? 0
+  }
+
+  var solving: Int {
+    model.stages.map { stage in
+      let width = stage.inFeatures
+      let neighbours = 3 * 16 * width * Self.float
+      let matrices = work.keepsOutliers ? Self.panelMatricesWithOutliers : Self.panelMatrices
+      let panels = matrices * min(panelRows, widestOutput(stage)) * width * Self.float
+      let rounding = Self.threads * Self.roundingMatrices * Self.roundingRows * width * Self.float
+      return square(stage) + drift(stage) + weights(stage) + codes(stage) + neighbours + max(panels, rounding)
+    }.max().map { $0 + standing } ?? 0
+  }
+
+  /// What is there all the time: the program, and the buffers of the forward pass and of the cache, which are kept from
+  /// batch to batch.
+  private var standing: Int {
+    let attention = model.contextFeatures
+    let states = model.hiddenSize + attention + model.intermediateSize
+    let expansion = model.intermediateSize * model.expansionLinears
+    // Normalised inputs, queries, keys and values, context, expansion, what is added to the residual stream.
+    let working = 2 * model.hiddenSize + 2 * attention + 2 * model.keyFeatures + expansion
+    let embeddings = model.hiddenSize
+    let forward = (states + working) * (batchTokens + originalTokens) + embeddings * batchTokens
+    return Self.base + forward * Self.float + writtenValue + valuesAhead
+  }
+
+  private var widestSlot: Int { max(model.intermediateSize, model.contextFeatures, model.hiddenSize) }
+
+  /// The largest value as the cache encodes it, in 16 bits, and once more as LMDB takes it.
+  private var writtenValue: Int { 2 * widestSlot * batchTokens }
+
+  /// The next two values of every stream, decoded before they are asked for, if there is a next batch.
+  private var valuesAhead: Int {
+    let tokens =
+      (batchSamples < work.samples ? batchTokens : 0)
+      + (batchSamples < work.originalSamples ? originalTokens : 0)
+    return (widestSlot + model.hiddenSize) * tokens * Self.float
+  }
+
+  /// Σ, with whatever is derived from it.
+  private func square(_ stage: Stage) -> Int { stage.inFeatures * stage.inFeatures * Self.float }
+
+  private func weights(_ stage: Stage) -> Int { Self.float * codes(stage) }
+
+  /// A byte a weight.
+  private func codes(_ stage: Stage) -> Int {
+    stage.linears.reduce(0) { $0 + $1.outFeatures * $1.inFeatures }
+  }
+
+  private func hasDrift(_ stage: Stage) -> Bool { hasOriginal && stage.residualLinear != nil }
+
+  /// The correction, which stands where the drift was summed up.
+  private func drift(_ stage: Stage) -> Int { hasDrift(stage) ? weights(stage) : 0 }
+
+  /// A fused projection is sorted into queries, keys and values where it is used.
+  private func fusedRows(_ stage: Stage) -> Int {
+    model.hasFusedProjection && stage.parts.contains(.attention) ? weights(stage) : 0
+  }
+
+  private func widestOutput(_ stage: Stage) -> Int { stage.linears.map(\.outFeatures).max() ?? 0 }
 }

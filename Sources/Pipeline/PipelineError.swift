@@ -1,6 +1,6 @@
 /// A run that cannot begin or go on.
 public enum PipelineError: Error, Sendable, Equatable, CustomStringConvertible {
-  case notEnoughMemory(needed: Int, available: Int)
+  case notEnoughMemory(needed: Int, available: Int, phase: MemoryPlan.Phase, mend: String)
   case alreadyQuantized(method: String)
   case wrongShape(tensor: String, found: [Int], expected: [Int])
   case missingTensor(String)
@@ -16,9 +16,9 @@ public enum PipelineError: Error, Sendable, Equatable, CustomStringConvertible {
 
   public var description: String {
     switch self {
-    case .notEnoughMemory(let needed, let available):
-      "the job needs \(needed.memorySize) of memory and \(available.memorySize) are available, "
-        + "\((needed - available).memorySize) too few; free memory, or take a shorter --sequence-length or --target layer"
+    case .notEnoughMemory(let needed, let available, let phase, let mend):
+      "the job needs \(needed.memorySize) of memory while it is \(phase.rawValue), and \(available.memorySize) are "
+        + "available, \((needed - available).memorySize) too few; \(mend)"
     case .alreadyQuantized(let method):
       "the checkpoint is already quantized (\(method)); give the original, full-precision checkpoint"
     case .wrongShape(let tensor, let found, let expected):

@@ -129,15 +129,17 @@ public final class QuantizationRun: Sendable {
     self.request = request
     self.backend = backend
     journal = try request.resume.map(ResumeJournal.init)
-    let sequenceLength = request.calibration.sequenceLength
+    let work = MemoryPlan.Work(
+      model: description, samples: request.calibration.samples,
+      sequenceLength: request.calibration.sequenceLength,
+      originalSamples: request.target == .original ? request.originalSamples : 0,
+      keepsOutliers: treatments.values.contains { $0.outliers != nil })
     if let head = journal?.head {
       plan = try MemoryPlan(
-        description, target: request.target, batchSamples: head.batchSamples, panelRows: head.panelRows,
-        sequenceLength: sequenceLength, budgetBytes: request.memoryBudgetBytes)
+        work, batchSamples: head.batchSamples, panelRows: head.panelRows,
+        budgetBytes: request.memoryBudgetBytes)
     } else {
-      plan = try MemoryPlan(
-        description, target: request.target, samples: request.calibration.samples,
-        sequenceLength: sequenceLength, budgetBytes: request.memoryBudgetBytes)
+      plan = try MemoryPlan(work, budgetBytes: request.memoryBudgetBytes)
     }
   }
 
@@ -163,6 +165,14 @@ public final class QuantizationRun: Sendable {
   /// Runs to the end and publishes the output.
   /// - Returns: the report that stands beside the checkpoint.
   public func run(progress: @escaping (ProgressEvent) -> Void) throws -> Report {
+    do { return try quantize(progress) } catch {
+      // A file that was cut off shows where its bytes were to be written, as a fault of the output.
+      try checkSource()
+      throw error
+    }
+  }
+
+  private func quantize(_ progress: @escaping (ProgressEvent) -> Void) throws -> Report {
     let start = ContinuousClock.now
     let knownCount = resumedLinears.count
     let memory = PeakMemorySampler()
@@ -189,12 +199,13 @@ public final class QuantizationRun: Sendable {
         originalSamples: request.originalSamples, calibration: request.calibration, store: store,
         backend: backend,
         damping: request.recipe.standard.quantizer.damping, batchSamples: plan.batchSamples,
-        beforeLayer: checkSource,
+        beforeReading: checkSource,
         advanced: { progress(.advanced) })
     }
     var rows: [Report.Linear] = []
     var exportTimes = PhaseTimes()
     var times: [String: Double] = [:]
+    var peaks: [MemoryPlan.Phase: Int] = [:]
 
     let known = journal.map {
       JournalledLinears(journal: $0, treatments: treatments, description: description)
@@ -209,32 +220,18 @@ public final class QuantizationRun: Sendable {
       rows = journal.rows
     }
 
+    /// Drafts all linears of a stage, which share a factor of Σ, and then brings one after the other to its end.
     func quantize(_ layer: DecoderLayer, _ stage: Stage, _ stageProblem: LayerProblem) throws {
-      var problem = stageProblem
-      for linear in stage.linears {
-        let linearStart = ContinuousClock.now
+      peaks[.gathering, default: 0].raise(to: memory.lap())
+      defer { peaks[.solving, default: 0].raise(to: memory.lap()) }
+      let done = Set(rows.map(\.name))
+      let begun = try stage.linears.compactMap { linear -> BegunLinear? in
         let name = layer.moduleName(of: linear)
-        guard let treatment = treatments[name], !rows.contains(where: { $0.name == name }) else { continue }
-        // A rule may name another solver, with a damping of its own.
-        if treatment.quantizer.damping != problem.damping {
-          problem = problem.damped(by: treatment.quantizer.damping)
-        }
-        var warnings: [String] = []
-        if let rows = layer.weights(of: linear).firstZeroRows {
-          if request.isStrict { throw PipelineError.zeroWeights(tensor: "\(name).weight", rows: rows) }
-          warnings.append(PipelineError.zeroNote("\(name).weight", rows))
-        }
-        let solution = try treatment.quantizer.quantize(
-          name: name, weights: layer.weights(of: linear), problem: problem,
-          format: treatment.gridFormat, backend: backend, panelRows: plan.panelRows)
-        if solution.relativeError > Self.largestError {
-          let percent = Int((solution.relativeError * 100).rounded())
-          warnings.append(
-            "\(name): an error of \(percent) % leaves little of it; take more bits, or skip it by a rule")
-        }
-        var row = row(
-          solution, treatment, layer: layer.index, seconds: (ContinuousClock.now - linearStart).seconds)
-        row.warnings = warnings.isEmpty ? nil : warnings
+        guard let treatment = treatments[name], !done.contains(name) else { return nil }
+        return try begin(name, layer.weights(of: linear), treatment, stageProblem)
+      }
+      for linear in begun {
+        let (solution, row) = try finish(linear, layer: layer.index)
         try exportTimes.measure(.export) {
           try export.write(solution.linear)
           try journal?.append(solution.linear, row: row)
@@ -276,6 +273,10 @@ public final class QuantizationRun: Sendable {
     totals.inputBytes = checkpoint.tensors.values.reduce(0) { $0 + $1.byteRange.count }
     totals.outputBytes = try FileSystem.treeSize(staging.path) / request.formats.count
     totals.peakMemoryBytes = memory.stop()
+    totals.memoryBytesPerPhase = Dictionary(
+      uniqueKeysWithValues: plan.bytesPerPhase.map { phase, bytes in
+        (phase.rawValue, Report.Memory(planned: bytes, peak: peaks[phase] ?? 0))
+      })
     totals.seconds = (ContinuousClock.now - start).seconds
     var report = Report(
       model: Report.Model(name: FileSystem.name(of: request.model), architecture: description.modelType),
@@ -290,6 +291,55 @@ public final class QuantizationRun: Sendable {
     }
     if request.resume != nil { try store.destroy() }
     return report
+  }
+
+  /// A linear that has its draft.
+  private struct BegunLinear {
+    let name: String
+    let weights: Matrix
+    let treatment: Treatment
+    let problem: LayerProblem
+    let draft: LinearDraft
+    let warnings: [String]
+    let seconds: Double
+  }
+
+  private func begin(
+    _ name: String, _ weights: Matrix, _ treatment: Treatment, _ stageProblem: LayerProblem
+  ) throws -> BegunLinear {
+    let start = ContinuousClock.now
+    // A rule may name another solver, with a damping of its own.
+    let problem = stageProblem.damped(by: treatment.quantizer.damping)
+    var warnings: [String] = []
+    if let rows = weights.firstZeroRows {
+      if request.isStrict { throw PipelineError.zeroWeights(tensor: "\(name).weight", rows: rows) }
+      warnings.append(PipelineError.zeroNote("\(name).weight", rows))
+    }
+    let draft = try treatment.quantizer.draft(
+      weights, problem: problem, format: treatment.gridFormat, backend: backend, panelRows: plan.panelRows)
+    return BegunLinear(
+      name: name, weights: weights, treatment: treatment, problem: problem, draft: draft, warnings: warnings,
+      seconds: (ContinuousClock.now - start).seconds)
+  }
+
+  private func finish(
+    _ linear: BegunLinear, layer: Int
+  ) throws -> (solution: LayerSolution, row: Report.Linear) {
+    let start = ContinuousClock.now
+    let solution = try linear.treatment.quantizer.finish(
+      linear.draft, name: linear.name, weights: linear.weights, problem: linear.problem, backend: backend,
+      panelRows: plan.panelRows)
+    var warnings = linear.warnings
+    if solution.relativeError > Self.largestError {
+      let percent = Int((solution.relativeError * 100).rounded())
+      warnings.append(
+        "\(linear.name): an error of \(percent) % leaves little of it; take more bits, or skip it by a rule")
+    }
+    var row = row(
+      solution, linear.treatment, layer: layer,
+      seconds: linear.seconds + (ContinuousClock.now - start).seconds)
+    row.warnings = warnings.isEmpty ? nil : warnings
+    return (solution, row)
   }
 
   /// - Throws: ``SourceChange``: what has been read and what is still to come may be of two checkpoints.
@@ -408,4 +458,8 @@ extension CheckpointReader {
     let name = description.layerPrefix(0) + description.layerLinears[0].name + ".weight"
     return tensors[name]?.dtype ?? .float32
   }
+}
+
+extension Int {
+  fileprivate mutating func raise(to other: Int) { self = Swift.max(self, other) }
 }

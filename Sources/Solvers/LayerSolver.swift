@@ -2,7 +2,11 @@ import Compute
 import Quantization
 import Tensors
 
-/// Quantizes whole linears.
+/// Quantizes whole linears, in two steps: what takes a factor of Σ, and then what takes Σ itself. All linears of a stage
+/// take the first before one of them takes the second, since there is memory for one of the two at a time.
+///
+/// Beside the weights and Σ, memory is bounded by `panelRows`, a handful of matrices of `panelRows × inFeatures` values,
+/// and by what a draft holds.
 public protocol LinearQuantizer: Sendable {
   /// The name that the command line and the reports give it.
   var name: String { get }
@@ -10,36 +14,69 @@ public protocol LinearQuantizer: Sendable {
   /// The ridge that its problems carry, as a share of Σ's mean diagonal.
   var damping: Float { get }
 
-  /// Quantizes a linear, a panel of rows at a time.
-  ///
-  /// Beside the weights and Σ, memory is bounded by `panelRows`: a handful of matrices of
-  /// `panelRows × inFeatures` values.
-  /// - Parameters:
-  ///   - weights: W, `[outFeatures, inFeatures]`; overwritten with what the result stands for
+  /// Chooses grids and first codes.
+  /// - Parameter weights: W, `[outFeatures, inFeatures]`
+  /// - Throws: ``SolverError``
+  func draft(
+    _ weights: Matrix, problem: LayerProblem, format: GridFormat, backend: any ComputeBackend, panelRows: Int
+  ) throws -> LinearDraft
+
+  /// Brings a draft to its end.
+  /// - Parameter weights: W; overwritten with what the result stands for
   /// - Throws: ``SolverError`` if a result is not finite or the solver fails.
-  func quantize(
-    name: String, weights: Matrix, problem: LayerProblem, format: GridFormat,
-    backend: any ComputeBackend, panelRows: Int
+  func finish(
+    _ draft: LinearDraft, name: String, weights: Matrix, problem: LayerProblem, backend: any ComputeBackend,
+    panelRows: Int
   ) throws -> LayerSolution
 }
 
-/// A method that moves the weights of one linear onto an integer grid.
+extension LinearQuantizer {
+  /// Both steps of one linear.
+  public func quantize(
+    name: String, weights: Matrix, problem: LayerProblem, format: GridFormat,
+    backend: any ComputeBackend, panelRows: Int = 1_024
+  ) throws -> LayerSolution {
+    let draft = try draft(weights, problem: problem, format: format, backend: backend, panelRows: panelRows)
+    return try finish(
+      draft, name: name, weights: weights, problem: problem, backend: backend, panelRows: panelRows)
+  }
+}
+
+/// A linear between the two steps. The second one takes over its memory.
+public final class LinearDraft {
+  /// `[outFeatures, inFeatures]`, a byte each.
+  var codes: [UInt8]
+  let grid: Grid
+  /// Ĥ, where the solver keeps outliers.
+  var outliers: SparseRows?
+  /// What the same solver comes to without outliers, where that is to be compared.
+  var plain: (codes: [UInt8], grid: Grid)?
+
+  init(_ format: GridFormat, outFeatures: Int, inFeatures: Int) {
+    codes = [UInt8](repeating: 0, count: outFeatures * inFeatures)
+    grid = Grid(format: format, outFeatures: outFeatures, inFeatures: inFeatures)
+  }
+}
+
+/// A method that moves the weights of one linear onto an integer grid, row by row.
 ///
 /// All solvers minimise f(Ŵ) = Σ_i (w_i − ŵ_i) Σ (w_i − ŵ_i)ᵀ, or ignore it; they differ in how far they go.
 public protocol LayerSolver: LinearQuantizer {
-  /// Quantizes a panel of rows.
+  /// Chooses the grids and first codes of a panel of rows.
   /// - Parameters:
   ///   - target: W, or what the problem's correction makes of it, `[panelRows, inFeatures]`
-  ///   - problem: Σ and what was derived from it
-  ///   - grid: the panel's grids; the solver chooses them
-  ///   - codes: the result, whole numbers, `[panelRows, inFeatures]`
-  /// - Returns: the target's product with Σ + ρI, if the solver has made it
+  ///   - grid: the panel's grids, to be chosen
+  ///   - codes: whole numbers, `[panelRows, inFeatures]`, to be chosen
   /// - Throws: ``SolverError``
-  @discardableResult
-  func solve(
-    _ target: Matrix, problem: LayerProblem, grid: Grid, into codes: Matrix,
-    backend: any ComputeBackend
-  ) throws -> Matrix?
+  func start(
+    _ target: Matrix, problem: LayerProblem, grid: Grid, into codes: Matrix, backend: any ComputeBackend
+  ) throws
+
+  /// Descends from there.
+  /// - Returns: the target's product with Σ + ρI, if the solver has made it
+  func descend(
+    _ target: Matrix, problem: LayerProblem, grid: Grid, codes: Matrix, backend: any ComputeBackend
+  ) -> Matrix?
 }
 
 /// A quantized linear and what it cost.
@@ -55,31 +92,49 @@ public struct LayerSolution: Sendable {
 }
 
 extension LayerSolver {
-  public func quantize(
-    name: String, weights: Matrix, problem: LayerProblem, format: GridFormat,
-    backend: any ComputeBackend, panelRows: Int = 1_024
+  /// A solver may be done when it has begun.
+  public func descend(
+    _ target: Matrix, problem: LayerProblem, grid: Grid, codes: Matrix, backend: any ComputeBackend
+  ) -> Matrix? { nil }
+
+  public func draft(
+    _ weights: Matrix, problem: LayerProblem, format: GridFormat, backend: any ComputeBackend, panelRows: Int
+  ) throws -> LinearDraft {
+    let draft = LinearDraft(format, outFeatures: weights.rows, inFeatures: weights.columns)
+    for rows in weights.panels(of: panelRows) {
+      let codes = Matrix(rows: rows.count, columns: weights.columns)
+      try start(
+        problem.target(of: weights.rows(rows), rows: rows), problem: problem, grid: draft.grid.rows(rows),
+        into: codes, backend: backend)
+      codes.store(in: &draft.codes, firstRow: rows.lowerBound)
+    }
+    return draft
+  }
+
+  public func finish(
+    _ draft: LinearDraft, name: String, weights: Matrix, problem: LayerProblem, backend: any ComputeBackend,
+    panelRows: Int
   ) throws -> LayerSolution {
-    let grid = Grid(format: format, outFeatures: weights.rows, inFeatures: weights.columns)
-    var codes = [UInt8](repeating: 0, count: weights.count)
     var objective = 0.0
     var scale = 0.0
-    for start in stride(from: 0, to: weights.rows, by: panelRows) {
-      let rows = start..<min(start + panelRows, weights.rows)
+    for rows in weights.panels(of: panelRows) {
       let panel = weights.rows(rows)
+      let grid = draft.grid.rows(rows)
       let panelCodes = Matrix(rows: rows.count, columns: weights.columns)
-      let target = problem.target(of: panel, rows: rows, backend: backend)
-      let images = try solve(
-        target, problem: problem, grid: grid.rows(rows), into: panelCodes, backend: backend)
-      panelCodes.store(in: &codes, firstRow: start)
-      scale += problem.objective(of: target, images: images, backend: backend)
-      backend.dequantize(panelCodes, grid: grid.rows(rows), into: panelCodes)
+      panelCodes.load(from: draft.codes, firstRow: rows.lowerBound)
+      let target = problem.target(of: panel, rows: rows)
+      let images = descend(target, problem: problem, grid: grid, codes: panelCodes, backend: backend)
+      panelCodes.store(in: &draft.codes, firstRow: rows.lowerBound)
+      scale += problem.objective(of: target, images: images)
+      backend.dequantize(panelCodes, grid: grid, into: panelCodes)
       backend.subtract(panelCodes, from: target)
-      objective += problem.objective(of: target, backend: backend)
+      objective += problem.objective(of: target)
       panel.copy(from: panelCodes)
     }
     guard objective.isFinite && scale.isFinite else { throw SolverError.nonFiniteObjective(linear: name) }
     return LayerSolution(
-      linear: QuantizedLinear(name: name, codes: codes, grid: grid), objective: objective, scale: scale)
+      linear: QuantizedLinear(name: name, codes: draft.codes, grid: draft.grid), objective: objective,
+      scale: scale)
   }
 }
 

@@ -18,8 +18,14 @@ extension Matrix {
 
   /// Reads codes from their place among a linear's.
   func load(from codes: [UInt8], firstRow: Int) {
+    let place = firstRow * columns..<firstRow * columns + count
+    precondition(place.lowerBound >= 0 && place.upperBound <= codes.count, "rows outside the linear")
     withMutableSpan { span in
-      for index in 0..<span.count { span[index] = Float(codes[firstRow * columns + index]) }
+      unsafe codes.withUnsafeBufferPointer { codes in
+        for index in 0..<span.count {
+          unsafe span[unchecked: index] = Float(codes[place.lowerBound + index])
+        }
+      }
     }
   }
 }

@@ -29,8 +29,9 @@ struct InspectCommand: ParsableCommand {
     let quantizableParameters: Int
     let dtypes: [String]
     let quantization: String?
-    /// Memory of a run of 128 × 2,048 tokens.
+    /// The least memory that a run of 128 × 2,048 tokens can do with, by the defaults and with `--target layer`.
     let memoryBytes: Int?
+    let memoryBytesOfLayerTarget: Int?
   }
 
   func run() throws {
@@ -39,9 +40,18 @@ struct InspectCommand: ParsableCommand {
     let tensors = Array(checkpoint.tensors.values)
     let linears = description.layerLinears
     let linearParameters = linears.reduce(0) { $0 + $1.outFeatures * $1.inFeatures }
-    let plan = try? MemoryPlan(
-      description, target: QuantizationSettings().resolvedTarget, samples: 128,
-      sequenceLength: min(2_048, description.maximumSequenceLength ?? 2_048), budgetBytes: .max)
+    let settings = QuantizationSettings()
+    func memory(targetShare: Double) -> Int? {
+      let work = MemoryPlan.Work(
+        model: description, samples: settings.samples,
+        sequenceLength: min(
+          settings.sequenceLength, description.maximumSequenceLength ?? settings.sequenceLength),
+        originalSamples: Int(targetShare * Double(settings.samples)))
+      // As little as it can do with.
+      return
+        (try? MemoryPlan(work, batchSamples: 1, panelRows: MemoryPlan.leastPanelRows, budgetBytes: .max))?
+        .peakBytes
+    }
     let summary = Summary(
       architecture: description.modelType, layers: description.layerCount,
       hiddenSize: description.hiddenSize, vocabularySize: description.vocabularySize,
@@ -52,7 +62,8 @@ struct InspectCommand: ParsableCommand {
       quantizableParameters: linearParameters * description.layerCount,
       dtypes: Set(tensors.map(\.dtype.rawValue)).sorted(),
       quantization: checkpoint.configuration["quantization_config"]?["quant_method"]?.string,
-      memoryBytes: plan?.peakBytes)
+      memoryBytes: memory(targetShare: settings.resolvedTargetShare),
+      memoryBytesOfLayerTarget: memory(targetShare: 0))
     if json { return try Console.json(summary) }
     try Console.line(
       """
@@ -65,7 +76,8 @@ struct InspectCommand: ParsableCommand {
       try Console.line("quantized already: \(method)")
     } else {
       try Console.line(
-        "memory    \(Console.bytes(summary.memoryBytes ?? 0)) to quantize it, mapped files aside")
+        "memory    \(Console.bytes(summary.memoryBytes ?? 0)) at least to quantize it, mapped files aside; "
+          + "\(Console.bytes(summary.memoryBytesOfLayerTarget ?? 0)) with --target layer")
     }
   }
 }

@@ -112,6 +112,7 @@ struct QuantizeCommand: ParsableCommand {
   func run() throws {
     if try FileSystem.exists(output) { throw PipelineError.outputExists(output) }
     let backend = OpenBLASBackend(threads: machine.threads)
+    ProcessMemory.returnLargeBlocks()
     try QuantizationRun.open(model, symlinks: .follow)
     let progress = ProgressLine()
     progress.show(.step("reading \(calibration)"))

@@ -17,6 +17,7 @@ struct WorkerCommand: ParsableCommand {
   func run() throws {
     ThisProcess.endWithParent()
     let order = try JobOrder(path: order)
+    ProcessMemory.returnLargeBlocks()
     let backend = OpenBLASBackend(threads: order.threads)
     let output = WorkerOutput()
     output.watch(backend)

@@ -35,7 +35,7 @@ import Testing
 
   // The shapes take one tile and several.
   @Test(arguments: [(1, 1), (17, 5), (2100, 33), (64, 800)])
-  func `a Gram matrix grows in its upper triangle alone`(_ shape: (tokens: Int, features: Int)) {
+  func `a Gram matrix grows in its lower triangle alone`(_ shape: (tokens: Int, features: Int)) {
     let inputs = Matrix.random(shape.tokens, shape.features, seed: 4)
     expectAgreement(within: 2e-6) { backend in
       let gram = Matrix.random(shape.features, shape.features, seed: 5)
@@ -89,7 +89,7 @@ import Testing
   }
 
   @Test(arguments: [1, 15, 64, 131])
-  func `symmetrizing copies the upper triangle exactly`(order: Int) {
+  func `symmetrizing copies the lower triangle exactly`(order: Int) {
     expectAgreement(within: 0) { backend in
       let matrix = Matrix.random(order, order, seed: 9)
       backend.symmetrize(matrix)
@@ -97,35 +97,88 @@ import Testing
     }
   }
 
+  @Test(arguments: [1, 15, 64, 131])
+  func `the upper triangle takes the lower one's elements in any order`(order: Int) {
+    let matrix = Matrix.random(order, order, seed: 9)
+    let places = Array((0..<order).map { ($0 * 7 + 3) % order })
+    guard Set(places).count == order else { return }
+    for backend in [ReferenceBackend(), OpenBLASBackend(threads: 3)] as [any Operations] {
+      let result = matrix.copy()
+      backend.fillUpperTriangle(of: result, inOrder: places)
+      for row in 0..<order {
+        for column in 0..<order {
+          let (high, low) = (max(places[row], places[column]), min(places[row], places[column]))
+          #expect(result[row, column] == (column > row ? matrix[high, low] : matrix[row, column]))
+        }
+      }
+    }
+  }
+
   // Within one panel, at its edge, and with several panels and tiles.
   @Test(arguments: [1, 6, 256, 257, 800])
-  func `a Cholesky factor agrees with its definition`(order: Int) throws {
+  func `a Cholesky factor agrees with its definition, and leaves the other triangle`(order: Int) throws {
     let matrix = Matrix.positiveDefinite(order: order, seed: 10)
+    for row in 1..<max(order, 1) { for column in 0..<row { matrix[row, column] = 7 } }
     try expectAgreement(within: 2e-5) { backend in
       let factor = matrix.copy()
-      // Only the lower triangle is read.
-      if order > 1 { factor[0, order - 1] = .nan }
       try backend.factorizeCholesky(factor)
+      for row in 1..<max(order, 1) {
+        for column in 0..<row where factor[row, column] != 7 { Issue.record("changed") }
+      }
       return factor
     }
   }
 
-  @Test(arguments: [1, 6, 65, 300])
-  func `a pivoted Cholesky factor multiplies to the reordered matrix`(order: Int) throws {
+  // Within one block, at its edge, and with several blocks and tiles.
+  @Test(arguments: [1, 6, 64, 65, 300, 700], [0, 1, 5, 65])
+  func `a pivoted Cholesky factor multiplies to the reordered matrix`(order: Int, leading: Int) throws {
+    let leading = min(leading, order)
     let matrix = Matrix.positiveDefinite(order: order, seed: 11)
-    for backend in [ReferenceBackend(), OpenBLASBackend(threads: 2)] as [any Operations] {
-      var error: Float = 0
+    let backends: [any Operations] =
+      (1...3).map { OpenBLASBackend(threads: $0) } + (order <= 300 ? [ReferenceBackend()] : [])
+    var factors: [[Float]] = []
+    for backend in backends {
       let factor = matrix.copy()
-      let rows = try backend.factorizePivotedCholesky(factor)
+      for row in 1..<max(order, 1) { for column in 0..<row { factor[row, column] = 7 } }
+      let rows = try backend.factorizePivotedCholesky(factor, leading: leading)
       #expect(rows.sorted() == Array(0..<order))
+      #expect(rows.prefix(leading).allSatisfy { $0 < leading })
+      for row in 1..<max(order, 1) {
+        for column in 0..<row {
+          #expect(factor[row, column] == 7)
+          factor[row, column] = 0
+        }
+      }
+      factors.append(factor.elements)
       let product = Matrix(rows: order, columns: order)
       backend.accumulateCrossProduct(factor, factor, into: product)
+      var error: Float = 0
       for row in 0..<order {
         for column in 0..<order {
           error = max(error, abs(product[row, column] - matrix[rows[row], rows[column]]))
         }
+        // No pivot is larger than what the rows after it would have had in its place.
+        if row + 1 < (row < leading ? leading : order) {
+          let next = (row + 1..<(row < leading ? leading : order)).map { later in
+            (row...later).reduce(Float(0)) { $0 + factor[$1, later] * factor[$1, later] }
+          }
+          #expect(next.allSatisfy { $0 >= factor[row, row] * factor[row, row] * (1 - 1e-4) })
+        }
       }
       #expect(error < 1e-5, "by \(type(of: backend))")
+    }
+    #expect(factors[0] == factors[1] && factors[0] == factors[2])
+  }
+
+  @Test(arguments: [1, 65, 200])
+  func `rows are divided by the diagonal above it alone`(order: Int) {
+    let matrix = Matrix.random(order, order, seed: 18)
+    for row in 0..<order { matrix[row, row] += 3 }
+    expectAgreement(within: 2e-7) { backend in
+      let result = matrix.copy()
+      backend.divideUpperRowsByDiagonal(result)
+      #expect(backend.diagonal(of: result) == backend.diagonal(of: matrix))
+      return result
     }
   }
 

@@ -13,7 +13,7 @@ struct JobFailureTests {
     let lacking: [any Error] = [
       CalibrationError.tokenizerUnavailable(interpreter: "python3", reason: "no such program"),
       CalibrationError.tokenizerFailed(status: 69, message: "python3: no module named tokenizers"),
-      PipelineError.notEnoughMemory(needed: 2, available: 1),
+      PipelineError.notEnoughMemory(needed: 2, available: 1, phase: .solving, mend: "free memory"),
       FileError(path: "/output", operation: .create, errno: .permissionDenied),
     ]
     for error in lacking { #expect(kind(error) == .blocked, "\(error)") }

@@ -264,7 +264,7 @@ extension BadInput {
     BadInput("groups that do not divide a linear", status: 65, "group", "20", "model.layers.0") { bench in
       bench.options = ["--group-size", "20"]
     },
-    BadInput("too little memory", status: 75, "memory", "--sequence-length") { bench in
+    BadInput("too little memory", status: 75, "memory", "too few", "a machine with more") { bench in
       bench.options = ["--memory", "0.0001"]
     },
     BadInput("a number of bits that there is not", status: 64, "--bits 5", "2, 3, 4 or 8") { bench in

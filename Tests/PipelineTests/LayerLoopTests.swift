@@ -137,7 +137,9 @@ private final class LoopRun {
         corrections[module] = problem.correction
         let weights = layer.weights(of: linear)
         _ = try RoundToNearest().quantize(
-          name: module, weights: weights, problem: LayerProblem(gram: problem.gram.copy()), format: format,
+          name: module, weights: weights,
+          problem: LayerProblem(gram: problem.gram.copy(), backend: backend),
+          format: format,
           backend: backend)
         quantized[module] = weights.copy()
       }

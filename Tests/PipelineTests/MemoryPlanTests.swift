@@ -47,7 +47,7 @@ struct MemoryPlanTests {
     let error = try #require(throws: PipelineError.self) {
       try plan(samples: 8, sequenceLength: 128, budget: 1_000)
     }
-    guard case .notEnoughMemory(let needed, available: 1_000) = error else {
+    guard case .notEnoughMemory(let needed, available: 1_000, _, _) = error else {
       Issue.record("\(error)")
       return
     }
@@ -55,8 +55,39 @@ struct MemoryPlanTests {
     #expect(error.exitCode == 75)
   }
 
+  /// What Falcon-180B's config.json says.
+  private static let falcon: JSONValue = [
+    "model_type": "falcon", "hidden_size": 14_848, "num_attention_heads": 232, "num_kv_heads": 8,
+    "num_hidden_layers": 80, "vocab_size": 65_024, "new_decoder_architecture": true, "bias": false,
+    "alibi": false,
+  ]
+
+  @Test(arguments: [(0, 24_000_000_000), (16, 30_000_000_000)])
+  func `Falcon-180B fits into one GPU's memory`(_ originalSamples: Int, _ budget: Int) throws {
+    let model = try ModelDescription(configuration: Self.falcon) { _ in true }
+    let work = MemoryPlan.Work(
+      model: model, samples: 128, sequenceLength: 2_048, originalSamples: originalSamples)
+    let plan = try MemoryPlan(work, budgetBytes: budget)
+    // One square of Σ is most of it.
+    let square = 59_392 * 59_392 * 4
+    #expect(plan.peakBytes <= budget && plan.peakBytes > square)
+  }
+
+  @Test func `what does not fit is refused with the one change that would do`() throws {
+    let model = try ModelDescription(configuration: Self.falcon) { _ in true }
+    func message(_ budget: Int) -> String {
+      let work = MemoryPlan.Work(model: model, samples: 128, sequenceLength: 2_048, originalSamples: 16)
+      do { return "\(try MemoryPlan(work, budgetBytes: budget).peakBytes)" } catch { return "\(error)" }
+    }
+    #expect(message(27_000_000_000).hasSuffix("take --sequence-length 1024"))
+    #expect(message(22_500_000_000).contains("take --target layer"))
+    #expect(message(15_000_000_000).hasSuffix("a machine with more"))
+    #expect(message(22_500_000_000).contains("while it is "))
+  }
+
   private func plan(samples: Int, sequenceLength: Int, budget: Int) throws -> MemoryPlan {
     try MemoryPlan(
-      model, target: .layer, samples: samples, sequenceLength: sequenceLength, budgetBytes: budget)
+      MemoryPlan.Work(model: model, samples: samples, sequenceLength: sequenceLength, originalSamples: 0),
+      budgetBytes: budget)
   }
 }

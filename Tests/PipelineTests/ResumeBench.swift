@@ -87,18 +87,21 @@ final class ResumeBench {
       tokens: (0..<Self.samples * Self.sequenceLength).map { _ in Int32.random(in: 0..<64, using: &generator)
       })
     // As little as makes the plan take a quarter of the samples at a time.
-    budgetBytes = MemoryPlan.peakBytes(
-      description, target: test.settings.resolvedTarget, batchTokens: Self.batchSamples * Self.sequenceLength,
-      panelRows: MemoryPlan.preferredPanelRows * Self.batchSamples / Self.samples)
+    let work = MemoryPlan.Work(
+      model: description, samples: Self.samples, sequenceLength: Self.sequenceLength,
+      originalSamples: Self.originalSamples(test.settings), keepsOutliers: test.settings.outliers > 0)
+    budgetBytes =
+      MemoryPlan(work, batchSamples: Self.batchSamples, panelRows: MemoryPlan.leastPanelRows).peakBytes
+  }
+
+  private static func originalSamples(_ settings: QuantizationSettings) -> Int {
+    settings.resolvedTarget == .original
+      ? Int((settings.resolvedTargetShare * Double(samples)).rounded(.up)) : 0
   }
 
   /// With a few samples for the original model, one more than with all or none.
   var batchCount: Int {
-    let original = test.settings.resolvedTarget == .original
-    return calibration.batches(
-      of: Self.batchSamples,
-      endingAt: original ? Int((test.settings.resolvedTargetShare * Double(Self.samples)).rounded(.up)) : 0
-    ).count
+    calibration.batches(of: Self.batchSamples, endingAt: Self.originalSamples(test.settings)).count
   }
 
   /// The batches that are left to compute after so many linears, all stages and the embedding counted.
@@ -292,15 +295,29 @@ private struct InterruptedSolver: LayerSolver {
   var name: String { solver.name }
   var damping: Float { solver.damping }
 
-  func solve(
+  func start(
     _ target: Matrix, problem: LayerProblem, grid: Grid, into codes: Matrix, backend: any ComputeBackend
-  ) throws -> Matrix? {
+  ) throws {
+    try solver.start(target, problem: problem, grid: grid, into: codes, backend: backend)
+  }
+
+  func descend(
+    _ target: Matrix, problem: LayerProblem, grid: Grid, codes: Matrix, backend: any ComputeBackend
+  ) -> Matrix? {
+    solver.descend(target, problem: problem, grid: grid, codes: codes, backend: backend)
+  }
+
+  func finish(
+    _ draft: LinearDraft, name: String, weights: Matrix, problem: LayerProblem, backend: any ComputeBackend,
+    panelRows: Int
+  ) throws -> LayerSolution {
     let isOver = countdown.left.withLock { left in
       left -= 1
       return left < 0
     }
     if isOver { throw Interruption() }
-    return try solver.solve(target, problem: problem, grid: grid, into: codes, backend: backend)
+    return try solver.finish(
+      draft, name: name, weights: weights, problem: problem, backend: backend, panelRows: panelRows)
   }
 }
 

@@ -26,7 +26,8 @@ enum OutlierCase: String, CaseIterable, Sendable {
     let solver = solver(share: share)
     return try solver.quantize(
       name: "linear", weights: problem.weights.copy(),
-      problem: LayerProblem(gram: problem.gram.copy(), damping: solver.damping), format: format,
+      problem: problem.layerProblem(damping: solver.damping, backend: OpenBLASBackend(threads: threads)),
+      format: format,
       backend: OpenBLASBackend(threads: threads), panelRows: panelRows)
   }
 }
@@ -44,7 +45,7 @@ struct OutlierTests {
     let rounding = try Method.rounding.solve(Self.problem, format)
     #expect(solution.isValid)
     // Solvers descend on Σ + ρI: there it holds row by row.
-    let damped = LayerProblem(gram: Self.problem.gram.copy(), damping: QuantEase().damping)
+    let damped = Self.problem.layerProblem(damping: QuantEase().damping)
     let dampedProblem = TestProblem(weights: Self.problem.weights, gram: damped.gram)
     for (row, without) in zip(
       dampedProblem.rowObjectives(of: solution.linear.dequantized()),
@@ -63,7 +64,7 @@ struct OutlierTests {
     let format = GridFormat(bitWidth: .three, groupSize: group, isSymmetric: false, scaleTypes: [.bfloat16])
     let weights = Self.problem.weights.copy()
     let solver = kind.solver()
-    let problem = LayerProblem(gram: Self.problem.gram.copy(), damping: solver.damping)
+    let problem = Self.problem.layerProblem(damping: solver.damping)
     let solution = try solver.quantize(
       name: "linear", weights: weights, problem: problem, format: format,
       backend: OpenBLASBackend(threads: 2), panelRows: 16)
@@ -131,7 +132,7 @@ struct OutlierTests {
   ) {
     let format = GridFormat(bitWidth: .three, groupSize: group, isSymmetric: false)
     var alternation = ProjectedAlternation(
-      weights: Self.problem.weights, problem: LayerProblem(gram: Self.problem.gram.copy()), format: format,
+      weights: Self.problem.weights, problem: Self.problem.layerProblem(), format: format,
       settings: kind.solver().settings, backend: OpenBLASBackend(threads: 2), panelRows: 16)
     alternation.descend()
     var objectives = [alternation.objective()]
@@ -206,21 +207,28 @@ struct OutlierPartTests {
   }
 
   @Test func `the factor rounds the given columns last`() throws {
-    let problem = LayerProblem(gram: TestProblem(rows: 1, columns: 40).gram, damping: 0.01)
+    let problem = TestProblem(rows: 1, columns: 40).layerProblem(damping: 0.01)
     let last: Set<Int> = [3, 20, 39]
-    let factor = try problem.factor(
-      roundingLast: last.map(Int32.init), backend: OpenBLASBackend(threads: 1))
+    let factor = try problem.factor(.roundingLast(last.map(Int32.init)))
+    func unit(_ row: Int, _ column: Int) -> Double {
+      row == column ? 1 : Double(factor.unitFactor[row, column])
+    }
     #expect(Set(factor.order.prefix(3)) == last)
     #expect(Set(factor.order) == Set(0..<40))
     // Rᵀ R is Σ + ρI in the factor's order.
-    for row in 0..<40 {
-      for column in 0..<40 {
-        let product = (0...min(row, column)).reduce(0.0) { sum, position in
-          sum + Double(factor.unitFactor[position, row]) * Double(factor.unitFactor[position, column])
+    let products = (0..<40).map { row in
+      (0..<40).map { column in
+        (0...min(row, column)).reduce(0.0) { sum, position in
+          sum + unit(position, row) * unit(position, column)
             * Double(factor.conditionalVariances[factor.order[position]])
         }
-        let expected = problem.gram[factor.order[row], factor.order[column]]
-        #expect(abs(product - Double(expected)) <= 1e-5 * Double(problem.gram[39, 39]))
+      }
+    }
+    let gram = problem.gram
+    for row in 0..<40 {
+      for column in 0..<40 {
+        let expected = gram[factor.order[row], factor.order[column]]
+        #expect(abs(products[row][column] - Double(expected)) <= 1e-5 * Double(gram[39, 39]))
       }
     }
   }
@@ -228,9 +236,10 @@ struct OutlierPartTests {
   @Test func `power iteration bounds the largest eigenvalue from above, closely`() {
     let gram = Matrix(rows: 30, columns: 30)
     for index in 0..<30 { gram[index, index] = index == 11 ? 8 : Float(index) / 10 }
-    let eigenvalue = LayerProblem(gram: gram).largestEigenvalue(backend: OpenBLASBackend(threads: 1))
+    let eigenvalue = LayerProblem(gram: gram, backend: OpenBLASBackend(threads: 2)).largestEigenvalue(
+      backend: OpenBLASBackend(threads: 1))
     #expect(eigenvalue >= 8 && eigenvalue <= 8.1)
-    let zero = LayerProblem(gram: Matrix(rows: 4, columns: 4))
+    let zero = LayerProblem(gram: Matrix(rows: 4, columns: 4), backend: OpenBLASBackend(threads: 2))
     #expect(zero.largestEigenvalue(backend: OpenBLASBackend(threads: 1)) == 0)
   }
 }

@@ -25,7 +25,7 @@ enum Method: String, CaseIterable, Sendable {
   ) throws -> LayerSolution {
     try solver.quantize(
       name: "linear", weights: problem.weights.copy(),
-      problem: LayerProblem(gram: problem.gram.copy(), damping: solver.damping), format: format,
+      problem: problem.layerProblem(damping: solver.damping, backend: backend), format: format,
       backend: backend, panelRows: panelRows)
   }
 }
@@ -66,6 +66,13 @@ struct TestProblem {
   init(weights: Matrix, gram: Matrix) {
     self.weights = weights
     self.gram = gram
+  }
+
+  /// For a solver, over memory of its own.
+  func layerProblem(
+    damping: Float = 0, backend: any ComputeBackend = OpenBLASBackend(threads: 2)
+  ) -> LayerProblem {
+    LayerProblem(gram: gram.copy(), damping: damping, backend: backend)
   }
 
   /// W Σ

@@ -36,7 +36,7 @@ struct SolverTests {
   func `the weights are overwritten with what the codes stand for`(_ method: Method) throws {
     let format = GridFormat(bitWidth: .four, groupSize: .columns(32), isSymmetric: true)
     let weights = Self.problem.weights.copy()
-    let problem = LayerProblem(gram: Self.problem.gram.copy(), damping: method.solver.damping)
+    let problem = Self.problem.layerProblem(damping: method.solver.damping)
     let solution = try method.solver.quantize(
       name: "linear", weights: weights, problem: problem, format: format,
       backend: OpenBLASBackend(threads: 2), panelRows: 16)

@@ -199,6 +199,6 @@ def cut(path: Path) -> None:
 CHANGES = {
     "shard written to": ("model.safetensors", write_into),
     "shard written to, its time set back": ("model.safetensors", write_into_and_hide_it),
-    "shard cut": ("model.safetensors", cut),
     "config.json written to": ("config.json", write_into),
+    "shard cut": ("model.safetensors", cut),
 }

@@ -78,7 +78,8 @@ extension Suite {
         },
         run: {
           _ = try solver.quantize(
-            name: "linear", weights: weights, problem: LayerProblem(gram: gram, damping: solver.damping),
+            name: "linear", weights: weights,
+            problem: LayerProblem(gram: gram, damping: solver.damping, backend: backend),
             format: format, backend: backend, panelRows: panelRows)
         })
     }

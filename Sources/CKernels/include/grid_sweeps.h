@@ -67,14 +67,17 @@ size_t qe_descend_pairs_row(
 // The index of the first of the smallest values; `count` where there is none but NaN.
 size_t qe_index_of_smallest(size_t count, const float *values);
 
-// One step of a Cholesky factorisation with pivoting: the row of R that column `pivot` gives.
+// One step of a Cholesky factorisation with pivoting: the row of R behind its pivot.
+//   columns    those behind the pivot
 //   before     rows of R whose products the matrix to be factorised still holds
-//   factor     [before][columns], those rows
-//   row        [columns], the pivot's row of that matrix; becomes the row of R
+//   factor     the first of them at the pivot's column, the others each `stride` on
+//   row        [columns], that part of the pivot's row of the matrix; becomes the row of R
 //   remaining  [columns], the variance left of every column; the row's squares are taken off
 void qe_cholesky_row(
-    size_t columns, size_t before, size_t pivot, float pivot_value, const float *factor, float *row,
-    float *remaining);
+    size_t columns, size_t before, size_t stride, const float *factor, float pivot, float *row, float *remaining);
+
+// x ← x / divisor
+void qe_divide(size_t count, float divisor, float *x);
 
 // The nearest code of every weight.
 void qe_round(

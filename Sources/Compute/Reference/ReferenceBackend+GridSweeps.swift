@@ -77,6 +77,10 @@ extension ReferenceBackend: GridSweeps {
     (0..<a.rows).map { row in sum(0..<a.columns) { a.value(row, $0) * b.value(row, $0) } }
   }
 
+  public func mostCorrelated(_ count: Int, gram: Matrix) -> ColumnNeighbours {
+    ColumnNeighbours(mostCorrelated: count, gram: gram)
+  }
+
   public func searchGrid(
     _ weights: Matrix, importance: [Float], candidates: GridCandidates, into grid: Grid
   ) {

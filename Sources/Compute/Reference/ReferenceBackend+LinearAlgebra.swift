@@ -19,7 +19,7 @@ extension ReferenceBackend: LinearAlgebra {
   public func accumulateGram(_ inputs: Matrix, into gram: Matrix) {
     precondition(gram.rows == inputs.columns && gram.columns == inputs.columns, "the shapes do not fit")
     gram.setEach { row, column in
-      if column < row { return gram.value(row, column) }
+      if column > row { return gram.value(row, column) }
       return gram.value(row, column)
         + sum(0..<inputs.rows) { inputs.value($0, row) * inputs.value($0, column) }
     }
@@ -42,21 +42,45 @@ extension ReferenceBackend: LinearAlgebra {
     }
   }
 
+  public func diagonal(of matrix: Matrix) -> [Float] { (0..<matrix.rows).map { matrix[$0, $0] } }
+
+  public func setDiagonal(_ values: [Float], of matrix: Matrix) {
+    precondition(matrix.rows == matrix.columns && values.count == matrix.rows, "the shapes do not fit")
+    for (index, value) in values.enumerated() { matrix[index, index] = value }
+  }
+
   public func symmetrize(_ matrix: Matrix) {
     precondition(matrix.rows == matrix.columns, "the matrix is not square")
-    matrix.setEach { row, column in matrix.value(min(row, column), max(row, column)) }
+    matrix.setEach { row, column in matrix.value(max(row, column), min(row, column)) }
+  }
+
+  public func fillUpperTriangle(of matrix: Matrix, inOrder order: [Int]) {
+    precondition(matrix.rows == matrix.columns && order.count == matrix.rows, "the shapes do not fit")
+    matrix.setEach { row, column in
+      column > row
+        ? matrix.value(max(order[row], order[column]), min(order[row], order[column]))
+        : matrix.value(row, column)
+    }
+  }
+
+  public func divideUpperRowsByDiagonal(_ matrix: Matrix) {
+    precondition(matrix.rows == matrix.columns, "the matrix is not square")
+    matrix.setEach { row, column in
+      column > row ? matrix.value(row, column) / matrix.value(row, row) : matrix.value(row, column)
+    }
   }
 
   public func factorizeCholesky(_ matrix: Matrix) throws(ComputeError) {
     let (_, lower) = try factorize(matrix) { column, _ in column }
-    matrix.setEach { row, column in lower[row][column] }
+    matrix.setEach { row, column in column < row ? matrix.value(row, column) : lower[column][row] }
   }
 
-  public func factorizePivotedCholesky(_ matrix: Matrix) throws(ComputeError) -> [Int] {
+  public func factorizePivotedCholesky(_ matrix: Matrix, leading: Int) throws(ComputeError) -> [Int] {
     let (permutation, lower) = try factorize(matrix) { column, remaining in
-      (column..<remaining.count).reduce(column) { remaining[$1][$1] < remaining[$0][$0] ? $1 : $0 }
+      let candidates = column..<(column < leading ? leading : remaining.count)
+      return candidates.reduce(column) { remaining[$1][$1] < remaining[$0][$0] ? $1 : $0 }
     }
-    matrix.setEach { row, column in lower[column][row] }
+    matrix.setEach { row, column in column < row ? matrix.value(row, column) : lower[column][row] }
     return permutation
   }
 
@@ -70,7 +94,7 @@ extension ReferenceBackend: LinearAlgebra {
     var permutation = Array(0..<order)
     // Left of the column at hand the factor, from there on A less the products of the factor so far.
     var a = (0..<order).map { row in
-      (0..<order).map { matrix.value(max(row, $0), min(row, $0)) }
+      (0..<order).map { matrix.value(min(row, $0), max(row, $0)) }
     }
     for column in 0..<order {
       let chosen = choose(column, a)
@@ -95,14 +119,14 @@ extension ReferenceBackend: LinearAlgebra {
     let order = factor.rows
     precondition(factor.columns == order && rows.columns == order, "the shapes do not fit")
     for row in 0..<rows.rows {
-      // x = b·L⁻ᵀ·L⁻¹: y·Lᵀ = b from the first column on, then x·L = y from the last one back.
+      // x = b·R⁻¹·R⁻ᵀ: y·R = b from the first column on, then x·Rᵀ = y from the last one back.
       var x = (0..<order).map { rows.value(row, $0) }
       for column in 0..<order {
-        x[column] -= sum(0..<column) { x[$0] * factor.value(column, $0) }
+        x[column] -= sum(0..<column) { x[$0] * factor.value($0, column) }
         x[column] /= factor.value(column, column)
       }
       for column in (0..<order).reversed() {
-        x[column] -= sum(column + 1..<max(order, column + 1)) { x[$0] * factor.value($0, column) }
+        x[column] -= sum(column + 1..<max(order, column + 1)) { x[$0] * factor.value(column, $0) }
         x[column] /= factor.value(column, column)
       }
       for column in 0..<order { rows[row, column] = Float(x[column]) }

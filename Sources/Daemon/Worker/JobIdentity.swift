@@ -7,7 +7,7 @@ import SystemIO
 /// and the version of the algorithm.
 enum JobIdentity {
   /// To be raised whenever the same job comes to other numbers than before: unfinished jobs then begin anew.
-  static let algorithmVersion = 3
+  static let algorithmVersion = 4
 
   /// - Parameter advanced: called as parts of files are read
   /// - Throws: ``FileError``

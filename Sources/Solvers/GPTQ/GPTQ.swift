@@ -16,13 +16,11 @@ public struct GPTQ: LayerSolver {
     self.damping = damping
   }
 
-  public func solve(
-    _ weights: Matrix, problem: LayerProblem, grid: Grid, into codes: Matrix,
-    backend: any ComputeBackend
-  ) throws -> Matrix? {
-    let factor = try problem.factor(order: .natural, backend: backend)
+  public func start(
+    _ weights: Matrix, problem: LayerProblem, grid: Grid, into codes: Matrix, backend: any ComputeBackend
+  ) throws {
+    let factor = try problem.factor(.natural)
     backend.searchGrid(weights, importance: problem.inverseDiagonal, candidates: .range, into: grid)
     backend.roundToNearestPlane(weights, factor: factor, grid: grid, into: codes)
-    return nil
   }
 }

@@ -22,26 +22,37 @@ public struct OutlierAwareQuantEase: LinearQuantizer {
   /// The ridge that its problems carry, as a share of Σ's mean diagonal.
   public var damping: Float { settings.method == .standard ? base.damping : 0 }
 
-  /// Quantizes a linear, a panel of rows at a time.
-  ///
-  /// Beside the weights, Σ and what the solution holds, memory is bounded by `panelRows`: a handful of
-  /// matrices of `panelRows × inFeatures` values.
-  /// - Parameters:
-  ///   - weights: W, `[outFeatures, inFeatures]`; overwritten with Ŵ + Ĥ
+  public func draft(
+    _ weights: Matrix, problem: LayerProblem, format: GridFormat, backend: any ComputeBackend, panelRows: Int
+  ) throws -> LinearDraft {
+    // The published algorithm takes no factor.
+    guard settings.method == .standard else {
+      return LinearDraft(format, outFeatures: weights.rows, inFeatures: weights.columns)
+    }
+    // First what is compared with, while the factor is there that the search for outliers begins with.
+    let plain = try base.draft(
+      weights, problem: problem, format: format, backend: backend, panelRows: panelRows)
+    let candidates = base.settings.searchesGrid ? GridCandidates.standard(format) : .range
+    let draft = try OutlierSearch(
+      settings: settings, candidates: candidates, weights: weights, problem: problem, format: format,
+      backend: backend, panelRows: panelRows
+    ).draft()
+    draft.plain = (plain.codes, plain.grid)
+    return draft
+  }
+
   /// - Returns: codes, and exactly as many outliers as the settings say; the objective is that of both as
   ///   stored.
-  /// - Throws: ``SolverError`` if a result is not finite or the solver fails.
-  public func quantize(
-    name: String, weights: Matrix, problem: LayerProblem, format: GridFormat,
-    backend: any ComputeBackend, panelRows: Int
+  public func finish(
+    _ draft: LinearDraft, name: String, weights: Matrix, problem: LayerProblem, backend: any ComputeBackend,
+    panelRows: Int
   ) throws -> LayerSolution {
     let (codes, grid, outliers) =
       switch settings.method {
-      case .standard:
-        try solve(weights, problem: problem, format: format, backend: backend, panelRows: panelRows)
+      case .standard: descend(draft, weights, problem: problem, backend: backend, panelRows: panelRows)
       case .paper(let rounds):
         alternate(
-          rounds: rounds, weights, problem: problem, format: format, backend: backend,
+          rounds: rounds, weights, problem: problem, format: draft.grid.format, backend: backend,
           panelRows: panelRows)
       }
     let linear = QuantizedLinear(
@@ -51,27 +62,25 @@ public struct OutlierAwareQuantEase: LinearQuantizer {
     return LayerSolution(linear: linear, objective: objective, scale: scale)
   }
 
-  private func solve(
-    _ weights: Matrix, problem: LayerProblem, format: GridFormat, backend: any ComputeBackend,
+  private func descend(
+    _ draft: LinearDraft, _ weights: Matrix, problem: LayerProblem, backend: any ComputeBackend,
     panelRows: Int
-  ) throws -> (codes: [UInt8], grid: Grid, outliers: SparseRows) {
-    let candidates = base.settings.searchesGrid ? GridCandidates.standard(format) : .range
-    let plan = try OutlierSearch(
-      settings: settings, candidates: candidates, weights: weights, problem: problem, format: format,
-      backend: backend, panelRows: panelRows
-    ).plan()
-    var codes = [UInt8](repeating: 0, count: weights.count)
+  ) -> (codes: [UInt8], grid: Grid, outliers: SparseRows) {
+    guard let outliers = draft.outliers, let plain = draft.plain else {
+      preconditionFailure("a draft of this solver has outliers, and what to compare with")
+    }
     for rows in weights.panels(of: panelRows) {
       let panel = OutlierPanel(
-        target: problem.target(of: weights.rows(rows), rows: rows, backend: backend),
-        outliers: plan.outliers.rows(rows), grid: plan.grid.rows(rows), problem: problem,
-        settings: base.settings, backend: backend)
-      panel.round(factor: plan.factor)
+        target: problem.target(of: weights.rows(rows), rows: rows), outliers: outliers.rows(rows),
+        grid: draft.grid.rows(rows), problem: problem, settings: base.settings, backend: backend)
+      panel.codes.load(from: draft.codes, firstRow: rows.lowerBound)
       panel.descend()
-      try panel.takeBetterRows(of: base)
-      panel.codes.store(in: &codes, firstRow: rows.lowerBound)
+      let plainCodes = Matrix(rows: rows.count, columns: weights.columns)
+      plainCodes.load(from: plain.codes, firstRow: rows.lowerBound)
+      panel.takeBetterRows(of: base, from: plainCodes, grid: plain.grid.rows(rows))
+      panel.codes.store(in: &draft.codes, firstRow: rows.lowerBound)
     }
-    return (codes, plan.grid, plan.outliers)
+    return (draft.codes, draft.grid, outliers)
   }
 
   private func alternate(
@@ -106,12 +115,12 @@ public struct OutlierAwareQuantEase: LinearQuantizer {
     var (objective, scale) = (0.0, 0.0)
     for rows in weights.panels(of: panelRows) {
       let panel = weights.rows(rows)
-      let target = problem.target(of: panel, rows: rows, backend: backend)
-      scale += problem.objective(of: target, backend: backend)
+      let target = problem.target(of: panel, rows: rows)
+      scale += problem.objective(of: target)
       let stored = Matrix(rows: rows.count, columns: weights.columns)
       linear.dequantize(rows: rows, into: stored)
       backend.subtract(stored, from: target)
-      objective += problem.objective(of: target, backend: backend)
+      objective += problem.objective(of: target)
       panel.copy(from: stored)
     }
     return (objective, scale)

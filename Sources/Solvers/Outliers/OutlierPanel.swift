@@ -28,17 +28,6 @@ struct OutlierPanel {
     codes = Matrix(rows: target.rows, columns: target.columns)
   }
 
-  /// Nearest-plane rounding in which an outlier takes the nearest code and keeps the rest. Outputs that are
-  /// read without the outliers then still hold a sensible weight.
-  func round(factor: NearestPlaneFactor) {
-    let remainders = Matrix(rows: target.rows, columns: target.columns)
-    backend.roundToNearestPlane(
-      target, outliers: outliers, factor: factor, grid: grid, into: codes, remainders: remainders)
-    outliers.forEach { row, column, entry in
-      outliers.values[0, entry] = remainders[row, column].storableOutlier
-    }
-  }
-
   /// Passes over outliers and codes until they gain little; no step raises the objective.
   func descend() {
     let errors = Matrix(rows: target.rows, columns: target.columns)
@@ -69,12 +58,12 @@ struct OutlierPanel {
   /// As in the solver without outliers.
   private static let refitPasses: Set = [1, 3]
 
-  /// Solves the panel without outliers, and takes that solution where it is better.
-  func takeBetterRows(of solver: QuantEase) throws {
-    let plainGrid = Grid(format: grid.format, outFeatures: target.rows, inFeatures: target.columns)
-    let plainCodes = Matrix(rows: target.rows, columns: target.columns)
-    try solver.solve(
-      target, problem: problem, grid: plainGrid, into: plainCodes, backend: backend)
+  /// Brings a draft without outliers to its end, and takes that solution where it is better.
+  /// - Parameters:
+  ///   - plainCodes: the draft's, `[panelRows, inFeatures]`; changed
+  ///   - plainGrid: its grids; changed
+  func takeBetterRows(of solver: QuantEase, from plainCodes: Matrix, grid plainGrid: Grid) {
+    _ = solver.descend(target, problem: problem, grid: plainGrid, codes: plainCodes, backend: backend)
     let errors = Matrix(rows: target.rows, columns: target.columns)
     updateErrors(errors)
     let objectives = backend.quadraticForms(errors, problem.gram)

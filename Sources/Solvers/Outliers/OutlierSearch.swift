@@ -2,15 +2,6 @@ import Compute
 import Quantization
 import Tensors
 
-/// Where the outliers of a linear are, the grid that was chosen without them, and the factor to round with.
-struct OutlierPlan {
-  /// Their places; values are zero.
-  let outliers: SparseRows
-  /// The whole linear's.
-  let grid: Grid
-  let factor: NearestPlaneFactor
-}
-
 /// The search for the entries or columns that gain most from full precision.
 ///
 /// An entry's worth is what its rounding costs: its squared rounding error times its column's conditional
@@ -28,14 +19,29 @@ struct OutlierSearch {
   /// Turns of choosing the grid and then the outliers.
   private static let turns = 3
 
-  func plan() throws -> OutlierPlan {
-    let factor = try problem.factor(order: .smallestPivot, backend: backend)
-    let grid = Grid(format: format, outFeatures: weights.rows, inFeatures: weights.columns)
-    return settings.isStructured
-      ? try planColumns(factor: factor, grid: grid) : planEntries(factor: factor, grid: grid)
+  /// - Returns: grid, codes and outliers of a nearest-plane rounding in which an outlier takes the nearest code and keeps
+  ///   the rest. Outputs that are read without the outliers then still hold a sensible weight.
+  func draft() throws -> LinearDraft {
+    let draft = LinearDraft(format, outFeatures: weights.rows, inFeatures: weights.columns)
+    let (outliers, order) =
+      settings.isStructured
+      ? try findColumns(grid: draft.grid) : (try findEntries(grid: draft.grid), .smallestPivot)
+    let factor = try problem.factor(order)
+    forEachPanel { panel, rows, remainders in
+      let codes = Matrix(rows: panel.rows, columns: panel.columns)
+      let own = outliers.rows(rows)
+      backend.roundToNearestPlane(
+        panel, outliers: own, factor: factor, grid: draft.grid.rows(rows), into: codes, remainders: remainders
+      )
+      own.forEach { row, column, entry in own.values[0, entry] = remainders[row, column].storableOutlier }
+      codes.store(in: &draft.codes, firstRow: rows.lowerBound)
+    }
+    draft.outliers = outliers
+    return draft
   }
 
-  private func planEntries(factor: NearestPlaneFactor, grid: Grid) -> OutlierPlan {
+  private func findEntries(grid: Grid) throws -> SparseRows {
+    let factor = try problem.factor(.smallestPivot)
     let importance = factor.conditionalVariances
     var outliers = largestEntries { panel, _, scores in
       scores.copy(from: panel)
@@ -49,34 +55,32 @@ struct OutlierSearch {
       }
     }
     // Nearest-plane rounding moves every weight before it is rounded: what then is left decides.
-    outliers = largestEntries { panel, rows, scores in
+    return largestEntries { panel, rows, scores in
       let codes = Matrix(rows: panel.rows, columns: panel.columns)
       backend.roundToNearestPlane(
         panel, outliers: outliers.rows(rows), factor: factor, grid: grid.rows(rows), into: codes,
         remainders: scores)
       backend.weighSquares(scores, by: importance)
     }
-    return OutlierPlan(outliers: outliers, grid: grid, factor: factor)
   }
 
-  private func planColumns(factor: NearestPlaneFactor, grid: Grid) throws -> OutlierPlan {
+  private func findColumns(grid: Grid) throws -> (SparseRows, ColumnOrder) {
     var worths = [Double](repeating: 0, count: weights.columns)
+    let importance = try problem.factor(.smallestPivot).conditionalVariances
     forEachPanel { panel, rows, scores in
-      backend.searchGrid(
-        panel, importance: factor.conditionalVariances, candidates: candidates, into: grid.rows(rows))
+      backend.searchGrid(panel, importance: importance, candidates: candidates, into: grid.rows(rows))
       backend.roundingRemainders(panel, grid: grid.rows(rows), into: scores)
-      backend.weighSquares(scores, by: factor.conditionalVariances)
+      backend.weighSquares(scores, by: importance)
       scores.addColumnSums(to: &worths)
     }
     let columns = worths.indicesOfLargest(settings.columnCount(inFeatures: weights.columns))
     let outliers = SparseRows(rows: weights.rows, everyRow: columns)
-    let factor = try problem.factor(roundingLast: columns, backend: backend)
+    let order = ColumnOrder.roundingLast(columns)
+    let variances = try problem.factor(order).conditionalVariances
     forEachPanel { panel, rows, _ in
-      searchGrid(
-        panel, without: outliers.rows(rows), importance: factor.conditionalVariances,
-        grid: grid.rows(rows))
+      searchGrid(panel, without: outliers.rows(rows), importance: variances, grid: grid.rows(rows))
     }
-    return OutlierPlan(outliers: outliers, grid: grid, factor: factor)
+    return (outliers, order)
   }
 
   private func searchGrid(_ panel: Matrix, without outliers: SparseRows, importance: [Float], grid: Grid) {
@@ -102,7 +106,7 @@ struct OutlierSearch {
   /// Calls `body` for panels of the target; they are not to be written to.
   private func forEachPanel(_ body: (_ panel: Matrix, _ rows: Range<Int>, _ scratch: Matrix) -> Void) {
     for rows in weights.panels(of: panelRows) {
-      let target = problem.target(of: weights.rows(rows), rows: rows, backend: backend)
+      let target = problem.target(of: weights.rows(rows), rows: rows)
       body(target, rows, Matrix(rows: rows.count, columns: weights.columns))
     }
   }

@@ -44,7 +44,7 @@ struct ProjectedAlternation {
   mutating func descend() {
     for rows in weights.panels(of: panelRows) {
       let panelGrid = grid.rows(rows)
-      let target = problem.target(of: weights.rows(rows), rows: rows, backend: backend).copy()
+      let target = problem.target(of: weights.rows(rows), rows: rows).copy()
       outliers.rows(rows).add(to: target, scale: -1)
       // The first pass begins with Ŵ = W − Ĥ, off the grid.
       let approximation = isOnGrid ? dequantized(rows) : target.copy()
@@ -131,7 +131,7 @@ struct ProjectedAlternation {
 
   /// W − Ŵ − Ĥ of some rows.
   private func residual(_ rows: Range<Int>) -> Matrix {
-    let residual = problem.target(of: weights.rows(rows), rows: rows, backend: backend).copy()
+    let residual = problem.target(of: weights.rows(rows), rows: rows).copy()
     backend.subtract(dequantized(rows), from: residual)
     outliers.rows(rows).add(to: residual, scale: -1)
     return residual

@@ -56,22 +56,27 @@ public struct QuantEase: LayerSolver {
     self.settings = settings
   }
 
-  @discardableResult
-  public func solve(
-    _ weights: Matrix, problem: LayerProblem, grid: Grid, into codes: Matrix,
-    backend: any ComputeBackend
-  ) throws -> Matrix? {
+  public func start(
+    _ weights: Matrix, problem: LayerProblem, grid: Grid, into codes: Matrix, backend: any ComputeBackend
+  ) throws {
     switch settings.start {
     case .weights:
       chooseGrid(weights, importance: Array(repeating: 1, count: weights.columns), grid, backend)
-      descendFromWeights(weights, problem: problem, grid: grid, into: codes, backend: backend)
-      guard settings.stopsEarly else { return nil }
     case .nearestPlane:
-      let factor = try problem.factor(order: .smallestPivot, backend: backend)
+      let factor = try problem.factor(.smallestPivot)
       chooseGrid(weights, importance: factor.conditionalVariances, grid, backend)
       backend.roundToNearestPlane(weights, factor: factor, grid: grid, into: codes)
     }
-    return descend(weights, problem: problem, grid: grid, codes: codes, backend: backend)
+  }
+
+  public func descend(
+    _ weights: Matrix, problem: LayerProblem, grid: Grid, codes: Matrix, backend: any ComputeBackend
+  ) -> Matrix? {
+    if settings.start == .weights {
+      descendFromWeights(weights, problem: problem, grid: grid, into: codes, backend: backend)
+      guard settings.stopsEarly else { return nil }
+    }
+    return descendFromCodes(weights, problem: problem, grid: grid, codes: codes, backend: backend)
   }
 
   /// What rounding costs a row is its columns' squared errors weighted by their conditional variances, as far
@@ -109,7 +114,7 @@ public struct QuantEase: LayerSolver {
 
   /// Passes over codes that already lie on the grid; after a start as good as the nearest plane few move.
   /// - Returns: W Σ, if a refit has use for it
-  private func descend(
+  private func descendFromCodes(
     _ weights: Matrix, problem: LayerProblem, grid: Grid, codes: Matrix, backend: any ComputeBackend
   ) -> Matrix? {
     let gradient = Matrix(rows: weights.rows, columns: weights.columns)

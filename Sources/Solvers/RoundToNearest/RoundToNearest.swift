@@ -9,12 +9,10 @@ public struct RoundToNearest: LayerSolver {
 
   public init() {}
 
-  public func solve(
-    _ weights: Matrix, problem: LayerProblem, grid: Grid, into codes: Matrix,
-    backend: any ComputeBackend
-  ) -> Matrix? {
+  public func start(
+    _ weights: Matrix, problem: LayerProblem, grid: Grid, into codes: Matrix, backend: any ComputeBackend
+  ) {
     backend.searchGrid(weights, importance: problem.inverseDiagonal, candidates: .range, into: grid)
     backend.round(weights, grid: grid, into: codes)
-    return nil
   }
 }
