@@ -56,7 +56,8 @@ let package = Package(
     module("ActivationCache", ["Tensors", "CLinux", "CLMDB", "CZstd"]),
     module("Quantization", ["Tensors"]),
     module("Compute", ["Tensors", "Quantization"]),
-    module("ComputeOpenBLAS", ["Compute", "Tensors", "Quantization", "COpenBLAS", "CKernels"]),
+    module(
+      "ComputeOpenBLAS", ["Compute", "Tensors", "Quantization", "SystemIO", "COpenBLAS", "CKernels"]),
     module("Decoder", ["Tensors", "Checkpoint", "Compute"]),
     module(
       "Calibration", ["Tensors", "Compute", "SystemIO", "Checkpoint"],
@@ -131,6 +132,9 @@ let package = Package(
       ["CLMDB", "ComputeOpenBLAS", "Daemon", "Export", "Pipeline", "SystemIO", "TestSupport", systemPackage]),
     tests(
       "Integration",
-      ["quantease", "quanteased", "Checkpoint", "Daemon", "Export", "SystemIO", "Tensors", "TestSupport"]),
+      [
+        "quantease", "quanteased", "Checkpoint", "ComputeOpenBLAS", "Daemon", "Export", "SystemIO", "Tensors",
+        "TestSupport",
+      ]),
   ]
 )

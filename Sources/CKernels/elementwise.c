@@ -187,3 +187,16 @@ QE_DISPATCH float qe_log_sum_exp(const float *x, ptrdiff_t count) {
   }
   return shift + (float)log(total);
 }
+
+int qe_x86_level(void) {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+    return 4;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 3;
+  return __builtin_cpu_supports("avx") ? 2 : 1;
+#else
+  return 0;
+#endif
+}

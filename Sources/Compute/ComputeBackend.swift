@@ -7,6 +7,9 @@ import Tensors
 public protocol ComputeBackend: DecoderOperations, LinearAlgebra, GridSweeps, OutlierSweeps {
   /// Threads that an operation may use.
   var threads: Int { get }
+
+  /// What computes, for reports: a library, and its kernels.
+  var kernels: String { get }
 }
 
 /// Dense products and factorisations.

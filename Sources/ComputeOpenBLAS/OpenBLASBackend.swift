@@ -16,6 +16,8 @@ public struct OpenBLASBackend: Sendable {
 
   public var threads: Int { team.threads }
 
+  public var kernels: String { "OpenBLAS \(KernelSet.current.name)" }
+
   /// Parts of operations that are done so far. Any thread may ask: a number that stands still for long is work that
   /// hangs.
   public var progress: Int { team.done.value }

@@ -43,6 +43,8 @@ public struct Report: Codable, Sendable, Equatable {
     public var targetSamples: Int?
     public var formats: [OutputFormatName]
     public var calibration: Calibration
+    /// What computed; nil in reports of earlier versions.
+    public var kernels: String?
 
     public init(
       bits: Int, groupSize: Int, symmetric: Bool, solver: String, target: String, targetSamples: Int?,

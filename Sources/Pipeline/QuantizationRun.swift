@@ -411,7 +411,7 @@ public final class QuantizationRun: Sendable {
 
   private var settings: Report.Settings {
     let standard = request.recipe.standard
-    return Report.Settings(
+    var settings = Report.Settings(
       bits: standard.gridFormat.bitWidth.rawValue,
       groupSize: standard.gridFormat.groupSize.notation,
       symmetric: standard.gridFormat.isSymmetric, solver: standard.quantizer.name,
@@ -421,6 +421,8 @@ public final class QuantizationRun: Sendable {
       calibration: Report.Calibration(
         samples: request.calibration.samples, sequenceLength: request.calibration.sequenceLength,
         seed: request.seed, source: FileSystem.name(of: request.calibrationSource)))
+    settings.kernels = backend.kernels
+    return settings
   }
 
   private func row(

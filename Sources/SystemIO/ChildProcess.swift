@@ -66,6 +66,24 @@ public enum ThisProcess {
     try? SystemCall.endWithParent()
   }
 
+  /// Starts the program again in this process, from its beginning and with the same arguments, for what is only read
+  /// then: a library's variables. Nothing may have begun that cannot be begun again.
+  ///
+  /// It returns if the kernel would not start it.
+  public static func restart(setting variables: [String: String]) {
+    let before = variables.keys.map { ($0, ProcessEnvironment.process.value($0)) }
+    for (name, value) in variables { _ = unsafe setenv(name, value, 1) }
+    var arguments = unsafe CommandLine.arguments.map { unsafe strdup($0) } + [nil]
+    defer { for unsafeargument in unsafe arguments { unsafe free(argument) } }
+    // By its own name, so that it is found by that; the file may have been replaced meanwhile.
+    var own = [CChar](repeating: 0, count: Int(PATH_MAX) + 1)
+    if unsafe readlink(path, &own, Int(PATH_MAX)) > 0 { _ = unsafe execv(own, &arguments) }
+    _ = unsafe execv(path, &arguments)
+    for (name, value) in before {
+      if let value { _ = unsafe setenv(name, value, 1) } else { _ = unsafe unsetenv(name) }
+    }
+  }
+
   /// The program that this process runs.
   public static var path: String { "/proc/self/exe" }
 

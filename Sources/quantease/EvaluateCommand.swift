@@ -53,6 +53,8 @@ struct EvaluateCommand: ParsableCommand {
   }
 
   func run() throws {
+    KernelSet.useBest()
+    if let warning = KernelSet.warning { Console.note("quantease: warning: \(warning)") }
     let (checkpoint, weights) = try openWeights(model)
     let description = try ModelDescription(checking: checkpoint, source: weights)
     let windows = try readWindows()

@@ -1,5 +1,6 @@
 import ArgumentParser
 import Checkpoint
+import ComputeOpenBLAS
 import Decoder
 import Export
 import Pipeline
@@ -32,9 +33,12 @@ struct InspectCommand: ParsableCommand {
     /// The least memory that a run of 128 × 2,048 tokens can do with, by the defaults and with `--target layer`.
     let memoryBytes: Int?
     let memoryBytesOfLayerTarget: Int?
+    /// What would compute.
+    let kernels: String
   }
 
   func run() throws {
+    KernelSet.useBest()
     let (checkpoint, weights) = try openWeights(model)
     let description = try ModelDescription(checking: checkpoint, source: weights)
     let tensors = Array(checkpoint.tensors.values)
@@ -63,7 +67,7 @@ struct InspectCommand: ParsableCommand {
       dtypes: Set(tensors.map(\.dtype.rawValue)).sorted(),
       quantization: checkpoint.configuration["quantization_config"]?["quant_method"]?.string,
       memoryBytes: memory(targetShare: settings.resolvedTargetShare),
-      memoryBytesOfLayerTarget: memory(targetShare: 0))
+      memoryBytesOfLayerTarget: memory(targetShare: 0), kernels: KernelSet.current.name)
     if json { return try Console.json(summary) }
     try Console.line(
       """
@@ -78,6 +82,8 @@ struct InspectCommand: ParsableCommand {
       try Console.line(
         "memory    \(Console.bytes(summary.memoryBytes ?? 0)) at least to quantize it, mapped files aside; "
           + "\(Console.bytes(summary.memoryBytesOfLayerTarget ?? 0)) with --target layer")
+      try Console.line("kernels   OpenBLAS \(summary.kernels)")
+      if let warning = KernelSet.warning { Console.note("quantease: warning: \(warning)") }
     }
   }
 }

@@ -110,11 +110,13 @@ struct QuantizeCommand: ParsableCommand {
   }
 
   func run() throws {
+    KernelSet.useBest()
     if try FileSystem.exists(output) { throw PipelineError.outputExists(output) }
     let backend = OpenBLASBackend(threads: machine.threads)
     ProcessMemory.returnLargeBlocks()
     try QuantizationRun.open(model, symlinks: .follow)
     let progress = ProgressLine()
+    if let warning = KernelSet.warning { progress.show(.warning(warning)) }
     progress.show(.step("reading \(calibration)"))
     let rows = try TokenRows(file: calibration, model: model)
     let run = try QuantizationRun(

@@ -16,11 +16,13 @@ struct WorkerCommand: ParsableCommand {
 
   func run() throws {
     ThisProcess.endWithParent()
+    KernelSet.useBest()
     let order = try JobOrder(path: order)
     ProcessMemory.returnLargeBlocks()
     let backend = OpenBLASBackend(threads: order.threads)
     let output = WorkerOutput()
     output.watch(backend)
+    if let warning = KernelSet.warning { output.send(.warning(warning)) }
     do {
       try JobWorker(order, backend: backend, send: output.send).run()
     } catch {

@@ -11,10 +11,12 @@ struct Quantease {
 
   /// Runs the program that was built with these tests, or the one that `QUANTEASE_BINARY` names.
   /// - Parameters:
+  ///   - missing: variables of the environment that it does not get
   ///   - program: another one, if not nil
   ///   - body: called while it runs
   init(
-    _ arguments: [String], environment: [String: String] = [:], program: String? = nil,
+    _ arguments: [String], environment: [String: String] = [:], without missing: [String] = [],
+    program: String? = nil,
     _ body: (Process) throws -> Void = { _ in }
   ) throws {
     let scratch = try TemporaryDirectory()
@@ -22,6 +24,7 @@ struct Quantease {
     process.executableURL = URL(fileURLWithPath: try program ?? Self.binary)
     process.arguments = arguments
     process.environment = ProcessInfo.processInfo.environment.merging(environment) { $1 }
+      .filter { !missing.contains($0.key) }
     process.standardInput = FileHandle.nullDevice
     // Files and not pipes: neither stream can fill up while the other is being read.
     process.standardOutput = try Self.handle(of: scratch.write("", to: "output"))

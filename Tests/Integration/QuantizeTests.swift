@@ -1,4 +1,5 @@
 import Checkpoint
+import ComputeOpenBLAS
 import Foundation
 import SystemIO
 import TestSupport
@@ -90,6 +91,24 @@ struct QuantizeTests {
     try bench.report()
     #expect(
       try JSONValue(contentsOf: bench.output + "/config.json")["limits"]?.array?.first?.double == -.infinity)
+  }
+
+  @Test(.enabled(if: KernelSet.current.isOnX86, "kernel sets are of x86-64"))
+  func `the best kernels are taken by themselves, and what a person chose stands with a warning`() throws {
+    let bench = try Workbench()
+    let free = try Quantease(
+      ["inspect", bench.model, "--json"], environment: [:], without: ["OPENBLAS_CORETYPE"])
+    try #require(free.status == 0, "\(free.errors)")
+    let kernels = try #require(JSONValue(parsing: Array(free.output.utf8))["kernels"]?.string)
+    #expect(!KernelSet(kernels).isOlderThanProcessor, "\(kernels)")
+    // The oldest set of the library.
+    bench.environment = ["OPENBLAS_CORETYPE": "Prescott"]
+    let run = try bench.quantize()
+    #expect(
+      run.status == 0 && run.errors.contains("warning: OpenBLAS computes with its Prescott kernels"),
+      "\(run.errors)")
+    let report = try JSONValue(contentsOf: bench.output + "/quantease_report.json")
+    #expect(report["settings"]?["kernels"]?.string == "OpenBLAS Prescott")
   }
 
   @Test func `a rule's solver keeps its own damping, whatever the standard recipe's is`() throws {

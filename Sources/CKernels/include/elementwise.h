@@ -52,6 +52,10 @@ void qe_causal_softmax(
 /// log Σ exp(x).
 float qe_log_sum_exp(const float *x, ptrdiff_t count);
 
+// What this processor and its operating system have of x86-64: 4 for AVX-512, 3 for AVX2, 2 for AVX, 1 for less; 0 on
+// another architecture.
+int qe_x86_level(void);
+
 #pragma clang assume_nonnull end
 
 #endif

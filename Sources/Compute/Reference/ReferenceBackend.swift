@@ -7,6 +7,8 @@ public struct ReferenceBackend: Sendable {
   public init() {}
 
   public var threads: Int { 1 }
+
+  public var kernels: String { "the definitions, in fp64" }
 }
 
 /// Σ term(i), in fp64.

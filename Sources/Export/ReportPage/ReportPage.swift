@@ -265,6 +265,7 @@ public struct ReportPage {
       ("Group size", settings.groupSize == -1 ? "whole row (−1)" : "\(settings.groupSize)"),
       ("Grid", settings.symmetric ? "symmetric" : "asymmetric"),
       ("Formats", settings.formats.map(\.rawValue).joined(separator: ", ")),
+      ("Computed by", settings.kernels ?? "unknown"),
       ("Calibration", calibration.source),
       ("Samples", "\(grouped(calibration.samples)) × \(grouped(calibration.sequenceLength)) tokens"),
       ("Seed", "\(calibration.seed)"),
