@@ -1,5 +1,6 @@
 import Checkpoint
 import Decoder
+import Tensors
 
 extension ModelDescription {
   /// Reads a checkpoint's config.json and checks that every tensor that the decoder reads is there in the shape it
@@ -17,5 +18,13 @@ extension ModelDescription {
         throw PipelineError.unsupportedType(tensor: name, file: tensor.file, type: tensor.dtype.rawValue)
       }
     }
+  }
+}
+
+extension CheckpointReader {
+  /// The type that the model's linears are stored in, which is the type it computes in.
+  func weightType(of description: ModelDescription) -> DType {
+    let name = description.layerPrefix(0) + description.layerLinears[0].name + ".weight"
+    return tensors[name]?.dtype ?? .float32
   }
 }

@@ -10,71 +10,6 @@ import Synchronization
 import SystemIO
 import Tensors
 
-/// What a run is asked to do.
-public struct QuantizationRequest: Sendable {
-  /// The directory of the source checkpoint.
-  public var model: String
-  /// The directory that the result appears at; it must not exist.
-  public var output: String
-  public var recipe: Recipe
-  public var target: Target
-  /// Share of the calibration sequences that also run through the original model, for ``Target/original``.
-  public var targetShare: Double
-  public var formats: [OutputFormatName]
-  public var calibration: CalibrationSet
-  public var seed: UInt64
-  /// Where the calibration tokens come from, for the report.
-  public var calibrationSource: String
-  /// Where the activation cache is made; beside the output if nil.
-  public var cacheDirectory: String?
-  /// The memory that the run may take, mapped files aside.
-  public var memoryBudgetBytes: Int
-  /// The type of hidden states in the cache; the checkpoint's own if nil.
-  public var cacheType: DType?
-  public var shardSizeLimit: Int
-  /// Where the run keeps what it has done, for another to go on with; nil if nothing is to be left of a run that
-  /// ends early.
-  public var resume: ResumePlace?
-  /// Whether the checkpoint's files may be links: not where strangers put them.
-  public var symlinks: SymlinkPolicy
-  /// The checkpoint's files as they are to be read; as they are when the run begins, if nil.
-  public var source: SourceFiles?
-  /// Whether weights that nobody can have trained are an error, and not a warning.
-  public var isStrict: Bool
-
-  public init(
-    model: String, output: String, recipe: Recipe, target: Target, targetShare: Double,
-    formats: [OutputFormatName],
-    calibration: CalibrationSet, seed: UInt64,
-    calibrationSource: String, cacheDirectory: String? = nil, memoryBudgetBytes: Int,
-    cacheType: DType? = nil, shardSizeLimit: Int = 5_000_000_000, resume: ResumePlace? = nil,
-    symlinks: SymlinkPolicy = .follow, source: SourceFiles? = nil, isStrict: Bool = false
-  ) {
-    self.model = model
-    self.output = output
-    self.recipe = recipe
-    self.target = target
-    self.targetShare = targetShare
-    self.formats = formats
-    self.calibration = calibration
-    self.seed = seed
-    self.calibrationSource = calibrationSource
-    self.cacheDirectory = cacheDirectory
-    self.memoryBudgetBytes = memoryBudgetBytes
-    self.cacheType = cacheType
-    self.shardSizeLimit = shardSizeLimit
-    self.resume = resume
-    self.symlinks = symlinks
-    self.source = source
-    self.isStrict = isStrict
-  }
-}
-
-extension QuantizationRequest {
-  /// The calibration sequences that also run through the original model.
-  var originalSamples: Int { Int((targetShare * Double(calibration.samples)).rounded(.up)) }
-}
-
 /// Quantizes one checkpoint from end to end.
 ///
 /// Everything that can be known to be wrong is found before the first product is computed, and nothing
@@ -85,7 +20,7 @@ public final class QuantizationRun: Sendable {
   public let plan: MemoryPlan
   private let checkpoint: CheckpointReader
   private let source: SourceFiles
-  private let backend: any ComputeBackend
+  let backend: any ComputeBackend
   private let modelType: DType
   private let treatments: [String: Treatment]
   private let journal: ResumeJournal?
@@ -293,62 +228,10 @@ public final class QuantizationRun: Sendable {
     return report
   }
 
-  /// A linear that has its draft.
-  private struct BegunLinear {
-    let name: String
-    let weights: Matrix
-    let treatment: Treatment
-    let problem: LayerProblem
-    let draft: LinearDraft
-    let warnings: [String]
-    let seconds: Double
-  }
-
-  private func begin(
-    _ name: String, _ weights: Matrix, _ treatment: Treatment, _ stageProblem: LayerProblem
-  ) throws -> BegunLinear {
-    let start = ContinuousClock.now
-    // A rule may name another solver, with a damping of its own.
-    let problem = stageProblem.damped(by: treatment.quantizer.damping)
-    var warnings: [String] = []
-    if let rows = weights.firstZeroRows {
-      if request.isStrict { throw PipelineError.zeroWeights(tensor: "\(name).weight", rows: rows) }
-      warnings.append(PipelineError.zeroNote("\(name).weight", rows))
-    }
-    let draft = try treatment.quantizer.draft(
-      weights, problem: problem, format: treatment.gridFormat, backend: backend, panelRows: plan.panelRows)
-    return BegunLinear(
-      name: name, weights: weights, treatment: treatment, problem: problem, draft: draft, warnings: warnings,
-      seconds: (ContinuousClock.now - start).seconds)
-  }
-
-  private func finish(
-    _ linear: BegunLinear, layer: Int
-  ) throws -> (solution: LayerSolution, row: Report.Linear) {
-    let start = ContinuousClock.now
-    let solution = try linear.treatment.quantizer.finish(
-      linear.draft, name: linear.name, weights: linear.weights, problem: linear.problem, backend: backend,
-      panelRows: plan.panelRows)
-    var warnings = linear.warnings
-    if solution.relativeError > Self.largestError {
-      let percent = Int((solution.relativeError * 100).rounded())
-      warnings.append(
-        "\(linear.name): an error of \(percent) % leaves little of it; take more bits, or skip it by a rule")
-    }
-    var row = row(
-      solution, linear.treatment, layer: layer,
-      seconds: linear.seconds + (ContinuousClock.now - start).seconds)
-    row.warnings = warnings.isEmpty ? nil : warnings
-    return (solution, row)
-  }
-
   /// - Throws: ``SourceChange``: what has been read and what is still to come may be of two checkpoints.
   private func checkSource() throws {
     try source.check(in: request.model, symlinks: request.symlinks)
   }
-
-  /// The relative error from which on a linear is worth a warning.
-  private static let largestError = 0.5
 
   /// A cache that is damaged as often as this lies on a device that will not get better.
   private static let cacheAttempts = 4
@@ -423,42 +306,6 @@ public final class QuantizationRun: Sendable {
         seed: request.seed, source: FileSystem.name(of: request.calibrationSource)))
     settings.kernels = backend.kernels
     return settings
-  }
-
-  private func row(
-    _ solution: LayerSolution, _ treatment: Treatment, layer: Int, seconds: Double
-  ) -> Report.Linear {
-    let linear = solution.linear
-    let format = linear.grid.format
-    return Report.Linear(
-      name: linear.name, shape: [linear.outFeatures, linear.inFeatures],
-      bits: format.bitWidth.rawValue, groupSize: format.groupSize.notation,
-      symmetric: format.isSymmetric, solver: treatment.quantizer.name,
-      relativeError: solution.relativeError, seconds: seconds, layer: layer,
-      bitsPerWeight: linear.bitsPerWeight)
-  }
-}
-
-extension Matrix {
-  /// A run of rows so long of nothing but zeros that no training left it: 16, or all there are.
-  var firstZeroRows: Range<Int>? {
-    var start = 0
-    for row in 0...rows {
-      if row < rows, rows(row..<row + 1).withSpan({ span in span.indices.allSatisfy { span[$0] == 0 } }) {
-        continue
-      }
-      if row - start >= min(16, max(rows, 1)) { return start..<row }
-      start = row + 1
-    }
-    return nil
-  }
-}
-
-extension CheckpointReader {
-  /// The type that the model's linears are stored in, which is the type it computes in.
-  func weightType(of description: ModelDescription) -> DType {
-    let name = description.layerPrefix(0) + description.layerLinears[0].name + ".weight"
-    return tensors[name]?.dtype ?? .float32
   }
 }
 

@@ -74,7 +74,7 @@ public enum ThisProcess {
     let before = variables.keys.map { ($0, ProcessEnvironment.process.value($0)) }
     for (name, value) in variables { _ = unsafe setenv(name, value, 1) }
     var arguments = unsafe CommandLine.arguments.map { unsafe strdup($0) } + [nil]
-    defer { for unsafeargument in unsafe arguments { unsafe free(argument) } }
+    defer { unsafe arguments.indices.forEach { unsafe free(arguments[$0]) } }
     // By its own name, so that it is found by that; the file may have been replaced meanwhile.
     var own = [CChar](repeating: 0, count: Int(PATH_MAX) + 1)
     if unsafe readlink(path, &own, Int(PATH_MAX)) > 0 { _ = unsafe execv(own, &arguments) }

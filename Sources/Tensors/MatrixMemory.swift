@@ -11,7 +11,7 @@ import Synchronization
   @unsafe let pointer: UnsafeMutablePointer<Float>
   private let mappedByteCount: Int?
 
-  private static let leastMappedByteCount = 1 << 20
+  private static let leastMappedByteCount = 1 << 17
   private static let leastByteCountOfLargePages = 4 << 20
   private static let spares = Mutex(SpareMappings())
 

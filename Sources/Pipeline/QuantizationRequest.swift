@@ -1,0 +1,69 @@
+import Calibration
+import Export
+import SystemIO
+import Tensors
+
+/// What a run is asked to do.
+public struct QuantizationRequest: Sendable {
+  /// The directory of the source checkpoint.
+  public var model: String
+  /// The directory that the result appears at; it must not exist.
+  public var output: String
+  public var recipe: Recipe
+  public var target: Target
+  /// Share of the calibration sequences that also run through the original model, for ``Target/original``.
+  public var targetShare: Double
+  public var formats: [OutputFormatName]
+  public var calibration: CalibrationSet
+  public var seed: UInt64
+  /// Where the calibration tokens come from, for the report.
+  public var calibrationSource: String
+  /// Where the activation cache is made; beside the output if nil.
+  public var cacheDirectory: String?
+  /// The memory that the run may take, mapped files aside.
+  public var memoryBudgetBytes: Int
+  /// The type of hidden states in the cache; the checkpoint's own if nil.
+  public var cacheType: DType?
+  public var shardSizeLimit: Int
+  /// Where the run keeps what it has done, for another to go on with; nil if nothing is to be left of a run that
+  /// ends early.
+  public var resume: ResumePlace?
+  /// Whether the checkpoint's files may be links: not where strangers put them.
+  public var symlinks: SymlinkPolicy
+  /// The checkpoint's files as they are to be read; as they are when the run begins, if nil.
+  public var source: SourceFiles?
+  /// Whether weights that nobody can have trained are an error, and not a warning.
+  public var isStrict: Bool
+
+  public init(
+    model: String, output: String, recipe: Recipe, target: Target, targetShare: Double,
+    formats: [OutputFormatName],
+    calibration: CalibrationSet, seed: UInt64,
+    calibrationSource: String, cacheDirectory: String? = nil, memoryBudgetBytes: Int,
+    cacheType: DType? = nil, shardSizeLimit: Int = 5_000_000_000, resume: ResumePlace? = nil,
+    symlinks: SymlinkPolicy = .follow, source: SourceFiles? = nil, isStrict: Bool = false
+  ) {
+    self.model = model
+    self.output = output
+    self.recipe = recipe
+    self.target = target
+    self.targetShare = targetShare
+    self.formats = formats
+    self.calibration = calibration
+    self.seed = seed
+    self.calibrationSource = calibrationSource
+    self.cacheDirectory = cacheDirectory
+    self.memoryBudgetBytes = memoryBudgetBytes
+    self.cacheType = cacheType
+    self.shardSizeLimit = shardSizeLimit
+    self.resume = resume
+    self.symlinks = symlinks
+    self.source = source
+    self.isStrict = isStrict
+  }
+}
+
+extension QuantizationRequest {
+  /// The calibration sequences that also run through the original model.
+  var originalSamples: Int { Int((targetShare * Double(calibration.samples)).rounded(.up)) }
+}

@@ -1,0 +1,89 @@
+import Compute
+import Decoder
+import Export
+import Quantization
+import Solvers
+import Tensors
+
+// One linear of a run, in the two steps that its solver takes.
+extension QuantizationRun {
+  /// The relative error from which on a linear is worth a warning.
+  private static let largestError = 0.5
+
+  /// A linear that has its draft.
+  struct BegunLinear {
+    let name: String
+    let weights: Matrix
+    let treatment: Treatment
+    let problem: LayerProblem
+    let draft: LinearDraft
+    let warnings: [String]
+    let seconds: Double
+  }
+
+  func begin(
+    _ name: String, _ weights: Matrix, _ treatment: Treatment, _ stageProblem: LayerProblem
+  ) throws -> BegunLinear {
+    let start = ContinuousClock.now
+    // A rule may name another solver, with a damping of its own.
+    let problem = stageProblem.damped(by: treatment.quantizer.damping)
+    var warnings: [String] = []
+    if let rows = weights.firstZeroRows {
+      if request.isStrict { throw PipelineError.zeroWeights(tensor: "\(name).weight", rows: rows) }
+      warnings.append(PipelineError.zeroNote("\(name).weight", rows))
+    }
+    let draft = try treatment.quantizer.draft(
+      weights, problem: problem, format: treatment.gridFormat, backend: backend, panelRows: plan.panelRows)
+    return BegunLinear(
+      name: name, weights: weights, treatment: treatment, problem: problem, draft: draft, warnings: warnings,
+      seconds: (ContinuousClock.now - start).seconds)
+  }
+
+  func finish(
+    _ linear: BegunLinear, layer: Int
+  ) throws -> (solution: LayerSolution, row: Report.Linear) {
+    let start = ContinuousClock.now
+    let solution = try linear.treatment.quantizer.finish(
+      linear.draft, name: linear.name, weights: linear.weights, problem: linear.problem, backend: backend,
+      panelRows: plan.panelRows)
+    var warnings = linear.warnings
+    if solution.relativeError > Self.largestError {
+      let percent = Int((solution.relativeError * 100).rounded())
+      warnings.append(
+        "\(linear.name): an error of \(percent) % leaves little of it; take more bits, or skip it by a rule")
+    }
+    var row = row(
+      solution, linear.treatment, layer: layer,
+      seconds: linear.seconds + (ContinuousClock.now - start).seconds)
+    row.warnings = warnings.isEmpty ? nil : warnings
+    return (solution, row)
+  }
+
+  private func row(
+    _ solution: LayerSolution, _ treatment: Treatment, layer: Int, seconds: Double
+  ) -> Report.Linear {
+    let linear = solution.linear
+    let format = linear.grid.format
+    return Report.Linear(
+      name: linear.name, shape: [linear.outFeatures, linear.inFeatures],
+      bits: format.bitWidth.rawValue, groupSize: format.groupSize.notation,
+      symmetric: format.isSymmetric, solver: treatment.quantizer.name,
+      relativeError: solution.relativeError, seconds: seconds, layer: layer,
+      bitsPerWeight: linear.bitsPerWeight)
+  }
+}
+
+extension Matrix {
+  /// A run of rows so long of nothing but zeros that no training left it: 16, or all there are.
+  var firstZeroRows: Range<Int>? {
+    var start = 0
+    for row in 0...rows {
+      if row < rows, rows(row..<row + 1).withSpan({ span in span.indices.allSatisfy { span[$0] == 0 } }) {
+        continue
+      }
+      if row - start >= min(16, max(rows, 1)) { return start..<row }
+      start = row + 1
+    }
+    return nil
+  }
+}
