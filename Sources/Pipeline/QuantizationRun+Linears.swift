@@ -52,6 +52,11 @@ extension QuantizationRun {
       warnings.append(
         "\(linear.name): an error of \(percent) % leaves little of it; take more bits, or skip it by a rule")
     }
+    if solution.isWorseThanRounding {
+      warnings.append(
+        "\(linear.name): worse than rounding to nearest; calibrate with more text, or take the solver quantease with its "
+          + "standard preset")
+    }
     var row = row(
       solution, linear.treatment, layer: layer,
       seconds: linear.seconds + (ContinuousClock.now - start).seconds)

@@ -62,6 +62,9 @@ public final class LinearDraft {
 ///
 /// All solvers minimise f(Ŵ) = Σ_i (w_i − ŵ_i) Σ (w_i − ŵ_i)ᵀ, or ignore it; they differ in how far they go.
 public protocol LayerSolver: LinearQuantizer {
+  /// Whether a linear may come out worse than by rounding to nearest, which is then looked at: a product more.
+  var mayBeWorseThanRounding: Bool { get }
+
   /// Chooses the grids and first codes of a panel of rows.
   /// - Parameters:
   ///   - target: W, or what the problem's correction makes of it, `[panelRows, inFeatures]`
@@ -86,6 +89,12 @@ public struct LayerSolution: Sendable {
   public let objective: Double
   /// f(0) = Σ_i w_i Σ w_iᵀ
   public let scale: Double
+  /// What rounding every weight to the nearest point of its range's grid would have cost; nil where the solver cannot end
+  /// above that.
+  public var roundingObjective: Double?
+
+  /// Whether the work was worse than none.
+  public var isWorseThanRounding: Bool { roundingObjective.map { objective > $0 } ?? false }
 
   /// f(Ŵ) / f(0); 0 where the inputs are all zero.
   public var relativeError: Double { scale > 0 ? objective / scale : 0 }
@@ -117,6 +126,7 @@ extension LayerSolver {
   ) throws -> LayerSolution {
     var objective = 0.0
     var scale = 0.0
+    var rounding = 0.0
     for rows in weights.panels(of: panelRows) {
       let panel = weights.rows(rows)
       let grid = draft.grid.rows(rows)
@@ -126,15 +136,31 @@ extension LayerSolver {
       let images = descend(target, problem: problem, grid: grid, codes: panelCodes, backend: backend)
       panelCodes.store(in: &draft.codes, firstRow: rows.lowerBound)
       scale += problem.objective(of: target, images: images)
+      if mayBeWorseThanRounding {
+        rounding += roundingObjective(target, problem: problem, format: grid.format, backend: backend)
+      }
       backend.dequantize(panelCodes, grid: grid, into: panelCodes)
       backend.subtract(panelCodes, from: target)
       objective += problem.objective(of: target)
       panel.copy(from: panelCodes)
     }
     guard objective.isFinite && scale.isFinite else { throw SolverError.nonFiniteObjective(linear: name) }
-    return LayerSolution(
+    var solution = LayerSolution(
       linear: QuantizedLinear(name: name, codes: draft.codes, grid: draft.grid), objective: objective,
       scale: scale)
+    solution.roundingObjective = mayBeWorseThanRounding ? rounding : nil
+    return solution
+  }
+
+  private func roundingObjective(
+    _ target: Matrix, problem: LayerProblem, format: GridFormat, backend: any ComputeBackend
+  ) -> Double {
+    let grid = Grid(format: format, outFeatures: target.rows, inFeatures: target.columns)
+    let errors = Matrix(rows: target.rows, columns: target.columns)
+    RoundToNearest().start(target, problem: problem, grid: grid, into: errors, backend: backend)
+    backend.dequantize(errors, grid: grid, into: errors)
+    backend.subtract(target, from: errors)
+    return problem.objective(of: errors)
   }
 }
 

@@ -294,6 +294,7 @@ private struct InterruptedSolver: LayerSolver {
 
   var name: String { solver.name }
   var damping: Float { solver.damping }
+  var mayBeWorseThanRounding: Bool { solver.mayBeWorseThanRounding }
 
   func start(
     _ target: Matrix, problem: LayerProblem, grid: Grid, into codes: Matrix, backend: any ComputeBackend

@@ -32,6 +32,19 @@ struct SolverTests {
     #expect(abs(solution.relativeError / (objective / Self.problem.scale) - 1) < 1e-3)
   }
 
+  @Test func `a solution that is worse than rounding to nearest says so`() throws {
+    let format = GridFormat(bitWidth: .four, groupSize: .channel, isSymmetric: false)
+    func isWorse(_ solver: any LayerSolver) throws -> Bool {
+      try solver.quantize(
+        name: "l", weights: Self.problem.weights.copy(),
+        problem: Self.problem.layerProblem(damping: solver.damping), format: format,
+        backend: OpenBLASBackend(threads: 2), panelRows: 16
+      ).isWorseThanRounding
+    }
+    #expect(try isWorse(EverySecondUp()))
+    for method in Method.allCases { #expect(try !isWorse(method.solver), "\(method)") }
+  }
+
   @Test(arguments: Method.allCases)
   func `the weights are overwritten with what the codes stand for`(_ method: Method) throws {
     let format = GridFormat(bitWidth: .four, groupSize: .columns(32), isSymmetric: true)
@@ -207,5 +220,23 @@ struct DegenerateProblemTests {
     let problem = TestProblem(rows: 4, columns: 24)
     problem.gram[3, 3] = value
     #expect(throws: SolverError.self) { try method.solve(problem, Self.formats[0]) }
+  }
+}
+
+/// Rounds to nearest, and then moves every second code away from there.
+private struct EverySecondUp: LayerSolver {
+  let name = "up"
+  let damping: Float = 0
+  let mayBeWorseThanRounding = true
+
+  func start(
+    _ target: Matrix, problem: LayerProblem, grid: Grid, into codes: Matrix, backend: any ComputeBackend
+  ) throws {
+    RoundToNearest().start(target, problem: problem, grid: grid, into: codes, backend: backend)
+    for row in 0..<codes.rows {
+      for column in stride(from: 0, to: codes.columns, by: 2) {
+        codes[row, column] = min(codes[row, column] + 1, Float(grid.format.maximumCode))
+      }
+    }
   }
 }

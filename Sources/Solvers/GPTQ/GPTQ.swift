@@ -12,6 +12,8 @@ public struct GPTQ: LayerSolver {
   /// Added to Σ's diagonal, as a share of its mean.
   public let damping: Float
 
+  public let mayBeWorseThanRounding = true
+
   public init(damping: Float = 0.01) {
     self.damping = damping
   }

@@ -10,6 +10,8 @@ public struct QuantEase: LayerSolver {
   public let name = "quantease"
   public let settings: Settings
   public var damping: Float { settings.damping }
+  /// The published schedule goes off the grid and back, and stops where its passes end.
+  public var mayBeWorseThanRounding: Bool { settings.start == .weights }
 
   public struct Settings: Sendable, Hashable {
     /// Where the descent begins.

@@ -7,6 +7,8 @@ public struct RoundToNearest: LayerSolver {
   public let name = "rtn"
   public let damping: Float = 0
 
+  public let mayBeWorseThanRounding = false
+
   public init() {}
 
   public func start(
