@@ -59,14 +59,7 @@ public struct CalibrationSet: Sendable {
 extension Sequence where Element == Int32 {
   /// From the least to the greatest; 0 to 0 of nothing.
   fileprivate var range: ClosedRange<Int32> {
-    var iterator = makeIterator()
-    guard let first = iterator.next() else { return 0...0 }
-    var (least, greatest) = (first, first)
-    while let next = iterator.next() {
-      least = Swift.min(least, next)
-      greatest = Swift.max(greatest, next)
-    }
-    return least...greatest
+    (self.min() ?? 0)...(self.max() ?? 0)
   }
 }
 

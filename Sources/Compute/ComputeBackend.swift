@@ -75,6 +75,19 @@ public protocol LinearAlgebra: Sendable {
   func solveCholesky(rows: Matrix, factor: Matrix)
 }
 
+extension LinearAlgebra {
+  public func diagonal(of matrix: Matrix) -> [Float] {
+    precondition(matrix.rows == matrix.columns, "only a square matrix has a diagonal")
+    return (0..<matrix.rows).map { matrix[$0, $0] }
+  }
+
+  public func setDiagonal(_ values: [Float], of matrix: Matrix) {
+    precondition(
+      matrix.rows == matrix.columns && values.count == matrix.rows, "the diagonal has another length")
+    for (index, value) in values.enumerated() { matrix[index, index] = value }
+  }
+}
+
 /// The operations of a decoder layer's forward pass.
 public protocol DecoderOperations: Sendable {
   /// Y = X Wᵀ + b.

@@ -36,9 +36,6 @@ public struct KernelSet: Equatable, Sendable {
   /// 4 where the processor has AVX-512, 3 with AVX2, 2 with AVX, 1 with less; 0 on another architecture.
   static var processorLevel: Int { Int(qe_x86_level()) }
 
-  /// Whether sets are told apart here.
-  public var isOnX86: Bool { Self.processorLevel > 0 }
-
   /// Whether the processor could do more.
   public var isOlderThanProcessor: Bool { level.map { $0 < Self.processorLevel } ?? false }
 
@@ -53,10 +50,10 @@ public struct KernelSet: Equatable, Sendable {
   ///   - tried: what has been asked for already
   func replacement(processorLevel: Int, isSound: Bool, tried: [String]) -> KernelSet? {
     guard let level else { return nil }
-    let wanted = isSound ? level + 1...max(level + 1, processorLevel) : 1...max(1, min(level, processorLevel))
     return Self.known.first { set in
-      set != self && !tried.contains(set.name) && wanted.contains(set.level ?? 0)
-        && set.level ?? 0 <= processorLevel
+      guard let other = set.level, other <= processorLevel, set != self, !tried.contains(set.name)
+      else { return false }
+      return isSound ? other > level : other <= level
     }
   }
 
@@ -66,13 +63,15 @@ public struct KernelSet: Equatable, Sendable {
   /// What has been asked for by ``useBest()``, so that it ends.
   private static let triedVariable = "QUANTEASE_KERNELS_TRIED"
 
+  /// Whether the set in use computes what it should.
+  private static let isSound = OpenBLASBackend(threads: 1).computesRight
+
   /// Has the library take the best set that the processor has and that computes right, by starting the program once more
   /// if it must. What a person has chosen stands. To be called before anything has begun.
   public static func useBest() {
     let environment = ProcessEnvironment.process
     let tried = environment.value(triedVariable)?.split(separator: ",").map(String.init) ?? []
     if tried.isEmpty && environment.value(variable) != nil { return }
-    let isSound = OpenBLASBackend(threads: 1).computesRight
     guard
       let better = current.replacement(processorLevel: processorLevel, isSound: isSound, tried: tried)
     else { return }
@@ -83,7 +82,7 @@ public struct KernelSet: Equatable, Sendable {
 
   /// What is wrong with the set in use, and what mends it; nil if nothing is.
   public static var warning: String? {
-    if !OpenBLASBackend(threads: 1).computesRight {
+    if !isSound {
       return
         "OpenBLAS computes wrong values with its \(current.name) kernels; set \(variable) to others, or take another "
         + "version of the library"

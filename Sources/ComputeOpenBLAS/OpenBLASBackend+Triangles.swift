@@ -14,17 +14,6 @@ private let transposedTile = 64
 private let rowsPerTask = 64
 
 extension OpenBLASBackend {
-  public func diagonal(of matrix: Matrix) -> [Float] {
-    precondition(matrix.rows == matrix.columns, "only a square matrix has a diagonal")
-    return (0..<matrix.rows).map { matrix[$0, $0] }
-  }
-
-  public func setDiagonal(_ values: [Float], of matrix: Matrix) {
-    precondition(
-      matrix.rows == matrix.columns && values.count == matrix.rows, "the diagonal has another length")
-    for (index, value) in values.enumerated() { matrix[index, index] = value }
-  }
-
   public func symmetrize(_ matrix: Matrix) {
     let order = matrix.rows
     precondition(matrix.columns == order, "only a square matrix is symmetric")

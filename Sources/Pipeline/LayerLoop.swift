@@ -13,6 +13,13 @@ public enum Target: String, Sendable, CaseIterable, Codable {
   case original
 }
 
+extension Target {
+  /// Of the calibration sequences those that also run through the original model.
+  func originalSamples(share: Double, of samples: Int) -> Int {
+    self == .original ? Int((share * Double(samples)).rounded(.up)) : 0
+  }
+}
+
 /// What has been quantized of a model already.
 protocol KnownLinears {
   /// Whether nothing of a stage is left to quantize.
@@ -32,7 +39,6 @@ final class LayerLoop {
   private let original: Stream?
   private let calibration: CalibrationSet
   private let backend: any ComputeBackend
-  private let damping: Float
   private let batches: [Range<Int>]
   private let layerCount: Int
   private let beforeReading: () throws -> Void
@@ -80,13 +86,12 @@ final class LayerLoop {
   /// - Parameters:
   ///   - original: a second instance of the model, whose weights stay as they are; nil for ``Target/layer``
   ///   - originalSamples: the sequences that run through it, too, the first ones
-  ///   - damping: the ridge of the stages' problems
   ///   - batchSamples: sequences that are computed at a time
-  ///   - beforeReading: called before weights are read
+  ///   - beforeReading: called before a stage's weights are read
   ///   - advanced: called for every batch of every stage
   init(
     model: DecoderModel, original: DecoderModel?, originalSamples: Int, calibration: CalibrationSet,
-    store: HiddenStatesStore, backend: any ComputeBackend, damping: Float, batchSamples: Int,
+    store: HiddenStatesStore, backend: any ComputeBackend, batchSamples: Int,
     beforeReading: @escaping () throws -> Void = {}, advanced: @escaping () -> Void = {}
   ) {
     let batches = calibration.batches(
@@ -98,7 +103,6 @@ final class LayerLoop {
     }
     self.calibration = calibration
     self.backend = backend
-    self.damping = damping
     self.batches = batches
     layerCount = model.description.layerCount
     self.beforeReading = beforeReading
@@ -109,7 +113,7 @@ final class LayerLoop {
   /// - Parameters:
   ///   - known: the linears that an earlier run has quantized; the loop then goes on where that one ended, with
   ///     what it left in the cache or, where that does not suffice, from the first layer.
-  ///   - quantize: replaces the weights of a stage's linears in the layer, given their problem
+  ///   - quantize: replaces the weights of a stage's linears in the layer, given their problem, without a ridge
   func run(
     knowing known: (any KnownLinears)? = nil,
     _ quantize: (_ layer: DecoderLayer, _ stage: Stage, _ problem: LayerProblem) throws -> Void
@@ -157,8 +161,7 @@ final class LayerLoop {
 
   private func layers(_ index: Int) throws -> Layers {
     try times.measure(.loading) {
-      try beforeReading()
-      return (try quantized.model.unloadedLayer(index), try original?.model.unloadedLayer(index))
+      (try quantized.model.unloadedLayer(index), try original?.model.unloadedLayer(index))
     }
   }
 
@@ -207,8 +210,7 @@ final class LayerLoop {
         layer: here.quantized.index, of: here.stage.linears.map(\.name).joined(separator: ", "),
         feature: feature)
     }
-    return LayerProblem(
-      gram: gram, damping: damping, correction: statistics.correction, backend: backend)
+    return LayerProblem(gram: gram, correction: statistics.correction, backend: backend)
   }
 
   /// Takes every batch to a stage, from the one before it or from the embedding.

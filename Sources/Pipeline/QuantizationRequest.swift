@@ -65,5 +65,5 @@ public struct QuantizationRequest: Sendable {
 
 extension QuantizationRequest {
   /// The calibration sequences that also run through the original model.
-  var originalSamples: Int { Int((targetShare * Double(calibration.samples)).rounded(.up)) }
+  var originalSamples: Int { target.originalSamples(share: targetShare, of: calibration.samples) }
 }

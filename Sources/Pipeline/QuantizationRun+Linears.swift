@@ -25,7 +25,7 @@ extension QuantizationRun {
     _ name: String, _ weights: Matrix, _ treatment: Treatment, _ stageProblem: LayerProblem
   ) throws -> BegunLinear {
     let start = ContinuousClock.now
-    // A rule may name another solver, with a damping of its own.
+    // Every solver has a damping of its own, and a rule may name another one.
     let problem = stageProblem.damped(by: treatment.quantizer.damping)
     var warnings: [String] = []
     if let rows = weights.firstZeroRows {

@@ -67,7 +67,7 @@ public final class QuantizationRun: Sendable {
     let work = MemoryPlan.Work(
       model: description, samples: request.calibration.samples,
       sequenceLength: request.calibration.sequenceLength,
-      originalSamples: request.target == .original ? request.originalSamples : 0,
+      originalSamples: request.originalSamples,
       keepsOutliers: treatments.values.contains { $0.outliers != nil })
     if let head = journal?.head {
       plan = try MemoryPlan(
@@ -132,8 +132,7 @@ public final class QuantizationRun: Sendable {
       LayerLoop(
         model: try model(), original: request.target == .original ? try model() : nil,
         originalSamples: request.originalSamples, calibration: request.calibration, store: store,
-        backend: backend,
-        damping: request.recipe.standard.quantizer.damping, batchSamples: plan.batchSamples,
+        backend: backend, batchSamples: plan.batchSamples,
         beforeReading: checkSource,
         advanced: { progress(.advanced) })
     }

@@ -119,6 +119,11 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
   /// The share that the settings come to.
   public var resolvedTargetShare: Double { targetShare ?? Self.defaultTargetShare(bits: bits) }
 
+  /// The calibration sequences that also run through the original model.
+  public var originalSamples: Int {
+    resolvedTarget.originalSamples(share: resolvedTargetShare, of: samples)
+  }
+
   /// What more sequences gain grows with the error that a width leaves, and what they cost does not: at 2 and 3 bits all
   /// of them, from 4 on an eighth.
   public static func defaultTargetShare(bits: Int) -> Double { bits < 4 ? 1 : 0.125 }

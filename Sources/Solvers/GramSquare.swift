@@ -63,12 +63,12 @@ final class GramSquare {
 
   private func makeFactor(_ order: ColumnOrder, ridge: Float) throws(ComputeError) -> NearestPlaneFactor {
     let first = order.firstColumns(of: inFeatures)
-    if first.isEmpty {
-      backend.symmetrize(matrix)
-    } else {
+    if let first {
       backend.fillUpperTriangle(of: matrix, inOrder: first)
+    } else {
+      backend.symmetrize(matrix)
     }
-    let columns = first.isEmpty ? Array(0..<inFeatures) : first
+    let columns = first ?? Array(0..<inFeatures)
     // With every input of a column zero any rounding of it is as good as another; a unit diagonal keeps the factor
     // defined.
     let damped = columns.map { diagonal[$0] + ridge == 0 ? 1 : diagonal[$0] + ridge }
@@ -112,12 +112,12 @@ enum ColumnOrder: Hashable {
   /// The same, but given columns are rounded after all others, so that they make up for the others' errors.
   case roundingLast([Int32])
 
-  /// The columns as they stand before a factorisation that may reorder them; empty for as they are stored. What comes
+  /// The columns as they stand before a factorisation that may reorder them; nil for as they are stored. What comes
   /// first is rounded last.
-  fileprivate func firstColumns(of count: Int) -> [Int] {
+  fileprivate func firstColumns(of count: Int) -> [Int]? {
     switch self {
     case .natural: return (0..<count).reversed()
-    case .smallestPivot: return []
+    case .smallestPivot: return nil
     case .roundingLast(let last):
       let last = last.map(Int.init)
       let isLast = Set(last)

@@ -44,13 +44,13 @@ struct InspectCommand: ParsableCommand {
     let tensors = Array(checkpoint.tensors.values)
     let linears = description.layerLinears
     let linearParameters = linears.reduce(0) { $0 + $1.outFeatures * $1.inFeatures }
-    let settings = QuantizationSettings()
-    func memory(targetShare: Double) -> Int? {
+    func memory(_ target: QuantizationSettings.TargetChoice) -> Int? {
+      var settings = QuantizationSettings()
+      settings.target = target
       let work = MemoryPlan.Work(
         model: description, samples: settings.samples,
-        sequenceLength: min(
-          settings.sequenceLength, description.maximumSequenceLength ?? settings.sequenceLength),
-        originalSamples: Int(targetShare * Double(settings.samples)))
+        sequenceLength: min(settings.sequenceLength, description.maximumSequenceLength ?? .max),
+        originalSamples: settings.originalSamples)
       // As little as it can do with.
       return
         (try? MemoryPlan(work, batchSamples: 1, panelRows: MemoryPlan.leastPanelRows, budgetBytes: .max))?
@@ -66,8 +66,7 @@ struct InspectCommand: ParsableCommand {
       quantizableParameters: linearParameters * description.layerCount,
       dtypes: Set(tensors.map(\.dtype.rawValue)).sorted(),
       quantization: checkpoint.configuration["quantization_config"]?["quant_method"]?.string,
-      memoryBytes: memory(targetShare: settings.resolvedTargetShare),
-      memoryBytesOfLayerTarget: memory(targetShare: 0), kernels: KernelSet.current.name)
+      memoryBytes: memory(.auto), memoryBytesOfLayerTarget: memory(.layer), kernels: KernelSet.current.name)
     if json { return try Console.json(summary) }
     try Console.line(
       """

@@ -93,7 +93,7 @@ struct QuantizeTests {
       try JSONValue(contentsOf: bench.output + "/config.json")["limits"]?.array?.first?.double == -.infinity)
   }
 
-  @Test(.enabled(if: KernelSet.current.isOnX86, "kernel sets are of x86-64"))
+  @Test(.enabled(if: KernelSet("Prescott").isOlderThanProcessor, "needs an x86-64 processor with AVX"))
   func `the best kernels are taken by themselves, and what a person chose stands with a warning`() throws {
     let bench = try Workbench()
     let free = try Quantease(

@@ -35,7 +35,7 @@ struct LayerLoopTests {
   func `what adds to the residual stream aims at the original model's, by the samples that both run`(
     _ fixture: String, _ samples: Int
   ) throws {
-    let run = try LoopRun(fixture, batchSamples: 2, originalSamples: samples, damping: 0.01)
+    let run = try LoopRun(fixture, batchSamples: 2, originalSamples: samples)
     let original = try run.inputs(quantized: false, samples: samples)
     for (index, here) in try run.inputs(quantized: true, samples: samples).enumerated() {
       let there = original[index]
@@ -106,7 +106,7 @@ private final class LoopRun {
   private var quantized: [String: Matrix] = [:]
   private let checkpoint: CheckpointReader
 
-  init(_ fixture: String, batchSamples: Int, originalSamples: Int? = nil, damping: Float = 0) throws {
+  init(_ fixture: String, batchSamples: Int, originalSamples: Int? = nil) throws {
     let checkpoint = try CheckpointReader(directory: TestFiles.model(fixture))
     self.checkpoint = checkpoint
     description = try ModelDescription(checking: checkpoint, source: checkpoint)
@@ -122,7 +122,7 @@ private final class LoopRun {
     let loop = LayerLoop(
       model: try model(), original: originalSamples == nil ? nil : try model(),
       originalSamples: originalSamples ?? 0, calibration: calibration,
-      store: store, backend: backend, damping: damping, batchSamples: batchSamples)
+      store: store, backend: backend, batchSamples: batchSamples)
     // Four bits: enough of an error for a stage to notice whether those before it are quantized.
     let format = GridFormat(bitWidth: .four, groupSize: .channel, isSymmetric: false)
     var modules: [String] = []

@@ -94,9 +94,11 @@ final class ResumeBench {
       MemoryPlan(work, batchSamples: Self.batchSamples, panelRows: MemoryPlan.leastPanelRows).peakBytes
   }
 
+  /// What a test asks for, with the bench's samples.
   private static func originalSamples(_ settings: QuantizationSettings) -> Int {
-    settings.resolvedTarget == .original
-      ? Int((settings.resolvedTargetShare * Double(samples)).rounded(.up)) : 0
+    var settings = settings
+    settings.samples = samples
+    return settings.originalSamples
   }
 
   /// With a few samples for the original model, one more than with all or none.

@@ -110,12 +110,7 @@ def documents(lines: str, file: Path):
                 DATA_ERROR, f"{file}, line {number}: no JSON object with a string `text`", "rewrite that line"
             )
         # JSON can spell half a character, which no encoding has; tokenizers would not take it.
-        yield text.encode("utf-8", "replace").decode("utf-8") if has_surrogate(text) else text
-
-
-def has_surrogate(text: str) -> bool:
-    """Whether half a surrogate pair stands alone in the text."""
-    return any("\ud800" <= character <= "\udfff" for character in text)
+        yield text.encode("utf-8", "replace").decode("utf-8")
 
 
 def write_ids(ids: list[int], file: Path) -> None:

@@ -42,13 +42,6 @@ extension ReferenceBackend: LinearAlgebra {
     }
   }
 
-  public func diagonal(of matrix: Matrix) -> [Float] { (0..<matrix.rows).map { matrix[$0, $0] } }
-
-  public func setDiagonal(_ values: [Float], of matrix: Matrix) {
-    precondition(matrix.rows == matrix.columns && values.count == matrix.rows, "the shapes do not fit")
-    for (index, value) in values.enumerated() { matrix[index, index] = value }
-  }
-
   public func symmetrize(_ matrix: Matrix) {
     precondition(matrix.rows == matrix.columns, "the matrix is not square")
     matrix.setEach { row, column in matrix.value(max(row, column), min(row, column)) }
