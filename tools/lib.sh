@@ -65,3 +65,10 @@ python_environment() {
   .venv/bin/python -m pip install --quiet "$@"
   export QUANTEASE_PYTHON="$PWD/.venv/bin/python"
 }
+
+# Has OpenBLAS take the kernels that the program asks for at its start in what cannot ask by itself: tests, benchmarks.
+use_best_kernels() {
+  local kernels
+  kernels=$("$1" inspect Tests/Fixtures/models/llama --json | sed -n 's/.*"kernels" : "OpenBLAS \([A-Za-z0-9_]*\).*/\1/p')
+  [ -z "$kernels" ] || export OPENBLAS_CORETYPE="$kernels"
+}

@@ -200,3 +200,12 @@ int qe_x86_level(void) {
   return 0;
 #endif
 }
+
+int qe_is_amd(void) {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  return __builtin_cpu_is("amd") != 0;
+#else
+  return 0;
+#endif
+}

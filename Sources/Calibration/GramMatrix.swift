@@ -7,15 +7,18 @@ public final class GramMatrix {
   public let values: Matrix
   /// Inputs added so far.
   public private(set) var tokens = 0
+  private let operands: OperandType
 
-  public init(inFeatures: Int) {
+  /// - Parameter operands: what inputs are rounded to
+  public init(inFeatures: Int, operands: OperandType = .float32) {
+    self.operands = operands
     values = Matrix(rows: inFeatures, columns: inFeatures)
   }
 
   /// Adds a batch of inputs.
   /// - Parameter inputs: `[tokens, inFeatures]`
   public func accumulate(_ inputs: Matrix, backend: any ComputeBackend) {
-    backend.accumulateGram(inputs, into: values)
+    backend.accumulateGram(inputs, operands: operands, into: values)
     tokens += inputs.rows
   }
 }

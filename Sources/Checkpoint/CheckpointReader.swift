@@ -164,6 +164,12 @@ public final class CheckpointReader: WeightSource {
     file.release(bytes)
   }
 
+  public func forget(_ tensor: String) {
+    guard let info = tensors[tensor], let (file, bytes) = try? location(of: tensor, 0..<info.byteRange.count)
+    else { return }
+    file.forget(bytes)
+  }
+
   private func info(of tensor: String) throws(CheckpointError) -> TensorInfo {
     guard let info = tensors[tensor] else { throw .unknownTensor(tensor) }
     return info

@@ -114,7 +114,10 @@ public final class CheckpointWriter: Sendable {
         throw CheckpointError.incomplete(tensor: tensor, missingBytes: place.byteCount - count)
       }
     }
-    for file in files { try file.synchronize() }
+    for file in files {
+      try file.synchronize()
+      file.forget()
+    }
     if let index {
       try AtomicFile.write(index.prettyText, to: FileSystem.join(directory, ShardIndex.fileName))
     }

@@ -11,27 +11,54 @@ public protocol WeightSource: Sendable {
   /// Fills `panel`, `[rows.count, columns]`, with the given rows of a tensor.
   /// - Throws: If there is no such tensor, or if a value is NaN or infinite.
   func read(_ tensor: String, rows: Range<Int>, into panel: Matrix) throws
+
+  /// Has the operating system forget what it keeps of a tensor that has been read for the last time in a while.
+  func forget(_ tensor: String)
 }
 
 extension WeightSource {
+  public func forget(_ tensor: String) {}
+
+  /// Reads a tensor, `[out, in]`, in panels of about four megabytes; a vector gives one row.
+  /// - Parameter body: called with every panel and its rows, in order; the panel's memory is used again for the next
+  /// - Throws: ``CheckpointError/wrongShape(tensor:found:expected:)`` if its extents are not
+  ///   `expected`, and what ``read(_:rows:into:)`` throws.
+  public func forEachPanel(
+    of tensor: String, shape expected: [Int], _ body: (_ rows: Range<Int>, _ panel: Matrix) throws -> Void
+  ) throws {
+    let (rows, columns) = try dimensions(of: tensor, shape: expected)
+    let panel = Matrix(rows: min(rows, Self.panelRows(columns)), columns: columns)
+    for start in stride(from: 0, to: rows, by: Self.panelRows(columns)) {
+      let range = start..<min(start + Self.panelRows(columns), rows)
+      try read(tensor, rows: range, into: panel.prefix(range.count))
+      try body(range, panel.prefix(range.count))
+    }
+  }
+
   /// The whole of a tensor, `[out, in]`; a vector gives one row.
   /// - Throws: ``CheckpointError/wrongShape(tensor:found:expected:)`` if its extents are not
   ///   `expected`, and what ``read(_:rows:into:)`` throws.
   public func matrix(_ tensor: String, shape expected: [Int]) throws -> Matrix {
+    let (rows, columns) = try dimensions(of: tensor, shape: expected)
+    let matrix = Matrix(rows: rows, columns: columns)
+    // In panels, as the source holds a panel in its own type meanwhile.
+    for start in stride(from: 0, to: rows, by: Self.panelRows(columns)) {
+      let range = start..<min(start + Self.panelRows(columns), rows)
+      try read(tensor, rows: range, into: matrix.rows(range))
+    }
+    return matrix
+  }
+
+  private static func panelRows(_ columns: Int) -> Int { max(1, 1_048_576 / max(columns, 1)) }
+
+  private func dimensions(of tensor: String, shape expected: [Int]) throws -> (rows: Int, columns: Int) {
     guard let found = shape(of: tensor) else { throw CheckpointError.unknownTensor(tensor) }
     guard found == expected else {
       throw CheckpointError.wrongShape(tensor: tensor, found: found, expected: expected)
     }
-    let rows = found.count > 1 ? found[0] : 1
-    let columns = (found.count > 1 ? found.dropFirst() : found[...]).reduce(1, *)
-    let matrix = Matrix(rows: rows, columns: columns)
-    // In panels of about four megabytes, as the source holds a panel in its own type meanwhile.
-    let panelRows = max(1, 1_048_576 / max(columns, 1))
-    for start in stride(from: 0, to: rows, by: panelRows) {
-      let range = start..<min(start + panelRows, rows)
-      try read(tensor, rows: range, into: matrix.rows(range))
-    }
-    return matrix
+    return (
+      found.count > 1 ? found[0] : 1, (found.count > 1 ? found.dropFirst() : found[...]).reduce(1, *)
+    )
   }
 
   /// A vector of `count` elements.

@@ -9,7 +9,8 @@ public protocol ComputeBackend: DecoderOperations, LinearAlgebra, GridSweeps, Ou
   var threads: Int { get }
 
   /// What computes, for reports: a library, and its kernels.
-  var kernels: String { get }
+  /// - Parameter operands: of the model's products
+  func kernels(for operands: OperandType) -> String
 }
 
 /// Dense products and factorisations.
@@ -24,10 +25,10 @@ public protocol LinearAlgebra: Sendable {
 
   /// Adds a batch of inputs to the lower triangle of the Gram matrix, Σ += XᵀX for X `[tokens, inFeatures]`.
   /// What is above the diagonal is left as it is: see ``symmetrize(_:)``.
-  func accumulateGram(_ inputs: Matrix, into gram: Matrix)
+  func accumulateGram(_ inputs: Matrix, operands: OperandType, into gram: Matrix)
 
   /// Adds AᵀB, A `[tokens, m]`, B `[tokens, n]`, to `product` `[m, n]`.
-  func accumulateCrossProduct(_ a: Matrix, _ b: Matrix, into product: Matrix)
+  func accumulateCrossProduct(_ a: Matrix, _ b: Matrix, operands: OperandType, into product: Matrix)
 
   /// x A xᵀ of every row x.
   /// - Parameters:
@@ -76,6 +77,14 @@ public protocol LinearAlgebra: Sendable {
 }
 
 extension LinearAlgebra {
+  public func accumulateGram(_ inputs: Matrix, into gram: Matrix) {
+    accumulateGram(inputs, operands: .float32, into: gram)
+  }
+
+  public func accumulateCrossProduct(_ a: Matrix, _ b: Matrix, into product: Matrix) {
+    accumulateCrossProduct(a, b, operands: .float32, into: product)
+  }
+
   public func diagonal(of matrix: Matrix) -> [Float] {
     precondition(matrix.rows == matrix.columns, "only a square matrix has a diagonal")
     return (0..<matrix.rows).map { matrix[$0, $0] }
@@ -90,13 +99,20 @@ extension LinearAlgebra {
 
 /// The operations of a decoder layer's forward pass.
 public protocol DecoderOperations: Sendable {
-  /// Y = X Wᵀ + b.
-  /// - Parameters:
-  ///   - inputs: X, `[tokens, inFeatures]`
-  ///   - weights: W, `[outFeatures, inFeatures]`
-  ///   - bias: b, `outFeatures` values
-  ///   - outputs: Y, `[tokens, outFeatures]`
-  func linear(_ inputs: Matrix, weights: Matrix, bias: [Float]?, into outputs: Matrix)
+  /// What the operands of a model's products are rounded to: its own type, if the processor multiplies that faster.
+  /// - Parameter stored: the type of the model's weights, which hidden states are stored in, too
+  func operandType(for stored: DType) -> OperandType
+
+  /// Weights of zeros.
+  func makeWeights(outFeatures: Int, inFeatures: Int, operands: OperandType) -> LinearWeights
+
+  /// Sets some rows of weights of this backend's, once.
+  /// - Parameter rows: `[count, inFeatures]`
+  func store(_ rows: Matrix, firstRow: Int, in weights: LinearWeights)
+
+  /// Y = X Wᵀ + b of linears that read the same inputs.
+  /// - Parameter inputs: X, `[tokens, inFeatures]`
+  func linear(_ inputs: Matrix, _ products: [LinearProduct])
 
   /// Normalises every row; `inputs` and `outputs` may be the same matrix.
   func normalize(_ inputs: Matrix, _ normalization: NormalizationParameters, into outputs: Matrix)
@@ -169,10 +185,12 @@ public struct AttentionParameters: Sendable {
   public let scale: Float
   /// Added to the scaled scores, `[heads, sequenceLength]` by key position: alibi.
   public let positionBias: Matrix?
+  /// What queries, keys, values and probabilities are rounded to.
+  public let operands: OperandType
 
   public init(
     heads: Int, keyValueHeads: Int, headDimension: Int, sequenceLength: Int, scale: Float,
-    positionBias: Matrix? = nil
+    positionBias: Matrix? = nil, operands: OperandType = .float32
   ) {
     self.heads = heads
     self.keyValueHeads = keyValueHeads
@@ -180,6 +198,7 @@ public struct AttentionParameters: Sendable {
     self.sequenceLength = sequenceLength
     self.scale = scale
     self.positionBias = positionBias
+    self.operands = operands
   }
 }
 

@@ -10,21 +10,16 @@ private let elementsPerChunk = 1 << 15
 private let queryRowsPerChunk = 64
 
 extension OpenBLASBackend: DecoderOperations {
-  public func linear(_ inputs: Matrix, weights: Matrix, bias: [Float]?, into outputs: Matrix) {
-    precondition(inputs.rows == outputs.rows, "inputs and outputs differ in their tokens")
-    precondition(inputs.columns == weights.columns, "inputs and weights differ in their features")
-    precondition(weights.rows == outputs.columns, "weights and outputs differ in their features")
-    precondition(bias == nil || bias?.count == weights.rows, "the bias has another length")
-    let bias = bias.map { Matrix(rows: 1, columns: $0.count, $0) }
-    runProduct(rows: outputs.rows, columns: outputs.columns) { rows, columns in
-      let block = outputs.block(rows: rows, columns: columns)
-      if let bias {
-        let values = bias.block(rows: 0..<1, columns: columns)
-        unsafe qe_fill_rows(values.pointer, block.pointer, block.rows, block.columns, block.stride)
+  public func linear(_ inputs: Matrix, _ products: [LinearProduct]) {
+    for product in products { product.checkShapes(inputs: inputs) }
+    multiplyPacked(inputs, products.filter { $0.weights.operands == .bfloat16 })
+    for product in products where product.weights.operands == .float32 {
+      runProduct(rows: inputs.rows, columns: product.outputs.columns) { rows, columns in
+        let block = product.outputs.block(rows: rows, columns: columns)
+        block.multiply(
+          inputs.rows(rows).whole, product.weights.values.rows(columns).whole, transposingB: true,
+          keeping: product.begin(block, columns: columns) ? 1 : 0)
       }
-      block.multiply(
-        inputs.rows(rows).whole, weights.rows(columns).whole, transposingB: true,
-        keeping: bias == nil ? 0 : 1)
     }
   }
 
@@ -72,6 +67,9 @@ extension OpenBLASBackend: DecoderOperations {
     queries: Matrix, keys: Matrix, values: Matrix, _ parameters: AttentionParameters, into outputs: Matrix
   ) {
     parameters.checkShapes(queries: queries, keys: keys, values: values, outputs: outputs)
+    if parameters.operands == .bfloat16 {
+      return attendPacked(queries: queries, keys: keys, values: values, parameters, into: outputs)
+    }
     let length = parameters.sequenceLength
     let dimension = parameters.headDimension
     let blocks = Division(length, blocksOfAtMost: queryRowsPerChunk)
@@ -178,5 +176,25 @@ extension AttentionParameters {
       precondition(
         positionBias.rows == heads && positionBias.columns == sequenceLength, "the bias has another shape")
     }
+  }
+}
+
+extension LinearProduct {
+  /// Brings the bias into a block of the outputs.
+  /// - Parameter columns: the block's, of the outputs
+  /// - Returns: whether the block holds something that the product is to be added to
+  func begin(_ block: MatrixBlock, columns: Range<Int>) -> Bool {
+    guard let bias else { return isAdded }
+    unsafe bias[columns].withUnsafeBufferPointer { values in
+      guard let values = values.baseAddress else { return }
+      if isAdded {
+        for row in 0..<block.rows {
+          unsafe qe_add(values, block.pointer + row * block.stride, block.columns)
+        }
+      } else {
+        unsafe qe_fill_rows(values, block.pointer, block.rows, block.columns, block.stride)
+      }
+    }
+    return true
   }
 }

@@ -52,9 +52,10 @@ extension OpenBLASBackend: LinearAlgebra {
 
   /// Every tile of the triangle is one task, which takes all tokens and adds to Σ in place: sums of their own for
   /// parts of the tokens would have to be made, and faulted in, for every batch.
-  public func accumulateGram(_ inputs: Matrix, into gram: Matrix) {
+  public func accumulateGram(_ inputs: Matrix, operands: OperandType, into gram: Matrix) {
     let order = gram.rows
     precondition(gram.columns == order && inputs.columns == order, "the Gram matrix has another order")
+    if operands == .bfloat16 { return accumulatePackedGram(inputs, into: gram) }
     let evenly = order.dividedRoundingUp(by: ChunkSize.fewestGramBlocks)
     let largest = min(max(evenly, ChunkSize.leastRows), ChunkSize.gramColumns)
     let tiles = SymmetricTiles(Division(order, blocksOfAtMost: largest, multipleOf: 8))
@@ -71,9 +72,10 @@ extension OpenBLASBackend: LinearAlgebra {
     }
   }
 
-  public func accumulateCrossProduct(_ a: Matrix, _ b: Matrix, into product: Matrix) {
+  public func accumulateCrossProduct(_ a: Matrix, _ b: Matrix, operands: OperandType, into product: Matrix) {
     precondition(a.rows == b.rows, "A and B differ in their tokens")
     precondition(product.rows == a.columns && product.columns == b.columns, "the product has another shape")
+    if operands == .bfloat16 { return accumulatePackedCrossProduct(a, b, into: product) }
     let rowBlocks = Division(product.rows, blocksOfAtMost: ChunkSize.crossRows, multipleOf: 8)
     let columnBlocks = Division(product.columns, blocksOfAtMost: ChunkSize.crossColumns, multipleOf: 8)
     team.run(chunks: rowBlocks.count * columnBlocks.count) { chunk in

@@ -7,16 +7,25 @@ import Compute
 /// alone, and a ``ThreadTeam`` works through them: the bits of a result do not depend on the thread count.
 public struct OpenBLASBackend: Sendable {
   let team: ThreadTeam
+  let bfloat16: BFloat16Kernels?
 
-  /// - Parameter threads: how many threads an operation may use, at least 1
-  public init(threads: Int) {
+  /// - Parameters:
+  ///   - threads: how many threads an operation may use, at least 1
+  ///   - bfloat16: what multiplies matrices of bfloat16, which the processor must have; nil to multiply in fp32 alone
+  public init(threads: Int, bfloat16: BFloat16Kernels? = nil) {
     Self.configure()
+    precondition(bfloat16?.isAvailable ?? true, "the processor has no such instructions")
     team = ThreadTeam(threads: threads)
+    self.bfloat16 = bfloat16
   }
 
   public var threads: Int { team.threads }
 
-  public var kernels: String { "OpenBLAS \(KernelSet.current.name)" }
+  public func kernels(for operands: OperandType) -> String {
+    let library = "OpenBLAS \(KernelSet.current.name)"
+    guard operands == .bfloat16, let bfloat16 else { return library }
+    return "\(library), bfloat16 products by \(bfloat16.rawValue)"
+  }
 
   /// Parts of operations that are done so far. Any thread may ask: a number that stands still for long is work that
   /// hangs.

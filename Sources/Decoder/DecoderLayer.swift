@@ -18,7 +18,8 @@ public struct LayerState {
   }
 }
 
-/// One decoder layer, run stage by stage; resident in fp32 are the weights of the stages that were loaded.
+/// One decoder layer, run stage by stage; resident, as the backend multiplies by them, are the weights of the stages that
+/// were loaded.
 ///
 /// A linear's weights can be replaced between stages, so that everything downstream sees what was quantized.
 /// Matrices in the returned state lie in the layer's workspace and are valid until the next batch runs.
@@ -30,7 +31,8 @@ public final class DecoderLayer {
   private let backend: any ComputeBackend
   private let workspace: Workspace
   private let tables: PositionTables
-  private var weights: [String: Matrix] = [:]
+  private let operands: OperandType
+  private var resident: [String: ResidentLinear] = [:]
   private let biases: [String: [Float]]
   private let attentionNorm: NormalizationParameters
   private let mlpNorm: NormalizationParameters?
@@ -41,7 +43,7 @@ public final class DecoderLayer {
   /// - Throws: errors of the source for a missing tensor, a wrong shape, or a value that is not finite.
   init(
     index: Int, model: ModelDescription, source: any WeightSource, backend: any ComputeBackend,
-    workspace: Workspace, tables: PositionTables
+    workspace: Workspace, tables: PositionTables, operands: OperandType
   ) throws {
     self.index = index
     self.model = model
@@ -49,6 +51,7 @@ public final class DecoderLayer {
     self.backend = backend
     self.workspace = workspace
     self.tables = tables
+    self.operands = operands
     stages = model.stages
     let prefix = model.layerPrefix(index)
     let attention = model.layer.attention
@@ -70,20 +73,67 @@ public final class DecoderLayer {
   /// Reads the weights of a stage's linears, those that are not resident.
   /// - Throws: errors of the source for a missing tensor, a wrong shape, or a value that is not finite.
   public func load(_ stage: Stage) throws {
-    for linear in stage.linears where weights[linear.name] == nil {
-      weights[linear.name] = try source.matrix(
-        "\(moduleName(of: linear)).weight", shape: [linear.outFeatures, linear.inFeatures])
+    for linear in stage.linears where resident[linear.name] == nil {
+      let weights = makeResident(linear)
+      try source.forEachPanel(of: weightName(linear), shape: shape(linear)) { rows, panel in
+        weights.store(panel, firstRow: rows.lowerBound, by: backend)
+      }
+      resident[linear.name] = weights
     }
   }
 
   /// Gives the memory of the weights of a stage's linears back, and forgets what they were replaced by.
   public func unload(_ stage: Stage) {
-    for linear in stage.linears { weights[linear.name] = nil }
+    for linear in stage.linears { resident[linear.name] = nil }
   }
 
-  /// A linear's weights as they now are, `[outFeatures, inFeatures]`; its stage is loaded. They may be overwritten in
-  /// place.
-  public func weights(of linear: LayerLinear) -> Matrix { matrix(linear.name) }
+  /// Has the operating system forget what it keeps of the weights of a stage's linears, which will not be read again soon.
+  public func forget(_ stage: Stage) {
+    for linear in stage.linears { source.forget(weightName(linear)) }
+  }
+
+  /// A linear's weights as the checkpoint has them, `[outFeatures, inFeatures]`, read anew.
+  /// - Throws: errors of the source for a missing tensor, a wrong shape, or a value that is not finite.
+  public func storedWeights(of linear: LayerLinear) throws -> Matrix {
+    try source.matrix(weightName(linear), shape: shape(linear))
+  }
+
+  /// Has the layer run with other weights of a linear, until its stage is unloaded.
+  /// - Parameter panels: gives the weights by calling what it is given with rows `[count, inFeatures]`, in order, until
+  ///   there are `outFeatures`
+  public func replaceWeights(of linear: LayerLinear, _ panels: ((_ rows: Matrix) -> Void) throws -> Void)
+    rethrows
+  {
+    // What it had is not needed meanwhile.
+    resident[linear.name] = nil
+    let weights = makeResident(linear)
+    var firstRow = 0
+    try panels { rows in
+      weights.store(rows, firstRow: firstRow, by: backend)
+      firstRow += rows.rows
+    }
+    precondition(firstRow == linear.outFeatures, "the weights have other rows")
+    resident[linear.name] = weights
+  }
+
+  /// outputs ← outputs + inputs · Wᵀ for the resident weights W of a linear that is not fused.
+  public func addProduct(of inputs: Matrix, with linear: LayerLinear, to outputs: Matrix) {
+    let weights = weights(linear.name)
+    precondition(weights.parts.count == 1, "the linear is fused")
+    backend.linear(inputs, [LinearProduct(weights.parts[0], into: outputs, adding: true)])
+  }
+
+  private func weightName(_ linear: LayerLinear) -> String { "\(moduleName(of: linear)).weight" }
+
+  private func shape(_ linear: LayerLinear) -> [Int] { [linear.outFeatures, linear.inFeatures] }
+
+  private func makeResident(_ linear: LayerLinear) -> ResidentLinear {
+    let attention = model.layer.attention
+    let isFused = if case .fused(linear.name) = attention.projection { true } else { false }
+    return ResidentLinear(
+      rows: isFused ? attention.fusedRows : [[0..<linear.outFeatures]], inFeatures: linear.inFeatures,
+      bias: biases[linear.name], operands: operands, backend: backend)
+  }
 
   /// The full name of a linear's module in the checkpoint.
   public func moduleName(of linear: LayerLinear) -> String {
@@ -112,10 +162,10 @@ public final class DecoderLayer {
       case .attention: state.context = attend(input, sequenceLength: sequenceLength)
       case .expansion: state.intermediate = expand(input)
       case .attentionOutput:
-        addToResidual(linear(.attentionOutput, input), norm: .attention, &state)
+        addToResidual(.attentionOutput, input, norm: .attention, &state)
         state.context = nil
       case .contraction:
-        addToResidual(linear(.contraction, input), norm: .mlp, &state)
+        addToResidual(.contraction, input, norm: .mlp, &state)
         state.intermediate = nil
       }
     }
@@ -135,17 +185,12 @@ public final class DecoderLayer {
     let queries = workspace.matrix(.queries, rows: tokens, columns: attention.queryFeatures)
     let keys = workspace.matrix(.keys, rows: tokens, columns: attention.keyFeatures)
     let values = workspace.matrix(.values, rows: tokens, columns: attention.keyFeatures)
-    switch attention.projection {
-    case .separate(let query, let key, let value):
-      for (name, output) in [(query, queries), (key, keys), (value, values)] {
-        backend.linear(input, weights: matrix(name), bias: biases[name], into: output)
+    let projections =
+      switch attention.projection {
+      case .separate(let query, let key, let value): [query, key, value]
+      case .fused(let name): [name]
       }
-    case .fused(let name):
-      let split = FusedProjection(attention, weights: matrix(name), bias: biases[name])
-      backend.linear(input, weights: split.query, bias: split.queryBias, into: queries)
-      backend.linear(input, weights: split.key, bias: split.keyBias, into: keys)
-      backend.linear(input, weights: split.value, bias: split.valueBias, into: values)
-    }
+    run(projections, on: input, into: [queries, keys, values])
     for (states, norm) in [(queries, queryNorm), (keys, keyNorm)] {
       guard let norm else { continue }
       let heads = states.reshaped(
@@ -160,7 +205,7 @@ public final class DecoderLayer {
     let parameters = AttentionParameters(
       heads: attention.heads, keyValueHeads: attention.keyValueHeads,
       headDimension: attention.headDimension, sequenceLength: sequenceLength,
-      scale: attention.scoreScale, positionBias: tables.alibi)
+      scale: attention.scoreScale, positionBias: tables.alibi, operands: operands)
     backend.attend(queries: queries, keys: keys, values: values, parameters, into: context)
     return context
   }
@@ -170,29 +215,33 @@ public final class DecoderLayer {
     let up = workspace.matrix(.up, rows: input.rows, columns: mlp.intermediateSize)
     switch mlp.expansion {
     case .plain(let name):
-      backend.linear(input, weights: matrix(name), bias: biases[name], into: up)
+      run([name], on: input, into: [up])
       backend.activate(up, mlp.activation)
       return up
     case .gated(let gateName, let upName):
       let gate = workspace.matrix(.gate, rows: input.rows, columns: mlp.intermediateSize)
-      backend.linear(input, weights: matrix(gateName), bias: biases[gateName], into: gate)
-      backend.linear(input, weights: matrix(upName), bias: biases[upName], into: up)
+      run([gateName, upName], on: input, into: [gate, up])
       backend.activateGate(gate, up: up, mlp.activation)
       return gate
     }
   }
 
-  private func linear(_ part: Stage.Part, _ input: Matrix) -> Matrix {
-    let description = model.layer.linears(of: part, hiddenSize: model.hiddenSize)[0]
-    let output = workspace.matrix(
-      .residualUpdate, rows: input.rows, columns: description.outFeatures)
+  /// Runs linears that read the same input, one of outputs each.
+  private func run(
+    _ linears: [String], on input: Matrix, into outputs: [Matrix], adding isAdded: Bool = false
+  ) {
+    let products = linears.flatMap { weights($0).products }
+    precondition(products.count == outputs.count, "a fused linear has several outputs")
     backend.linear(
-      input, weights: matrix(description.name), bias: biases[description.name], into: output)
-    return output
+      input,
+      zip(products, outputs).map { LinearProduct($0.weights, bias: $0.bias, into: $1, adding: isAdded) })
   }
 
-  private func addToResidual(_ update: Matrix, norm: Stage.StageNorm, _ state: inout LayerState) {
-    backend.add(update, into: state.residual)
+  private func addToResidual(
+    _ part: Stage.Part, _ input: Matrix, norm: Stage.StageNorm, _ state: inout LayerState
+  ) {
+    let linear = model.layer.linears(of: part, hiddenSize: model.hiddenSize)[0]
+    run([linear.name], on: input, into: [state.residual], adding: true)
     if model.layer.placement == .after {
       backend.normalize(state.residual, parameters(norm), into: state.residual)
     }
@@ -205,9 +254,9 @@ public final class DecoderLayer {
     }
   }
 
-  private func matrix(_ name: String) -> Matrix {
-    guard let matrix = weights[name] else { preconditionFailure("\(name) is not loaded") }
-    return matrix
+  private func weights(_ name: String) -> ResidentLinear {
+    guard let weights = resident[name] else { preconditionFailure("\(name) is not loaded") }
+    return weights
   }
 
   private func pending(_ matrix: Matrix?, _ name: String) -> Matrix {
@@ -234,38 +283,6 @@ struct PositionTables: Sendable {
       rotary = nil
       alibi = slopes.bias(sequenceLength: sequenceLength, scoreScale: attention.scoreScale)
     }
-  }
-}
-
-/// The rows of a fused query-key-value matrix, sorted into three.
-///
-/// The fused matrix has one group of rows for every key-value head: its query heads, then its key, then its value.
-struct FusedProjection {
-  let query: Matrix
-  let key: Matrix
-  let value: Matrix
-  let queryBias: [Float]?
-  let keyBias: [Float]?
-  let valueBias: [Float]?
-
-  init(_ attention: AttentionDescription, weights: Matrix, bias: [Float]?) {
-    let size = attention.headDimension
-    let queriesPerGroup = attention.heads / attention.keyValueHeads
-    func gather(_ offset: Int, _ heads: Int) -> (Matrix, [Float]?) {
-      let rows = Matrix(
-        rows: attention.keyValueHeads * heads * size, columns: weights.columns)
-      var gatheredBias: [Float] = []
-      for group in 0..<attention.keyValueHeads {
-        let source = (group * (queriesPerGroup + 2) + offset) * size
-        rows.rows(group * heads * size..<(group + 1) * heads * size)
-          .copy(from: weights.rows(source..<source + heads * size))
-        if let bias { gatheredBias += bias[source..<source + heads * size] }
-      }
-      return (rows, bias == nil ? nil : gatheredBias)
-    }
-    (query, queryBias) = gather(0, queriesPerGroup)
-    (key, keyBias) = gather(queriesPerGroup, 1)
-    (value, valueBias) = gather(queriesPerGroup + 1, 1)
   }
 }
 

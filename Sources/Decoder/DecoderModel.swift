@@ -10,11 +10,13 @@ public final class DecoderModel {
   private let backend: any ComputeBackend
   private let workspace = Workspace()
   private let tables: PositionTables
+  /// What weights and inputs of the layers' linears are rounded to; embedding and head stay fp32.
+  public let operands: OperandType
 
   /// - Throws: ``DecoderError/sequenceTooLong(_:maximum:)``
   public init(
     _ description: ModelDescription, source: any WeightSource, backend: any ComputeBackend,
-    sequenceLength: Int
+    sequenceLength: Int, operands: OperandType = .float32
   ) throws {
     if let maximum = description.maximumSequenceLength, sequenceLength > maximum {
       throw DecoderError.sequenceTooLong(sequenceLength, maximum: maximum)
@@ -23,6 +25,7 @@ public final class DecoderModel {
     self.source = source
     self.backend = backend
     self.sequenceLength = sequenceLength
+    self.operands = operands
     tables = PositionTables(description.layer.attention, sequenceLength: sequenceLength)
   }
 
@@ -37,7 +40,7 @@ public final class DecoderModel {
   public func unloadedLayer(_ index: Int) throws -> DecoderLayer {
     try DecoderLayer(
       index: index, model: description, source: source, backend: backend, workspace: workspace,
-      tables: tables)
+      tables: tables, operands: operands)
   }
 
   /// The hidden states that enter the first layer, `[tokens.count, hiddenSize]`.

@@ -21,11 +21,6 @@ public struct ModelDescription: Sendable {
   /// What a token's keys, or values, take.
   public var keyFeatures: Int { layer.attention.keyFeatures }
 
-  /// Whether queries, keys and values are rows of one matrix.
-  public var hasFusedProjection: Bool {
-    if case .fused = layer.attention.projection { true } else { false }
-  }
-
   /// The linears that lead into the MLP's middle: two with a gate.
   public var expansionLinears: Int {
     if case .gated = layer.mlp.expansion { 2 } else { 1 }

@@ -6,8 +6,8 @@ import Tensors
 /// Not for concurrent use: a workspace belongs to one forward pass at a time.
 final class Workspace {
   enum Role: Hashable {
-    case normalized, queries, keys, values, context, gate, up, residualUpdate, embeddings, projected,
-      headInput, logits
+    case normalized, queries, keys, values, context, gate, up, embeddings, projected, headInput,
+      logits
   }
 
   private var buffers: [Role: Matrix] = [:]

@@ -167,6 +167,7 @@ public final class CheckpointExport: Sendable {
       }
       source.release(tensor.name, range)
     }
+    source.forget(tensor.name)
   }
 
   private func convertBias(_ tensor: TensorInfo, to output: Output) throws {

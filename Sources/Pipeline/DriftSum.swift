@@ -16,11 +16,15 @@ struct DriftSum {
 
   private let linear: LayerLinear
   private let sum: Matrix
+  private let operands: OperandType
   private let backend: any ComputeBackend
 
-  /// - Parameter linear: adds its output to the residual stream
-  init(_ linear: LayerLinear, backend: any ComputeBackend) {
+  /// - Parameters:
+  ///   - linear: adds its output to the residual stream
+  ///   - operands: what differences and inputs are rounded to
+  init(_ linear: LayerLinear, operands: OperandType, backend: any ComputeBackend) {
     self.linear = linear
+    self.operands = operands
     self.backend = backend
     sum = Matrix(rows: linear.outFeatures, columns: linear.inFeatures)
   }
@@ -32,10 +36,8 @@ struct DriftSum {
   func add(_ quantized: Reached, original: Reached, layer: DecoderLayer) {
     backend.subtract(quantized.input, from: original.input)
     backend.subtract(quantized.residual, from: original.residual)
-    backend.multiply(
-      original.input, layer.weights(of: linear), transposingB: true, scale: 1, into: original.residual,
-      keeping: 1)
-    backend.accumulateCrossProduct(original.residual, quantized.input, into: sum)
+    layer.addProduct(of: original.input, with: linear, to: original.residual)
+    backend.accumulateCrossProduct(original.residual, quantized.input, operands: operands, into: sum)
   }
 
   /// What the linear's target is moved by; nothing can be added any more.

@@ -21,7 +21,23 @@ struct JournalledLinears: KnownLinears {
   func restore(_ stage: Stage, in layer: DecoderLayer) throws {
     for linear in stage.linears {
       guard let known = try journal.linear(layer.moduleName(of: linear)) else { continue }
-      known.dequantize(rows: 0..<known.outFeatures, into: layer.weights(of: linear))
+      layer.replaceWeights(of: linear, by: known)
+    }
+  }
+}
+
+extension DecoderLayer {
+  private static let panelRows = 256
+
+  /// Has the layer run with what a linear was quantized to.
+  func replaceWeights(of linear: LayerLinear, by quantized: QuantizedLinear) {
+    replaceWeights(of: linear) { store in
+      for start in stride(from: 0, to: quantized.outFeatures, by: Self.panelRows) {
+        let rows = start..<min(start + Self.panelRows, quantized.outFeatures)
+        let panel = Matrix(rows: rows.count, columns: quantized.inFeatures)
+        quantized.dequantize(rows: rows, into: panel)
+        store(panel)
+      }
     }
   }
 }

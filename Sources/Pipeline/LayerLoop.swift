@@ -73,6 +73,7 @@ final class LayerLoop {
     func unload() {
       quantized.unload(stage)
       original?.unload(stage)
+      quantized.forget(stage)
     }
   }
 
@@ -113,7 +114,8 @@ final class LayerLoop {
   /// - Parameters:
   ///   - known: the linears that an earlier run has quantized; the loop then goes on where that one ended, with
   ///     what it left in the cache or, where that does not suffice, from the first layer.
-  ///   - quantize: replaces the weights of a stage's linears in the layer, given their problem, without a ridge
+  ///   - quantize: replaces the weights of a stage's linears in the layer, given their problem, without a ridge; those
+  ///     that it leaves stay as the checkpoint has them
   func run(
     knowing known: (any KnownLinears)? = nil,
     _ quantize: (_ layer: DecoderLayer, _ stage: Stage, _ problem: LayerProblem) throws -> Void
@@ -131,8 +133,8 @@ final class LayerLoop {
     var here: Position?
     if first > 0 {
       let last = position(layers, places[first - 1].stage)
-      try load(last.stage, in: last.quantized)
       try known?.restore(last.stage, in: last.quantized)
+      try load(last.stage, in: last.quantized)
       here = last
     }
     for (index, place) in places.enumerated().dropFirst(first) {
@@ -141,12 +143,15 @@ final class LayerLoop {
       isTakingOver = index == first && first > 0
       let statistics = try enter(position, from: here, gathering: index >= open)
       here?.unload()
-      try load(position.stage, in: position.quantized)
+      // The solver reads weights of its own, in fp32.
+      position.quantized.unload(position.stage)
       try known?.restore(position.stage, in: position.quantized)
       if let statistics {
+        try beforeReading()
         let problem = try times.measure(.solver) { try makeProblem(position, statistics) }
         try times.measure(.solver) { try quantize(position.quantized, position.stage, problem) }
       }
+      try load(position.stage, in: position.quantized)
       here = position
     }
   }
@@ -222,7 +227,8 @@ final class LayerLoop {
 
   /// Embeds the calibration set and adds up the first stage's Gram matrix, which both streams share.
   private func embed(into first: Position, gathering: Bool) throws -> Statistics? {
-    let gram = gathering ? GramMatrix(inFeatures: first.stage.inFeatures) : nil
+    let gram =
+      gathering ? GramMatrix(inFeatures: first.stage.inFeatures, operands: quantized.model.operands) : nil
     let streams = [quantized] + (original.map { [$0] } ?? [])
     let transitions = streams.map {
       ($0.batches.indices, $0.states.transition(writing: [.residual], consuming: []))
@@ -246,10 +252,12 @@ final class LayerLoop {
 
   /// Runs a stage on every batch and adds up what the next one's problem is made of.
   private func advance(_ here: Position, to next: Position, gathering: Bool) throws -> Statistics? {
-    let gram = gathering ? GramMatrix(inFeatures: next.stage.inFeatures) : nil
+    let gram =
+      gathering ? GramMatrix(inFeatures: next.stage.inFeatures, operands: quantized.model.operands) : nil
     let sum =
       original == nil || gram == nil
-      ? nil : next.stage.residualLinear.map { DriftSum($0, backend: backend) }
+      ? nil
+      : next.stage.residualLinear.map { DriftSum($0, operands: quantized.model.operands, backend: backend) }
     var correction: Matrix?
     if let layer = here.original { try load(here.stage, in: layer) }
     // The drift is that of the stage's linear before it is quantized.

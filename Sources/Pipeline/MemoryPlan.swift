@@ -1,3 +1,4 @@
+import Compute
 import Decoder
 
 /// What a run will hold in memory at its peak, mapped files aside, worked out from config.json before any work.
@@ -31,17 +32,20 @@ public struct MemoryPlan: Sendable, Equatable {
     public var sequenceLength: Int
     /// The first of the samples, which run through the original model, too; 0 with ``Target/layer``.
     public var originalSamples: Int
+    /// What weights and inputs are rounded to in the forward pass.
+    public var operands: OperandType
     /// Whether some linear keeps outliers, which takes a second solution beside the first.
     public var keepsOutliers: Bool
 
     public init(
       model: ModelDescription, samples: Int, sequenceLength: Int, originalSamples: Int,
-      keepsOutliers: Bool = false
+      operands: OperandType = .float32, keepsOutliers: Bool = false
     ) {
       self.model = model
       self.samples = samples
       self.sequenceLength = sequenceLength
       self.originalSamples = originalSamples
+      self.operands = operands
       self.keepsOutliers = keepsOutliers
     }
   }
@@ -124,6 +128,8 @@ private struct Needs {
   private static let base = 32_000_000
   /// Threads whose scratch memory is counted: sizes must not follow from the number of a machine's processors.
   private static let threads = 8
+  /// Tokens whose inputs are packed for 16-bit products.
+  private static let packedTokens = 1_024
   /// Rows that a thread transposes to round them, and the matrices that it has of them.
   private static let roundingRows = 96
   private static let roundingMatrices = 4
@@ -145,8 +151,8 @@ private struct Needs {
     return stages.indices.map { index in
       let before = stages[(index + stages.count - 1) % stages.count]
       let stage = stages[index]
-      return square(stage) + streams * weights(before) + fusedRows(before)
-        + (hasDrift(stage) ? drift(stage) + weights(stage) : 0)
+      return square(stage) + streams * residentWeights(before) + packedInputs
+        + (hasDrift(stage) ? drift(stage) + residentWeights(stage) : 0)
     }.max().map { $0 + standing + writtenValue } ?? 0
   }
 
@@ -157,6 +163,7 @@ private struct Needs {
       let matrices = work.keepsOutliers ? Self.panelMatricesWithOutliers : Self.panelMatrices
       let panels = matrices * min(panelRows, widestOutput(stage)) * width * Self.float
       let rounding = Self.threads * Self.roundingMatrices * Self.roundingRows * width * Self.float
+      // What a linear is replaced by takes no more than its weights did, which go before.
       return square(stage) + drift(stage) + weights(stage) + codes(stage) + neighbours + max(panels, rounding)
     }.max().map { $0 + standing } ?? 0
   }
@@ -167,8 +174,8 @@ private struct Needs {
     let attention = model.contextFeatures
     let states = model.hiddenSize + attention + model.intermediateSize
     let expansion = model.intermediateSize * model.expansionLinears
-    // Normalised inputs, queries, keys and values, context, expansion, what is added to the residual stream.
-    let working = 2 * model.hiddenSize + 2 * attention + 2 * model.keyFeatures + expansion
+    // Normalised inputs, queries, keys and values, context, expansion.
+    let working = model.hiddenSize + 2 * attention + 2 * model.keyFeatures + expansion
     let embeddings = model.hiddenSize
     let forward = (states + working) * (batchTokens + originalTokens) + embeddings * batchTokens
     return Self.base + forward * Self.float + writtenValue + valuesAhead
@@ -190,7 +197,21 @@ private struct Needs {
   /// Σ, with whatever is derived from it.
   private func square(_ stage: Stage) -> Int { stage.inFeatures * stage.inFeatures * Self.float }
 
+  /// The weights of a stage as the solver has them.
   private func weights(_ stage: Stage) -> Int { Self.float * codes(stage) }
+
+  /// The same as the forward pass has them.
+  private func residentWeights(_ stage: Stage) -> Int {
+    codes(stage) * (work.operands == .bfloat16 ? 2 : Self.float)
+  }
+
+  /// In the order in which 16-bit products read them: inputs, some tokens at a time, once for each side of a Gram matrix;
+  /// or keys and values.
+  private var packedInputs: Int {
+    if work.operands == .float32 { return 0 }
+    let inputs = widestSlot * min(batchTokens, Self.packedTokens)
+    return 2 * 2 * max(inputs, model.keyFeatures * batchTokens)
+  }
 
   /// A byte a weight.
   private func codes(_ stage: Stage) -> Int {
@@ -201,11 +222,6 @@ private struct Needs {
 
   /// The correction, which stands where the drift was summed up.
   private func drift(_ stage: Stage) -> Int { hasDrift(stage) ? weights(stage) : 0 }
-
-  /// A fused projection is sorted into queries, keys and values where it is used.
-  private func fusedRows(_ stage: Stage) -> Int {
-    model.hasFusedProjection && stage.parts.contains(.attention) ? weights(stage) : 0
-  }
 
   private func widestOutput(_ stage: Stage) -> Int { stage.linears.map(\.outFeatures).max() ?? 0 }
 }

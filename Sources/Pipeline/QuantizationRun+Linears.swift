@@ -13,6 +13,7 @@ extension QuantizationRun {
   /// A linear that has its draft.
   struct BegunLinear {
     let name: String
+    let description: LayerLinear
     let weights: Matrix
     let treatment: Treatment
     let problem: LayerProblem
@@ -22,7 +23,8 @@ extension QuantizationRun {
   }
 
   func begin(
-    _ name: String, _ weights: Matrix, _ treatment: Treatment, _ stageProblem: LayerProblem
+    _ name: String, _ description: LayerLinear, _ weights: Matrix, _ treatment: Treatment,
+    _ stageProblem: LayerProblem
   ) throws -> BegunLinear {
     let start = ContinuousClock.now
     // Every solver has a damping of its own, and a rule may name another one.
@@ -35,8 +37,9 @@ extension QuantizationRun {
     let draft = try treatment.quantizer.draft(
       weights, problem: problem, format: treatment.gridFormat, backend: backend, panelRows: plan.panelRows)
     return BegunLinear(
-      name: name, weights: weights, treatment: treatment, problem: problem, draft: draft, warnings: warnings,
-      seconds: (ContinuousClock.now - start).seconds)
+      name: name, description: description, weights: weights, treatment: treatment, problem: problem,
+      draft: draft,
+      warnings: warnings, seconds: (ContinuousClock.now - start).seconds)
   }
 
   func finish(

@@ -22,6 +22,7 @@ public final class QuantizationRun: Sendable {
   private let source: SourceFiles
   let backend: any ComputeBackend
   private let modelType: DType
+  private let operands: OperandType
   private let treatments: [String: Treatment]
   private let journal: ResumeJournal?
   private let unpublished = Mutex(Unpublished())
@@ -63,11 +64,12 @@ public final class QuantizationRun: Sendable {
     }
     self.request = request
     self.backend = backend
+    operands = backend.operandType(for: modelType)
     journal = try request.resume.map(ResumeJournal.init)
     let work = MemoryPlan.Work(
       model: description, samples: request.calibration.samples,
       sequenceLength: request.calibration.sequenceLength,
-      originalSamples: request.originalSamples,
+      originalSamples: request.originalSamples, operands: operands,
       keepsOutliers: treatments.values.contains { $0.outliers != nil })
     if let head = journal?.head {
       plan = try MemoryPlan(
@@ -90,6 +92,8 @@ public final class QuantizationRun: Sendable {
     }
     return (checkpoint, try ModelDescription(checking: checkpoint, source: checkpoint))
   }
+
+  private var kernels: String { backend.kernels(for: operands) }
 
   /// The linears that are to be quantized.
   public var linearCount: Int { treatments.count }
@@ -120,13 +124,14 @@ public final class QuantizationRun: Sendable {
     if let request = request.resume, let journal, journal.head == nil {
       try journal.begin(
         ResumeJournal.Head(
-          identity: request.identity, batchSamples: plan.batchSamples, panelRows: plan.panelRows),
+          identity: request.identity, batchSamples: plan.batchSamples, panelRows: plan.panelRows,
+          kernels: kernels),
         for: linears)
     }
     func model() throws -> DecoderModel {
       try DecoderModel(
         description, source: checkpoint, backend: backend,
-        sequenceLength: request.calibration.sequenceLength)
+        sequenceLength: request.calibration.sequenceLength, operands: operands)
     }
     func makeLoop() throws -> LayerLoop {
       LayerLoop(
@@ -145,6 +150,12 @@ public final class QuantizationRun: Sendable {
       JournalledLinears(journal: $0, treatments: treatments, description: description)
     }
     if let journal, !journal.rows.isEmpty {
+      if let earlier = journal.head?.kernels, earlier != kernels {
+        progress(
+          .warning(
+            "going on by \(kernels); the \(journal.rows.count) linears before were computed by \(earlier): as "
+              + "good a result, but not the bytes that one processor alone would have come to"))
+      }
       progress(.step("going on after \(journal.rows.count) of \(treatments.count) linears"))
       for row in journal.rows {
         guard let linear = try journal.linear(row.name) else { continue }
@@ -159,13 +170,17 @@ public final class QuantizationRun: Sendable {
       peaks[.gathering, default: 0].raise(to: memory.lap())
       defer { peaks[.solving, default: 0].raise(to: memory.lap()) }
       let done = Set(rows.map(\.name))
-      let begun = try stage.linears.compactMap { linear -> BegunLinear? in
+      var begun = try stage.linears.compactMap { linear -> BegunLinear? in
         let name = layer.moduleName(of: linear)
         guard let treatment = treatments[name], !done.contains(name) else { return nil }
-        return try begin(name, layer.weights(of: linear), treatment, stageProblem)
+        let weights = try exportTimes.measure(.loading) { try layer.storedWeights(of: linear) }
+        return try begin(name, linear, weights, treatment, stageProblem)
       }
-      for linear in begun {
-        let (solution, row) = try finish(linear, layer: layer.index)
+      while !begun.isEmpty {
+        // Its weights go before those that it has become are made.
+        let linear = begun[0].description
+        let (solution, row) = try finish(begun.removeFirst(), layer: layer.index)
+        layer.replaceWeights(of: linear, by: solution.linear)
         try exportTimes.measure(.export) {
           try export.write(solution.linear)
           try journal?.append(solution.linear, row: row)
@@ -303,7 +318,7 @@ public final class QuantizationRun: Sendable {
       calibration: Report.Calibration(
         samples: request.calibration.samples, sequenceLength: request.calibration.sequenceLength,
         seed: request.seed, source: FileSystem.name(of: request.calibrationSource)))
-    settings.kernels = backend.kernels
+    settings.kernels = kernels
     return settings
   }
 }

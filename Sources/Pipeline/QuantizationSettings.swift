@@ -28,6 +28,14 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
     case layer, original
   }
 
+  /// What the products of the forward pass and of Gram matrices are computed in.
+  public enum Precision: String, Codable, Sendable, CaseIterable {
+    /// Operands in the checkpoint's own type where that is bfloat16 and the processor multiplies it faster.
+    case auto
+    /// fp32 throughout.
+    case exact
+  }
+
   public var bits = 4
   /// Columns that share a scale; −1 is one scale for a whole row.
   public var groupSize = -1
@@ -58,6 +66,12 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
   public var sequenceLength = 2_048
   /// Decides which sequences are drawn.
   public var seed: UInt64 = 0
+  public var precision: Precision {
+    get { chosenPrecision ?? .auto }
+    set { chosenPrecision = newValue == .auto ? nil : newValue }
+  }
+  /// nil in orders of earlier versions.
+  private var chosenPrecision: Precision?
   /// Weights that nobody can have trained are an error, and not a warning.
   public var strict = false
 

@@ -19,12 +19,14 @@ import Tensors
 final class ResumeJournal: Sendable {
   /// What the first record says.
   struct Head: Codable, Equatable {
-    static let version = 1
+    static let version = 2
     var version = Head.version
     let identity: String
     /// The sums of a run depend on these in their last digits.
     let batchSamples: Int
     let panelRows: Int
+    /// See ``ComputeBackend/kernels(for:)``.
+    let kernels: String
   }
 
   /// What a linear's record says ahead of its numbers.

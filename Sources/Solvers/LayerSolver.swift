@@ -22,7 +22,7 @@ public protocol LinearQuantizer: Sendable {
   ) throws -> LinearDraft
 
   /// Brings a draft to its end.
-  /// - Parameter weights: W; overwritten with what the result stands for
+  /// - Parameter weights: W; overwritten
   /// - Throws: ``SolverError`` if a result is not finite or the solver fails.
   func finish(
     _ draft: LinearDraft, name: String, weights: Matrix, problem: LayerProblem, backend: any ComputeBackend,
@@ -142,7 +142,6 @@ extension LayerSolver {
       backend.dequantize(panelCodes, grid: grid, into: panelCodes)
       backend.subtract(panelCodes, from: target)
       objective += problem.objective(of: target)
-      panel.copy(from: panelCodes)
     }
     guard objective.isFinite && scale.isFinite else { throw SolverError.nonFiniteObjective(linear: name) }
     var solution = LayerSolution(

@@ -75,6 +75,17 @@ public enum SymlinkPolicy: Sendable {
     advise(range, MADV_DONTNEED)
   }
 
+  /// Has the operating system forget the bytes in `range`, too, so that a large file that is read once does not push out
+  /// of memory what others need. They can still be read, from the disk.
+  public func forget(_ range: Range<Int>) {
+    release(range)
+    // The descriptor is not kept, for a checkpoint may have more shards than a process may have open files.
+    guard !range.isEmpty,
+      let descriptor = try? SystemCall.open(path, flags: O_RDONLY | O_NONBLOCK | O_NOFOLLOW)
+    else { return }
+    SystemCall.forgetPages(descriptor, range)
+  }
+
   private func advise(_ range: Range<Int>, _ advice: Int32) {
     precondition(range.lowerBound >= 0 && range.upperBound <= byteCount, "bytes outside the file")
     guard let mapping = unsafe mapping else { return }

@@ -46,6 +46,13 @@ public final class OutputFile: Sendable {
     try write(unsafe bytes.span.bytes, at: offset)
   }
 
+  /// Has the operating system forget what it keeps of the file, after ``synchronize()``: it is read from the disk then,
+  /// and does not push out of memory what others need.
+  public func forget() {
+    // To the end.
+    SystemCall.forgetPages(descriptor, 0..<0)
+  }
+
   /// Waits until the bytes, and the length that is needed to find them, are on the disk.
   public func synchronize() throws(FileError) {
     try FileError.attempt(.synchronize, path) { () throws(Errno) in

@@ -161,6 +161,12 @@ enum SystemCall {
     _ = unsafe madvise(UnsafeMutableRawPointer(mutating: pages.baseAddress), pages.count, advice)
   }
 
+  /// Has the kernel forget pages of a file that it keeps in memory, those that nobody maps and that the disk has. A hint
+  /// that it declines changes nothing.
+  static func forgetPages(_ descriptor: borrowing Descriptor, _ range: Range<Int>) {
+    _ = posix_fadvise(descriptor.number, range.lowerBound, range.count, Int32(POSIX_FADV_DONTNEED))
+  }
+
   // MARK: Directories and names
 
   static func makeDirectory(_ path: String) throws(Errno) {

@@ -20,6 +20,15 @@
     unsafe pointer = memory.pointer
   }
 
+  /// A matrix whose elements are whatever stood in its memory: for what is written before it is read.
+  public init(uninitializedRows rows: Int, columns: Int) {
+    precondition(rows >= 0 && columns >= 0, "a matrix has no negative dimension")
+    self.rows = rows
+    self.columns = columns
+    memory = MatrixMemory(elements: rows * columns, isZeroed: false)
+    unsafe pointer = memory.pointer
+  }
+
   /// A matrix with the given elements, row after row.
   public convenience init(rows: Int, columns: Int, _ elements: [Float]) {
     precondition(elements.count == rows * columns, "the elements do not fill the matrix")

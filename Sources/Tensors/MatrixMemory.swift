@@ -15,7 +15,8 @@ import Synchronization
   private static let leastByteCountOfLargePages = 4 << 20
   private static let spares = Mutex(SpareMappings())
 
-  init(elements: Int) {
+  /// - Parameter isZeroed: false if it makes no difference what the elements are
+  init(elements: Int, isZeroed: Bool = true) {
     let byteCount = max(elements, 1) * MemoryLayout<Float>.stride
     guard byteCount >= Self.leastMappedByteCount else {
       mappedByteCount = nil
@@ -28,7 +29,7 @@ import Synchronization
     if let address = Self.spares.withLock({ $0.take(byteCount) }),
       let spare = unsafe UnsafeMutableRawPointer(bitPattern: address)
     {
-      unsafe memset(spare, 0, byteCount)
+      if isZeroed { unsafe memset(spare, 0, byteCount) }
       unsafe pointer = spare.bindMemory(to: Float.self, capacity: elements)
       return
     }

@@ -44,13 +44,16 @@ struct InspectCommand: ParsableCommand {
     let tensors = Array(checkpoint.tensors.values)
     let linears = description.layerLinears
     let linearParameters = linears.reduce(0) { $0 + $1.outFeatures * $1.inFeatures }
+    let backend = OpenBLASBackend(threads: 1, bfloat16: .best)
+    let operands = backend.operandType(for: checkpoint.weightType(of: description))
     func memory(_ target: QuantizationSettings.TargetChoice) -> Int? {
       var settings = QuantizationSettings()
       settings.target = target
       let work = MemoryPlan.Work(
         model: description, samples: settings.samples,
         sequenceLength: min(settings.sequenceLength, description.maximumSequenceLength ?? .max),
-        originalSamples: settings.originalSamples)
+        originalSamples: settings.originalSamples,
+        operands: operands)
       // As little as it can do with.
       return
         (try? MemoryPlan(work, batchSamples: 1, panelRows: MemoryPlan.leastPanelRows, budgetBytes: .max))?
@@ -66,7 +69,8 @@ struct InspectCommand: ParsableCommand {
       quantizableParameters: linearParameters * description.layerCount,
       dtypes: Set(tensors.map(\.dtype.rawValue)).sorted(),
       quantization: checkpoint.configuration["quantization_config"]?["quant_method"]?.string,
-      memoryBytes: memory(.auto), memoryBytesOfLayerTarget: memory(.layer), kernels: KernelSet.current.name)
+      memoryBytes: memory(.auto), memoryBytesOfLayerTarget: memory(.layer),
+      kernels: backend.kernels(for: operands))
     if json { return try Console.json(summary) }
     try Console.line(
       """
@@ -81,7 +85,7 @@ struct InspectCommand: ParsableCommand {
       try Console.line(
         "memory    \(Console.bytes(summary.memoryBytes ?? 0)) at least to quantize it, mapped files aside; "
           + "\(Console.bytes(summary.memoryBytesOfLayerTarget ?? 0)) with --target layer")
-      try Console.line("kernels   OpenBLAS \(summary.kernels)")
+      try Console.line("kernels   \(summary.kernels)")
       if let warning = KernelSet.warning { Console.note("quantease: warning: \(warning)") }
     }
   }

@@ -81,6 +81,13 @@ struct QuantizeCommand: ParsableCommand {
     }
   }
 
+  @Option(
+    help: """
+      auto: checkpoints in bfloat16 are multiplied in bfloat16, and summed up in fp32, where the processor is fast at \
+      it (AMX, or AVX-512 BF16 of AMD); exact: fp32 throughout.
+      """)
+  var precision = QuantizationSettings.Precision.auto
+
   @Flag(
     help: "Stop at blocks of weights that are all zero, as after an incomplete download. Default: a warning.")
   var strict = false
@@ -105,6 +112,7 @@ struct QuantizeCommand: ParsableCommand {
     settings.samples = samples
     settings.sequenceLength = sequenceLength
     settings.seed = seed
+    settings.precision = precision
     settings.strict = strict
     return settings
   }
@@ -112,7 +120,7 @@ struct QuantizeCommand: ParsableCommand {
   func run() throws {
     KernelSet.useBest()
     if try FileSystem.exists(output) { throw PipelineError.outputExists(output) }
-    let backend = OpenBLASBackend(threads: machine.threads)
+    let backend = OpenBLASBackend(threads: machine.threads, bfloat16: precision == .auto ? .best : nil)
     ProcessMemory.returnLargeBlocks()
     try QuantizationRun.open(model, symlinks: .follow)
     let progress = ProgressLine()
@@ -270,6 +278,8 @@ struct MachineOptions: ParsableArguments {
 }
 
 extension QuantizationSettings.TargetChoice: ExpressibleByArgument {}
+
+extension QuantizationSettings.Precision: ExpressibleByArgument {}
 
 extension QuantizationSettings.SolverName: ExpressibleByArgument {}
 

@@ -19,7 +19,8 @@ struct WorkerCommand: ParsableCommand {
     KernelSet.useBest()
     let order = try JobOrder(path: order)
     ProcessMemory.returnLargeBlocks()
-    let backend = OpenBLASBackend(threads: order.threads)
+    let backend = OpenBLASBackend(
+      threads: order.threads, bfloat16: order.settings.precision == .auto ? .best : nil)
     let output = WorkerOutput()
     output.watch(backend)
     if let warning = KernelSet.warning { output.send(.warning(warning)) }

@@ -8,11 +8,12 @@ typealias Operations = LinearAlgebra & DecoderOperations
 /// Runs `body` on the reference and on the backend with one, two and three threads. The thread counts must
 /// give the same bits, and these lie within `tolerance`, relative to the largest value, of the reference.
 func expectAgreement(
-  within tolerance: Float, sourceLocation: SourceLocation = #_sourceLocation,
+  within tolerance: Float, by bfloat16: BFloat16Kernels? = nil,
+  sourceLocation: SourceLocation = #_sourceLocation,
   _ body: (any Operations) throws -> Matrix
 ) rethrows {
   let expected = try body(ReferenceBackend()).elements
-  let results = try (1...3).map { try body(OpenBLASBackend(threads: $0)).elements }
+  let results = try (1...3).map { try body(OpenBLASBackend(threads: $0, bfloat16: bfloat16)).elements }
   for result in results.dropFirst() {
     #expect(result.map(\.bitPattern) == results[0].map(\.bitPattern), sourceLocation: sourceLocation)
   }

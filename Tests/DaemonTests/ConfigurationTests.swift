@@ -70,7 +70,7 @@ struct ConfigurationTests {
       "spool": "/s", "state": "/t", "cache": "/c", "threads": "3", "memory": "12.5", "settle-seconds": "5",
       "scan-seconds": "6", "attempts": "9", "python": "/opt/python", "calibration": "/x.txt", "bits": "8",
       "group-size": "32", "symmetric": "yes", "solver": "quantease", "preset": "paper", "target": "original",
-      "target-share": "0.5",
+      "target-share": "0.5", "precision": "exact",
       "passes": "4", "start": "weights", "grid-search": "off", "scale-refit": "no", "pair-moves": "false",
       "outliers": "0.25", "structured-outliers": "on", "rules": "head=skip", "format": "gptq, dense",
       "samples": "5", "sequence-length": "6", "seed": "18446744073709551615",

@@ -51,12 +51,38 @@ struct LogitsTests {
     // Both halves end in a linear that adds to the residual stream: with these at zero nothing is added.
     for linear in model.description.layerLinears
     where linear.name.hasSuffix("o_proj") || linear.name.hasSuffix("down_proj") {
-      layer.weights(of: linear).fill(0)
+      layer.replaceWeights(of: linear) { store in
+        // Some rows at a time, as a journal has them.
+        let half = linear.outFeatures / 2
+        for rows in [half, linear.outFeatures - half] {
+          store(Matrix(rows: rows, columns: linear.inFeatures))
+        }
+      }
     }
     layer.run(states, sequenceLength: fixture.sequenceLength)
     #expect(states.elements == before)
     try model.layer(0).run(states, sequenceLength: fixture.sequenceLength)
     #expect(states.elements != before)
+  }
+
+  // A fused projection, grouped queries, biases: all that is cut and stored row by row.
+  @Test(arguments: ["llama-bf16-sharded", "falcon-40b", "bloom", "qwen2"], BFloat16Kernels.available)
+  func `layers in bfloat16 agree with what that means`(_ name: String, _ kernels: BFloat16Kernels) throws {
+    let fixture = try Fixture(name)
+    func logits(_ backend: any ComputeBackend, _ operands: OperandType) throws -> [Float] {
+      try fixture.logits(by: backend, operands: operands)
+    }
+    let expected = try logits(ReferenceBackend(), .bfloat16)
+    let backends = [1, 3].map { OpenBLASBackend(threads: $0, bfloat16: kernels) }
+    let results = try backends.map { try logits($0, .bfloat16) }
+    #expect(results[0] == results[1])
+    let largest = expected.map(abs).max() ?? 0
+    func difference(_ other: [Float]) -> Float {
+      zip(expected, other).map { abs($0 - $1) }.max() ?? .infinity
+    }
+    // An input on the edge between two bfloat16 goes either way; it is rounded, though, or nothing would differ.
+    #expect(difference(results[0]) < 0.01 * largest)
+    #expect(try difference(results[0]) < difference(logits(backends[0], .float32)))
   }
 
   private func expectAgreement(of fixture: Fixture, by backend: any ComputeBackend) throws {
@@ -93,17 +119,24 @@ struct Fixture {
     logits = panel.elements
   }
 
-  func model(_ backend: any ComputeBackend) throws -> DecoderModel {
-    try DecoderModel(description, source: checkpoint, backend: backend, sequenceLength: sequenceLength)
+  func model(_ backend: any ComputeBackend, operands: OperandType = .float32) throws -> DecoderModel {
+    try DecoderModel(
+      description, source: checkpoint, backend: backend, sequenceLength: sequenceLength, operands: operands)
   }
 
   /// The logits of `tokens`, all of the fixture's unless some are named.
-  func logits(by backend: any ComputeBackend, of tokens: [Int32]? = nil) throws -> [Float] {
-    let model = try model(backend)
+  func logits(
+    by backend: any ComputeBackend, of tokens: [Int32]? = nil, operands: OperandType = .float32
+  ) throws -> [Float] {
+    let model = try model(backend, operands: operands)
     let states = try model.embed(tokens ?? self.tokens)
     for index in 0..<description.layerCount {
       try model.layer(index).run(states, sequenceLength: sequenceLength)
     }
     return try model.head().logits(states).elements
   }
+}
+
+extension BFloat16Kernels {
+  static var available: [BFloat16Kernels] { allCases.filter(\.isAvailable) }
 }

@@ -135,13 +135,13 @@ private final class LoopRun {
         modules.append(module)
         grams[module] = problem.gram.copy()
         corrections[module] = problem.correction
-        let weights = layer.weights(of: linear)
-        _ = try RoundToNearest().quantize(
-          name: module, weights: weights,
+        let solution = try RoundToNearest().quantize(
+          name: module, weights: layer.storedWeights(of: linear),
           problem: LayerProblem(gram: problem.gram.copy(), backend: backend),
           format: format,
           backend: backend)
-        quantized[module] = weights.copy()
+        quantized[module] = solution.linear.dequantized()
+        layer.replaceWeights(of: linear, by: solution.linear)
       }
     }
     statistics = store.statistics
@@ -168,15 +168,15 @@ private final class LoopRun {
       if isQuantized {
         for linear in description.layerLinears {
           guard let weights = quantized[layer.moduleName(of: linear)] else { continue }
-          layer.weights(of: linear).copy(from: weights)
+          layer.replaceWeights(of: linear) { store in store(weights) }
         }
       }
       for stage in layer.stages {
         let input = layer.input(of: stage, state)
-        inputs += stage.linears.map {
+        inputs += try stage.linears.map {
           Reading(
             module: layer.moduleName(of: $0), inputs: input.copy(), residual: state.residual.copy(),
-            weights: layer.weights(of: $0).copy())
+            weights: try layer.storedWeights(of: $0))
         }
         layer.run(stage, input: input, sequenceLength: calibration.sequenceLength, state: &state)
       }

@@ -68,7 +68,7 @@ final class ResumeBench {
   private let description: ModelDescription
   private let calibration: CalibrationSet
   private let budgetBytes: Int
-  private let backend = OpenBLASBackend(threads: 2)
+  private let backend: OpenBLASBackend
   private var runs = 0
   private var expected: RunResult?
 
@@ -78,6 +78,9 @@ final class ResumeBench {
 
   init(_ test: ResumeCase) throws {
     self.test = test
+    // On a processor that is not fast at bfloat16, too.
+    backend = OpenBLASBackend(
+      threads: 2, bfloat16: test.settings.precision == .auto ? .best ?? .converting : nil)
     directory = try TemporaryDirectory(isInMemory: true)
     let checkpoint = try CheckpointReader(directory: TestFiles.model(test.fixture))
     description = try ModelDescription(checking: checkpoint, source: checkpoint)
@@ -89,7 +92,9 @@ final class ResumeBench {
     // As little as makes the plan take a quarter of the samples at a time.
     let work = MemoryPlan.Work(
       model: description, samples: Self.samples, sequenceLength: Self.sequenceLength,
-      originalSamples: Self.originalSamples(test.settings), keepsOutliers: test.settings.outliers > 0)
+      originalSamples: Self.originalSamples(test.settings),
+      operands: backend.operandType(for: checkpoint.weightType(of: description)),
+      keepsOutliers: test.settings.outliers > 0)
     budgetBytes =
       MemoryPlan(work, batchSamples: Self.batchSamples, panelRows: MemoryPlan.leastPanelRows).peakBytes
   }

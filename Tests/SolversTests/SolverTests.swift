@@ -45,18 +45,6 @@ struct SolverTests {
     for method in Method.allCases { #expect(try !isWorse(method.solver), "\(method)") }
   }
 
-  @Test(arguments: Method.allCases)
-  func `the weights are overwritten with what the codes stand for`(_ method: Method) throws {
-    let format = GridFormat(bitWidth: .four, groupSize: .columns(32), isSymmetric: true)
-    let weights = Self.problem.weights.copy()
-    let problem = Self.problem.layerProblem(damping: method.solver.damping)
-    let solution = try method.solver.quantize(
-      name: "linear", weights: weights, problem: problem, format: format,
-      backend: OpenBLASBackend(threads: 2), panelRows: 16)
-    #expect(weights.elements == solution.linear.dequantized().elements)
-    #expect(solution.linear.name == "linear")
-  }
-
   @Test(arguments: Method.allCases, [[DType.float16], [.bfloat16], [.bfloat16, .float16]])
   func `scales are those that the outputs can store`(_ method: Method, _ types: [DType]) throws {
     let format = GridFormat(

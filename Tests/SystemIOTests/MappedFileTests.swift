@@ -46,6 +46,40 @@ import Testing
     #expect(bytes(file, 10..<11) == [5])
   }
 
+  @Test func `what is forgotten leaves the page cache, and can be read again`() throws {
+    let content = [UInt8](repeating: 5, count: 8 << 20)
+    let path = try directory.write(content, to: "large")
+    try FileSystem.synchronize(path)
+    let file = try MappedFile(path: path)
+    #expect(bytes(file, 0..<file.byteCount) == content)
+    try #require(try cachedPages(of: path) == file.byteCount / Int(getpagesize()))
+    file.forget(1 << 20..<2 << 20)
+    // A file system in memory keeps everything.
+    let rest = try cachedPages(of: path)
+    if rest == file.byteCount / Int(getpagesize()) { return }
+    #expect(rest == (7 << 20) / Int(getpagesize()))
+    let input = try InputFile(path: path)
+    var buffer = [UInt8](repeating: 0, count: 3 << 20)
+    while try input.read(into: &buffer) > 0 { #expect(buffer.allSatisfy { $0 == 5 }) }
+    // What a mapping has touched is not the reader's to give back.
+    file.release(0..<file.byteCount)
+    file.forget(0..<file.byteCount)
+    #expect(try cachedPages(of: path) == 0)
+    #expect(bytes(file, 10..<11) == [5])
+  }
+
+  private func cachedPages(of path: String) throws -> Int {
+    let descriptor = unsafe open(path, O_RDONLY)
+    defer { close(descriptor) }
+    let byteCount = try FileSystem.fileSize(path)
+    var isCached = [UInt8](repeating: 0, count: byteCount / Int(getpagesize()))
+    let mapping = unsafe mmap(nil, byteCount, PROT_READ, MAP_SHARED, descriptor, 0)
+    let code = unsafe mincore(mapping, byteCount, &isCached)
+    unsafe munmap(mapping, byteCount)
+    try #require(code == 0)
+    return isCached.count { $0 & 1 == 1 }
+  }
+
   @Test func `a missing file is an error that names it`() {
     let path = directory.file("absent")
     #expect(throws: FileError(path: path, operation: .open, errno: .noSuchFileOrDirectory)) {

@@ -42,27 +42,40 @@ extension Suite {
     ]
     for (inFeatures, outFeatures) in shapes {
       let operations = 2 * Double(tokens) * Double(inFeatures) * Double(outFeatures)
-      add("linear.\(inFeatures)-to-\(outFeatures)", .operations(operations)) {
-        var noise = Noise(seed: 2)
-        let inputs = noise.matrix(rows: tokens, columns: inFeatures)
-        let weights = noise.matrix(rows: outFeatures, columns: inFeatures)
-        let outputs = Matrix(rows: tokens, columns: outFeatures)
-        return Trial { backend.linear(inputs, weights: weights, bias: nil, into: outputs) }
+      for operands in operandTypes {
+        add("linear.\(inFeatures)-to-\(outFeatures)\(operands.suffix)", .operations(operations)) {
+          var noise = Noise(seed: 2)
+          let inputs = noise.matrix(rows: tokens, columns: inFeatures)
+          let weights = backend.makeWeights(
+            outFeatures: outFeatures, inFeatures: inFeatures, operands: operands)
+          backend.store(noise.matrix(rows: outFeatures, columns: inFeatures), firstRow: 0, in: weights)
+          let outputs = Matrix(rows: tokens, columns: outFeatures)
+          return Trial { backend.linear(inputs, [LinearProduct(weights, into: outputs)]) }
+        }
       }
     }
-    for (sequences, length) in [(8, 512), (2, 2_048)] { addLayer(sequences: sequences, length: length) }
+    for operands in operandTypes {
+      for (sequences, length) in [(8, 512), (2, 2_048)] {
+        addLayer(sequences: sequences, length: length, operands)
+      }
+    }
   }
 
-  private func addLayer(sequences: Int, length: Int) {
+  /// fp32, and bfloat16 where the processor is fast at it.
+  private var operandTypes: [OperandType] {
+    backend.operandType(for: .bfloat16) == .bfloat16 ? [.float32, .bfloat16] : [.float32]
+  }
+
+  private func addLayer(sequences: Int, length: Int, _ operands: OperandType) {
     let tokens = sequences * length
     let (hidden, context, key) = (SmolLM2.hiddenSize, SmolLM2.contextFeatures, SmolLM2.keyFeatures)
     let parameters = hidden * (2 * context + 2 * key + 3 * SmolLM2.intermediateSize)
     // Half of the scores and half of the weighted sums lie before the mask: 2 · tokens · length · context.
     let operations = 2 * Double(tokens) * Double(parameters + length * context)
-    add("layer.\(sequences)x\(length)-tokens", .operations(operations)) {
+    add("layer.\(sequences)x\(length)-tokens\(operands.suffix)", .operations(operations)) {
       let description = try ModelDescription(configuration: SmolLM2.configuration) { _ in true }
       let model = try DecoderModel(
-        description, source: RandomWeights(), backend: backend, sequenceLength: length)
+        description, source: RandomWeights(), backend: backend, sequenceLength: length, operands: operands)
       let layer = try model.layer(0)
       var noise = Noise(seed: 3)
       let inputs = noise.matrix(rows: tokens, columns: hidden)
@@ -76,14 +89,21 @@ extension Suite {
     for width in [576, 1_536, 4_096] {
       // One triangle: a multiplication and an addition for every pair of features.
       let operations = Double(tokens) * Double(width) * Double(width)
-      add("gram.\(width)-wide", .operations(operations)) {
-        var noise = Noise(seed: 4)
-        let inputs = noise.matrix(rows: tokens, columns: width)
-        let gram = Matrix(rows: width, columns: width)
-        return Trial { backend.accumulateGram(inputs, into: gram) }
+      for operands in operandTypes {
+        add("gram.\(width)-wide\(operands.suffix)", .operations(operations)) {
+          var noise = Noise(seed: 4)
+          let inputs = noise.matrix(rows: tokens, columns: width)
+          let gram = Matrix(rows: width, columns: width)
+          return Trial { backend.accumulateGram(inputs, operands: operands, into: gram) }
+        }
       }
     }
   }
+}
+
+extension OperandType {
+  /// What a benchmark's name says of it.
+  fileprivate var suffix: String { self == .bfloat16 ? "-bf16" : "" }
 }
 
 /// A model whose weights nobody has trained, small enough to keep the hidden states near their size.

@@ -63,7 +63,7 @@ struct Suite {
   var threads: Int { backend.threads }
 
   init(threads: Int) {
-    backend = OpenBLASBackend(threads: threads)
+    backend = OpenBLASBackend(threads: threads, bfloat16: .best)
   }
 
   /// Adds a benchmark.

@@ -56,6 +56,9 @@ float qe_log_sum_exp(const float *x, ptrdiff_t count);
 // another architecture.
 int qe_x86_level(void);
 
+// Whether AMD made this processor.
+int qe_is_amd(void);
+
 #pragma clang assume_nonnull end
 
 #endif

@@ -2,13 +2,27 @@ import Glibc
 import Tensors
 
 extension ReferenceBackend: DecoderOperations {
-  public func linear(_ inputs: Matrix, weights: Matrix, bias: [Float]?, into outputs: Matrix) {
-    precondition(inputs.rows == outputs.rows && inputs.columns == weights.columns, "the shapes do not fit")
-    precondition(weights.rows == outputs.columns, "the shapes do not fit")
-    precondition(bias == nil || bias?.count == weights.rows, "the shapes do not fit")
-    outputs.setEach { token, feature in
-      sum(0..<inputs.columns) { inputs.value(token, $0) * weights.value(feature, $0) }
-        + Double(bias?[feature] ?? 0)
+  public func operandType(for stored: DType) -> OperandType { .float32 }
+
+  public func makeWeights(outFeatures: Int, inFeatures: Int, operands: OperandType) -> LinearWeights {
+    LinearWeights(
+      outFeatures: outFeatures, inFeatures: inFeatures, operands: operands,
+      values: Matrix(rows: outFeatures, columns: inFeatures))
+  }
+
+  public func store(_ rows: Matrix, firstRow: Int, in weights: LinearWeights) {
+    weights.values.rows(firstRow..<firstRow + rows.rows).copy(from: rows.rounded(to: weights.operands))
+  }
+
+  public func linear(_ inputs: Matrix, _ products: [LinearProduct]) {
+    for product in products {
+      product.checkShapes(inputs: inputs)
+      let (weights, outputs) = (product.weights.values, product.outputs)
+      let inputs = inputs.rounded(to: product.weights.operands)
+      outputs.setEach { token, feature in
+        sum(0..<inputs.columns) { inputs.value(token, $0) * weights.value(feature, $0) }
+          + Double(product.bias?[feature] ?? 0) + (product.isAdded ? outputs.value(token, feature) : 0)
+      }
     }
   }
 
@@ -62,6 +76,11 @@ extension ReferenceBackend: DecoderOperations {
     let headsPerKey = parameters.heads / parameters.keyValueHeads
     precondition(queries.columns == parameters.heads * dimension, "the shapes do not fit")
     precondition(keys.columns == parameters.keyValueHeads * dimension, "the shapes do not fit")
+    let operands = parameters.operands
+    let queries = Matrix(
+      rows: queries.rows, columns: queries.columns, queries.elements.map { $0 * parameters.scale }
+    ).rounded(to: operands)
+    let (keys, values) = (keys.rounded(to: operands), values.rounded(to: operands))
     for row in 0..<queries.rows {
       let position = row % parameters.sequenceLength
       let first = row - position
@@ -72,12 +91,12 @@ extension ReferenceBackend: DecoderOperations {
           let product = sum(0..<dimension) {
             queries.value(row, queryStart + $0) * keys.value(first + key, keyStart + $0)
           }
-          return product * Double(parameters.scale) + (parameters.positionBias?.value(head, key) ?? 0)
+          return product + (parameters.positionBias?.value(head, key) ?? 0)
         }
         let logSum = logSumExp(scores)
         for index in 0..<dimension {
           let weighted = sum(0..<scores.count) {
-            exp(scores[$0] - logSum) * values.value(first + $0, keyStart + index)
+            Float(exp(scores[$0] - logSum)).rounded(to: operands) * values.value(first + $0, keyStart + index)
           }
           outputs[row, queryStart + index] = Float(weighted)
         }

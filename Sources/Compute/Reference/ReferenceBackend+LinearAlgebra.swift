@@ -16,8 +16,9 @@ extension ReferenceBackend: LinearAlgebra {
     }
   }
 
-  public func accumulateGram(_ inputs: Matrix, into gram: Matrix) {
+  public func accumulateGram(_ inputs: Matrix, operands: OperandType, into gram: Matrix) {
     precondition(gram.rows == inputs.columns && gram.columns == inputs.columns, "the shapes do not fit")
+    let inputs = inputs.rounded(to: operands)
     gram.setEach { row, column in
       if column > row { return gram.value(row, column) }
       return gram.value(row, column)
@@ -25,9 +26,10 @@ extension ReferenceBackend: LinearAlgebra {
     }
   }
 
-  public func accumulateCrossProduct(_ a: Matrix, _ b: Matrix, into product: Matrix) {
+  public func accumulateCrossProduct(_ a: Matrix, _ b: Matrix, operands: OperandType, into product: Matrix) {
     precondition(a.rows == b.rows, "the shapes do not fit")
     precondition(product.rows == a.columns && product.columns == b.columns, "the shapes do not fit")
+    let (a, b) = (a.rounded(to: operands), b.rounded(to: operands))
     product.setEach { row, column in
       product.value(row, column) + sum(0..<a.rows) { a.value($0, row) * b.value($0, column) }
     }

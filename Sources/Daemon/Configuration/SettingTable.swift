@@ -102,6 +102,10 @@ enum SettingTable {
     .value(
       "seed", \.settings.seed, expected: "a whole number from 0", "Decides which sequences are drawn.",
       parse: { UInt64($0) }),
+    .choice(
+      "precision", \.settings.precision,
+      "auto: bfloat16 products for bfloat16 checkpoints where the processor is fast at them; exact: fp32 throughout."
+    ),
     .flag(
       "strict", \.settings.strict,
       "Blocks of weights that are all zero, as after an incomplete download, fail the job; else they are a warning."

@@ -7,7 +7,17 @@ import SystemIO
 /// and the version of the algorithm.
 enum JobIdentity {
   /// To be raised whenever the same job comes to other numbers than before: unfinished jobs then begin anew.
-  static let algorithmVersion = 4
+  static let algorithmVersion = 5
+
+  /// What a job comes to, by what it is and by what computes: the same on the same machine.
+  /// - Parameters:
+  ///   - digest: see ``digest(of:tokens:advanced:)``
+  ///   - kernels: see ``ComputeBackend/kernels(for:)``
+  static func result(of digest: String, by kernels: String) -> String {
+    var result = SHA256Digest()
+    result.update("\(digest)\n\(kernels)\n")
+    return result.finish()
+  }
 
   /// - Parameter advanced: called as parts of files are read
   /// - Throws: ``FileError``

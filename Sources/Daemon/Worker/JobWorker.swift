@@ -39,8 +39,9 @@ public struct JobWorker {
     if try !FileSystem.exists(files.checkpoint) {
       let calibration = try calibrationSet()
       let identity = try knownIdentity(calibration)
-      send(.identity(identity))
-      if let summary = try reuse(identity) { return send(.finished(summary)) }
+      let result = JobIdentity.result(of: identity, by: backend.kernels(for: .bfloat16))
+      send(.identity(result))
+      if let summary = try reuse(result) { return send(.finished(summary)) }
       if try !FileSystem.exists(files.checkpoint) {
         try quantize(calibration, identity)
         try checkContents(calibration, identity)

@@ -57,7 +57,7 @@ public struct OutlierAwareQuantEase: LinearQuantizer {
       }
     let linear = QuantizedLinear(
       name: name, codes: codes, grid: grid, outliers: package(outliers, outFeatures: weights.rows))
-    let (objective, scale) = replace(weights, by: linear, problem, backend, panelRows)
+    let (objective, scale) = objectives(of: linear, weights, problem, backend, panelRows)
     guard objective.isFinite && scale.isFinite else { throw SolverError.nonFiniteObjective(linear: name) }
     return LayerSolution(linear: linear, objective: objective, scale: scale)
   }
@@ -107,9 +107,9 @@ public struct OutlierAwareQuantEase: LinearQuantizer {
     return .unstructured(values: values, columns: outliers.columns, rowOffsets: offsets)
   }
 
-  /// Replaces W by what the linear stores; returns f of what the target differs by, and f(0).
-  private func replace(
-    _ weights: Matrix, by linear: QuantizedLinear, _ problem: LayerProblem,
+  /// f of what the target differs by from what the linear stores, and f(0).
+  private func objectives(
+    of linear: QuantizedLinear, _ weights: Matrix, _ problem: LayerProblem,
     _ backend: any ComputeBackend, _ panelRows: Int
   ) -> (objective: Double, scale: Double) {
     var (objective, scale) = (0.0, 0.0)
@@ -121,7 +121,6 @@ public struct OutlierAwareQuantEase: LinearQuantizer {
       linear.dequantize(rows: rows, into: stored)
       backend.subtract(stored, from: target)
       objective += problem.objective(of: target)
-      panel.copy(from: stored)
     }
     return (objective, scale)
   }

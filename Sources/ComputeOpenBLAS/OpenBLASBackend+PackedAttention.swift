@@ -1,0 +1,116 @@
+import CKernels
+import Compute
+import Tensors
+
+/// Query rows of a task: two panels.
+private let queryRowsPerTask = 64
+
+extension OpenBLASBackend {
+  /// Attention in bfloat16: keys and values are packed once for all query heads that read them; every task then packs its
+  /// queries, and the probabilities that come of them.
+  func attendPacked(
+    queries: Matrix, keys: Matrix, values: Matrix, _ parameters: AttentionParameters, into outputs: Matrix
+  ) {
+    let kernels = packedKernels
+    let (length, dimension) = (parameters.sequenceLength, parameters.headDimension)
+    let sequences = queries.rows / length
+    let packed = PackedHeads(
+      count: sequences * parameters.keyValueHeads, sequenceLength: length, headDimension: dimension)
+    team.run(chunks: packed.count) { chunk in
+      let (sequence, head) = chunk.quotientAndRemainder(dividingBy: parameters.keyValueHeads)
+      let rows = sequence * length..<(sequence + 1) * length
+      let columns = head * dimension..<(head + 1) * dimension
+      packed.store(
+        keys: keys.block(rows: rows, columns: columns), values: values.block(rows: rows, columns: columns),
+        at: chunk)
+    }
+    let blocks = Division(length, blocksOfAtMost: queryRowsPerTask, multipleOf: PackedOperand.panel)
+    let heads = sequences * parameters.heads
+    let scratch = {
+      Scratch(rows: blocks.size, sequenceLength: length, headDimension: dimension)
+    }
+    team.run(chunks: heads * blocks.count, scratch: scratch) { chunk, scratch in
+      // A block of queries sees the keys up to its last row: the last blocks, with the most work, come first.
+      let block = blocks[blocks.count - 1 - chunk / heads]
+      let (sequence, head) = (chunk % heads).quotientAndRemainder(dividingBy: parameters.heads)
+      let keyHead = head / (parameters.heads / parameters.keyValueHeads)
+      let place = sequence * parameters.keyValueHeads + keyHead
+      let rows = sequence * length + block.lowerBound..<sequence * length + block.upperBound
+      let columns = head * dimension..<(head + 1) * dimension
+
+      let query = scratch.queries.reshaped(rows: block.count, inner: dimension)
+      query.pack(queries.block(rows: rows, columns: columns), scale: parameters.scale)
+      let scores = scratch.scores.block(rows: 0..<block.count, columns: 0..<block.upperBound)
+      query.multiply(
+        rows: 0..<block.count, packed.keys(place), columns: 0..<block.upperBound, into: scores,
+        keeping: false, by: kernels)
+      let bias = parameters.positionBias?.block(rows: head..<head + 1, columns: 0..<block.upperBound)
+      unsafe qe_causal_softmax(
+        scores.pointer, scores.rows, scores.columns, scores.stride, block.lowerBound + 1, bias?.pointer)
+      let probabilities = scratch.probabilities.reshaped(rows: block.count, inner: block.upperBound)
+      probabilities.pack(scores)
+      probabilities.multiply(
+        rows: 0..<block.count, packed.values(place), columns: 0..<dimension, inner: block.upperBound,
+        into: outputs.block(rows: rows, columns: columns), keeping: false, by: kernels)
+    }
+  }
+}
+
+/// Keys, `[sequenceLength, headDimension]`, and transposed values of some heads as right operands.
+private struct PackedHeads {
+  let count: Int
+  private let sequenceLength: Int
+  private let headDimension: Int
+  private let keyPanels: Matrix
+  private let valuePanels: Matrix
+
+  init(count: Int, sequenceLength: Int, headDimension: Int) {
+    self.count = count
+    self.sequenceLength = sequenceLength
+    self.headDimension = headDimension
+    func panels(rows: Int, inner: Int) -> Matrix {
+      Matrix(uninitializedRows: count, columns: PackedOperand.elements(rows: rows, inner: inner))
+    }
+    keyPanels = panels(rows: sequenceLength, inner: headDimension)
+    valuePanels = panels(rows: headDimension, inner: sequenceLength)
+  }
+
+  func keys(_ place: Int) -> PackedOperand {
+    PackedOperand(rows: sequenceLength, inner: headDimension, memory: keyPanels.rows(place..<place + 1))
+  }
+
+  func values(_ place: Int) -> PackedOperand {
+    PackedOperand(rows: headDimension, inner: sequenceLength, memory: valuePanels.rows(place..<place + 1))
+  }
+
+  func store(keys: MatrixBlock, values: MatrixBlock, at place: Int) {
+    keyPanels.rows(place..<place + 1).fill(0)
+    unsafe qe_bf16_pack_right(
+      keys.pointer, 0, keys.rows, keys.columns, keys.stride, self.keys(place).pointer(row: 0))
+    let panels = self.values(place)
+    unsafe qe_bf16_pack_transposed(
+      values.pointer, values.rows, values.columns, values.stride, panels.steps, nil, panels.pointer(row: 0))
+  }
+}
+
+/// What a thread works in.
+private struct Scratch {
+  let queries: PackedOperand
+  let scores: Matrix
+  let probabilities: PackedOperand
+
+  init(rows: Int, sequenceLength: Int, headDimension: Int) {
+    queries = PackedOperand(uninitializedRows: rows, inner: headDimension)
+    scores = Matrix(rows: rows, columns: sequenceLength)
+    probabilities = PackedOperand(uninitializedRows: rows, inner: sequenceLength)
+  }
+}
+
+extension PackedOperand {
+  /// Packs a block of the same shape, times `scale`, as a left operand.
+  func pack(_ block: MatrixBlock, scale: Float = 1) {
+    precondition(block.rows == rows && block.columns == inner, "the block has another shape")
+    unsafe qe_bf16_pack_left(
+      block.pointer, block.rows, block.columns, block.stride, scale, pointer(row: 0))
+  }
+}
