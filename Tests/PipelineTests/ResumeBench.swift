@@ -145,10 +145,12 @@ final class ResumeBench {
   }
 
   /// Goes on from what a process has left.
-  func goOn(from moment: Moment, memoryBudgetBytes: Int? = nil) throws -> WatchedRun {
+  func goOn(
+    from moment: Moment, memoryBudgetBytes: Int? = nil, by backend: OpenBLASBackend? = nil
+  ) throws -> WatchedRun {
     try watchedRun(
       from: moment, identity: "job", keepingMoments: false,
-      memoryBudgetBytes: memoryBudgetBytes ?? budgetBytes)
+      memoryBudgetBytes: memoryBudgetBytes ?? budgetBytes, by: backend)
   }
 
   /// A run that throws ``Interruption`` when so many linears are done; its files are in `failing/`.
@@ -186,6 +188,7 @@ final class ResumeBench {
 
   private func watchedRun(
     from moment: Moment?, identity: String, keepingMoments: Bool, memoryBudgetBytes: Int,
+    by other: OpenBLASBackend? = nil,
     disturb: (ResumePlace) -> Void = { _ in }
   ) throws -> WatchedRun {
     runs += 1
@@ -199,7 +202,7 @@ final class ResumeBench {
     let output = directory.file("\(name)/output")
     var request = request(output: output, resume: place)
     request.memoryBudgetBytes = memoryBudgetBytes
-    let engine = try QuantizationRun(request, backend: backend)
+    let engine = try QuantizationRun(request, backend: other ?? backend)
     var watched = WatchedRun(directory: directory.file(name), result: RunResult(files: [:], rows: []))
     watched.resumedLinears = engine.resumedLinears.count
     var linears = watched.resumedLinears

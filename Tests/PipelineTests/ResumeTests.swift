@@ -1,3 +1,4 @@
+import ComputeOpenBLAS
 import SystemIO
 import Testing
 
@@ -144,6 +145,23 @@ struct ResumeTests {
     #expect(throws: PipelineError.self) {
       try bench.goOn(from: moments[moments.count / 2], memoryBudgetBytes: 1_000_000)
     }
+  }
+
+  @Test func `kernels that another process had are named, and the work goes on`() throws {
+    let bench = try ResumeBench(ResumeCase("llama-bf16-sharded"))
+    let expected = try bench.uninterrupted()
+    let moments = try bench.watchedRun().moments
+    let moment = try #require(moments.last { $0.linears == expected.rows.count / 2 })
+    let run = try bench.goOn(
+      from: moment, memoryBudgetBytes: 1 << 40, by: OpenBLASBackend(threads: 2))
+    #expect(run.resumedLinears == moment.linears)
+    #expect(run.result.rows.prefix(moment.linears) == expected.rows.prefix(moment.linears))
+    #expect(run.result.rows.map(\.name) == expected.rows.map(\.name))
+    let warning = try #require(run.warnings.first { $0.hasPrefix("going on by OpenBLAS") })
+    #expect(warning.contains("the \(moment.linears) linears before were computed by OpenBLAS"))
+    #expect(warning.contains(", bfloat16 products by "))
+    // The same kernels are nothing to tell of.
+    #expect(try bench.goOn(from: moment).warnings.isEmpty)
   }
 
   // MARK: Cache
