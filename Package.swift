@@ -76,8 +76,7 @@ let package = Package(
       "Daemon",
       [
         "ActivationCache", "Calibration", "CCrypto", "Checkpoint", "CLMDB", "Compute", "Decoder", "Export",
-        "Pipeline",
-        "SystemIO",
+        "Pipeline", "SystemIO", "Tensors",
         .product(name: "Yams", package: "Yams"),
       ]),
     module(

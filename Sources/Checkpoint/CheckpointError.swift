@@ -7,6 +7,7 @@ public enum CheckpointError: Error, Equatable, Sendable, CustomStringConvertible
   case onlyPickles(file: String)
   case missingConfiguration(directory: String)
   case adapter(directory: String)
+  case nested(directory: String, inner: [String])
   case notJSON(file: String, JSONError)
   case noWeightMap(index: String)
   case shardOutsideDirectory(index: String, tensor: String, shard: String)
@@ -22,7 +23,7 @@ public enum CheckpointError: Error, Equatable, Sendable, CustomStringConvertible
   /// The process's exit status, after sysexits.h.
   public var exitCode: Int32 {
     switch self {
-    case .noDirectory, .noWeights, .missingConfiguration, .missingShard: 66  // EX_NOINPUT
+    case .noDirectory, .noWeights, .missingConfiguration, .missingShard, .nested: 66  // EX_NOINPUT
     case .incomplete: 70  // EX_SOFTWARE
     default: 65  // EX_DATAERR
     }
@@ -40,6 +41,8 @@ public enum CheckpointError: Error, Equatable, Sendable, CustomStringConvertible
       "\(file): the weights are a Python pickle, which can run any code and is never read"
     case .missingConfiguration(let directory):
       "\(directory): config.json is missing"
+    case .nested(let directory, _):
+      "\(directory): there is no config.json here, but one folder further down"
     case .adapter(let directory):
       "\(directory): this is an adapter (LoRA), and not a model"
     case .notJSON(let file, let error):
@@ -78,6 +81,8 @@ public enum CheckpointError: Error, Equatable, Sendable, CustomStringConvertible
         + "model.save_pretrained(directory, safe_serialization=True)"
     case .missingConfiguration:
       "add the config.json of the model"
+    case .nested(let directory, let inner):
+      "give " + inner.map { "\(directory)/\($0)" }.joined(separator: ", or ")
     case .adapter:
       "merge it into its base model with peft: model.merge_and_unload().save_pretrained(directory)"
     case .notJSON, .noWeightMap, .tensorNotInShard, .duplicateTensor:

@@ -32,6 +32,10 @@ public final class CheckpointReader: WeightSource {
     if try !isModel && FileSystem.kind(of: FileSystem.join(directory, Self.adapterFileName)) != nil {
       throw CheckpointError.adapter(directory: directory)
     }
+    if !isModel, try FileSystem.kind(of: directory) == .directory {
+      let inner = try Self.innerCheckpoints(of: directory)
+      if !inner.isEmpty { throw CheckpointError.nested(directory: directory, inner: inner) }
+    }
     let index = try ShardIndex(directory: directory, symlinks: symlinks)
     guard isModel else {
       throw CheckpointError.missingConfiguration(directory: directory)
@@ -41,6 +45,15 @@ public final class CheckpointReader: WeightSource {
       configuration: JSONValue(contentsOf: configurationPath, symlinks: symlinks),
       shards: index.shards, shardOfTensor: index.shardOfTensor,
       files: Self.files(in: directory, besides: index.shards, symlinks: symlinks), symlinks: symlinks)
+  }
+
+  /// The folders of a directory that hold a checkpoint, the first ones.
+  public static func innerCheckpoints(of directory: String) throws -> [String] {
+    let inner = try FileSystem.names(in: directory).sorted().lazy.filter { name in
+      !name.hasPrefix(".")
+        && (try? FileSystem.kind(of: "\(directory)/\(name)/config.json")) == .regular
+    }
+    return Array(inner.prefix(3))
   }
 
   private static let adapterFileName = "adapter_config.json"

@@ -3,6 +3,7 @@ public struct SafetensorsError: Error, Equatable, Sendable, CustomStringConverti
   /// The rules, one case each. Offsets that a header states count from the beginning of the data, as
   /// the header does; ranges of bytes count from the beginning of the file.
   public enum Violation: Equatable, Sendable {
+    case pointer
     case noHeaderLength(fileByteCount: Int)
     case headerTooLong(byteCount: UInt64)
     case headerTruncated(byteCount: Int, available: Int)
@@ -32,6 +33,8 @@ public struct SafetensorsError: Error, Equatable, Sendable, CustomStringConverti
 
   private var fact: String {
     switch violation {
+    case .pointer:
+      "the file is a git-lfs pointer to the weights, and not the weights"
     case .noHeaderLength(let count):
       "the file has \(count) bytes, too few for the length of a safetensors header (8)"
     case .headerTooLong(let count):
@@ -72,6 +75,8 @@ public struct SafetensorsError: Error, Equatable, Sendable, CustomStringConverti
 
   private var mend: String {
     switch violation {
+    case .pointer:
+      "fetch them in the repository that it is of: git lfs pull"
     case .noHeaderLength, .headerTruncated, .outOfRange:
       "copy or download the file again, it is incomplete"
     case .unknownDType:

@@ -32,6 +32,8 @@ public struct SafetensorsHeader: Sendable, Equatable {
   public let metadata: [String: String]
 
   static let lengthFieldByteCount = 8
+  /// How a git-lfs pointer begins, which a clone without git-lfs has in place of a large file.
+  public static let pointerBeginning = "version https://git-lfs.github.com/spec/"
   static let metadataKey = "__metadata__"
   static let maximumByteCount = 100_000_000
   static let maximumTensorCount = 1_000_000
@@ -70,6 +72,7 @@ private struct HeaderChecker {
     guard file.byteCount >= fieldLength else {
       throw error(.noHeaderLength(fileByteCount: file.byteCount))
     }
+    if begins(file, with: SafetensorsHeader.pointerBeginning) { throw error(.pointer) }
     let length = file.withBytes(0..<fieldLength) { bytes in
       (0..<fieldLength).reduce(UInt64(0)) {
         $0 | UInt64(unsafe bytes.unsafeLoad(fromByteOffset: $1, as: UInt8.self)) << (8 * UInt64($1))
@@ -83,6 +86,14 @@ private struct HeaderChecker {
       throw error(.headerTruncated(byteCount: Int(length), available: available))
     }
     return fieldLength + Int(length)
+  }
+
+  private func begins(_ file: MappedFile, with text: String) -> Bool {
+    let expected = Array(text.utf8)
+    guard file.byteCount >= expected.count else { return false }
+    return file.withBytes(0..<expected.count) { bytes in
+      unsafe bytes.withUnsafeBytes { unsafe $0.elementsEqual(expected) }
+    }
   }
 
   func members(_ file: MappedFile, _ dataStart: Int) throws(SafetensorsError) -> [String: JSONValue] {

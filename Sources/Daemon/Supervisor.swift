@@ -34,6 +34,8 @@ public final class Supervisor {
   private var firstSeen: [String: Double] = [:]
   /// What was last said of drops that are refused, by their names.
   private var saidRefusals: [String: Drop.Refusal] = [:]
+  /// Uploads that nobody ends, and that this process may not remove.
+  private var saidAbandoned: Set<String> = []
   var worker: WorkerProcess?
   /// What the worker said came of its job.
   var outcome: Result<WorkerEvent.Summary, JobFailure>?
@@ -186,6 +188,7 @@ public final class Supervisor {
       }
     }
     tellRefusals()
+    removeAbandonedUploads()
     drops.removeAll { claimed.contains($0.name) }
     firstSeen = firstSeen.filter { name, _ in drops.contains { $0.name == name } }
     let pace = min(.seconds(configuration.scanSeconds), folder.timeToNextScan)
@@ -204,6 +207,20 @@ public final class Supervisor {
     }
     saidRefusals = saidRefusals.filter { name, _ in drops.contains { $0.name == name } }
     attempt { try ledger.note(refusals) }
+  }
+
+  private func removeAbandonedUploads() {
+    for path in folder.abandonedUploads(now: Date()) where !saidAbandoned.contains(path) {
+      do {
+        try FileSystem.removeTree(path)
+        log.notice("removed what an interrupted 'quantease submit' had left", .path(path))
+      } catch {
+        // Another person's, who alone may.
+        log.warning(
+          "an interrupted 'quantease submit' has left files that its owner or root may remove", .path(path))
+        saidAbandoned.insert(path)
+      }
+    }
   }
 
   private func takeRequests() {

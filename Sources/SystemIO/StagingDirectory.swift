@@ -28,11 +28,26 @@ public final class StagingDirectory: Sendable {
     try FileSystem.createDirectories(parent)
     // What publishing will need is tried now, and not after hours of work.
     try FileSystem.synchronizeDirectory(parent)
-    let staging = FileSystem.join(parent, ".\(name.string).partial-\(getpid())")
+    let staging = FileSystem.join(parent, ".\(name.string)\(Self.infix)\(getpid())")
     path = staging
     try FileError.attempt(.create, staging) { () throws(Errno) in
       try SystemCall.makeDirectory(staging)
     }
+  }
+
+  private static let infix = ".partial-"
+
+  /// Whether a name is that of a hidden directory whose process is gone, as far as this machine tells: another one may
+  /// share the file system.
+  public static func isAbandoned(_ name: String) -> Bool {
+    guard name.hasPrefix("."),
+      let digits = name.split(separator: Self.infix, omittingEmptySubsequences: false).last,
+      digits.count < name.count, let process = pid_t(digits), process > 0
+    else { return false }
+    do {
+      try SystemCall.kill(process, 0)
+      return false
+    } catch { return error == .noSuchProcess }
   }
 
   deinit {

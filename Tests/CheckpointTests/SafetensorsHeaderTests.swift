@@ -43,6 +43,11 @@ import Testing
     #expect(try header(safetensors("{}")).tensors.isEmpty)
   }
 
+  @Test func `a git-lfs pointer is told from a damaged file`() throws {
+    let text = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    #expect(try violation(Array(text.utf8)) == .pointer)
+  }
+
   @Test func `a file too short for a header length is refused`() throws {
     #expect(try violation([1, 2, 3]) == .noHeaderLength(fileByteCount: 3))
   }

@@ -37,17 +37,31 @@ public enum JobFile {
   public static func read(
     directory: String, defaults: JobSettings
   ) throws(ConfigurationError) -> JobSettings {
-    do {
-      return try merge(FileSystem.join(directory, name), over: defaults)
-    } catch {
+    try merge(FileSystem.join(directory, name), isRequired: false, over: defaults)
+  }
+
+  /// - Parameter file: its path, under any name
+  /// - Returns: `defaults`, changed where the file says so
+  /// - Throws: ``ConfigurationError``, exit code 65, if there is no such file, too
+  public static func read(file: String, defaults: JobSettings) throws(ConfigurationError) -> JobSettings {
+    try merge(file, isRequired: true, over: defaults)
+  }
+
+  private static func merge(
+    _ path: String, isRequired: Bool, over defaults: JobSettings
+  ) throws(ConfigurationError) -> JobSettings {
+    do { return try settings(path, isRequired: isRequired, over: defaults) } catch {
       throw error.withExitCode(EX_DATAERR)
     }
   }
 
-  private static func merge(
-    _ path: String, over defaults: JobSettings
+  private static func settings(
+    _ path: String, isRequired: Bool, over defaults: JobSettings
   ) throws(ConfigurationError) -> JobSettings {
-    guard let file = try SettingsFile(path: path, symlinks: .refuse, isRequired: false) else {
+    guard
+      let file = try SettingsFile(
+        path: path, symlinks: isRequired ? .follow : .refuse, isRequired: isRequired)
+    else {
       return defaults
     }
     var (result, origins) = (defaults, [String: SettingOrigin]())

@@ -45,7 +45,16 @@ struct CheckpointParts {
       }
       if let gap { gaps.append(gap) }
     } else {
-      gaps.append("\(Self.configurationName) is missing")
+      let inner = Set(
+        stamps.keys.compactMap { path -> Substring? in
+          let parts = path.split(separator: "/")
+          return parts.count == 2 && parts[1] == Self.configurationName ? parts[0] : nil
+        }
+      ).sorted()
+      gaps.append(
+        "\(Self.configurationName) is missing"
+          + (inner.isEmpty
+            ? "" : ", but there is one in \(inner.prefix(3).joined(separator: ", ")): drop that folder"))
     }
     try findShards(stamps, in: directory, memo: &memo, now: now)
     for shard in shards {

@@ -1,3 +1,4 @@
+import FoundationEssentials
 import SystemIO
 
 /// Why a drop could not be claimed. The next scan sees it anew.
@@ -147,6 +148,24 @@ public final class DropFolder {
     return records.map { Drop(name: $0.key, state: $0.value.state, arrival: $0.value.arrival) }
       .sorted { $0.arrival < $1.arrival }
   }
+
+  /// What `quantease submit` has begun to copy and nobody will end: its process is gone, and nothing has been written for
+  /// an hour. On a network file system the process may be another machine's, and nothing is said to be abandoned.
+  /// - Returns: the paths of the hidden directories
+  public func abandonedUploads(now: Date) -> [String] {
+    guard !isNetworked(spool.incoming), let names = try? FileSystem.names(in: spool.incoming) else {
+      return []
+    }
+    return names.filter(StagingDirectory.isAbandoned).map { FileSystem.join(spool.incoming, $0) }.filter {
+      path in
+      guard let own = try? FileSystem.stamp(of: path).stamp, let contents = try? DropContents(directory: path)
+      else { return false }
+      let newest = (contents.files.map(\.stamp) + [own]).map(\.modifiedNanoseconds).max() ?? 0
+      return now.timeIntervalSince1970 - Double(newest) / 1e9 > Self.secondsUntilAbandoned
+    }
+  }
+
+  private static let secondsUntilAbandoned = 3_600.0
 
   private func isTaken(_ name: String, by claim: Claim) -> Bool {
     let path = FileSystem.join(spool.incoming, name)

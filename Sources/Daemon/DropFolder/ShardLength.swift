@@ -1,3 +1,4 @@
+import Checkpoint
 import SystemIO
 
 /// How long a safetensors file is when it is complete, as its header says.
@@ -20,7 +21,11 @@ enum ShardLength: Equatable {
       }
       let length = field.reversed().reduce(UInt64(0)) { $0 << 8 | UInt64($1) }
       guard length <= Self.maximumHeaderByteCount else {
-        self = .unknown(reason: "it does not begin like a safetensors file")
+        let isPointer = SafetensorsHeader.pointerBeginning.utf8.starts(with: field)
+        self = .unknown(
+          reason: isPointer
+            ? "it is a git-lfs pointer to the weights: fetch them with git lfs pull, and upload them again"
+            : "it does not begin like a safetensors file")
         return
       }
       guard let header = try Self.read(Int(length), from: file) else {

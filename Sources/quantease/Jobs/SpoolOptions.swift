@@ -36,6 +36,9 @@ enum SpoolError: Error, CustomStringConvertible {
   case alreadyThere(String)
   case mayNotDrop(String, group: String?)
   case problems(String, count: Int)
+  case refused(String, String, mend: String)
+  case failed(String, String, code: Int32)
+  case noDaemon(String)
 
   var description: String {
     switch self {
@@ -49,6 +52,10 @@ enum SpoolError: Error, CustomStringConvertible {
       "permission denied: you may not write to \(path); mend: sudo usermod --append --groups "
         + "\(group ?? "its-group") \"$USER\", then log in again; or have root submit it"
     case .alreadyThere(let path): "\(path) exists already; give another --name"
+    case .refused(let name, let reason, let mend): "\(name) is refused: \(reason); \(mend)"
+    case .failed(let job, let message, _): "\(job) came to nothing: \(message)"
+    case .noDaemon(let name):
+      "quanteased is not running: \(name) waits in the drop folder until it is; start it, and see 'quantease status'"
     case .problems(let path, let count): "\(path): \(count) \(count == 1 ? "problem" : "problems")"
     }
   }
@@ -59,7 +66,9 @@ enum SpoolError: Error, CustomStringConvertible {
     case .notDone: 75
     case .alreadyThere: 73
     case .mayNotDrop: 77
-    case .problems: 65
+    case .problems, .refused: 65
+    case .failed(_, _, let code): code
+    case .noDaemon: 75
     }
   }
 }
@@ -71,6 +80,7 @@ func sysexit(ofDaemon error: any Error) -> Int32? {
   case let error as ConfigurationError: error.exitCode
   case let error as FileLockError: error.exitCode
   case is JobRequestError: 65
+  case let error as SubmissionError: error.exitCode
   case is StateError: 74
   default: nil
   }

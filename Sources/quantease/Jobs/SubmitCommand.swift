@@ -1,0 +1,190 @@
+import ArgumentParser
+import ComputeOpenBLAS
+import Daemon
+import Foundation
+import Pipeline
+import SystemIO
+
+struct SubmitCommand: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "submit", abstract: "Puts a checkpoint into the drop folder, complete in one step.",
+    discussion: """
+      Looks first whether the daemon would take it: that the weights are whole, the architecture is known, the recipe \
+      has no unknown key and the calibration text exists. Then it copies the files, through links as model caches have \
+      them, and lets them appear all at once. --move takes the directory itself, which must be on the drop folder's \
+      file system.
+
+      Example:
+        quantease submit ~/models/llama --recipe w4.yaml --wait
+      """)
+
+  @Argument(help: ArgumentHelp("The checkpoint's directory.", valueName: "dir"))
+  var directory: String
+
+  @Option(help: "The name of the drop and of the result. Default: the directory's.")
+  var name: String?
+
+  @Option(
+    help: ArgumentHelp("A file of settings for this job: it becomes its quantease.yaml.", valueName: "file"))
+  var recipe: String?
+
+  @Flag(help: "Move the directory instead of copying it.")
+  var move = false
+
+  @Flag(help: "Only look whether the job would be taken, and say what it would need.")
+  var dryRun = false
+
+  @Flag(
+    help:
+      "Follow the job to its end. The exit code is 0 if it is published, and else what the job failed with.")
+  var wait = false
+
+  @OptionGroup(title: "Daemon") var options: SpoolOptions
+
+  func validate() throws {
+    if dryRun && wait { throw ValidationError("--dry-run makes no job to wait for") }
+    if let name, name.isEmpty || name.contains("/") || name.hasPrefix(".") {
+      throw ValidationError("--name is one name, and not hidden")
+    }
+  }
+
+  func run() throws {
+    let configuration = try options.configuration()
+    let spool = Spool(root: configuration.spool)
+    let source = URL(fileURLWithPath: directory).standardizedFileURL.path
+    guard try FileSystem.kind(of: source) == .directory else {
+      throw FileError(path: source, operation: .list, errno: .notDirectory)
+    }
+    let name = name ?? FileSystem.name(of: source)
+    let drop = FileSystem.join(spool.incoming, name)
+    if try FileSystem.exists(drop) { throw SpoolError.alreadyThere(drop) }
+    guard FileSystem.isWritable(spool.incoming) else {
+      throw SpoolError.mayNotDrop(spool.incoming, group: FileSystem.groupName(of: spool.incoming))
+    }
+    let submission = try Submission(source: source, recipe: recipe, configuration: configuration)
+    if dryRun { return try Self.show(submission, configuration) }
+    if move {
+      if let recipe { try FileSystem.copyFile(recipe, to: FileSystem.join(source, JobFile.name)) }
+      try AtomicFile.write("", to: FileSystem.join(source, ".ready"))
+      try FileSystem.move(source, to: drop)
+    } else {
+      let staging = try StagingDirectory(for: drop)
+      let interruption = try Interruption { staging.abandon() }
+      do {
+        try withExtendedLifetime(interruption) { try fill(staging, from: source) }
+      } catch {
+        // The process may end without this object's.
+        _ = staging.abandon()
+        throw error
+      }
+    }
+    try Console.line("\(name) is in \(spool.incoming); 'quantease why \(name)' tells what becomes of it")
+    if wait { try JobWatch(name, options).follow() }
+  }
+
+  /// What the job would need.
+  private static func show(_ submission: Submission, _ configuration: DaemonConfiguration) throws {
+    KernelSet.useBest()
+    let settings = submission.settings.settings
+    let backend = OpenBLASBackend(
+      threads: configuration.threads, bfloat16: settings.precision == .auto ? .best : nil)
+    let budget = try configuration.memoryGB.map { Int($0 * 1e9) } ?? ProcessMemory.availableBytes()
+    let free = try FileSystem.freeBytes(configuration.spool)
+    try Console.line(
+      """
+      \(submission.model.modelType): \(submission.linearCount) linears to \(settings.bits) bits, solver \(settings.solver.rawValue)
+      input    \(Console.bytes(submission.inputBytes))
+      result   about \(Console.bytes(submission.resultBytes)), \(Console.bytes(free)) free in \(configuration.spool)
+      cache    at most \(Console.bytes(submission.cacheBytes)), in \(configuration.cacheDirectory)
+      """)
+    do {
+      let plan = try submission.memoryPlan(backend: backend, budgetBytes: budget)
+      try Console.line(
+        "memory   \(Console.bytes(plan.peakBytes)) at the peak, of \(Console.bytes(budget)) for a job")
+    } catch {
+      try Console.line("memory   too little now, the job would wait: \(error)")
+    }
+    try Console.line("nothing was copied")
+  }
+
+  private func fill(_ staging: StagingDirectory, from source: String) throws {
+    try copy(source, to: staging.path)
+    if let recipe {
+      let place = FileSystem.join(staging.path, JobFile.name)
+      try FileSystem.removeTree(place)
+      try FileSystem.copyFile(recipe, to: place)
+    }
+    // Complete by its marker, should no daemon see the renaming.
+    try AtomicFile.write("", to: FileSystem.join(staging.path, ".ready"))
+    try staging.publish()
+  }
+
+  private func copy(_ source: String, to target: String) throws {
+    for name in try FileSystem.names(in: source) where !name.hasPrefix(".") {
+      let path = FileSystem.join(source, name)
+      guard try FileSystem.kind(of: path) == .regular else { continue }
+      Console.note("copying \(name), \(Console.bytes(try FileSystem.fileSize(path)))")
+      try FileSystem.copyFile(path, to: FileSystem.join(target, name))
+    }
+  }
+}
+
+/// Follows a job that has just been dropped.
+private struct JobWatch {
+  private let name: String
+  private let options: SpoolOptions
+  private let start = Date().timeIntervalSince1970
+
+  init(_ name: String, _ options: SpoolOptions) {
+    self.name = name
+    self.options = options
+  }
+
+  private static let interval: TimeInterval = 1
+  /// A daemon that starts, or takes up a drop, needs a moment.
+  private static let patience: TimeInterval = 10
+
+  /// Returns when the result is published.
+  /// - Throws: ``SpoolError`` if it comes to nothing, or nobody is there to do it
+  func follow() throws {
+    var said = ""
+    var withoutDaemonSince: Date?
+    while true {
+      let view = try SpoolView(options)
+      if let drop = view.drops.first(where: { $0.name == name }), case .refused(let refusal) = drop.state {
+        throw SpoolError.refused(name, refusal.reason, mend: refusal.mend)
+      }
+      // The newest of the name; one that was over before is another.
+      if let job = view.jobs.last(where: { $0.name == name && ($0.finishedAt ?? .infinity) >= start }) {
+        switch job.phase {
+        case .published: return try Console.line("\(job.id) is published: \(job.output ?? view.spool.output)")
+        case .failed:
+          throw SpoolError.failed(job.id, job.failure?.message ?? "", code: job.failure?.code ?? 70)
+        case .cancelled: throw SpoolError.failed(job.id, "it was cancelled", code: 75)
+        case .queued, .running, .publishing: say(Self.text(job), after: &said)
+        }
+      }
+      if view.snapshot.service == .running {
+        withoutDaemonSince = nil
+      } else {
+        let since = withoutDaemonSince ?? Date()
+        withoutDaemonSince = since
+        if Date().timeIntervalSince(since) > Self.patience { throw SpoolError.noDaemon(name) }
+      }
+      Thread.sleep(forTimeInterval: Self.interval)
+    }
+  }
+
+  private static func text(_ job: JobRecord) -> String {
+    if let reason = job.pausedBecause { return "paused, and tried again by itself: \(reason)" }
+    if job.phase == .queued { return "waits for its turn" }
+    guard let count = job.plan?.linearCount, !job.linears.isEmpty else { return job.step }
+    let left = job.secondsRemaining.map { ", \(Console.time($0)) left" } ?? ""
+    return "\(job.linears.count) of \(count) linears\(left)"
+  }
+
+  private func say(_ text: String, after said: inout String) {
+    if text != said { Console.note(text) }
+    said = text
+  }
+}
