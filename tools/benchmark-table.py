@@ -119,6 +119,18 @@ def is_reference_run(config: dict, calibration: dict) -> bool:
     return shape == (30, 576, 1536) and (calibration["samples"], calibration["sequence_length"]) == (32, 512)
 
 
+def print_peers(directory: Path, elapsed: float) -> None:
+    """What ran in turn with us: their calibration and solver alone, against our whole process."""
+    seconds_of: dict[str, list[float]] = {}
+    for path in sorted(directory.glob("*.peer")):
+        seconds_of.setdefault(path.stem.rsplit("-", 1)[0], []).append(float(path.read_text()))
+    if seconds_of:
+        print("\nin turn with it: their calibration and solver, without loading and writing; ours, the whole process")
+    for peer, seconds_each in seconds_of.items():
+        theirs = median(seconds_each)
+        print(f"  {peer:<36}{theirs:>12.1f} s  ours {elapsed / theirs:.2f} of it")
+
+
 def print_run(directory: Path, model: Path, options: list[str]) -> None:
     rates = [
         rate
@@ -159,6 +171,8 @@ def print_run(directory: Path, model: Path, options: list[str]) -> None:
     print("\nseconds per phase")
     for phase, duration in sorted(totals["seconds_per_phase"].items(), key=lambda item: -item[1]):
         print(f"  {phase:<36}{duration:>14.2f}{duration / elapsed:>8.0%}")
+
+    print_peers(directory, elapsed)
 
     if not is_reference_run(config, calibration):
         print("\nOther implementations were measured on SmolLM2-135M with 32 x 512 tokens: no comparison here.")

@@ -278,7 +278,7 @@ def pipes() -> None:
 
 
 def memory_limit() -> None:
-    systemctl(f"set-property --runtime {UNIT} MemoryMax=60M")
+    systemctl(f"set-property --runtime {UNIT} MemoryMax=52M")
     source = make("limited", "root")
     shell(f"quantease submit {source}")
     await_that("the job waits for memory",

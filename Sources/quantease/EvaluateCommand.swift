@@ -38,6 +38,13 @@ struct EvaluateCommand: ParsableCommand {
   @Option(help: "Windows to evaluate, at most.")
   var windows: Int?
 
+  @Option(
+    help: """
+      exact: fp32 throughout; auto: a dense checkpoint in bfloat16 is multiplied in bfloat16 where the processor is fast \
+      at it, as `quantize` does and as it is served.
+      """)
+  var precision = QuantizationSettings.Precision.exact
+
   @OptionGroup(title: "Machine") var machine: MachineOptions
 
   @Flag(help: "Print JSON: perplexity, tokens, windows, seconds.")
@@ -58,9 +65,11 @@ struct EvaluateCommand: ParsableCommand {
     let (checkpoint, weights) = try openWeights(model)
     let description = try ModelDescription(checking: checkpoint, source: weights)
     let windows = try readWindows()
-    let backend = OpenBLASBackend(threads: machine.threads)
+    let backend = OpenBLASBackend(
+      threads: machine.threads, bfloat16: precision == .auto ? .best : nil)
     let decoder = try DecoderModel(
-      description, source: weights, backend: backend, sequenceLength: windows[0].count)
+      description, source: weights, backend: backend, sequenceLength: windows[0].count,
+      operands: backend.operandType(for: checkpoint.weightType(of: description)))
     let store = try HiddenStatesStore(
       path: cachePath, elementType: .float32, threads: machine.threads)
     // Nobody goes on with it: without a name, it goes with this process, however that ends.

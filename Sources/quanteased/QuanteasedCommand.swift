@@ -23,7 +23,7 @@ struct QuanteasedCommand: ParsableCommand {
         quanteased --spool ~/spool --state ~/spool/state --cache ~/spool/cache --set calibration=/data/prose.txt
       """,
     version: Producer.version,
-    subcommands: [DaemonCommand.self, WorkerCommand.self], defaultSubcommand: DaemonCommand.self)
+    subcommands: [WorkerCommand.self])
 
   static func main() {
     runProgram(report: { Log().error($0) }, status: exitStatus)
@@ -39,12 +39,6 @@ struct QuanteasedCommand: ParsableCommand {
     default: sysexit(of: error)
     }
   }
-}
-
-/// The daemon itself, what runs when no subcommand is named.
-struct DaemonCommand: ParsableCommand {
-  static let configuration = CommandConfiguration(
-    commandName: "run", abstract: "Watches the drop folder (the default).", shouldDisplay: false)
 
   @Option(
     help: ArgumentHelp(

@@ -286,6 +286,37 @@ import Testing
     #expect(try bench.weights("tiny") == bench.expectedWeights())
   }
 
+  @Test func `a paused job is tried at once when a person asks for it`() throws {
+    let bench = try DaemonBench()
+    // Nobody has this program: the job waits for the machine to mend.
+    let text = "A text that nobody can cut into tokens.\n"
+    try bench.directory.write(text, to: "prose.txt")
+    try bench.drop("tiny", recipe: "calibration: \(bench.directory.file("prose.txt"))\n")
+    try bench.start(environment: ["QUANTEASED_PYTHON": bench.directory.file("python")])
+    try bench.wait("the pause") { try bench.snapshot.current?.pausedBecause != nil }
+    let why = try bench.quantease("why", "tiny")
+    #expect(why.output.contains("now      quantease retry "), "\(why.output)")
+    #expect(why.output.contains(" --config '\(bench.configuration)'"), "\(why.output)")
+    let attempts = bench.log.components(separatedBy: "begun job=").count
+    #expect(try bench.quantease("retry", "tiny").status == 0)
+    try bench.wait("another attempt", seconds: 5) {
+      bench.log.components(separatedBy: "begun job=").count > attempts
+    }
+    #expect(try bench.stop() == 0)
+  }
+
+  @Test func `what is no job yet can be neither cancelled nor tried again, and it is said why`() throws {
+    let bench = try DaemonBench()
+    try bench.start()
+    try bench.drop("half") { try FileSystem.removeTree($0 + "/model.safetensors") }
+    for command in ["cancel", "retry"] {
+      let run = try bench.quantease(command, "half")
+      #expect(run.status == 66 && run.errors.contains("half is no job yet"), "\(run.errors)")
+    }
+    #expect(try bench.quantease("cancel", "nothing").errors.contains("neither a job nor in the drop folder"))
+    #expect(try bench.stop() == 0)
+  }
+
   @Test func `cancel and retry reach a running daemon`() throws {
     let bench = try DaemonBench(samples: 600)
     try bench.start()

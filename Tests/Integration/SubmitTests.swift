@@ -103,6 +103,13 @@ import Testing
     #expect(try FileSystem.names(in: bench.spool.incoming) == [])
   }
 
+  @Test func `a path that leads nowhere is told from a file`() throws {
+    let absent = try submit(model + "-absent")
+    #expect(absent.status == 66 && absent.errors.contains("No such file or directory"), "\(absent.errors)")
+    let file = try submit(model + "/config.json")
+    #expect(file.status != 0 && file.errors.contains("Not a directory"), "\(file.errors)")
+  }
+
   @Test func `a dry run says what the job would need, and copies nothing`() throws {
     let run = try submit(model, "--dry-run")
     #expect(run.status == 0, "\(run.errors)")

@@ -49,7 +49,7 @@ public enum JobRequestError: Error, Sendable, Equatable, CustomStringConvertible
     switch self {
     case .unknownJob(let id): "\(id) is no job; 'quantease status' lists them"
     case .cannotRetry(let id, let phase):
-      "\(id) is \(phase.rawValue); only a failed or cancelled job can be tried again"
+      "\(id) is \(phase.rawValue); only a failed, cancelled or paused job can be tried again"
     case .over(let id, let phase): "\(id) is \(phase.rawValue) already"
     }
   }
@@ -64,6 +64,11 @@ extension JobLedger {
       if job.phase.isOver { throw JobRequestError.over(job.id, job.phase) }
       try cancel(job.id)
     case .retry:
+      // What waits for the machine to mend is tried now: whoever asks has mended it.
+      if job.phase == .queued, job.pausedBecause != nil {
+        try update(job.id) { $0.pausedBecause = nil }
+        return
+      }
       guard job.phase == .failed || job.phase == .cancelled else {
         throw JobRequestError.cannotRetry(job.id, job.phase)
       }

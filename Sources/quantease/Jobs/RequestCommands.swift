@@ -5,7 +5,7 @@ import SystemIO
 
 struct RetryCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
-    commandName: "retry", abstract: "Queues a failed or cancelled job again.",
+    commandName: "retry", abstract: "Queues a failed or cancelled job again, and tries a paused one now.",
     discussion: "A job whose worker broke down goes on after the last linear that is done.")
 
   @Argument(help: ArgumentHelp("A job's identifier, or the name it was dropped with.", valueName: "job"))
@@ -32,7 +32,12 @@ struct CancelCommand: ParsableCommand {
 /// Has a running daemon do it, or does it where there is none.
 private func request(_ action: JobRequest.Action, _ name: String, _ options: SpoolOptions) throws {
   let view = try SpoolView(options)
-  guard let job = view.job(name) else { throw SpoolError.unknownJob(name) }
+  guard let job = view.job(name) else {
+    if view.drops.contains(where: { $0.name == name }) {
+      throw SpoolError.notTaken(name, FileSystem.join(view.spool.incoming, name))
+    }
+    throw SpoolError.unknownJob(name)
+  }
   let request = JobRequest(action, job: job.id)
   do {
     let lock = try FileLock(path: view.spool.lock, purpose: "quantease \(action.rawValue)")
@@ -60,7 +65,7 @@ private func request(_ action: JobRequest.Action, _ name: String, _ options: Spo
 private func ledgerCheck(_ request: JobRequest, _ job: JobRecord) throws {
   switch request.action {
   case .cancel where job.phase.isOver: throw JobRequestError.over(job.id, job.phase)
-  case .retry where job.phase != .failed && job.phase != .cancelled:
+  case .retry where job.phase != .failed && job.phase != .cancelled && job.pausedBecause == nil:
     throw JobRequestError.cannotRetry(job.id, job.phase)
   default: break
   }

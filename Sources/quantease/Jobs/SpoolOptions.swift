@@ -16,6 +16,13 @@ struct SpoolOptions: ParsableArguments {
   @Option(help: ArgumentHelp("The state directory, if it is not the configured one.", valueName: "dir"))
   var state: String?
 
+  /// The options that were given, as a command that is to be about the same daemon needs them; empty without any.
+  var asTyped: String {
+    [("config", config), ("spool", spool), ("state", state)].compactMap { name, value in
+      value.map { " --\(name) '\($0.replacing("'", with: "'\\''"))'" }
+    }.joined()
+  }
+
   func configuration() throws -> DaemonConfiguration {
     let arguments = [("spool", spool), ("state", state)].compactMap { key, value in
       value.map { (key: key, value: URL(fileURLWithPath: $0).path) }
@@ -32,6 +39,7 @@ struct SpoolOptions: ParsableArguments {
 enum SpoolError: Error, CustomStringConvertible {
   case noSpool(String)
   case unknownJob(String)
+  case notTaken(String, String)
   case notDone(String)
   case alreadyThere(String)
   case mayNotDrop(String, group: String?)
@@ -46,6 +54,8 @@ enum SpoolError: Error, CustomStringConvertible {
       "\(path): there is no drop folder; start quanteased once, or name it with --spool or --config"
     case .unknownJob(let name):
       "\(name) is neither a job nor in the drop folder; 'quantease status' lists them"
+    case .notTaken(let name, let path):
+      "\(name) is no job yet: 'quantease why \(name)' tells what it waits for; to take it back, remove \(path)"
     case .notDone(let what):
       "the daemon has not taken up the request to \(what) yet; it will, see 'quantease status' and its log"
     case .mayNotDrop(let path, let group):
@@ -62,7 +72,7 @@ enum SpoolError: Error, CustomStringConvertible {
 
   var exitCode: Int32 {
     switch self {
-    case .noSpool, .unknownJob: 66
+    case .noSpool, .unknownJob, .notTaken: 66
     case .notDone: 75
     case .alreadyThere: 73
     case .mayNotDrop: 77
@@ -94,8 +104,11 @@ struct SpoolView {
   let jobs: [JobRecord]
   let drops: [Drop]
   let snapshot: StatusSnapshot
+  /// What a command of `quantease` needs at its end to be about the same daemon.
+  let asTyped: String
 
   init(_ options: SpoolOptions) throws {
+    asTyped = options.asTyped
     configuration = try options.configuration()
     spool = Spool(root: configuration.spool)
     let store = try StateStore.reading(directory: configuration.stateDirectory)

@@ -15,17 +15,18 @@ struct StatusCommand: ParsableCommand {
   var json = false
 
   func run() throws {
-    let snapshot = try SpoolView(options).snapshot
+    let view = try SpoolView(options)
     if json {
-      try StandardOutput.write(try snapshot.json())
+      try StandardOutput.write(try view.snapshot.json())
     } else {
-      for line in Self.lines(snapshot) { try Console.line(line) }
+      for line in Self.lines(view) { try Console.line(line) }
     }
   }
 
   private static let finishedLimit = 10
 
-  private static func lines(_ snapshot: StatusSnapshot) -> [String] {
+  private static func lines(_ view: SpoolView) -> [String] {
+    let snapshot = view.snapshot
     let service = snapshot.service == .running ? "running" : "not running: nothing is taken up until it is"
     var lines = ["quanteased is \(service)", snapshot.stateText]
     if let current = snapshot.current {
@@ -60,6 +61,10 @@ struct StatusCommand: ParsableCommand {
         case .cancelled: lines.append("  cancelled  \(job.id)")
         }
         lines += warnings(job.warnings, of: job.id)
+      }
+      let rest = view.jobs.count(where: \.phase.isOver) - finishedLimit
+      if rest > 0 {
+        lines.append("  and \(rest) more, the newest of them in: quantease status --json\(view.asTyped)")
       }
     }
     return lines
@@ -109,8 +114,9 @@ struct WhyCommand: ParsableCommand {
     let spool = view.spool
     switch job.phase {
     case .queued:
-      return job.pausedBecause.map { "\(job.id) is paused and tried again by itself: \($0)" }
-        ?? "\(job.id) waits for its turn"
+      return job.pausedBecause.map {
+        "\(job.id) is paused and tried again by itself: \($0)\n  now      quantease retry \(job.id)\(view.asTyped)"
+      } ?? "\(job.id) waits for its turn"
     case .running, .publishing:
       return
         "\(job.id) is at work: \(job.step), \(job.linears.count) of \(job.plan?.linearCount ?? 0) linears, "
@@ -121,10 +127,10 @@ struct WhyCommand: ParsableCommand {
     case .failed:
       return """
         \(job.id) failed: \(job.failure?.message ?? "")
-          again    quantease retry \(job.id)
+          again    quantease retry \(job.id)\(view.asTyped)
         """
     case .cancelled:
-      return "\(job.id) was cancelled; 'quantease retry \(job.id)' takes it up"
+      return "\(job.id) was cancelled; 'quantease retry \(job.id)\(view.asTyped)' takes it up"
     }
   }
 }

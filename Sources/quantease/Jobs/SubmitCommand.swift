@@ -52,8 +52,9 @@ struct SubmitCommand: ParsableCommand {
     let configuration = try options.configuration()
     let spool = Spool(root: configuration.spool)
     let source = URL(fileURLWithPath: directory).standardizedFileURL.path
-    guard try FileSystem.kind(of: source) == .directory else {
-      throw FileError(path: source, operation: .list, errno: .notDirectory)
+    guard let kind = try FileSystem.kind(of: source), kind == .directory else {
+      let isThere = try FileSystem.exists(source)
+      throw FileError(path: source, operation: .list, errno: isThere ? .notDirectory : .noSuchFileOrDirectory)
     }
     let name = name ?? FileSystem.name(of: source)
     let drop = FileSystem.join(spool.incoming, name)
@@ -78,7 +79,8 @@ struct SubmitCommand: ParsableCommand {
         throw error
       }
     }
-    try Console.line("\(name) is in \(spool.incoming); 'quantease why \(name)' tells what becomes of it")
+    try Console.line(
+      "\(name) is in \(spool.incoming); 'quantease why \(name)\(options.asTyped)' tells what becomes of it")
     if wait { try JobWatch(name, options).follow() }
   }
 
