@@ -92,6 +92,11 @@ public final class DecoderLayer {
     for linear in stage.linears { source.forget(weightName(linear)) }
   }
 
+  /// The same of all stages.
+  public func forget() {
+    for stage in stages { forget(stage) }
+  }
+
   /// A linear's weights as the checkpoint has them, `[outFeatures, inFeatures]`, read anew.
   /// - Throws: errors of the source for a missing tensor, a wrong shape, or a value that is not finite.
   public func storedWeights(of linear: LayerLinear) throws -> Matrix {

@@ -137,8 +137,14 @@ final class LayerLoop {
       try load(last.stage, in: last.quantized)
       here = last
     }
+    var passed: [DecoderLayer] = []
     for (index, place) in places.enumerated().dropFirst(first) {
-      if place.layer != layers.quantized.index { layers = try self.layers(place.layer) }
+      if place.layer != layers.quantized.index {
+        // Reading a layer ahead of time, the kernel takes in what stands before it in the file, too.
+        passed.popLast()?.forget()
+        passed.append(layers.quantized)
+        layers = try self.layers(place.layer)
+      }
       let position = position(layers, place.stage)
       isTakingOver = index == first && first > 0
       let statistics = try enter(position, from: here, gathering: index >= open)
@@ -154,6 +160,7 @@ final class LayerLoop {
       try load(position.stage, in: position.quantized)
       here = position
     }
+    for layer in passed + [layers.quantized] { layer.forget() }
   }
 
   /// A stage of a layer.
