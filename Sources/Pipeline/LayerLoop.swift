@@ -37,18 +37,18 @@ protocol KnownLinears {
 final class LayerLoop {
   private let quantized: Stream
   private let original: Stream?
-  private let calibration: CalibrationSet
+  let calibration: CalibrationSet
   private let backend: any ComputeBackend
   private let batches: [Range<Int>]
   private let layerCount: Int
   private let beforeReading: () throws -> Void
   private let advanced: () -> Void
   /// Whether an earlier run has begun to take the batches to the next stage, and some of them are there.
-  private var isTakingOver = false
-  private(set) var times = PhaseTimes()
+  private(set) var isTakingOver = false
+  var times = PhaseTimes()
 
   /// One model's way through the layers: its hidden states, and the layer it is in.
-  private final class Stream {
+  final class Stream {
     let model: DecoderModel
     let states: StagedStates
     /// The batches that it runs, of all the first ones.
@@ -291,56 +291,6 @@ final class LayerLoop {
     step.finish()
     originalStep?.finish()
     return gram.map { Statistics(gram: $0, correction: correction) }
-  }
-
-  /// Takes one batch of a stream through a stage and returns what it brings to the next one.
-  private func run(
-    _ stream: Stream, _ stage: Stage, _ layer: DecoderLayer, _ next: Stage, _ nextLayer: DecoderLayer,
-    _ step: StagedStates.Transition, _ batch: Int, _ samples: Range<Int>
-  ) throws -> DriftSum.Reached {
-    func reached(_ state: LayerState) -> DriftSum.Reached {
-      DriftSum.Reached(
-        input: times.measure(.forward) { nextLayer.input(of: next, state) }, residual: state.residual)
-    }
-    if isTakingOver, try step.isWritten(batch: batch) {
-      let tokens = samples.count * calibration.sequenceLength
-      let state = try times.measure(.cache) {
-        try step.readWritten(next.reads, batch: batch, tokens: tokens)
-      }
-      return reached(state)
-    }
-    let slots = stage.reads.union([next.inputSlot])
-    var state = try times.measure(.cache) {
-      try stream.states.read(slots, batch: batch, tokens: samples.count * calibration.sequenceLength)
-    }
-    if batch + 1 < stream.batches.count { stream.states.prefetch(slots, batch: batch + 1) }
-    times.measure(.forward) {
-      let input = layer.input(of: stage, state)
-      layer.run(stage, input: input, sequenceLength: calibration.sequenceLength, state: &state)
-    }
-    try store(
-      state, by: step, batch, layer: layer.index,
-      after: stage.linears.map(\.name).joined(separator: ", "))
-    return reached(state)
-  }
-
-  /// Stores what a stage has left of a batch; a value that is not finite is reported by its place in the model.
-  private func store(
-    _ state: LayerState, by step: StagedStates.Transition, _ batch: Int, layer: Int, after place: String
-  ) throws {
-    do {
-      try times.measure(.cache) { try step.write(state, batch: batch) }
-    } catch let error as CacheError {
-      switch error {
-      case .notFinite(_, let row, let column, let value):
-        throw PipelineError.badActivations(
-          layer: layer, after: place, value: value, token: row, feature: column)
-      case .overflow(_, let row, let column, let value, _):
-        throw PipelineError.badActivations(
-          layer: layer, after: place, value: "\(value)", token: row, feature: column)
-      default: throw error
-      }
-    }
   }
 }
 

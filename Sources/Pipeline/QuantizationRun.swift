@@ -22,8 +22,8 @@ public final class QuantizationRun: Sendable {
   private let source: SourceFiles
   let backend: any ComputeBackend
   private let modelType: DType
-  private let operands: OperandType
-  private let treatments: [String: Treatment]
+  let operands: OperandType
+  let treatments: [String: Treatment]
   private let journal: ResumeJournal?
   private let unpublished = Mutex(Unpublished())
 
@@ -92,8 +92,6 @@ public final class QuantizationRun: Sendable {
     }
     return (checkpoint, try ModelDescription(checking: checkpoint, source: checkpoint))
   }
-
-  private var kernels: String { backend.kernels(for: operands) }
 
   /// The linears that are to be quantized.
   public var linearCount: Int { treatments.count }
@@ -286,40 +284,6 @@ public final class QuantizationRun: Sendable {
       _ = files.output?.abandon()
       return true
     }
-  }
-
-  private var exportedLinears: [LinearDescription] {
-    (0..<description.layerCount).flatMap { index in
-      description.layerLinears.map { linear in
-        let name = description.layerPrefix(index) + linear.name
-        let treatment = treatments[name]
-        return LinearDescription(
-          name: name, outFeatures: linear.outFeatures, inFeatures: linear.inFeatures,
-          gridFormat: treatment?.gridFormat, hasBias: linear.hasBias,
-          outliers: treatment?.outliers.map { OutlierLayout($0, linear) })
-      }
-    }
-  }
-
-  private var cachePath: String {
-    let directory = request.cacheDirectory ?? FileSystem.parent(of: request.output)
-    return FileSystem.join(directory, ".\(FileSystem.name(of: request.output)).activations.mdb")
-  }
-
-  private var settings: Report.Settings {
-    let standard = request.recipe.standard
-    var settings = Report.Settings(
-      bits: standard.gridFormat.bitWidth.rawValue,
-      groupSize: standard.gridFormat.groupSize.notation,
-      symmetric: standard.gridFormat.isSymmetric, solver: standard.quantizer.name,
-      target: request.target.rawValue,
-      targetSamples: request.target == .original ? request.originalSamples : nil,
-      formats: request.formats,
-      calibration: Report.Calibration(
-        samples: request.calibration.samples, sequenceLength: request.calibration.sequenceLength,
-        seed: request.seed, source: FileSystem.name(of: request.calibrationSource)))
-    settings.kernels = kernels
-    return settings
   }
 }
 

@@ -88,14 +88,14 @@ final class ResumeJournal: Sendable {
     try file.reserve(byteCount)
     try contents.withLock { contents in
       precondition(contents.head == nil, "the journal has begun")
-      contents.end = try write(try Payload(header: head), at: 0)
+      contents.end = try write(try JournalPayload(header: head), at: 0)
       contents.head = head
     }
   }
 
   /// Writes a linear and returns when it is on the disk.
   func append(_ linear: QuantizedLinear, row: Report.Linear) throws {
-    var payload = try Payload(
+    var payload = try JournalPayload(
       header: LinearHead(
         row: row, scaleTypes: linear.grid.format.scaleTypes.map(\.rawValue),
         outliers: linear.outliers.map { OutlierShape($0) }))
@@ -140,9 +140,9 @@ final class ResumeJournal: Sendable {
   // MARK: Writing
 
   /// Writes a record and gives the place behind it. Its preamble comes last: until then nothing is there.
-  private func write(_ payload: Payload, at start: Int) throws -> Int {
+  private func write(_ payload: JournalPayload, at start: Int) throws -> Int {
     let bytes = payload.bytes
-    var preamble = Payload()
+    var preamble = JournalPayload()
     preamble.append(Self.magic.span)
     preamble.append([UInt64(bytes.count), unsafe checksum(of: bytes.span.bytes)].span)
     try file.write(bytes, at: start + Self.preambleByteCount)
@@ -176,7 +176,7 @@ final class ResumeJournal: Sendable {
     var contents = Contents()
     while let payload = payload(in: file, at: contents.end) {
       let isSound = file.withBytes(payload) { bytes in
-        var reader = PayloadReader()
+        var reader = JournalPayloadReader()
         if contents.head == nil {
           contents.head = reader.header(Head.self, of: bytes)
           return contents.head != nil
@@ -196,7 +196,7 @@ final class ResumeJournal: Sendable {
     let start = offset + preambleByteCount
     guard start <= file.byteCount else { return nil }
     let (isRecord, byteCount, sum) = file.withBytes(offset..<start) { bytes in
-      var reader = PayloadReader()
+      var reader = JournalPayloadReader()
       return (
         reader.values(UInt8.self, count: 8, of: bytes) == magic,
         reader.values(UInt64.self, count: 1, of: bytes)?.first,
@@ -212,7 +212,7 @@ final class ResumeJournal: Sendable {
 
   /// The linear of a record whose checksum was right: what is missing then was never written.
   private static func linear(_ payload: RawSpan) -> QuantizedLinear? {
-    var reader = PayloadReader()
+    var reader = JournalPayloadReader()
     guard let head = reader.header(LinearHead.self, of: payload), head.row.shape.count == 2,
       let bits = BitWidth(rawValue: head.row.bits), let groupSize = GroupSize(head.row.groupSize)
     else { return nil }
@@ -252,68 +252,5 @@ extension ResumeJournal.OutlierShape {
     case .structured(let values, let columns):
       self.init(isStructured: true, values: values.count, columns: columns.count)
     }
-  }
-}
-
-/// A record's bytes, put together.
-private struct Payload {
-  private(set) var bytes: [UInt8] = []
-
-  init() {}
-
-  init(header: some Encodable) throws {
-    let json = Array(try JSONEncoder().encode(header))
-    append([UInt64(json.count)].span)
-    append(json.span)
-  }
-
-  mutating func append<Value: BitwiseCopyable>(_ values: Span<Value>) {
-    unsafe values.withUnsafeBytes { unsafe bytes.append(contentsOf: $0) }
-  }
-
-  mutating func append(codes: [UInt8], bits: Int) {
-    // A multiple of 32 codes fills whole words: parts then follow one another as if packed at once.
-    for start in stride(from: 0, to: codes.count, by: 1 << 20) {
-      let part = codes.span.extracting(start..<min(start + 1 << 20, codes.count))
-      var words = [UInt32](repeating: 0, count: wordCount(codes: part.count, bits: bits))
-      var span = words.mutableSpan
-      pack(part, bits: bits, into: &span)
-      append(words.span)
-    }
-  }
-}
-
-/// Takes a record's bytes apart; nil where they end too early.
-private struct PayloadReader {
-  private var offset = 0
-
-  mutating func header<Header: Decodable>(_ type: Header.Type, of bytes: RawSpan) -> Header? {
-    guard let count = values(UInt64.self, count: 1, of: bytes).flatMap({ Int(exactly: $0[0]) }),
-      let json = values(UInt8.self, count: count, of: bytes)
-    else { return nil }
-    return try? JSONDecoder().decode(type, from: Data(json))
-  }
-
-  mutating func values<Value: BitwiseCopyable>(
-    _ type: Value.Type, count: Int, of bytes: RawSpan
-  ) -> [Value]? {
-    let (byteCount, overflow) = count.multipliedReportingOverflow(by: MemoryLayout<Value>.stride)
-    guard !overflow, count >= 0, byteCount <= bytes.byteCount - offset else { return nil }
-    let part = bytes.extracting(offset..<offset + byteCount)
-    offset += byteCount
-    return unsafe [Value](unsafeUninitializedCapacity: count) { buffer, initialized in
-      unsafe part.withUnsafeBytes { unsafe UnsafeMutableRawBufferPointer(buffer).copyMemory(from: $0) }
-      initialized = count
-    }
-  }
-
-  mutating func codes(count: Int, bits: Int, of bytes: RawSpan) -> [UInt8]? {
-    guard let words = values(UInt32.self, count: wordCount(codes: count, bits: bits), of: bytes) else {
-      return nil
-    }
-    var codes = [UInt8](repeating: 0, count: count)
-    var span = codes.mutableSpan
-    unpack(words.span, bits: bits, count: count, into: &span)
-    return codes
   }
 }

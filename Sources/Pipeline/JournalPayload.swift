@@ -1,0 +1,65 @@
+import Export
+import FoundationEssentials
+
+/// The bytes of a record of a ``ResumeJournal``, put together.
+struct JournalPayload {
+  private(set) var bytes: [UInt8] = []
+
+  init() {}
+
+  init(header: some Encodable) throws {
+    let json = Array(try JSONEncoder().encode(header))
+    append([UInt64(json.count)].span)
+    append(json.span)
+  }
+
+  mutating func append<Value: BitwiseCopyable>(_ values: Span<Value>) {
+    unsafe values.withUnsafeBytes { unsafe bytes.append(contentsOf: $0) }
+  }
+
+  mutating func append(codes: [UInt8], bits: Int) {
+    // A multiple of 32 codes fills whole words: parts then follow one another as if packed at once.
+    for start in stride(from: 0, to: codes.count, by: 1 << 20) {
+      let part = codes.span.extracting(start..<min(start + 1 << 20, codes.count))
+      var words = [UInt32](repeating: 0, count: wordCount(codes: part.count, bits: bits))
+      var span = words.mutableSpan
+      pack(part, bits: bits, into: &span)
+      append(words.span)
+    }
+  }
+}
+
+/// Takes the bytes of a record apart; nil where they end too early.
+struct JournalPayloadReader {
+  private var offset = 0
+
+  mutating func header<Header: Decodable>(_ type: Header.Type, of bytes: RawSpan) -> Header? {
+    guard let count = values(UInt64.self, count: 1, of: bytes).flatMap({ Int(exactly: $0[0]) }),
+      let json = values(UInt8.self, count: count, of: bytes)
+    else { return nil }
+    return try? JSONDecoder().decode(type, from: Data(json))
+  }
+
+  mutating func values<Value: BitwiseCopyable>(
+    _ type: Value.Type, count: Int, of bytes: RawSpan
+  ) -> [Value]? {
+    let (byteCount, overflow) = count.multipliedReportingOverflow(by: MemoryLayout<Value>.stride)
+    guard !overflow, count >= 0, byteCount <= bytes.byteCount - offset else { return nil }
+    let part = bytes.extracting(offset..<offset + byteCount)
+    offset += byteCount
+    return unsafe [Value](unsafeUninitializedCapacity: count) { buffer, initialized in
+      unsafe part.withUnsafeBytes { unsafe UnsafeMutableRawBufferPointer(buffer).copyMemory(from: $0) }
+      initialized = count
+    }
+  }
+
+  mutating func codes(count: Int, bits: Int, of bytes: RawSpan) -> [UInt8]? {
+    guard let words = values(UInt32.self, count: wordCount(codes: count, bits: bits), of: bytes) else {
+      return nil
+    }
+    var codes = [UInt8](repeating: 0, count: count)
+    var span = codes.mutableSpan
+    unpack(words.span, bits: bits, count: count, into: &span)
+    return codes
+  }
+}

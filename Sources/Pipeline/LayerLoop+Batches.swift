@@ -1,0 +1,55 @@
+import ActivationCache
+import Decoder
+
+// One batch of a stream on its way through a stage.
+extension LayerLoop {
+  /// Takes one batch of a stream through a stage and returns what it brings to the next one.
+  func run(
+    _ stream: Stream, _ stage: Stage, _ layer: DecoderLayer, _ next: Stage, _ nextLayer: DecoderLayer,
+    _ step: StagedStates.Transition, _ batch: Int, _ samples: Range<Int>
+  ) throws -> DriftSum.Reached {
+    func reached(_ state: LayerState) -> DriftSum.Reached {
+      DriftSum.Reached(
+        input: times.measure(.forward) { nextLayer.input(of: next, state) }, residual: state.residual)
+    }
+    if isTakingOver, try step.isWritten(batch: batch) {
+      let tokens = samples.count * calibration.sequenceLength
+      let state = try times.measure(.cache) {
+        try step.readWritten(next.reads, batch: batch, tokens: tokens)
+      }
+      return reached(state)
+    }
+    let slots = stage.reads.union([next.inputSlot])
+    var state = try times.measure(.cache) {
+      try stream.states.read(slots, batch: batch, tokens: samples.count * calibration.sequenceLength)
+    }
+    if batch + 1 < stream.batches.count { stream.states.prefetch(slots, batch: batch + 1) }
+    times.measure(.forward) {
+      let input = layer.input(of: stage, state)
+      layer.run(stage, input: input, sequenceLength: calibration.sequenceLength, state: &state)
+    }
+    try store(
+      state, by: step, batch, layer: layer.index,
+      after: stage.linears.map(\.name).joined(separator: ", "))
+    return reached(state)
+  }
+
+  /// Stores what a stage has left of a batch; a value that is not finite is reported by its place in the model.
+  func store(
+    _ state: LayerState, by step: StagedStates.Transition, _ batch: Int, layer: Int, after place: String
+  ) throws {
+    do {
+      try times.measure(.cache) { try step.write(state, batch: batch) }
+    } catch let error as CacheError {
+      switch error {
+      case .notFinite(_, let row, let column, let value):
+        throw PipelineError.badActivations(
+          layer: layer, after: place, value: value, token: row, feature: column)
+      case .overflow(_, let row, let column, let value, _):
+        throw PipelineError.badActivations(
+          layer: layer, after: place, value: "\(value)", token: row, feature: column)
+      default: throw error
+      }
+    }
+  }
+}
