@@ -20,6 +20,7 @@ public enum SymlinkPolicy: Sendable {
   public let byteCount: Int
   /// The file that was opened, as it was then.
   public let stamp: FileStamp
+  private let symlinks: SymlinkPolicy
 
   /// Nil for an empty file, which cannot be mapped.
   private nonisolated(unsafe) let mapping: UnsafeRawBufferPointer?
@@ -27,6 +28,7 @@ public enum SymlinkPolicy: Sendable {
   /// - Throws: ``FileError`` if the file cannot be opened or is not a regular file.
   public init(path: String, symlinks: SymlinkPolicy = .follow) throws(FileError) {
     self.path = path
+    self.symlinks = symlinks
     // Without O_NONBLOCK, opening a pipe would wait for its writer.
     let descriptor = try FileError.attempt(.open, path) { () throws(Errno) in
       try SystemCall.open(path, flags: O_RDONLY | O_NONBLOCK | symlinks.openFlags)
@@ -81,7 +83,7 @@ public enum SymlinkPolicy: Sendable {
     release(range)
     // The descriptor is not kept, for a checkpoint may have more shards than a process may have open files.
     guard !range.isEmpty,
-      let descriptor = try? SystemCall.open(path, flags: O_RDONLY | O_NONBLOCK | O_NOFOLLOW)
+      let descriptor = try? SystemCall.open(path, flags: O_RDONLY | O_NONBLOCK | symlinks.openFlags)
     else { return }
     SystemCall.forgetPages(descriptor, range)
   }
