@@ -48,7 +48,7 @@ public final class CheckpointReader: WeightSource {
   }
 
   /// The folders of a directory that hold a checkpoint, the first ones.
-  public static func innerCheckpoints(of directory: String) throws -> [String] {
+  private static func innerCheckpoints(of directory: String) throws -> [String] {
     let inner = try FileSystem.names(in: directory).sorted().lazy.filter { name in
       !name.hasPrefix(".")
         && (try? FileSystem.kind(of: "\(directory)/\(name)/config.json")) == .regular
@@ -146,13 +146,8 @@ public final class CheckpointReader: WeightSource {
   /// Reads all of a tensor in fp32, a panel at a time, to see that it can be.
   /// - Throws: ``CheckpointError/nonFinite(tensor:file:index:value:)``
   public func checkFinite(_ tensor: TensorInfo) throws {
-    let (rows, columns) = tensor.matrixDimensions
-    guard tensor.dtype.isSupportedFloat, rows * columns > 0 else { return }
-    let panel = Matrix(rows: min(rows, max(1, 1_048_576 / columns)), columns: columns)
-    for start in stride(from: 0, to: rows, by: panel.rows) {
-      let range = start..<min(start + panel.rows, rows)
-      try read(tensor.name, rows: range, into: panel.prefix(range.count))
-    }
+    guard tensor.dtype.isSupportedFloat, !tensor.byteRange.isEmpty else { return }
+    try forEachPanel(of: tensor.name, shape: tensor.shape) { _, _ in }
   }
 
   /// Lends bytes of a tensor as they are in the file; `range` counts from the tensor's first byte and

@@ -27,9 +27,9 @@ extension WeightSource {
     of tensor: String, shape expected: [Int], _ body: (_ rows: Range<Int>, _ panel: Matrix) throws -> Void
   ) throws {
     let (rows, columns) = try dimensions(of: tensor, shape: expected)
-    let panel = Matrix(rows: min(rows, Self.panelRows(columns)), columns: columns)
-    for start in stride(from: 0, to: rows, by: Self.panelRows(columns)) {
-      let range = start..<min(start + Self.panelRows(columns), rows)
+    let panels = Self.panels(rows: rows, columns: columns)
+    let panel = Matrix(rows: panels.first?.count ?? 0, columns: columns)
+    for range in panels {
       try read(tensor, rows: range, into: panel.prefix(range.count))
       try body(range, panel.prefix(range.count))
     }
@@ -42,14 +42,16 @@ extension WeightSource {
     let (rows, columns) = try dimensions(of: tensor, shape: expected)
     let matrix = Matrix(rows: rows, columns: columns)
     // In panels, as the source holds a panel in its own type meanwhile.
-    for start in stride(from: 0, to: rows, by: Self.panelRows(columns)) {
-      let range = start..<min(start + Self.panelRows(columns), rows)
+    for range in Self.panels(rows: rows, columns: columns) {
       try read(tensor, rows: range, into: matrix.rows(range))
     }
     return matrix
   }
 
-  private static func panelRows(_ columns: Int) -> Int { max(1, 1_048_576 / max(columns, 1)) }
+  private static func panels(rows: Int, columns: Int) -> [Range<Int>] {
+    let panelRows = max(1, 1_048_576 / max(columns, 1))
+    return stride(from: 0, to: rows, by: panelRows).map { $0..<min($0 + panelRows, rows) }
+  }
 
   private func dimensions(of tensor: String, shape expected: [Int]) throws -> (rows: Int, columns: Int) {
     guard let found = shape(of: tensor) else { throw CheckpointError.unknownTensor(tensor) }

@@ -1,7 +1,7 @@
 import Tensors
 
 /// What the operands of a product are rounded to. Sums are fp32.
-public enum OperandType: String, Sendable, Codable {
+public enum OperandType: Sendable {
   case float32
   case bfloat16
 }

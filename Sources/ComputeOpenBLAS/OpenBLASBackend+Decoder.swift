@@ -5,10 +5,6 @@ import Tensors
 /// Elements of a chunk of an elementwise operation: work enough to be worth a thread's attention.
 private let elementsPerChunk = 1 << 15
 
-/// Query rows of a chunk of attention: scores take this many rows of one sequence length each, per thread. More
-/// rows make better products of them, and more scores that the mask then throws away.
-private let queryRowsPerChunk = 64
-
 extension OpenBLASBackend: DecoderOperations {
   public func linear(_ inputs: Matrix, _ products: [LinearProduct]) {
     for product in products { product.checkShapes(inputs: inputs) }
@@ -70,21 +66,15 @@ extension OpenBLASBackend: DecoderOperations {
     if parameters.operands == .bfloat16 {
       return attendPacked(queries: queries, keys: keys, values: values, parameters, into: outputs)
     }
-    let length = parameters.sequenceLength
-    let dimension = parameters.headDimension
-    let blocks = Division(length, blocksOfAtMost: queryRowsPerChunk)
-    let heads = queries.rows / length * parameters.heads
-    team.run(chunks: heads * blocks.count, scratch: { Matrix(rows: blocks.size, columns: length) }) {
-      chunk, scratch in
-      // A block of queries sees the keys up to its last row: the last blocks, with the most work, come first.
-      let block = blocks[blocks.count - 1 - chunk / heads]
-      let (sequence, head) = (chunk % heads).quotientAndRemainder(dividingBy: parameters.heads)
-      let keyHead = head / (parameters.heads / parameters.keyValueHeads)
-      let first = sequence * length
-      let queryRows = first + block.lowerBound..<first + block.upperBound
+    let chunks = AttentionChunks(parameters, tokens: queries.rows)
+    let scratch = { Matrix(rows: chunks.largestBlock, columns: parameters.sequenceLength) }
+    team.run(chunks: chunks.count, scratch: scratch) { chunk, scratch in
+      let chunk = chunks[chunk]
+      let (block, head) = (chunk.block, chunk.head)
+      let (queryRows, queryColumns) = (chunk.rows, chunk.columns)
+      let first = chunk.sequence * parameters.sequenceLength
       let keyRows = first..<first + block.upperBound
-      let queryColumns = head * dimension..<(head + 1) * dimension
-      let keyColumns = keyHead * dimension..<(keyHead + 1) * dimension
+      let keyColumns = parameters.columns(ofHead: chunk.keyHead)
 
       let scores = scratch.block(rows: 0..<block.count, columns: 0..<block.upperBound)
       scores.multiply(
@@ -177,6 +167,58 @@ extension AttentionParameters {
         positionBias.rows == heads && positionBias.columns == sequenceLength, "the bias has another shape")
     }
   }
+}
+
+/// The chunks of an attention: a block of the query rows of a sequence for one head each.
+struct AttentionChunks {
+  struct Chunk {
+    let sequence: Int
+    let head: Int
+    /// The key head that it reads.
+    let keyHead: Int
+    /// The rows, counted from the sequence's first.
+    let block: Range<Int>
+    /// The rows and columns of the queries, and of the outputs.
+    let rows: Range<Int>
+    let columns: Range<Int>
+  }
+
+  /// Query rows of a chunk: scores take this many rows of one sequence length each, per thread. More rows make better
+  /// products of them, and more scores that the mask then throws away.
+  private static let queryRows = 64
+
+  private let parameters: AttentionParameters
+  private let blocks: Division
+  private let heads: Int
+
+  /// - Parameters:
+  ///   - tokens: of all sequences
+  ///   - unit: blocks are multiples of it
+  init(_ parameters: AttentionParameters, tokens: Int, multipleOf unit: Int = 1) {
+    self.parameters = parameters
+    blocks = Division(parameters.sequenceLength, blocksOfAtMost: Self.queryRows, multipleOf: unit)
+    heads = tokens / parameters.sequenceLength * parameters.heads
+  }
+
+  var count: Int { heads * blocks.count }
+  /// The most rows of a block.
+  var largestBlock: Int { blocks.size }
+
+  subscript(chunk: Int) -> Chunk {
+    // A block of queries sees the keys up to its last row: the last blocks, with the most work, come first.
+    let block = blocks[blocks.count - 1 - chunk / heads]
+    let (sequence, head) = (chunk % heads).quotientAndRemainder(dividingBy: parameters.heads)
+    let first = sequence * parameters.sequenceLength
+    return Chunk(
+      sequence: sequence, head: head, keyHead: head / (parameters.heads / parameters.keyValueHeads),
+      block: block, rows: first + block.lowerBound..<first + block.upperBound,
+      columns: parameters.columns(ofHead: head))
+  }
+}
+
+extension AttentionParameters {
+  /// The columns of a head, or of a key head.
+  func columns(ofHead head: Int) -> Range<Int> { head * headDimension..<(head + 1) * headDimension }
 }
 
 extension LinearProduct {

@@ -2,9 +2,6 @@ import CKernels
 import Compute
 import Tensors
 
-/// Query rows of a task: two panels.
-private let queryRowsPerTask = 64
-
 extension OpenBLASBackend {
   /// Attention in bfloat16: keys and values are packed once for all query heads that read them; every task then packs its
   /// queries, and the probabilities that come of them.
@@ -19,24 +16,17 @@ extension OpenBLASBackend {
     team.run(chunks: packed.count) { chunk in
       let (sequence, head) = chunk.quotientAndRemainder(dividingBy: parameters.keyValueHeads)
       let rows = sequence * length..<(sequence + 1) * length
-      let columns = head * dimension..<(head + 1) * dimension
+      let columns = parameters.columns(ofHead: head)
       packed.store(
         keys: keys.block(rows: rows, columns: columns), values: values.block(rows: rows, columns: columns),
         at: chunk)
     }
-    let blocks = Division(length, blocksOfAtMost: queryRowsPerTask, multipleOf: PackedOperand.panel)
-    let heads = sequences * parameters.heads
-    let scratch = {
-      Scratch(rows: blocks.size, sequenceLength: length, headDimension: dimension)
-    }
-    team.run(chunks: heads * blocks.count, scratch: scratch) { chunk, scratch in
-      // A block of queries sees the keys up to its last row: the last blocks, with the most work, come first.
-      let block = blocks[blocks.count - 1 - chunk / heads]
-      let (sequence, head) = (chunk % heads).quotientAndRemainder(dividingBy: parameters.heads)
-      let keyHead = head / (parameters.heads / parameters.keyValueHeads)
-      let place = sequence * parameters.keyValueHeads + keyHead
-      let rows = sequence * length + block.lowerBound..<sequence * length + block.upperBound
-      let columns = head * dimension..<(head + 1) * dimension
+    let chunks = AttentionChunks(parameters, tokens: queries.rows, multipleOf: PackedOperand.panel)
+    let scratch = { Scratch(rows: chunks.largestBlock, sequenceLength: length, headDimension: dimension) }
+    team.run(chunks: chunks.count, scratch: scratch) { chunk, scratch in
+      let chunk = chunks[chunk]
+      let (block, head, rows, columns) = (chunk.block, chunk.head, chunk.rows, chunk.columns)
+      let place = chunk.sequence * parameters.keyValueHeads + chunk.keyHead
 
       let query = scratch.queries.reshaped(rows: block.count, inner: dimension)
       query.pack(queries.block(rows: rows, columns: columns), scale: parameters.scale)
