@@ -93,8 +93,8 @@ extension StoredValue {
     guard Int(header[5]) < Self.elementTypes.count else { throw corrupt(5, "unknown element type") }
     elementType = Self.elementTypes[Int(header[5])]
     guard
-      let rows = unsafe Int(exactly: bytes.littleEndian(UInt64.self, at: 8)),
-      let columns = unsafe Int(exactly: bytes.littleEndian(UInt64.self, at: 16)),
+      let rows = Int(exactly: header.littleEndian(UInt64.self, at: 8)),
+      let columns = Int(exactly: header.littleEndian(UInt64.self, at: 16)),
       case (let elements, false) = rows.multipliedReportingOverflow(by: columns),
       elements <= Int.max / (2 * elementType.byteWidth)
     else { throw corrupt(8, "impossible dimensions") }
@@ -108,7 +108,8 @@ extension StoredValue {
     }
     let payloadOffset = Self.headerBytes + segmentCount * Self.segmentEntryBytes
     let table = unsafe [UInt8](bytes[Self.headerBytes..<payloadOffset])
-    guard unsafe bytes.littleEndian(UInt64.self, at: 24) == Self.hash(header: header, table: table) else {
+    let hash = unsafe [UInt8](bytes[24..<Self.headerBytes]).littleEndian(UInt64.self, at: 0)
+    guard hash == Self.hash(header: header, table: table) else {
       throw corrupt(24, "the header does not match its checksum")
     }
 
@@ -116,13 +117,13 @@ extension StoredValue {
     segments.reserveCapacity(segmentCount)
     var end = payloadOffset
     for index in 0..<segmentCount {
-      let entry = Self.headerBytes + index * Self.segmentEntryBytes
-      let byteCount = unsafe Int(bytes.littleEndian(UInt32.self, at: entry))
-      let encoding = unsafe Segment.Encoding(rawValue: bytes.littleEndian(UInt32.self, at: entry + 4))
-      let hash = unsafe bytes.littleEndian(UInt64.self, at: entry + 8)
+      let entry = index * Self.segmentEntryBytes
+      let byteCount = Int(table.littleEndian(UInt32.self, at: entry))
+      let encoding = Segment.Encoding(rawValue: table.littleEndian(UInt32.self, at: entry + 4))
+      let hash = table.littleEndian(UInt64.self, at: entry + 8)
       let plane = Self.chunk(index / planes, elements: elements).count
       guard let encoding, encoding == .zstd || byteCount == plane, byteCount <= bytes.count - end else {
-        throw corrupt(entry, "an impossible segment")
+        throw corrupt(Self.headerBytes + entry, "an impossible segment")
       }
       segments.append(Segment(byteCount: byteCount, encoding: encoding, hash: hash))
       end += byteCount
@@ -136,12 +137,8 @@ extension [UInt8] {
   fileprivate mutating func append(littleEndian value: some FixedWidthInteger & UnsignedInteger) {
     for byte in 0..<value.bitWidth / 8 { append(UInt8(truncatingIfNeeded: value >> (8 * byte))) }
   }
-}
 
-extension UnsafeRawBufferPointer {
-  @unsafe fileprivate func littleEndian<Value: FixedWidthInteger & BitwiseCopyable>(
-    _ type: Value.Type, at offset: Int
-  ) -> Value {
-    Value(littleEndian: unsafe loadUnaligned(fromByteOffset: offset, as: type))
+  fileprivate func littleEndian<Value: FixedWidthInteger>(_ type: Value.Type, at offset: Int) -> Value {
+    self[offset..<offset + Value.bitWidth / 8].reversed().reduce(0) { $0 << 8 | Value($1) }
   }
 }

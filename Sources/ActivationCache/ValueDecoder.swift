@@ -3,6 +3,9 @@ import Tensors
 /// Verifies and unpacks one stored value.
 enum ValueDecoder {
   /// Decodes `bytes` into the matrix that `destination` returns for its shape (rows, columns).
+  ///
+  /// Everything is copied before it is verified, and read once: a page of the map that leaves memory in between comes back
+  /// from a disk that may have failed meanwhile.
   /// - Throws: ``CacheError/corrupt(_:byte:reason:)``, and what `destination` throws.
   @unsafe static func decode(
     _ bytes: UnsafeRawBufferPointer, key: HiddenStatesKey, workers: ChunkWorkers,
@@ -26,23 +29,26 @@ enum ValueDecoder {
       for plane in 0..<planeCount {
         let index = chunk * planeCount + plane
         let segment = value.segments[index]
-        let stored = unsafe UnsafeRawBufferPointer(
-          rebasing: bytes[offsets[index]..<offsets[index] + segment.byteCount])
-        guard unsafe blockHash(stored) == segment.hash else {
-          throw .corrupt(key, byte: offsets[index], reason: "the bytes do not match their checksum")
+        func corrupt(_ reason: String) -> CacheError {
+          .corrupt(key, byte: offsets[index], reason: reason)
         }
-        var unpacked = unsafe stored
+        let room = unsafe worker.plane(plane, count: range.count)
+        let whole = unsafe segment.encoding == .zstd ? worker.frame : room
+        guard segment.byteCount <= whole.count else { throw corrupt("an impossible segment") }
+        let copy = unsafe UnsafeMutableRawBufferPointer(rebasing: whole[..<segment.byteCount])
+        unsafe copy.copyBytes(from: bytes[offsets[index]..<offsets[index] + segment.byteCount])
+        guard unsafe blockHash(UnsafeRawBufferPointer(copy)) == segment.hash else {
+          throw corrupt("the bytes do not match their checksum")
+        }
         if segment.encoding == .zstd {
-          let room = unsafe worker.plane(plane, count: range.count)
           do throws(CacheError) {
-            try unsafe worker.codec.decompress(stored, into: room)
+            try unsafe worker.codec.decompress(UnsafeRawBufferPointer(copy), into: room)
           } catch {
-            throw .corrupt(key, byte: offsets[index], reason: "\(error)")
+            throw corrupt("\(error)")
           }
-          unsafe unpacked = UnsafeRawBufferPointer(room)
         }
-        guard let start = unsafe unpacked.assumingMemoryBound(to: UInt8.self).baseAddress else { return }
-        unsafe planes.append(start)
+        guard let start = unsafe room.assumingMemoryBound(to: UInt8.self).baseAddress else { return }
+        unsafe planes.append(UnsafePointer(start))
       }
       unsafe mergePlanes(
         planes, count: range.count, elementType: value.elementType,

@@ -1,3 +1,6 @@
+import Dispatch
+import Glibc
+import Synchronization
 import Tensors
 import Testing
 
@@ -32,6 +35,53 @@ import Testing
       #expect(try isCorrupt(damaged), "byte \(index)")
     }
     #expect(try !isCorrupt(bytes))
+  }
+
+  // A page of the map may leave memory and come back from a failing disk at any time, between two looks at it, too.
+  @Test(arguments: [DType.bfloat16, .float32])
+  func `what changes while it is read is either what was written or detected`(_ elementType: DType) throws {
+    let other = try HiddenStatesStore(path: directory.path + "/other", elementType: elementType, threads: 1)
+    let expected = hiddenStates(rows: 64, columns: 512, seed: 2)
+    try other.write(expected, key: key())
+    let bytes = try #require(try other.storedBytes(key()))
+    let workers = ChunkWorkers(threads: 1, level: -256, planeCount: elementType.byteWidth)
+    let memory = UnsafeMutableRawBufferPointer.allocate(byteCount: bytes.count, alignment: 64)
+    defer { unsafe memory.deallocate() }
+    unsafe memory.copyBytes(from: bytes)
+    let isOver = Atomic(false)
+    let changes = DispatchGroup()
+    nonisolated(unsafe) let changing = unsafe memory
+    DispatchQueue.global().async(group: changes) {
+      var generator = SeededGenerator(state: 3)
+      while !isOver.load(ordering: .relaxed) {
+        let place = Int.random(in: bytes.indices, using: &generator)
+        unsafe changing[place] ^= 64
+        usleep(1)
+        unsafe changing[place] ^= 64
+        usleep(1)
+      }
+    }
+    defer {
+      isOver.store(true, ordering: .relaxed)
+      changes.wait()
+    }
+    var outcomes = (sound: 0, corrupt: 0)
+    for _ in 0..<3_000 {
+      do {
+        let matrix = try unsafe ValueDecoder.decode(
+          UnsafeRawBufferPointer(memory), key: key(), workers: workers
+        ) { (rows, columns) throws(CacheError) in
+          // Impossible dimensions, which a table that is sound cannot have.
+          guard rows == 64, columns == 512 else {
+            throw .zstd(operation: "\(rows) × \(columns)", message: "")
+          }
+          return Matrix(rows: rows, columns: columns)
+        }
+        try #require(bitPatterns(matrix) == bitPatterns(expected))
+        outcomes.sound += 1
+      } catch CacheError.corrupt { outcomes.corrupt += 1 }
+    }
+    #expect(outcomes.sound > 0 && outcomes.corrupt > 0, "\(outcomes)")
   }
 
   @Test func `every truncation is detected, and so is a byte too many`() throws {

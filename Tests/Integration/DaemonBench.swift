@@ -78,7 +78,7 @@ final class DaemonBench {
   private var ownBinary: String {
     get throws {
       let copy = directory.file("quanteased")
-      if try !FileSystem.exists(copy) { try FileManager.default.copyItem(atPath: Self.binary, toPath: copy) }
+      if try !FileSystem.exists(copy) { try Quantease.install(Self.binary, as: copy) }
       try spool.create()
       for path in [directory.file("state"), directory.file("cache")] {
         try FileSystem.createDirectories(path)

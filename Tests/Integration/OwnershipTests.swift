@@ -15,7 +15,7 @@ enum TwoUsers {
     let copy = directory.file("quanteased")
     let arguments = ["--reuid", "\(user)", "--regid", "\(user)", "--clear-groups", copy, "--version"]
     do {
-      try FileManager.default.copyItem(atPath: DaemonBench.binary, toPath: copy)
+      try Quantease.install(DaemonBench.binary, as: copy)
       return try Quantease(arguments, program: "/usr/bin/setpriv").status == 0
     } catch { return false }
   }()
@@ -157,7 +157,7 @@ struct OwnershipTests {
     try FileManager.default.copyItem(atPath: TestFiles.model("llama"), toPath: model)
     try #require(unsafe chmod(model + "/model.safetensors", 0o600) == 0)
     let client = bench.directory.file("quantease")
-    try FileManager.default.copyItem(atPath: Quantease.binary, toPath: client)
+    try Quantease.install(Quantease.binary, as: client)
     let member = ["--reuid", "\(Self.user)", "--regid", "\(Self.user)", "--clear-groups", client]
     let run = try Quantease(
       member + ["submit", model, "--config", bench.configuration], program: "/usr/bin/setpriv")
@@ -174,7 +174,7 @@ struct OwnershipTests {
     let model = bench.directory.file("model")
     try FileManager.default.copyItem(atPath: TestFiles.model("llama"), toPath: model)
     let client = bench.directory.file("quantease")
-    try FileManager.default.copyItem(atPath: Quantease.binary, toPath: client)
+    try Quantease.install(Quantease.binary, as: client)
     let stranger = ["--reuid", "65533", "--regid", "65533", "--clear-groups", client]
     let run = try Quantease(
       stranger + ["submit", model, "--config", bench.configuration], program: "/usr/bin/setpriv")

@@ -48,6 +48,14 @@ struct Quantease {
     try #require(FileHandle(forWritingAtPath: path))
   }
 
+  /// Copies a program to where any user may run it.
+  ///
+  /// By a process of its own: a test that starts a program meanwhile would pass this one's open file on to it, and the
+  /// kernel runs nothing that is open for writing.
+  static func install(_ program: String, as path: String) throws {
+    try #require(try Quantease([program, path], program: "/bin/cp").status == 0)
+  }
+
   static var binary: String {
     get throws {
       if let path = TestEnvironment.variable("QUANTEASE_BINARY") { return path }
