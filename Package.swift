@@ -99,7 +99,8 @@ let package = Package(
       ],
       swiftSettings: strict),
     .target(
-      name: "TestSupport", dependencies: ["SystemIO"], path: "Tests/TestSupport",
+      name: "TestSupport", dependencies: ["SystemIO", "Tensors", "Compute", "Quantization"],
+      path: "Tests/TestSupport",
       swiftSettings: strict),
     tests("SystemIOTests", ["SystemIO", "TestSupport", systemPackage]),
     tests("CheckpointTests", ["Checkpoint", "SystemIO", "Tensors", "TestSupport", systemPackage]),
@@ -124,7 +125,7 @@ let package = Package(
       "PipelineTests",
       [
         "Pipeline", "ActivationCache", "Calibration", "Checkpoint", "Compute", "ComputeOpenBLAS",
-        "Decoder", "Export", "Quantization", "Solvers", "SystemIO", "Tensors", "TestSupport",
+        "Decoder", "Evaluation", "Export", "Quantization", "Solvers", "SystemIO", "Tensors", "TestSupport",
       ]),
     tests(
       "DaemonTests",

@@ -8,16 +8,18 @@ public final class GramMatrix {
   /// Inputs added so far.
   public private(set) var tokens = 0
   private let operands: OperandType
+  private let backend: any ComputeBackend
 
   /// - Parameter operands: what inputs are rounded to
-  public init(inFeatures: Int, operands: OperandType = .float32) {
+  public init(inFeatures: Int, operands: OperandType = .float32, backend: any ComputeBackend) {
     self.operands = operands
-    values = Matrix(rows: inFeatures, columns: inFeatures)
+    self.backend = backend
+    values = backend.makeMatrix(rows: inFeatures, columns: inFeatures)
   }
 
   /// Adds a batch of inputs.
   /// - Parameter inputs: `[tokens, inFeatures]`
-  public func accumulate(_ inputs: Matrix, backend: any ComputeBackend) {
+  public func accumulate(_ inputs: Matrix) {
     backend.accumulateGram(inputs, operands: operands, into: values)
     tokens += inputs.rows
   }

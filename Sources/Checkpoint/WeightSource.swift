@@ -26,8 +26,7 @@ extension WeightSource {
   public func forEachPanel(
     of tensor: String, shape expected: [Int], _ body: (_ rows: Range<Int>, _ panel: Matrix) throws -> Void
   ) throws {
-    let (rows, columns) = try dimensions(of: tensor, shape: expected)
-    let panels = Self.panels(rows: rows, columns: columns)
+    let (columns, panels) = try panels(of: tensor, shape: expected)
     let panel = Matrix(rows: panels.first?.count ?? 0, columns: columns)
     for range in panels {
       try read(tensor, rows: range, into: panel.prefix(range.count))
@@ -39,28 +38,28 @@ extension WeightSource {
   /// - Throws: ``CheckpointError/wrongShape(tensor:found:expected:)`` if its extents are not
   ///   `expected`, and what ``read(_:rows:into:)`` throws.
   public func matrix(_ tensor: String, shape expected: [Int]) throws -> Matrix {
-    let (rows, columns) = try dimensions(of: tensor, shape: expected)
-    let matrix = Matrix(rows: rows, columns: columns)
-    // In panels, as the source holds a panel in its own type meanwhile.
-    for range in Self.panels(rows: rows, columns: columns) {
+    let (columns, panels) = try panels(of: tensor, shape: expected)
+    let matrix = Matrix(rows: panels.last?.upperBound ?? 0, columns: columns)
+    for range in panels {
       try read(tensor, rows: range, into: matrix.rows(range))
     }
     return matrix
   }
 
-  private static func panels(rows: Int, columns: Int) -> [Range<Int>] {
-    let panelRows = max(1, 1_048_576 / max(columns, 1))
-    return stride(from: 0, to: rows, by: panelRows).map { $0..<min($0 + panelRows, rows) }
-  }
-
-  private func dimensions(of tensor: String, shape expected: [Int]) throws -> (rows: Int, columns: Int) {
+  /// How a tensor, `[out, in]`, is best read: a source holds a panel in its own type meanwhile.
+  /// - Returns: the columns, and the rows of panels of about four megabytes in fp32
+  /// - Throws: ``CheckpointError/wrongShape(tensor:found:expected:)`` if its extents are not `expected`
+  public func panels(
+    of tensor: String, shape expected: [Int]
+  ) throws -> (columns: Int, rows: [Range<Int>]) {
     guard let found = shape(of: tensor) else { throw CheckpointError.unknownTensor(tensor) }
     guard found == expected else {
       throw CheckpointError.wrongShape(tensor: tensor, found: found, expected: expected)
     }
-    return (
-      found.count > 1 ? found[0] : 1, (found.count > 1 ? found.dropFirst() : found[...]).reduce(1, *)
-    )
+    let rows = found.count > 1 ? found[0] : 1
+    let columns = (found.count > 1 ? found.dropFirst() : found[...]).reduce(1, *)
+    let panelRows = max(1, 1_048_576 / max(columns, 1))
+    return (columns, stride(from: 0, to: rows, by: panelRows).map { $0..<min($0 + panelRows, rows) })
   }
 
   /// A vector of `count` elements.

@@ -8,13 +8,17 @@ public protocol ComputeBackend: DecoderOperations, LinearAlgebra, GridSweeps, Ou
   /// Threads that an operation may use.
   var threads: Int { get }
 
+  /// Parts of operations that are done so far. Any thread may ask: a number that stands still for long is work that
+  /// hangs.
+  var progress: Int { get }
+
   /// What computes, for reports: a library, and its kernels.
   /// - Parameter operands: of the model's products
   func kernels(for operands: OperandType) -> String
 }
 
 /// Dense products and factorisations.
-public protocol LinearAlgebra: Sendable {
+public protocol LinearAlgebra: MatrixStorage {
   /// C ← α·A·B + β·C, or α·A·Bᵀ + β·C: the shape of every product with a weight or Gram matrix.
   /// - Parameters:
   ///   - a: `[m, k]`
@@ -84,7 +88,9 @@ extension LinearAlgebra {
   public func accumulateCrossProduct(_ a: Matrix, _ b: Matrix, into product: Matrix) {
     accumulateCrossProduct(a, b, operands: .float32, into: product)
   }
+}
 
+extension LinearAlgebra where Self: HostMemoryBackend {
   public func diagonal(of matrix: Matrix) -> [Float] {
     precondition(matrix.rows == matrix.columns, "only a square matrix has a diagonal")
     return (0..<matrix.rows).map { matrix[$0, $0] }
@@ -98,7 +104,7 @@ extension LinearAlgebra {
 }
 
 /// The operations of a decoder layer's forward pass.
-public protocol DecoderOperations: Sendable {
+public protocol DecoderOperations: MatrixStorage {
   /// What the operands of a model's products are rounded to: its own type, if the processor multiplies that faster.
   /// - Parameter stored: the type of the model's weights, which hidden states are stored in, too
   func operandType(for stored: DType) -> OperandType
@@ -107,7 +113,7 @@ public protocol DecoderOperations: Sendable {
   func makeWeights(outFeatures: Int, inFeatures: Int, operands: OperandType) -> LinearWeights
 
   /// Sets some rows of weights of this backend's, once.
-  /// - Parameter rows: `[count, inFeatures]`
+  /// - Parameter rows: `[count, inFeatures]`, in the host's memory
   func store(_ rows: Matrix, firstRow: Int, in weights: LinearWeights)
 
   /// Y = X Wᵀ + b of linears that read the same inputs.
@@ -163,7 +169,7 @@ public struct NormalizationParameters: Sendable {
   }
 }
 
-/// Cosines and sines of the rotary angles, `[sequenceLength, headDimension / 2]` each.
+/// Cosines and sines of the rotary angles, `[sequenceLength, headDimension / 2]` each, in the backend's memory.
 public struct RotaryTable: Sendable {
   public let cosines: Matrix
   public let sines: Matrix
@@ -183,7 +189,7 @@ public struct AttentionParameters: Sendable {
   public let sequenceLength: Int
   /// The factor of q·k, as a rule 1 / sqrt(headDimension).
   public let scale: Float
-  /// Added to the scaled scores, `[heads, sequenceLength]` by key position: alibi.
+  /// Added to the scaled scores, `[heads, sequenceLength]` by key position: alibi. In the backend's memory.
   public let positionBias: Matrix?
   /// What queries, keys, values and probabilities are rounded to.
   public let operands: OperandType

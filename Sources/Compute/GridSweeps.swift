@@ -6,7 +6,7 @@ import Tensors
 /// Matrices of a panel are `[panelRows, inFeatures]`, and its grid has as many rows; rows are independent of
 /// one another. Codes are whole numbers, kept as fp32 while a solver works. Σ is `[inFeatures, inFeatures]`
 /// with both triangles filled.
-public protocol GridSweeps: Sendable {
+public protocol GridSweeps: MatrixStorage {
   /// The nearest code of every weight.
   func round(_ weights: Matrix, grid: Grid, into codes: Matrix)
 
@@ -58,6 +58,23 @@ public protocol GridSweeps: Sendable {
   func mostCorrelated(_ count: Int, gram: Matrix) -> ColumnNeighbours
 }
 
+extension GridSweeps {
+  /// Grids to be chosen, in the backend's memory.
+  public func makeGrid(_ format: GridFormat, outFeatures: Int, inFeatures: Int) -> Grid {
+    let groups = format.groupSize.groupCount(inFeatures: inFeatures)
+    return Grid(
+      format: format, inFeatures: inFeatures, scales: makeMatrix(rows: outFeatures, columns: groups),
+      zeroPoints: makeMatrix(rows: outFeatures, columns: groups))
+  }
+
+  /// A copy of grids in the host's memory.
+  public func download(_ grid: Grid) -> Grid {
+    Grid(
+      format: grid.format, inFeatures: grid.inFeatures, scales: download(grid.scales),
+      zeroPoints: download(grid.zeroPoints))
+  }
+}
+
 /// The triangular factor that nearest-plane rounding works with.
 public struct NearestPlaneFactor: Sendable {
   /// `order[k]` is the column at position k; positions are rounded last to first.
@@ -86,7 +103,14 @@ public struct ColumnNeighbours: Sendable {
   /// Σ_kk at the same places, `[inFeatures, count]`.
   public let diagonal: Matrix
 
-  /// The `count` columns of largest correlation with each.
+  public init(count: Int, columns: [Int32], gram: Matrix, diagonal: Matrix) {
+    self.count = count
+    self.columns = columns
+    self.gram = gram
+    self.diagonal = diagonal
+  }
+
+  /// The `count` columns of largest correlation with each, found in the host's memory.
   /// - Parameter forEach: calls its second argument with parts of `0 ..< columns`, several at a time if it likes
   public init(
     mostCorrelated count: Int, gram: Matrix,

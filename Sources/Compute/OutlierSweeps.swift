@@ -4,7 +4,7 @@ import Tensors
 /// The sweeps of solvers that keep outliers: entries whose weight is a code's value and a 16-bit float Ĥ more.
 ///
 /// Matrices are those of ``GridSweeps``, and the outliers are those of the panel's rows.
-public protocol OutlierSweeps: Sendable {
+public protocol OutlierSweeps: MatrixStorage {
   /// Nearest plane as in ``GridSweeps/roundToNearestPlane(_:factor:grid:into:)``, but an outlier keeps what
   /// rounding leaves of it, and so moves no other column's target.
   /// - Parameters:
@@ -49,8 +49,63 @@ public protocol OutlierSweeps: Sendable {
   /// x ← weights_j x² for every element x, j its column.
   func weighSquares(_ matrix: Matrix, by weights: [Float])
 
-  /// The places of the elements that are at least `threshold`, counted row after row, in rising order.
-  func places(in matrix: Matrix, atLeast threshold: Float) -> [Int]
+  /// The elements that are at least `threshold`, by their places, counted row after row, in rising order.
+  func elements(of matrix: Matrix, atLeast threshold: Float) -> [(place: Int, value: Float)]
+
+  /// Adds the sum of every column to `sums`.
+  func addColumnSums(of matrix: Matrix, to sums: inout [Double])
+
+  /// Y ← Y + αX.
+  func add(_ x: SparseRows, scale alpha: Float, to y: Matrix)
+
+  /// X ← Y at the places of X.
+  func gather(_ y: Matrix, into x: SparseRows)
+
+  /// Y ← 0 at the places of X.
+  func clear(_ y: Matrix, at x: SparseRows)
+
+  /// Rounds every value to the nearest finite float16: what the outputs store.
+  func roundOutliers(_ x: SparseRows)
+}
+
+/// What outliers alone need, in its plain form: by the host.
+extension OutlierSweeps {
+  public func addColumnSums(of matrix: Matrix, to sums: inout [Double]) {
+    precondition(sums.count == matrix.columns, "there is a sum for every column")
+    withHostMatrix(matrix, for: .reading) { host in
+      host.withSpan { span in
+        for row in 0..<host.rows {
+          for column in sums.indices { sums[column] += Double(span[row * host.columns + column]) }
+        }
+      }
+    }
+  }
+
+  public func add(_ x: SparseRows, scale alpha: Float = 1, to y: Matrix) {
+    withHostMatrix(x.values, for: .reading) { values in
+      withHostMatrix(y, for: .changing) { y in
+        x.forEach { row, column, entry in y[row, column] += alpha * values[0, entry] }
+      }
+    }
+  }
+
+  public func gather(_ y: Matrix, into x: SparseRows) {
+    withHostMatrix(x.values, for: .changing) { values in
+      withHostMatrix(y, for: .reading) { y in
+        x.forEach { row, column, entry in values[0, entry] = y[row, column] }
+      }
+    }
+  }
+
+  public func clear(_ y: Matrix, at x: SparseRows) {
+    withHostMatrix(y, for: .changing) { y in x.forEach { row, column, _ in y[row, column] = 0 } }
+  }
+
+  public func roundOutliers(_ x: SparseRows) {
+    withHostMatrix(x.values, for: .changing) { values in
+      x.forEach { _, _, entry in values[0, entry] = values[0, entry].storableOutlier }
+    }
+  }
 }
 
 /// The same passes without outliers.
@@ -59,16 +114,16 @@ extension OutlierSweeps {
     codes: Matrix, gradient: Matrix, gram: Matrix, inverseDiagonal: [Float], grid: Grid
   ) -> Int {
     descendSparsely(
-      codes: codes, outliers: SparseRows(rows: codes.rows, everyRow: []), gradient: gradient, gram: gram,
-      inverseDiagonal: inverseDiagonal, grid: grid)
+      codes: codes, outliers: SparseRows(rows: codes.rows, everyRow: [], of: self), gradient: gradient,
+      gram: gram, inverseDiagonal: inverseDiagonal, grid: grid)
   }
 
   public func descendInPairs(
     codes: Matrix, gradient: Matrix, gram: Matrix, neighbours: ColumnNeighbours, grid: Grid
   ) -> Int {
     descendInPairs(
-      codes: codes, outliers: SparseRows(rows: codes.rows, everyRow: []), gradient: gradient, gram: gram,
-      neighbours: neighbours, grid: grid)
+      codes: codes, outliers: SparseRows(rows: codes.rows, everyRow: [], of: self), gradient: gradient,
+      gram: gram, neighbours: neighbours, grid: grid)
   }
 }
 
@@ -82,26 +137,29 @@ public struct SparseRows: Sendable {
   private let rowOffsets: ArraySlice<Int>
 
   /// Zeros at given places.
-  /// - Parameter rowOffsets: one more than there are rows, from 0 to the number of entries
-  public init(columns: [Int32], rowOffsets: [Int]) {
+  /// - Parameters:
+  ///   - rowOffsets: one more than there are rows, from 0 to the number of entries
+  ///   - storage: where the values are
+  public init(columns: [Int32], rowOffsets: [Int], of storage: some MatrixStorage) {
     precondition(rowOffsets.first == 0 && rowOffsets.last == columns.count, "offsets do not fit the entries")
     self.columns = columns
-    values = Matrix(rows: 1, columns: columns.count)
+    values = storage.makeMatrix(rows: 1, columns: columns.count)
     self.rowOffsets = rowOffsets[...]
   }
 
   /// Zeros in the same columns of every row.
-  public init(rows: Int, everyRow columns: [Int32]) {
+  public init(rows: Int, everyRow columns: [Int32], of storage: some MatrixStorage) {
     self.init(
-      columns: (0..<rows).flatMap { _ in columns }, rowOffsets: (0...rows).map { $0 * columns.count })
+      columns: (0..<rows).flatMap { _ in columns }, rowOffsets: (0...rows).map { $0 * columns.count },
+      of: storage)
   }
 
   /// Zeros at places counted row after row, in rising order.
-  public init(rows: Int, width: Int, places: [Int]) {
+  public init(rows: Int, width: Int, places: [Int], of storage: some MatrixStorage) {
     var rowOffsets = [Int](repeating: 0, count: rows + 1)
     for place in places { rowOffsets[place / width + 1] += 1 }
     for row in 0..<rows { rowOffsets[row + 1] += rowOffsets[row] }
-    self.init(columns: places.map { Int32($0 % width) }, rowOffsets: rowOffsets)
+    self.init(columns: places.map { Int32($0 % width) }, rowOffsets: rowOffsets, of: storage)
   }
 
   private init(columns: [Int32], values: Matrix, rowOffsets: ArraySlice<Int>) {
@@ -118,6 +176,13 @@ public struct SparseRows: Sendable {
     return rowOffsets[index]..<rowOffsets[index + 1]
   }
 
+  /// The values of a row's entries, `[1, count]`.
+  public func values(ofRow row: Int) -> Matrix {
+    let entries = entries(ofRow: row)
+    return values.reshaped(rows: values.columns, columns: 1).rows(entries)
+      .reshaped(rows: 1, columns: entries.count)
+  }
+
   /// Some rows, over the same values.
   public func rows(_ range: Range<Int>) -> SparseRows {
     let start = rowOffsets.startIndex
@@ -131,11 +196,6 @@ public struct SparseRows: Sendable {
     for row in 0..<rowCount {
       for entry in entries(ofRow: row) { body(row, Int(columns[entry]), entry) }
     }
-  }
-
-  /// Y ← Y + αX for this matrix X.
-  public func add(to matrix: Matrix, scale alpha: Float = 1) {
-    forEach { row, column, entry in matrix[row, column] += alpha * values[0, entry] }
   }
 }
 

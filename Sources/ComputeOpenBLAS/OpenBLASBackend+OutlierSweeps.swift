@@ -122,12 +122,12 @@ extension OpenBLASBackend: OutlierSweeps {
     }
   }
 
-  public func places(in matrix: Matrix, atLeast threshold: Float) -> [Int] {
+  public func elements(of matrix: Matrix, atLeast threshold: Float) -> [(place: Int, value: Float)] {
     let indices = unsafe [UInt32](unsafeUninitializedCapacity: matrix.count) { buffer, count in
       guard let first = buffer.baseAddress else { return }
       count = unsafe qe_indices_at_least(matrix.count, matrix.pointer, threshold, first)
     }
-    return indices.map(Int.init)
+    return matrix.withSpan { span in indices.map { (place: Int($0), value: span[Int($0)]) } }
   }
 }
 

@@ -5,7 +5,7 @@ import Compute
 ///
 /// OpenBLAS itself runs single-threaded. An operation is cut into chunks whose bounds follow from the shapes
 /// alone, and a ``ThreadTeam`` works through them: the bits of a result do not depend on the thread count.
-public struct OpenBLASBackend: Sendable {
+public struct OpenBLASBackend: HostMemoryBackend {
   let team: ThreadTeam
   let bfloat16: BFloat16Kernels?
 
@@ -27,8 +27,6 @@ public struct OpenBLASBackend: Sendable {
     return "\(library), bfloat16 products by \(bfloat16.rawValue)"
   }
 
-  /// Parts of operations that are done so far. Any thread may ask: a number that stands still for long is work that
-  /// hangs.
   public var progress: Int { team.done.value }
 
   /// Makes OpenBLAS single-threaded in the whole process, once. Every backend does it when it is made;

@@ -97,15 +97,15 @@ public final class DecoderLayer {
     for stage in stages { forget(stage) }
   }
 
-  /// A linear's weights as the checkpoint has them, `[outFeatures, inFeatures]`, read anew.
+  /// A linear's weights as the checkpoint has them, `[outFeatures, inFeatures]`, read anew, in the backend's memory.
   /// - Throws: errors of the source for a missing tensor, a wrong shape, or a value that is not finite.
   public func storedWeights(of linear: LayerLinear) throws -> Matrix {
-    try source.matrix(weightName(linear), shape: shape(linear))
+    try source.matrix(weightName(linear), shape: shape(linear), for: backend)
   }
 
   /// Has the layer run with other weights of a linear, until its stage is unloaded.
-  /// - Parameter panels: gives the weights by calling what it is given with rows `[count, inFeatures]`, in order, until
-  ///   there are `outFeatures`
+  /// - Parameter panels: gives the weights by calling what it is given with rows `[count, inFeatures]` in the host's
+  ///   memory, in order, until there are `outFeatures`
   public func replaceWeights(of linear: LayerLinear, _ panels: ((_ rows: Matrix) -> Void) throws -> Void)
     rethrows
   {
@@ -279,19 +279,31 @@ struct PositionTables: Sendable {
   let rotary: RotaryTable?
   let alibi: Matrix?
 
-  init(_ attention: AttentionDescription, sequenceLength: Int) {
+  init(_ attention: AttentionDescription, sequenceLength: Int, backend: any ComputeBackend) {
     switch attention.positions {
     case .none: (rotary, alibi) = (nil, nil)
     case .rotary(let embedding):
-      (rotary, alibi) = (embedding.table(sequenceLength: sequenceLength), nil)
+      (rotary, alibi) = (embedding.table(sequenceLength: sequenceLength, backend: backend), nil)
     case .alibi(let slopes):
       rotary = nil
-      alibi = slopes.bias(sequenceLength: sequenceLength, scoreScale: attention.scoreScale)
+      alibi = backend.upload(
+        slopes.bias(sequenceLength: sequenceLength, scoreScale: attention.scoreScale))
     }
   }
 }
 
 extension WeightSource {
+  /// The whole of a tensor, `[out, in]`, in the memory of a backend.
+  /// - Throws: As ``matrix(_:shape:)`` does.
+  func matrix(_ tensor: String, shape: [Int], for backend: any ComputeBackend) throws -> Matrix {
+    let (columns, panels) = try panels(of: tensor, shape: shape)
+    let matrix = backend.makeMatrix(rows: panels.last?.upperBound ?? 0, columns: columns)
+    for rows in panels {
+      try backend.withHostMatrix(matrix.rows(rows), for: .writing) { try read(tensor, rows: rows, into: $0) }
+    }
+    return matrix
+  }
+
   func norm(_ norm: NormDescription, prefix: String = "", size: Int) throws -> NormalizationParameters {
     NormalizationParameters(
       kind: norm.kind,

@@ -8,7 +8,7 @@ public final class DecoderModel {
   public let sequenceLength: Int
   private let source: any WeightSource
   private let backend: any ComputeBackend
-  private let workspace = Workspace()
+  private let workspace: Workspace
   private let tables: PositionTables
   /// What weights and inputs of the layers' linears are rounded to; embedding and head stay fp32.
   public let operands: OperandType
@@ -26,7 +26,9 @@ public final class DecoderModel {
     self.backend = backend
     self.sequenceLength = sequenceLength
     self.operands = operands
-    tables = PositionTables(description.layer.attention, sequenceLength: sequenceLength)
+    workspace = Workspace(backend: backend)
+    tables = PositionTables(
+      description.layer.attention, sequenceLength: sequenceLength, backend: backend)
   }
 
   /// A layer with all its weights.
@@ -49,23 +51,27 @@ public final class DecoderModel {
   public func embed(_ tokens: [Int32]) throws -> Matrix {
     let embedding = description.embedding
     var states = workspace.matrix(.embeddings, rows: tokens.count, columns: embedding.width)
-    for (row, token) in tokens.enumerated() {
-      guard token >= 0 && token < description.vocabularySize else {
-        throw DecoderError.tokenOutsideVocabulary(
-          token: token, vocabulary: description.vocabularySize)
+    try backend.withHostMatrix(states, for: .writing) { host in
+      for (row, token) in tokens.enumerated() {
+        guard token >= 0 && token < description.vocabularySize else {
+          throw DecoderError.tokenOutsideVocabulary(
+            token: token, vocabulary: description.vocabularySize)
+        }
+        let index = Int(token)
+        try source.read(embedding.tokens, rows: index..<index + 1, into: host.rows(row..<row + 1))
       }
-      let index = Int(token)
-      try source.read(embedding.tokens, rows: index..<index + 1, into: states.rows(row..<row + 1))
     }
     if let projection = embedding.projection {
-      let weights = try source.matrix(projection, shape: [description.hiddenSize, embedding.width])
+      let weights = try source.matrix(
+        projection, shape: [description.hiddenSize, embedding.width], for: backend)
       let projected = workspace.matrix(
         .projected, rows: tokens.count, columns: description.hiddenSize)
       backend.linear(states, weights: weights, bias: nil, into: projected)
       states = projected
     }
     if let positions = embedding.positions {
-      let table = try source.matrix(positions.name, shape: [positions.count, description.hiddenSize])
+      let table = try source.matrix(
+        positions.name, shape: [positions.count, description.hiddenSize], for: backend)
       let rows = table.rows(positions.offset..<positions.offset + sequenceLength)
       for start in stride(from: 0, to: tokens.count, by: sequenceLength) {
         backend.add(rows, into: states.rows(start..<start + sequenceLength))
@@ -85,9 +91,10 @@ public final class DecoderModel {
       workspace: workspace,
       norm: try head.norm.map { try source.norm($0, size: description.hiddenSize) },
       projection: try head.projection.map {
-        try source.matrix($0, shape: [head.width, description.hiddenSize])
+        try source.matrix($0, shape: [head.width, description.hiddenSize], for: backend)
       },
-      weights: try source.matrix(head.weights, shape: [description.vocabularySize, head.width]))
+      weights: try source.matrix(
+        head.weights, shape: [description.vocabularySize, head.width], for: backend))
   }
 }
 

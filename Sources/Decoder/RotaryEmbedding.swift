@@ -35,7 +35,7 @@ struct RotaryEmbedding: Sendable {
   }
 
   /// The table for sequences of up to `sequenceLength` tokens.
-  func table(sequenceLength: Int) -> RotaryTable {
+  func table(sequenceLength: Int, backend: any ComputeBackend) -> RotaryTable {
     let cosines = Matrix(rows: sequenceLength, columns: frequencies.count)
     let sines = Matrix(rows: sequenceLength, columns: frequencies.count)
     for position in 0..<sequenceLength {
@@ -46,7 +46,7 @@ struct RotaryEmbedding: Sendable {
         sines[position, pair] = Float(sin(angle))
       }
     }
-    return RotaryTable(cosines: cosines, sines: sines)
+    return RotaryTable(cosines: backend.upload(cosines), sines: backend.upload(sines))
   }
 }
 

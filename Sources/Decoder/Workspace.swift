@@ -1,3 +1,4 @@
+import Compute
 import Tensors
 
 /// Buffers for intermediate results, kept from one batch to the next: fresh memory would cost a page
@@ -10,13 +11,16 @@ final class Workspace {
       logits
   }
 
+  private let backend: any ComputeBackend
   private var buffers: [Role: Matrix] = [:]
+
+  init(backend: any ComputeBackend) { self.backend = backend }
 
   /// A matrix of this shape over the role's buffer; what it holds is left over from earlier use.
   func matrix(_ role: Role, rows: Int, columns: Int) -> Matrix {
     let count = rows * columns
     if buffers[role].map({ $0.count < count }) ?? true {
-      buffers[role] = Matrix(rows: 1, columns: count)
+      buffers[role] = backend.makeMatrix(rows: 1, columns: count)
     }
     guard let buffer = buffers[role] else { preconditionFailure("the buffer was made above") }
     return buffer.prefix(rows: rows, columns: columns)

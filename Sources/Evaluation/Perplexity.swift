@@ -47,18 +47,19 @@ public struct PerplexityEvaluation {
       HiddenStatesKey(stream: 0, stage: layer, batch: batch)
     }
     for (index, batch) in batches.enumerated() {
-      try store.write(try model.embed(batch.flatMap { $0 }), key: key(0, index))
+      try write(try model.embed(batch.flatMap { $0 }), key(0, index))
     }
-    let buffer = Matrix(rows: min(perBatch, windows.count) * length, columns: model.description.hiddenSize)
+    let buffer = backend.makeMatrix(
+      rows: min(perBatch, windows.count) * length, columns: model.description.hiddenSize)
     let layers = model.description.layerCount
     for index in 0..<layers {
       let layer = try model.layer(index)
       for (number, batch) in batches.enumerated() {
         let states = buffer.prefix(batch.count * length)
-        try store.read(key(index, number), into: states)
+        try read(key(index, number), into: states)
         if number + 1 < batches.count { store.prefetch(key(index, number + 1)) }
         layer.run(states, sequenceLength: length)
-        try store.write(states, key: key(index + 1, number), replacing: [key(index, number)])
+        try write(states, key(index + 1, number), replacing: [key(index, number)])
       }
       progress(index + 1, layers)
     }
@@ -67,7 +68,7 @@ public struct PerplexityEvaluation {
     var loss = 0.0
     for (number, batch) in batches.enumerated() {
       let states = buffer.prefix(batch.count * length)
-      try store.read(key(layers, number), into: states)
+      try read(key(layers, number), into: states)
       for (row, window) in batch.enumerated() {
         loss += self.loss(of: window, states: states.rows(row * length..<(row + 1) * length), head: head)
       }
@@ -76,6 +77,16 @@ public struct PerplexityEvaluation {
       perplexity: exp(loss / Double(windows.count * (length - 1))),
       tokens: windows.count * length, windows: windows.count,
       seconds: seconds(since: start))
+  }
+
+  private func read(_ key: HiddenStatesKey, into states: Matrix) throws {
+    try backend.withHostMatrix(states, for: .writing) { try store.read(key, into: $0) }
+  }
+
+  private func write(_ states: Matrix, _ key: HiddenStatesKey, replacing: [HiddenStatesKey] = []) throws {
+    try backend.withHostMatrix(states, for: .changing) {
+      try store.write($0, key: key, replacing: replacing)
+    }
   }
 
   /// The summed loss of a window's predictions.

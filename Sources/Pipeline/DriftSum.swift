@@ -26,7 +26,7 @@ struct DriftSum {
     self.linear = linear
     self.operands = operands
     self.backend = backend
-    sum = Matrix(rows: linear.outFeatures, columns: linear.inFeatures)
+    sum = backend.makeMatrix(rows: linear.outFeatures, columns: linear.inFeatures)
   }
 
   /// Adds a batch.

@@ -55,11 +55,13 @@ final class LayerLoop {
     let batches: ArraySlice<Range<Int>>
 
     init(
-      model: DecoderModel, store: HiddenStatesStore, number: Int, batches: ArraySlice<Range<Int>>
+      model: DecoderModel, store: HiddenStatesStore, number: Int, batches: ArraySlice<Range<Int>>,
+      backend: any ComputeBackend
     ) {
       self.model = model
       self.batches = batches
-      states = StagedStates(store: store, stream: number, description: model.description)
+      states = StagedStates(
+        store: store, stream: number, description: model.description, backend: backend)
     }
   }
 
@@ -97,10 +99,11 @@ final class LayerLoop {
   ) {
     let batches = calibration.batches(
       of: batchSamples, endingAt: original == nil ? calibration.samples : originalSamples)
-    quantized = Stream(model: model, store: store, number: 0, batches: batches[...])
+    quantized = Stream(model: model, store: store, number: 0, batches: batches[...], backend: backend)
     self.original = original.map {
       Stream(
-        model: $0, store: store, number: 1, batches: batches.prefix { $0.upperBound <= originalSamples })
+        model: $0, store: store, number: 1, batches: batches.prefix { $0.upperBound <= originalSamples },
+        backend: backend)
     }
     self.calibration = calibration
     self.backend = backend
@@ -225,6 +228,10 @@ final class LayerLoop {
     return LayerProblem(gram: gram, correction: statistics.correction, backend: backend)
   }
 
+  private func makeGramMatrix(_ stage: Stage) -> GramMatrix {
+    GramMatrix(inFeatures: stage.inFeatures, operands: quantized.model.operands, backend: backend)
+  }
+
   /// Takes every batch to a stage, from the one before it or from the embedding.
   /// - Returns: what the stage's problem is made of; nil unless `gathering`
   private func enter(_ next: Position, from here: Position?, gathering: Bool) throws -> Statistics? {
@@ -234,8 +241,7 @@ final class LayerLoop {
 
   /// Embeds the calibration set and adds up the first stage's Gram matrix, which both streams share.
   private func embed(into first: Position, gathering: Bool) throws -> Statistics? {
-    let gram =
-      gathering ? GramMatrix(inFeatures: first.stage.inFeatures, operands: quantized.model.operands) : nil
+    let gram = gathering ? makeGramMatrix(first.stage) : nil
     let streams = [quantized] + (original.map { [$0] } ?? [])
     let transitions = streams.map {
       ($0.batches.indices, $0.states.transition(writing: [.residual], consuming: []))
@@ -251,7 +257,7 @@ final class LayerLoop {
       }
       guard let gram else { continue }
       let input = times.measure(.forward) { first.quantized.input(of: first.stage, state) }
-      times.measure(.gram) { gram.accumulate(input, backend: backend) }
+      times.measure(.gram) { gram.accumulate(input) }
     }
     for (_, transition) in transitions { transition.finish() }
     return gram.map { Statistics(gram: $0, correction: nil) }
@@ -259,8 +265,7 @@ final class LayerLoop {
 
   /// Runs a stage on every batch and adds up what the next one's problem is made of.
   private func advance(_ here: Position, to next: Position, gathering: Bool) throws -> Statistics? {
-    let gram =
-      gathering ? GramMatrix(inFeatures: next.stage.inFeatures, operands: quantized.model.operands) : nil
+    let gram = gathering ? makeGramMatrix(next.stage) : nil
     let sum =
       original == nil || gram == nil
       ? nil
@@ -275,7 +280,7 @@ final class LayerLoop {
       advanced()
       let reached = try run(
         quantized, here.stage, here.quantized, next.stage, next.quantized, step, batch, samples)
-      if let gram { times.measure(.gram) { gram.accumulate(reached.input, backend: backend) } }
+      if let gram { times.measure(.gram) { gram.accumulate(reached.input) } }
       guard let original, let layer = here.original, let nextLayer = next.original, let originalStep,
         original.batches.indices.contains(batch)
       else { continue }

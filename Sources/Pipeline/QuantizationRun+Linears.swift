@@ -30,7 +30,7 @@ extension QuantizationRun {
     // Every solver has a damping of its own, and a rule may name another one.
     let problem = stageProblem.damped(by: treatment.quantizer.damping)
     var warnings: [String] = []
-    if let rows = weights.firstZeroRows {
+    if let rows = backend.firstZeroRows(of: weights) {
       if request.isStrict { throw PipelineError.zeroWeights(tensor: "\(name).weight", rows: rows) }
       warnings.append(PipelineError.zeroNote("\(name).weight", rows))
     }
@@ -81,15 +81,18 @@ extension QuantizationRun {
   }
 }
 
-extension Matrix {
+extension MatrixStorage {
   /// A run of rows so long of nothing but zeros that no training left it: 16, or all there are.
-  var firstZeroRows: Range<Int>? {
-    var start = 0
-    for row in 0...rows {
-      if row < rows, rows(row..<row + 1).withSpan({ span in span.indices.allSatisfy { span[$0] == 0 } }) {
-        continue
+  func firstZeroRows(of weights: Matrix) -> Range<Int>? {
+    let isZero = (0..<weights.rows).map { row in
+      withHostMatrix(weights.rows(row..<row + 1), for: .reading) { host in
+        host.withSpan { span in span.indices.allSatisfy { span[$0] == 0 } }
       }
-      if row - start >= min(16, max(rows, 1)) { return start..<row }
+    }
+    var start = 0
+    for row in 0...weights.rows {
+      if row < weights.rows, isZero[row] { continue }
+      if row - start >= min(16, max(weights.rows, 1)) { return start..<row }
       start = row + 1
     }
     return nil

@@ -1,4 +1,5 @@
 import ActivationCache
+import Compute
 import Decoder
 import Tensors
 
@@ -20,7 +21,12 @@ final class StagedStates {
   /// Buffers that states are read into, reused from batch to batch.
   private var buffers: [Slot: Matrix] = [:]
 
-  init(store: HiddenStatesStore, stream: Int, description: ModelDescription) {
+  private let backend: any ComputeBackend
+
+  init(
+    store: HiddenStatesStore, stream: Int, description: ModelDescription, backend: any ComputeBackend
+  ) {
+    self.backend = backend
     self.store = store
     self.stream = stream
     self.description = description
@@ -51,7 +57,9 @@ final class StagedStates {
     func matrix(_ slot: Slot) throws -> Matrix? {
       guard slots.contains(slot), let version = versions[slot] else { return nil }
       let buffer = buffer(slot, tokens: tokens)
-      try store.read(key(slot, version, batch), into: buffer)
+      try backend.withHostMatrix(buffer, for: .writing) {
+        try store.read(key(slot, version, batch), into: $0)
+      }
       return buffer
     }
     return LayerState(
@@ -102,7 +110,10 @@ final class StagedStates {
         .map { states.key($0.key, $0.value, batch) }
       for slot in Slot.allCases where written.contains(slot) {
         guard let version = after[slot], let matrix = state[slot] else { continue }
-        try states.store.write(matrix, key: states.key(slot, version, batch), replacing: replaced)
+        // What is stored is rounded, and computed with from then on.
+        try states.backend.withHostMatrix(matrix, for: .changing) {
+          try states.store.write($0, key: states.key(slot, version, batch), replacing: replaced)
+        }
         replaced = []
       }
     }
@@ -138,7 +149,7 @@ final class StagedStates {
       case .context: description.contextFeatures
       case .intermediate: description.intermediateSize
       }
-    let buffer = Matrix(rows: tokens, columns: columns)
+    let buffer = backend.makeMatrix(rows: tokens, columns: columns)
     buffers[slot] = buffer
     return buffer
   }

@@ -11,15 +11,18 @@ public struct Grid: Sendable {
   /// `[outFeatures, groups]`, whole numbers
   public let zeroPoints: Matrix
 
+  /// Grids to be set, in the host's memory.
   public init(format: GridFormat, outFeatures: Int, inFeatures: Int) {
-    self.format = format
-    self.inFeatures = inFeatures
     let groups = format.groupSize.groupCount(inFeatures: inFeatures)
-    scales = Matrix(rows: outFeatures, columns: groups)
-    zeroPoints = Matrix(rows: outFeatures, columns: groups)
+    self.init(
+      format: format, inFeatures: inFeatures, scales: Matrix(rows: outFeatures, columns: groups),
+      zeroPoints: Matrix(rows: outFeatures, columns: groups))
   }
 
-  private init(format: GridFormat, inFeatures: Int, scales: Matrix, zeroPoints: Matrix) {
+  /// - Parameters:
+  ///   - scales: `[outFeatures, groups]`
+  ///   - zeroPoints: as many
+  public init(format: GridFormat, inFeatures: Int, scales: Matrix, zeroPoints: Matrix) {
     self.format = format
     self.inFeatures = inFeatures
     self.scales = scales

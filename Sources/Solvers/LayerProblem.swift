@@ -64,7 +64,7 @@ public struct LayerProblem {
   ///   - panel: W's rows `rows`; the result itself if there is no correction
   func target(of panel: Matrix, rows: Range<Int>) -> Matrix {
     guard let correction else { return panel }
-    let target = panel.copy()
+    let target = backend.copy(of: panel)
     backend.add(correction.rows(rows), into: target)
     return target
   }

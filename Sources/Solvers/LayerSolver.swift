@@ -52,9 +52,9 @@ public final class LinearDraft {
   /// What the same solver comes to without outliers, where that is to be compared.
   var plain: (codes: [UInt8], grid: Grid)?
 
-  init(_ format: GridFormat, outFeatures: Int, inFeatures: Int) {
+  init(_ format: GridFormat, outFeatures: Int, inFeatures: Int, backend: any ComputeBackend) {
     codes = [UInt8](repeating: 0, count: outFeatures * inFeatures)
-    grid = Grid(format: format, outFeatures: outFeatures, inFeatures: inFeatures)
+    grid = backend.makeGrid(format, outFeatures: outFeatures, inFeatures: inFeatures)
   }
 }
 
@@ -109,13 +109,14 @@ extension LayerSolver {
   public func draft(
     _ weights: Matrix, problem: LayerProblem, format: GridFormat, backend: any ComputeBackend, panelRows: Int
   ) throws -> LinearDraft {
-    let draft = LinearDraft(format, outFeatures: weights.rows, inFeatures: weights.columns)
+    let draft = LinearDraft(
+      format, outFeatures: weights.rows, inFeatures: weights.columns, backend: backend)
     for rows in weights.panels(of: panelRows) {
-      let codes = Matrix(rows: rows.count, columns: weights.columns)
+      let codes = backend.makeMatrix(rows: rows.count, columns: weights.columns)
       try start(
         problem.target(of: weights.rows(rows), rows: rows), problem: problem, grid: draft.grid.rows(rows),
         into: codes, backend: backend)
-      codes.store(in: &draft.codes, firstRow: rows.lowerBound)
+      backend.downloadCodes(codes, to: &draft.codes, firstRow: rows.lowerBound)
     }
     return draft
   }
@@ -130,11 +131,11 @@ extension LayerSolver {
     for rows in weights.panels(of: panelRows) {
       let panel = weights.rows(rows)
       let grid = draft.grid.rows(rows)
-      let panelCodes = Matrix(rows: rows.count, columns: weights.columns)
-      panelCodes.load(from: draft.codes, firstRow: rows.lowerBound)
+      let panelCodes = backend.makeMatrix(rows: rows.count, columns: weights.columns)
+      backend.uploadCodes(draft.codes, firstRow: rows.lowerBound, to: panelCodes)
       let target = problem.target(of: panel, rows: rows)
       let images = descend(target, problem: problem, grid: grid, codes: panelCodes, backend: backend)
-      panelCodes.store(in: &draft.codes, firstRow: rows.lowerBound)
+      backend.downloadCodes(panelCodes, to: &draft.codes, firstRow: rows.lowerBound)
       scale += problem.objective(of: target, images: images)
       if mayBeWorseThanRounding {
         rounding += roundingObjective(target, problem: problem, format: grid.format, backend: backend)
@@ -145,7 +146,8 @@ extension LayerSolver {
     }
     guard objective.isFinite && scale.isFinite else { throw SolverError.nonFiniteObjective(linear: name) }
     var solution = LayerSolution(
-      linear: QuantizedLinear(name: name, codes: draft.codes, grid: draft.grid), objective: objective,
+      linear: QuantizedLinear(name: name, codes: draft.codes, grid: backend.download(draft.grid)),
+      objective: objective,
       scale: scale)
     solution.roundingObjective = mayBeWorseThanRounding ? rounding : nil
     return solution
@@ -154,8 +156,8 @@ extension LayerSolver {
   private func roundingObjective(
     _ target: Matrix, problem: LayerProblem, format: GridFormat, backend: any ComputeBackend
   ) -> Double {
-    let grid = Grid(format: format, outFeatures: target.rows, inFeatures: target.columns)
-    let errors = Matrix(rows: target.rows, columns: target.columns)
+    let grid = backend.makeGrid(format, outFeatures: target.rows, inFeatures: target.columns)
+    let errors = backend.makeMatrix(rows: target.rows, columns: target.columns)
     RoundToNearest().start(target, problem: problem, grid: grid, into: errors, backend: backend)
     backend.dequantize(errors, grid: grid, into: errors)
     backend.subtract(target, from: errors)

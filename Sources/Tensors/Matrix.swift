@@ -1,7 +1,8 @@
 /// A row-major fp32 matrix with reference semantics: `rows(_:)` lends a part of the same memory.
 ///
-/// The memory is 64-byte aligned, is freed when the last matrix over it goes, and is the unit in which
-/// a ``ComputeBackend`` works, so that an accelerator can hand out unified memory behind the same type.
+/// Its memory is this process's, or that of a backend that made it. The latter has elements for that backend alone: others
+/// reach them by the backend's operations, and trap or worse where they read, write or copy them here.
+///
 /// A matrix crosses threads; whoever writes makes sure that nobody else touches those rows meanwhile.
 @safe public final class Matrix: @unchecked Sendable {
   public let rows: Int
@@ -9,14 +10,22 @@
 
   /// The first element; rows follow one another without gaps.
   @unsafe public let pointer: UnsafeMutablePointer<Float>
-  private let memory: MatrixMemory
+  public let memory: any MatrixMemory
+
+  /// A matrix over memory of a backend's, from its first element on.
+  public init(rows: Int, columns: Int, memory: any MatrixMemory) {
+    self.rows = rows
+    self.columns = columns
+    self.memory = memory
+    unsafe pointer = memory.pointer
+  }
 
   /// A matrix of zeros.
   public init(rows: Int, columns: Int) {
     precondition(rows >= 0 && columns >= 0, "a matrix has no negative dimension")
     self.rows = rows
     self.columns = columns
-    memory = MatrixMemory(elements: rows * columns)
+    memory = HostMemory(elements: rows * columns)
     unsafe pointer = memory.pointer
   }
 
@@ -25,7 +34,7 @@
     precondition(rows >= 0 && columns >= 0, "a matrix has no negative dimension")
     self.rows = rows
     self.columns = columns
-    memory = MatrixMemory(elements: rows * columns, isZeroed: false)
+    memory = HostMemory(elements: rows * columns, isZeroed: false)
     unsafe pointer = memory.pointer
   }
 

@@ -1,13 +1,18 @@
 import Glibc
 import Synchronization
 
-/// The memory of matrices, zeroed, and given back with the last matrix over it.
+/// The memory of matrices, given back with the last matrix over it.
+public protocol MatrixMemory: AnyObject, Sendable {
+  /// The first element, 64-byte aligned; on an accelerator an address of its own.
+  @unsafe var pointer: UnsafeMutablePointer<Float> { get }
+}
+
+/// Memory of this process, zeroed.
 ///
 /// From a size on it is mapped directly. The C library would keep freed blocks of this size for later, in pieces
 /// between smaller ones, and a run's memory would grow with the number of layers; mapped pages also come zeroed,
 /// and may be large ones.
-@safe final class MatrixMemory: @unchecked Sendable {
-  /// 64-byte aligned.
+@safe final class HostMemory: MatrixMemory, @unchecked Sendable {
   @unsafe let pointer: UnsafeMutablePointer<Float>
   private let mappedByteCount: Int?
 

@@ -99,7 +99,7 @@ struct OutlierSweepsTests {
     expectSame { backend in
       let squares = panel.weights.copy()
       backend.weighSquares(squares, by: importance)
-      let places = backend.places(in: panel.weights, atLeast: 0.75)
+      let places = backend.elements(of: panel.weights, atLeast: 0.75).map(\.place)
       let outliers = panel.outliers()
       outliers.values.fill(1)
       backend.multiplySampled(panel.weights, symmetric: panel.gram, scale: -0.5, into: outliers)
@@ -109,14 +109,14 @@ struct OutlierSweepsTests {
   }
 
   @Test func `a slice of sparse rows shares the values`() {
-    let all = SparseRows(rows: 4, width: 3, places: [1, 3, 5, 11])
+    let all = SparseRows(rows: 4, width: 3, places: [1, 3, 5, 11], of: ReferenceBackend())
     let slice = all.rows(1..<4)
     #expect(slice.rowCount == 3)
     #expect(slice.entries(ofRow: 0) == 1..<3 && slice.entries(ofRow: 1).isEmpty)
     slice.forEach { row, column, entry in slice.values[0, entry] = Float(10 * row + column) }
     #expect(all.values.elements == [0, 0, 2, 22])
     let dense = Matrix(rows: 4, columns: 3)
-    all.add(to: dense, scale: 2)
+    ReferenceBackend().add(all, scale: 2, to: dense)
     #expect(dense.elements == [0, 0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 44])
   }
 
@@ -165,7 +165,9 @@ private struct Panel {
   var inverseDiagonal: [Float] { (0..<columns).map { 1 / gram[$0, $0] } }
 
   func outliers() -> SparseRows {
-    SparseRows(rows: rows, width: columns, places: Array(stride(from: 2, to: rows * columns, by: 11)))
+    SparseRows(
+      rows: rows, width: columns, places: Array(stride(from: 2, to: rows * columns, by: 11)),
+      of: ReferenceBackend())
   }
 
   /// Weights rounded to nearest, outliers of zero, and the gradient there.
@@ -185,7 +187,7 @@ private struct Panel {
     let backend = ReferenceBackend()
     let errors = Matrix(rows: rows, columns: columns)
     backend.dequantize(codes, grid: grid, into: errors)
-    outliers.add(to: errors)
+    backend.add(outliers, to: errors)
     backend.subtract(weights, from: errors)
     let product = Matrix(rows: rows, columns: columns)
     backend.multiply(errors, gram, transposingB: false, scale: 1, into: product, keeping: 0)

@@ -1,3 +1,4 @@
+import Compute
 import Foundation
 import Testing
 
@@ -31,7 +32,8 @@ struct PositionTests {
   }
 
   @Test func `a rotary table holds cosine and sine of position times frequency`() {
-    let table = RotaryEmbedding(headDimension: 4, theta: 100).table(sequenceLength: 5)
+    let table = RotaryEmbedding(headDimension: 4, theta: 100).table(
+      sequenceLength: 5, backend: ReferenceBackend())
     #expect(table.sequenceLength == 5)
     for position in 0..<5 {
       for (pair, frequency) in [1.0, 0.1].enumerated() {

@@ -68,7 +68,7 @@ final class ResumeBench {
   private let description: ModelDescription
   private let calibration: CalibrationSet
   private let budgetBytes: Int
-  private let backend: OpenBLASBackend
+  private let backend: any ComputeBackend
   private var runs = 0
   private var expected: RunResult?
 
@@ -76,11 +76,14 @@ final class ResumeBench {
   private static let batchSamples = 2
   private static let sequenceLength = 16
 
-  init(_ test: ResumeCase) throws {
+  /// - Parameter backend: the processor's if nil
+  init(_ test: ResumeCase, backend: (any ComputeBackend)? = nil) throws {
     self.test = test
     // On a processor that is not fast at bfloat16, too.
-    backend = OpenBLASBackend(
-      threads: 2, bfloat16: test.settings.precision == .auto ? .best ?? .converting : nil)
+    self.backend =
+      backend
+      ?? OpenBLASBackend(
+        threads: 2, bfloat16: test.settings.precision == .auto ? .best ?? .converting : nil)
     directory = try TemporaryDirectory(isInMemory: true)
     let checkpoint = try CheckpointReader(directory: TestFiles.model(test.fixture))
     description = try ModelDescription(checking: checkpoint, source: checkpoint)
@@ -93,7 +96,7 @@ final class ResumeBench {
     let work = MemoryPlan.Work(
       model: description, samples: Self.samples, sequenceLength: Self.sequenceLength,
       originalSamples: Self.originalSamples(test.settings),
-      operands: backend.operandType(for: checkpoint.weightType(of: description)),
+      operands: self.backend.operandType(for: checkpoint.weightType(of: description)),
       keepsOutliers: test.settings.outliers > 0)
     budgetBytes =
       MemoryPlan(work, batchSamples: Self.batchSamples, panelRows: MemoryPlan.leastPanelRows).peakBytes
@@ -146,7 +149,7 @@ final class ResumeBench {
 
   /// Goes on from what a process has left.
   func goOn(
-    from moment: Moment, memoryBudgetBytes: Int? = nil, by backend: OpenBLASBackend? = nil
+    from moment: Moment, memoryBudgetBytes: Int? = nil, by backend: (any ComputeBackend)? = nil
   ) throws -> WatchedRun {
     try watchedRun(
       from: moment, identity: "job", keepingMoments: false,
@@ -188,7 +191,7 @@ final class ResumeBench {
 
   private func watchedRun(
     from moment: Moment?, identity: String, keepingMoments: Bool, memoryBudgetBytes: Int,
-    by other: OpenBLASBackend? = nil,
+    by other: (any ComputeBackend)? = nil,
     disturb: (ResumePlace) -> Void = { _ in }
   ) throws -> WatchedRun {
     runs += 1

@@ -14,7 +14,7 @@ extension ReferenceBackend: GridSweeps {
     _ weights: Matrix, factor: NearestPlaneFactor, grid: Grid, into codes: Matrix
   ) {
     roundToNearestPlane(
-      weights, outliers: SparseRows(rows: weights.rows, everyRow: []), factor: factor, grid: grid,
+      weights, outliers: SparseRows(rows: weights.rows, everyRow: [], of: self), factor: factor, grid: grid,
       into: codes, remainders: Matrix(rows: weights.rows, columns: weights.columns))
   }
 

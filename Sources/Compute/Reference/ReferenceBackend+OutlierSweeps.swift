@@ -125,8 +125,10 @@ extension ReferenceBackend: OutlierSweeps {
     }
   }
 
-  public func places(in matrix: Matrix, atLeast threshold: Float) -> [Int] {
-    matrix.elements.indices.filter { matrix[$0 / matrix.columns, $0 % matrix.columns] >= threshold }
+  public func elements(of matrix: Matrix, atLeast threshold: Float) -> [(place: Int, value: Float)] {
+    matrix.elements.enumerated().filter { $0.element >= threshold }.map {
+      (place: $0.offset, value: $0.element)
+    }
   }
 }
 

@@ -3,10 +3,12 @@ import Tensors
 /// Every operation as its definition reads, in fp64, one element after the other: what tests compare with.
 ///
 /// It is slow on purpose. Nothing here is shared with a backend that it checks.
-public struct ReferenceBackend: Sendable {
+public struct ReferenceBackend: HostMemoryBackend {
   public init() {}
 
   public var threads: Int { 1 }
+
+  public var progress: Int { 0 }
 
   public func kernels(for operands: OperandType) -> String { "the definitions, in fp64" }
 }

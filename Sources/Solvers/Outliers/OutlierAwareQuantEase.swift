@@ -27,7 +27,8 @@ public struct OutlierAwareQuantEase: LinearQuantizer {
   ) throws -> LinearDraft {
     // The published algorithm takes no factor.
     guard settings.method == .standard else {
-      return LinearDraft(format, outFeatures: weights.rows, inFeatures: weights.columns)
+      return LinearDraft(
+        format, outFeatures: weights.rows, inFeatures: weights.columns, backend: backend)
     }
     // First what is compared with, while the factor is there that the search for outliers begins with.
     let plain = try base.draft(
@@ -56,7 +57,8 @@ public struct OutlierAwareQuantEase: LinearQuantizer {
           panelRows: panelRows)
       }
     let linear = QuantizedLinear(
-      name: name, codes: codes, grid: grid, outliers: package(outliers, outFeatures: weights.rows))
+      name: name, codes: codes, grid: backend.download(grid),
+      outliers: package(outliers, outFeatures: weights.rows, backend: backend))
     let (objective, scale) = objectives(of: linear, weights, problem, backend, panelRows)
     guard objective.isFinite && scale.isFinite else { throw SolverError.nonFiniteObjective(linear: name) }
     return LayerSolution(linear: linear, objective: objective, scale: scale)
@@ -73,12 +75,12 @@ public struct OutlierAwareQuantEase: LinearQuantizer {
       let panel = OutlierPanel(
         target: problem.target(of: weights.rows(rows), rows: rows), outliers: outliers.rows(rows),
         grid: draft.grid.rows(rows), problem: problem, settings: base.settings, backend: backend)
-      panel.codes.load(from: draft.codes, firstRow: rows.lowerBound)
+      backend.uploadCodes(draft.codes, firstRow: rows.lowerBound, to: panel.codes)
       panel.descend()
-      let plainCodes = Matrix(rows: rows.count, columns: weights.columns)
-      plainCodes.load(from: plain.codes, firstRow: rows.lowerBound)
+      let plainCodes = backend.makeMatrix(rows: rows.count, columns: weights.columns)
+      backend.uploadCodes(plain.codes, firstRow: rows.lowerBound, to: plainCodes)
       panel.takeBetterRows(of: base, from: plainCodes, grid: plain.grid.rows(rows))
-      panel.codes.store(in: &draft.codes, firstRow: rows.lowerBound)
+      backend.downloadCodes(panel.codes, to: &draft.codes, firstRow: rows.lowerBound)
     }
     return (draft.codes, draft.grid, outliers)
   }
@@ -98,8 +100,10 @@ public struct OutlierAwareQuantEase: LinearQuantizer {
     return (alternation.codes, alternation.grid, alternation.outliers)
   }
 
-  private func package(_ outliers: SparseRows, outFeatures: Int) -> Outliers {
-    let values = outliers.values.elements
+  private func package(
+    _ outliers: SparseRows, outFeatures: Int, backend: any ComputeBackend
+  ) -> Outliers {
+    let values = backend.download(outliers.values).elements
     if settings.isStructured {
       return .structured(values: values, columns: Array(outliers.columns[outliers.entries(ofRow: 0)]))
     }
@@ -117,8 +121,8 @@ public struct OutlierAwareQuantEase: LinearQuantizer {
       let panel = weights.rows(rows)
       let target = problem.target(of: panel, rows: rows)
       scale += problem.objective(of: target)
-      let stored = Matrix(rows: rows.count, columns: weights.columns)
-      linear.dequantize(rows: rows, into: stored)
+      let stored = backend.makeMatrix(rows: rows.count, columns: weights.columns)
+      backend.withHostMatrix(stored, for: .writing) { linear.dequantize(rows: rows, into: $0) }
       backend.subtract(stored, from: target)
       objective += problem.objective(of: target)
     }

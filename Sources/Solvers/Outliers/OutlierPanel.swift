@@ -25,13 +25,13 @@ struct OutlierPanel {
     self.problem = problem
     self.settings = settings
     self.backend = backend
-    codes = Matrix(rows: target.rows, columns: target.columns)
+    codes = backend.makeMatrix(rows: target.rows, columns: target.columns)
   }
 
   /// Passes over outliers and codes until they gain little; no step raises the objective.
   func descend() {
-    let errors = Matrix(rows: target.rows, columns: target.columns)
-    let gradient = Matrix(rows: target.rows, columns: target.columns)
+    let errors = backend.makeMatrix(rows: target.rows, columns: target.columns)
+    let gradient = backend.makeMatrix(rows: target.rows, columns: target.columns)
     updateErrors(errors)
     backend.multiply(errors, problem.gram, transposingB: false, scale: -1, into: gradient, keeping: 0)
     var objective = -backend.rowDots(errors, gradient).reduce(0, +)
@@ -64,7 +64,7 @@ struct OutlierPanel {
   ///   - plainGrid: its grids; changed
   func takeBetterRows(of solver: QuantEase, from plainCodes: Matrix, grid plainGrid: Grid) {
     _ = solver.descend(target, problem: problem, grid: plainGrid, codes: plainCodes, backend: backend)
-    let errors = Matrix(rows: target.rows, columns: target.columns)
+    let errors = backend.makeMatrix(rows: target.rows, columns: target.columns)
     updateErrors(errors)
     let objectives = backend.quadraticForms(errors, problem.gram)
     backend.dequantize(plainCodes, grid: plainGrid, into: errors)
@@ -72,10 +72,13 @@ struct OutlierPanel {
     let plainObjectives = backend.quadraticForms(errors, problem.gram)
     let worse = objectives.indices.filter { objectives[$0] > plainObjectives[$0] }
     for row in worse {
-      codes.rows(row..<row + 1).copy(from: plainCodes.rows(row..<row + 1))
-      grid.scales.rows(row..<row + 1).copy(from: plainGrid.scales.rows(row..<row + 1))
-      grid.zeroPoints.rows(row..<row + 1).copy(from: plainGrid.zeroPoints.rows(row..<row + 1))
-      for entry in outliers.entries(ofRow: row) { outliers.values[0, entry] = 0 }
+      func take(_ source: Matrix, _ destination: Matrix) {
+        backend.copy(source.rows(row..<row + 1), into: destination.rows(row..<row + 1))
+      }
+      take(plainCodes, codes)
+      take(plainGrid.scales, grid.scales)
+      take(plainGrid.zeroPoints, grid.zeroPoints)
+      backend.fill(outliers.values(ofRow: row), with: 0)
     }
     if !worse.isEmpty { descend() }
   }
@@ -83,7 +86,7 @@ struct OutlierPanel {
   /// Ŵ + Ĥ − W
   private func updateErrors(_ errors: Matrix) {
     backend.dequantize(codes, grid: grid, into: errors)
-    outliers.add(to: errors)
+    backend.add(outliers, to: errors)
     backend.subtract(target, from: errors)
   }
 }

@@ -22,20 +22,22 @@ struct OutlierSearch {
   /// - Returns: grid, codes and outliers of a nearest-plane rounding in which an outlier takes the nearest code and keeps
   ///   the rest. Outputs that are read without the outliers then still hold a sensible weight.
   func draft() throws -> LinearDraft {
-    let draft = LinearDraft(format, outFeatures: weights.rows, inFeatures: weights.columns)
+    let draft = LinearDraft(
+      format, outFeatures: weights.rows, inFeatures: weights.columns, backend: backend)
     let (outliers, order) =
       settings.isStructured
       ? try findColumns(grid: draft.grid) : (try findEntries(grid: draft.grid), .smallestPivot)
     let factor = try problem.factor(order)
     forEachPanel { panel, rows, remainders in
-      let codes = Matrix(rows: panel.rows, columns: panel.columns)
+      let codes = backend.makeMatrix(rows: panel.rows, columns: panel.columns)
       let own = outliers.rows(rows)
       backend.roundToNearestPlane(
         panel, outliers: own, factor: factor, grid: draft.grid.rows(rows), into: codes, remainders: remainders
       )
-      own.forEach { row, column, entry in own.values[0, entry] = remainders[row, column].storableOutlier }
-      codes.store(in: &draft.codes, firstRow: rows.lowerBound)
+      backend.gather(remainders, into: own)
+      backend.downloadCodes(codes, to: &draft.codes, firstRow: rows.lowerBound)
     }
+    backend.roundOutliers(outliers)
     draft.outliers = outliers
     return draft
   }
@@ -44,7 +46,7 @@ struct OutlierSearch {
     let factor = try problem.factor(.smallestPivot)
     let importance = factor.conditionalVariances
     var outliers = largestEntries { panel, _, scores in
-      scores.copy(from: panel)
+      backend.copy(panel, into: scores)
       backend.weighSquares(scores, by: importance)
     }
     for _ in 0..<Self.turns {
@@ -56,7 +58,7 @@ struct OutlierSearch {
     }
     // Nearest-plane rounding moves every weight before it is rounded: what then is left decides.
     return largestEntries { panel, rows, scores in
-      let codes = Matrix(rows: panel.rows, columns: panel.columns)
+      let codes = backend.makeMatrix(rows: panel.rows, columns: panel.columns)
       backend.roundToNearestPlane(
         panel, outliers: outliers.rows(rows), factor: factor, grid: grid.rows(rows), into: codes,
         remainders: scores)
@@ -71,10 +73,10 @@ struct OutlierSearch {
       backend.searchGrid(panel, importance: importance, candidates: candidates, into: grid.rows(rows))
       backend.roundingRemainders(panel, grid: grid.rows(rows), into: scores)
       backend.weighSquares(scores, by: importance)
-      scores.addColumnSums(to: &worths)
+      backend.addColumnSums(of: scores, to: &worths)
     }
     let columns = worths.indicesOfLargest(settings.columnCount(inFeatures: weights.columns))
-    let outliers = SparseRows(rows: weights.rows, everyRow: columns)
+    let outliers = SparseRows(rows: weights.rows, everyRow: columns, of: backend)
     let order = ColumnOrder.roundingLast(columns)
     let variances = try problem.factor(order).conditionalVariances
     forEachPanel { panel, rows, _ in
@@ -85,8 +87,8 @@ struct OutlierSearch {
 
   private func searchGrid(_ panel: Matrix, without outliers: SparseRows, importance: [Float], grid: Grid) {
     // Zero lies on every grid and in every range: it takes part in neither.
-    let others = panel.copy()
-    outliers.forEach { row, column, _ in others[row, column] = 0 }
+    let others = backend.copy(of: panel)
+    backend.clear(others, at: outliers)
     backend.searchGrid(others, importance: importance, candidates: candidates, into: grid)
   }
 
@@ -100,14 +102,14 @@ struct OutlierSearch {
       score(panel, rows, scores)
       top.offer(scores, firstRow: rows.lowerBound, backend: backend)
     }
-    return SparseRows(rows: weights.rows, width: weights.columns, places: top.places())
+    return SparseRows(rows: weights.rows, width: weights.columns, places: top.places(), of: backend)
   }
 
   /// Calls `body` for panels of the target; they are not to be written to.
   private func forEachPanel(_ body: (_ panel: Matrix, _ rows: Range<Int>, _ scratch: Matrix) -> Void) {
     for rows in weights.panels(of: panelRows) {
       let target = problem.target(of: weights.rows(rows), rows: rows)
-      body(target, rows, Matrix(rows: rows.count, columns: weights.columns))
+      body(target, rows, backend.makeMatrix(rows: rows.count, columns: weights.columns))
     }
   }
 }
@@ -116,15 +118,6 @@ extension Matrix {
   /// The row ranges of panels of at most `rows` rows.
   func panels(of rows: Int) -> [Range<Int>] {
     stride(from: 0, to: self.rows, by: rows).map { $0..<min($0 + rows, self.rows) }
-  }
-
-  /// Adds the sum of every column to `sums`.
-  func addColumnSums(to sums: inout [Double]) {
-    withSpan { span in
-      for row in 0..<rows {
-        for column in 0..<columns { sums[column] += Double(span[row * columns + column]) }
-      }
-    }
   }
 }
 

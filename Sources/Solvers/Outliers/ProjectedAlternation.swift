@@ -33,10 +33,10 @@ struct ProjectedAlternation {
     let eigenvalue = problem.largestEigenvalue(backend: backend)
     doubleStep = eigenvalue > 0 ? Float(1 / eigenvalue) : 0
     codes = [UInt8](repeating: 0, count: weights.count)
-    grid = Grid(format: format, outFeatures: weights.rows, inFeatures: weights.columns)
-    outliers = SparseRows(rows: weights.rows, everyRow: [])
-    outliers = largest { weights.rows($0).copy() }
-    outliers.forEach { [self] row, column, entry in outliers.values[0, entry] = weights[row, column] }
+    grid = backend.makeGrid(format, outFeatures: weights.rows, inFeatures: weights.columns)
+    outliers = SparseRows(rows: weights.rows, everyRow: [], of: backend)
+    outliers = largest { backend.copy(of: weights.rows($0)) }
+    backend.gather(weights, into: outliers)
     chooseGrid()
   }
 
@@ -44,15 +44,15 @@ struct ProjectedAlternation {
   mutating func descend() {
     for rows in weights.panels(of: panelRows) {
       let panelGrid = grid.rows(rows)
-      let target = problem.target(of: weights.rows(rows), rows: rows).copy()
-      outliers.rows(rows).add(to: target, scale: -1)
+      let target = backend.copy(of: problem.target(of: weights.rows(rows), rows: rows))
+      backend.add(outliers.rows(rows), scale: -1, to: target)
       // The first pass begins with Ŵ = W − Ĥ, off the grid.
-      let approximation = isOnGrid ? dequantized(rows) : target.copy()
+      let approximation = isOnGrid ? dequantized(rows) : backend.copy(of: target)
       _ = backend.descend(
         from: target, approximation: approximation, gram: problem.gram,
         inverseDiagonal: problem.inverseDiagonal, grid: panelGrid, isQuantizing: true)
       backend.round(approximation, grid: panelGrid, into: approximation)
-      approximation.store(in: &codes, firstRow: rows.lowerBound)
+      backend.downloadCodes(approximation, to: &codes, firstRow: rows.lowerBound)
     }
     isOnGrid = true
   }
@@ -60,18 +60,18 @@ struct ProjectedAlternation {
   /// One projected gradient step on the outliers.
   mutating func stepOutliers() {
     let projected = largest { rows in
-      let stepped = Matrix(rows: rows.count, columns: weights.columns)
-      outliers.rows(rows).add(to: stepped)
+      let stepped = backend.makeMatrix(rows: rows.count, columns: weights.columns)
+      backend.add(outliers.rows(rows), to: stepped)
       backend.multiply(
         residual(rows), problem.gram, transposingB: false, scale: doubleStep, into: stepped, keeping: 1)
       return stepped
     }
     // The places are known only now; the step is taken once more, at them alone.
     for rows in weights.panels(of: panelRows) {
-      let present = Matrix(rows: rows.count, columns: weights.columns)
-      outliers.rows(rows).add(to: present)
+      let present = backend.makeMatrix(rows: rows.count, columns: weights.columns)
+      backend.add(outliers.rows(rows), to: present)
       let next = projected.rows(rows)
-      next.forEach { row, column, entry in next.values[0, entry] = present[row, column] }
+      backend.gather(present, into: next)
       backend.multiplySampled(residual(rows), symmetric: problem.gram, scale: doubleStep, into: next)
     }
     outliers = projected
@@ -80,12 +80,11 @@ struct ProjectedAlternation {
   /// Rounds the outliers to what the outputs store, and lets coordinate descent settle them, and the codes
   /// with them, where they now stand.
   mutating func settle() {
-    let values = outliers.values
-    for entry in 0..<values.columns { values[0, entry] = values[0, entry].storableOutlier }
+    backend.roundOutliers(outliers)
     for rows in weights.panels(of: panelRows) {
-      let panelCodes = Matrix(rows: rows.count, columns: weights.columns)
-      panelCodes.load(from: codes, firstRow: rows.lowerBound)
-      let gradient = Matrix(rows: rows.count, columns: weights.columns)
+      let panelCodes = backend.makeMatrix(rows: rows.count, columns: weights.columns)
+      backend.uploadCodes(codes, firstRow: rows.lowerBound, to: panelCodes)
+      let gradient = backend.makeMatrix(rows: rows.count, columns: weights.columns)
       backend.multiply(
         residual(rows), problem.gram, transposingB: false, scale: 1, into: gradient, keeping: 0)
       for _ in 0..<Self.settlingPasses {
@@ -94,7 +93,7 @@ struct ProjectedAlternation {
           inverseDiagonal: problem.inverseDiagonal, grid: grid.rows(rows))
         if moved == 0 { break }
       }
-      panelCodes.store(in: &codes, firstRow: rows.lowerBound)
+      backend.downloadCodes(panelCodes, to: &codes, firstRow: rows.lowerBound)
     }
   }
 
@@ -119,28 +118,28 @@ struct ProjectedAlternation {
     for rows in weights.panels(of: panelRows) {
       let squares = panel(rows)
       backend.weighSquares(squares, by: ones)
-      if settings.isStructured { squares.addColumnSums(to: &energies) }
+      if settings.isStructured { backend.addColumnSums(of: squares, to: &energies) }
       top.offer(squares, firstRow: rows.lowerBound, backend: backend)
     }
     return settings.isStructured
       ? SparseRows(
         rows: weights.rows,
-        everyRow: energies.indicesOfLargest(settings.columnCount(inFeatures: width)))
-      : SparseRows(rows: weights.rows, width: width, places: top.places())
+        everyRow: energies.indicesOfLargest(settings.columnCount(inFeatures: width)), of: backend)
+      : SparseRows(rows: weights.rows, width: width, places: top.places(), of: backend)
   }
 
   /// W − Ŵ − Ĥ of some rows.
   private func residual(_ rows: Range<Int>) -> Matrix {
-    let residual = problem.target(of: weights.rows(rows), rows: rows).copy()
+    let residual = backend.copy(of: problem.target(of: weights.rows(rows), rows: rows))
     backend.subtract(dequantized(rows), from: residual)
-    outliers.rows(rows).add(to: residual, scale: -1)
+    backend.add(outliers.rows(rows), scale: -1, to: residual)
     return residual
   }
 
   private func chooseGrid() {
     for rows in weights.panels(of: panelRows) {
-      let others = weights.rows(rows).copy()
-      outliers.rows(rows).forEach { row, column, _ in others[row, column] = 0 }
+      let others = backend.copy(of: weights.rows(rows))
+      backend.clear(others, at: outliers.rows(rows))
       backend.searchGrid(
         others, importance: problem.inverseDiagonal, candidates: .range, into: grid.rows(rows))
     }
@@ -148,8 +147,8 @@ struct ProjectedAlternation {
 
   /// Ŵ of some rows.
   private func dequantized(_ rows: Range<Int>) -> Matrix {
-    let result = Matrix(rows: rows.count, columns: weights.columns)
-    result.load(from: codes, firstRow: rows.lowerBound)
+    let result = backend.makeMatrix(rows: rows.count, columns: weights.columns)
+    backend.uploadCodes(codes, firstRow: rows.lowerBound, to: result)
     backend.dequantize(result, grid: grid.rows(rows), into: result)
     return result
   }

@@ -26,12 +26,9 @@ struct TopPlaces {
     for start in stride(from: 0, to: scores.rows, by: sliceRows) {
       let slice = scores.rows(start..<min(start + sliceRows, scores.rows))
       let offset = (firstRow + start) * scores.columns
-      let candidates = backend.places(in: slice, atLeast: threshold)
-      slice.withSpan { span in
-        for index in candidates {
-          let place = UInt32(offset + index)
-          keys.append(UInt64(span[index].bitPattern) << 32 | UInt64(~place))
-        }
+      for element in backend.elements(of: slice, atLeast: threshold) {
+        let place = UInt32(offset + element.place)
+        keys.append(UInt64(element.value.bitPattern) << 32 | UInt64(~place))
       }
       if keys.count >= 2 * count + (1 << 10) { prune() }
     }

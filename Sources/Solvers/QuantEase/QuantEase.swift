@@ -98,7 +98,7 @@ public struct QuantEase: LayerSolver {
     backend: any ComputeBackend
   ) {
     let approximation = codes
-    approximation.copy(from: weights)
+    backend.copy(weights, into: approximation)
     for pass in 0..<settings.passes {
       let isQuantizing = pass == settings.passes - 1 || pass % 3 != 1
       let moved = backend.descend(
@@ -119,16 +119,16 @@ public struct QuantEase: LayerSolver {
   private func descendFromCodes(
     _ weights: Matrix, problem: LayerProblem, grid: Grid, codes: Matrix, backend: any ComputeBackend
   ) -> Matrix? {
-    let gradient = Matrix(rows: weights.rows, columns: weights.columns)
+    let gradient = backend.makeMatrix(rows: weights.rows, columns: weights.columns)
     do {
-      let errors = Matrix(rows: weights.rows, columns: weights.columns)
+      let errors = backend.makeMatrix(rows: weights.rows, columns: weights.columns)
       backend.dequantize(codes, grid: grid, into: errors)
       backend.subtract(weights, from: errors)
       backend.multiply(errors, problem.gram, transposingB: false, scale: -1, into: gradient, keeping: 0)
     }
     var images: Matrix?
     if settings.refitsScales && grid.groups == 1 {
-      let product = Matrix(rows: weights.rows, columns: weights.columns)
+      let product = backend.makeMatrix(rows: weights.rows, columns: weights.columns)
       backend.multiply(weights, problem.gram, transposingB: false, scale: 1, into: product, keeping: 0)
       images = product
     }

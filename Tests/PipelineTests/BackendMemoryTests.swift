@@ -1,0 +1,84 @@
+import ActivationCache
+import Calibration
+import Checkpoint
+import Compute
+import ComputeOpenBLAS
+import Decoder
+import Evaluation
+import Tensors
+import TestSupport
+import Testing
+
+@testable import Pipeline
+
+/// Everything runs on a backend whose memory the host cannot touch: what would hold on an accelerator holds here.
+struct BackendMemoryTests {
+  /// One for every arrangement of stages and kind of embedding, and all that solvers do with a matrix.
+  static let cases = [
+    ResumeCase("llama-bf16-sharded"), ResumeCase("qwen3"), ResumeCase("opt-pre"),
+    ResumeCase("opt-post-350m"), ResumeCase("bloom"), ResumeCase("falcon-7b"), ResumeCase("falcon-40b"),
+    ResumeCase("llama", "groups") { $0.groupSize = 16 },
+    ResumeCase("llama", "symmetric") { $0.symmetric = true },
+    ResumeCase("llama", "rtn") { $0.solver = .rtn },
+    ResumeCase("llama", "gptq") { $0.solver = .gptq },
+    ResumeCase("llama", "paper") { $0.preset = .paper },
+    ResumeCase("llama", "outliers") { $0.outliers = 0.01 },
+    ResumeCase("llama", "columns of outliers") {
+      $0.outliers = 0.05
+      $0.structuredOutliers = true
+    },
+    ResumeCase("llama", "outliers as published") {
+      $0.outliers = 0.01
+      $0.preset = .paper
+    },
+    ResumeCase("llama", "columns of outliers as published") {
+      $0.outliers = 0.05
+      $0.structuredOutliers = true
+      $0.preset = .paper
+    },
+  ]
+
+  @Test(arguments: cases)
+  func `a run that cannot touch the backend's memory comes to the same bytes`(_ test: ResumeCase) throws {
+    let backend = OpenBLASBackend(threads: 1, bfloat16: .converting)
+    let expected = try ResumeBench(test, backend: backend).uninterrupted()
+    #expect(try ResumeBench(test, backend: GuardedBackend(backend)).uninterrupted() == expected)
+  }
+
+  @Test func `a run that goes on does not touch it either`() throws {
+    let bench = try ResumeBench(ResumeCase("llama"), backend: GuardedBackend(OpenBLASBackend(threads: 1)))
+    let run = try bench.watchedRun()
+    let moment = try #require(run.moments.last { $0.linears == 5 })
+    #expect(try bench.goOn(from: moment).result == run.result)
+  }
+
+  @Test func `the definitions run on it`() throws {
+    let test = ResumeCase("llama")
+    let expected = try ResumeBench(test, backend: ReferenceBackend()).uninterrupted()
+    #expect(try ResumeBench(test, backend: GuardedBackend()).uninterrupted() == expected)
+  }
+
+  @Test(arguments: TestFiles.models)
+  func `an evaluation comes to the same loss`(_ name: String) throws {
+    func perplexity(_ backend: any ComputeBackend) throws -> Double {
+      let checkpoint = try CheckpointReader(directory: TestFiles.model(name))
+      let description = try ModelDescription(checking: checkpoint, source: checkpoint)
+      let rows = try TokenRows(tokenFile: TestFiles.model("\(name)/expected.safetensors")).rows
+      let directory = try TemporaryDirectory()
+      return try PerplexityEvaluation(
+        model: DecoderModel(
+          description, source: checkpoint, backend: backend, sequenceLength: rows[0].count),
+        backend: backend,
+        store: HiddenStatesStore(path: directory.file("cache"), elementType: .float32, threads: 1)
+      ).run(rows).perplexity
+    }
+    let backend = OpenBLASBackend(threads: 1)
+    #expect(try perplexity(GuardedBackend(backend)) == perplexity(backend))
+  }
+
+  @Test func `to touch it is the end`() async {
+    await #expect(processExitsWith: .failure) {
+      _ = GuardedBackend().makeMatrix(rows: 1, columns: 1)[0, 0]
+    }
+  }
+}
