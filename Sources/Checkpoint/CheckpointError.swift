@@ -4,7 +4,7 @@ import Tensors
 public enum CheckpointError: Error, Equatable, Sendable, CustomStringConvertible {
   case noDirectory(String)
   case noWeights(directory: String)
-  case onlyPickles(file: String)
+  case otherPickle(file: String)
   case missingConfiguration(directory: String)
   case adapter(directory: String)
   case nested(directory: String, inner: [String])
@@ -36,9 +36,11 @@ public enum CheckpointError: Error, Equatable, Sendable, CustomStringConvertible
     case .noDirectory(let path):
       "\(path): no such directory"
     case .noWeights(let directory):
-      "\(directory): there is neither \(ShardIndex.singleFileName) nor \(ShardIndex.fileName)"
-    case .onlyPickles(let file):
-      "\(file): the weights are a Python pickle, which can run any code and is never read"
+      "\(directory): there are no weights: neither \(WeightFormat.safetensors.singleFileName) nor "
+        + "\(WeightFormat.torch.singleFileName) nor an index of either"
+    case .otherPickle(let file):
+      "\(file): the only weights here are a pickle that is not named as transformers names one, "
+        + "\(WeightFormat.torch.singleFileName)"
     case .missingConfiguration(let directory):
       "\(directory): config.json is missing"
     case .nested(let directory, _):
@@ -76,7 +78,7 @@ public enum CheckpointError: Error, Equatable, Sendable, CustomStringConvertible
       "check the path"
     case .noWeights, .missingShard:
       "download the checkpoint again, or the file that is missing"
-    case .onlyPickles:
+    case .otherPickle:
       "convert it on a machine where you trust it, with transformers: "
         + "model.save_pretrained(directory, safe_serialization=True)"
     case .missingConfiguration:

@@ -44,7 +44,7 @@ public final class CheckpointReader: WeightSource {
       directory: directory,
       configuration: JSONValue(contentsOf: configurationPath, symlinks: symlinks),
       shards: index.shards, shardOfTensor: index.shardOfTensor,
-      files: Self.files(in: directory, besides: index.shards, symlinks: symlinks), symlinks: symlinks)
+      files: Self.files(in: directory, besides: index, symlinks: symlinks), symlinks: symlinks)
   }
 
   /// The folders of a directory that hold a checkpoint, the first ones.
@@ -76,15 +76,15 @@ public final class CheckpointReader: WeightSource {
     var metadata: [String: String] = [:]
     for shard in shards {
       let file = try MappedFile(path: FileSystem.join(directory, shard), symlinks: symlinks)
-      let header = try SafetensorsHeader(of: file)
-      for tensor in header.tensors {
+      let contents = try Self.contents(of: file)
+      for tensor in contents.tensors {
         if let other = tensors.updateValue(tensor, forKey: tensor.name) {
           throw CheckpointError.duplicateTensor(
             tensor: tensor.name, shards: [other.file, tensor.file])
         }
         tensorNames.append(tensor.name)
       }
-      metadata.merge(header.metadata) { first, _ in first }
+      metadata.merge(contents.metadata) { first, _ in first }
       files[file.path] = file
     }
     for (tensor, shard) in shardOfTensor.sorted(by: { $0.key < $1.key }) {
@@ -102,6 +102,14 @@ public final class CheckpointReader: WeightSource {
     otherFiles = others.copied
     foreignFiles = others.foreign
     self.files = files
+  }
+
+  private static func contents(
+    of file: MappedFile
+  ) throws -> (tensors: [TensorInfo], metadata: [String: String]) {
+    if WeightFormat(ofShard: file.path) == .torch { return (try TorchFile(of: file).tensors, [:]) }
+    let header = try SafetensorsHeader(of: file)
+    return (header.tensors, header.metadata)
   }
 
   /// Looks whether the files that were opened, and those that were read whole, are those of `source`.
@@ -203,13 +211,13 @@ public final class CheckpointReader: WeightSource {
   ]
 
   private static func files(
-    in directory: String, besides shards: [String], symlinks: SymlinkPolicy
+    in directory: String, besides index: ShardIndex, symlinks: SymlinkPolicy
   ) throws -> (copied: [String], foreign: [String]) {
     var (copied, foreign): ([String], [String]) = ([], [])
     for path in try FileSystem.regularFiles(below: directory, symlinks: symlinks) {
       if !weightSuffixes.contains(where: { path.hasSuffix($0) }) {
         copied.append(path)
-      } else if !shards.contains(path) && path != ShardIndex.fileName {
+      } else if !index.shards.contains(path) && path != index.format.indexName {
         foreign.append(path)
       }
     }

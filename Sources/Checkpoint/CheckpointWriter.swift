@@ -62,7 +62,7 @@ public final class CheckpointWriter: Sendable {
     for (number, layout) in layouts.enumerated() {
       let name =
         layouts.count == 1
-        ? ShardIndex.singleFileName
+        ? WeightFormat.safetensors.singleFileName
         : ShardIndex.seriesName(number: number + 1, count: layouts.count)
       let file = try OutputFile(creating: FileSystem.join(directory, name))
       try file.reserve(layout.fileByteCount)
@@ -119,7 +119,8 @@ public final class CheckpointWriter: Sendable {
       file.forget()
     }
     if let index {
-      try AtomicFile.write(index.prettyText, to: FileSystem.join(directory, ShardIndex.fileName))
+      try AtomicFile.write(
+        index.prettyText, to: FileSystem.join(directory, WeightFormat.safetensors.indexName))
     }
   }
 }

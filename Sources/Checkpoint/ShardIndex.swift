@@ -2,45 +2,58 @@ import SystemIO
 
 /// Which files of a directory hold a checkpoint's tensors.
 public struct ShardIndex: Sendable, Equatable {
-  public static let singleFileName = "model.safetensors"
-  public static let fileName = "model.safetensors.index.json"
-
+  public let format: WeightFormat
   /// The names of the shards, sorted.
   public let shards: [String]
   /// The shard of each tensor, where an index says so.
   public let shardOfTensor: [String: String]
 
-  /// In this order: `model.safetensors`, the index, every `*.safetensors` in the directory.
+  /// In this order: `model.safetensors`, its index, every `*.safetensors` in the directory; and then the same of
+  /// `pytorch_model.bin`.
   /// - Throws: ``CheckpointError`` or ``FileError``.
   public init(directory: String, symlinks: SymlinkPolicy) throws {
     guard try FileSystem.kind(of: directory) == .directory else {
       throw CheckpointError.noDirectory(directory)
     }
     let names = try FileSystem.names(in: directory)
-    let required: [String]
-    if names.contains(Self.singleFileName) {
-      shards = [Self.singleFileName]
-      shardOfTensor = [:]
-      required = shards
-    } else if names.contains(Self.fileName) {
-      shardOfTensor = try Self.weightMap(directory: directory, symlinks: symlinks)
-      shards = Set(shardOfTensor.values).sorted()
-      required = shards
-    } else {
-      shards = names.filter { $0.hasSuffix(".safetensors") }
-      shardOfTensor = [:]
-      try Self.checkThatThereAreWeights(shards, among: names, directory: directory)
-      required = Self.allOfTheSeries(shards)
+    for format in WeightFormat.allCases {
+      let required: [String]
+      if names.contains(format.singleFileName) {
+        shards = [format.singleFileName]
+        shardOfTensor = [:]
+        required = shards
+      } else if names.contains(format.indexName) {
+        shardOfTensor = try Self.weightMap(
+          FileSystem.join(directory, format.indexName), format, symlinks: symlinks)
+        shards = Set(shardOfTensor.values).sorted()
+        required = shards
+      } else {
+        let found = format.shards(among: names)
+        if found.isEmpty { continue }
+        shards = found
+        shardOfTensor = [:]
+        required = Self.allOfTheSeries(shards, format)
+      }
+      for shard in required where !names.contains(shard) {
+        throw CheckpointError.missingShard(directory: directory, shard: shard)
+      }
+      self.format = format
+      return
     }
-    for shard in required where !names.contains(shard) {
-      throw CheckpointError.missingShard(directory: directory, shard: shard)
+    if let other = names.first(where: Self.isOtherPickle) {
+      throw CheckpointError.otherPickle(file: FileSystem.join(directory, other))
     }
+    throw CheckpointError.noWeights(directory: directory)
+  }
+
+  /// Whether a name is that of a pickle that is not laid out as transformers does.
+  public static func isOtherPickle(_ name: String) -> Bool {
+    [".bin", ".pt", ".pth", ".ckpt"].contains { name.hasSuffix($0) }
   }
 
   private static func weightMap(
-    directory: String, symlinks: SymlinkPolicy
+    _ path: String, _ format: WeightFormat, symlinks: SymlinkPolicy
   ) throws -> [String: String] {
-    let path = FileSystem.join(directory, fileName)
     let json = try JSONValue(contentsOf: path, symlinks: symlinks)
     guard let members = json["weight_map"]?.object, !members.isEmpty else {
       throw CheckpointError.noWeightMap(index: path)
@@ -52,43 +65,35 @@ public struct ShardIndex: Sendable, Equatable {
       else {
         throw CheckpointError.shardOutsideDirectory(index: path, tensor: entry.key, shard: shard)
       }
+      guard shard.hasSuffix(format.suffix) else { throw CheckpointError.noWeightMap(index: path) }
       map[entry.key] = shard
     }
   }
 
-  private static func checkThatThereAreWeights(
-    _ shards: [String], among names: [String], directory: String
-  ) throws(CheckpointError) {
-    if !shards.isEmpty { return }
-    if let pickle = names.first(where: { name in
-      [".bin", ".pt", ".pth", ".ckpt"].contains { name.hasSuffix($0) }
-    }) {
-      throw .onlyPickles(file: FileSystem.join(directory, pickle))
-    }
-    throw .noWeights(directory: directory)
-  }
-
   /// The shards, and those that their names (`model-00001-of-00003.safetensors`) say exist as well.
-  private static func allOfTheSeries(_ shards: [String]) -> [String] {
+  private static func allOfTheSeries(_ shards: [String], _ format: WeightFormat) -> [String] {
     var all = Set(shards)
     for shard in shards {
-      guard let match = shard.wholeMatch(of: /(.+-)([0-9]{5})-of-([0-9]{5})\.safetensors/),
-        let count = Int(match.3)
+      let stem = shard.dropLast(format.suffix.count)
+      guard let match = stem.wholeMatch(of: /(.+-)([0-9]{5})-of-([0-9]{5})/), let count = Int(match.3)
       else { continue }
       for number in 1...max(count, 1) {
-        all.insert(seriesName(prefix: String(match.1), number: number, count: count))
+        all.insert(
+          seriesName(prefix: String(match.1), number: number, count: count, suffix: format.suffix))
       }
     }
     return all.sorted()
   }
 
   /// The name of a shard, as transformers writes it.
-  static func seriesName(prefix: String = "model-", number: Int, count: Int) -> String {
+  static func seriesName(
+    prefix: String = "model-", number: Int, count: Int, suffix: String = WeightFormat.safetensors.suffix
+  ) -> String {
     func padded(_ value: Int) -> String {
       let digits = String(value)
       return String(repeating: "0", count: max(5 - digits.count, 0)) + digits
     }
-    return "\(prefix)\(padded(number))-of-\(padded(count)).safetensors"
+    return "\(prefix)\(padded(number))-of-\(padded(count))\(suffix)"
   }
 }
 

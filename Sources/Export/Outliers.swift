@@ -29,7 +29,7 @@ public enum OutlierLayout: Sendable, Equatable {
 /// | `outliers.row_offsets`, single entries only | int64 | [out + 1] |
 enum OutlierFile {
   static let directoryName = "outliers"
-  static let path = "\(directoryName)/\(ShardIndex.singleFileName)"
+  static let path = "\(directoryName)/\(WeightFormat.safetensors.singleFileName)"
   static let valueType = DType.float16
 
   /// What `quantization_config` says under `outliers`.

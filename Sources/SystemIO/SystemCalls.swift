@@ -64,6 +64,17 @@ enum SystemCall {
     }
   }
 
+  /// Reads from a place of a file.
+  /// - Returns: the bytes read; 0 at the end
+  static func read(
+    _ descriptor: borrowing Descriptor, into buffer: inout [UInt8], at offset: Int
+  ) throws(Errno) -> Int {
+    let number = descriptor.number
+    return try retrying {
+      unsafe buffer.withUnsafeMutableBytes { unsafe pread(number, $0.baseAddress, $0.count, off_t(offset)) }
+    }
+  }
+
   /// Writes all of `bytes`, however many calls the kernel makes of it.
   static func write(_ descriptor: borrowing Descriptor, _ bytes: RawSpan, at offset: Int) throws(Errno) {
     let number = descriptor.number

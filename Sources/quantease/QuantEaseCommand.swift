@@ -16,7 +16,8 @@ struct QuantEaseCommand: ParsableCommand {
         quantease quantize MODEL --output DIR --calibration text.txt
         quantease eval DIR --text other.txt
 
-      MODEL is a directory as Hugging Face publishes them: config.json, tokenizer.json and *.safetensors.
+      MODEL is a directory as Hugging Face publishes them: config.json, tokenizer.json and
+      *.safetensors or pytorch_model*.bin.
       Known architectures: \(ModelDescription.knownModelTypes.joined(separator: ", ")).
       """,
     version: Producer.version,

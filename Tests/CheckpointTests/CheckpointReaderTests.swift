@@ -188,9 +188,9 @@ import Testing
     ) { try open() }
   }
 
-  @Test func `pickles are never read`() throws {
-    let path = try directory.write("", to: "pytorch_model.bin")
-    let expected = CheckpointError.onlyPickles(file: path)
+  @Test func `a pickle by another name is not taken for the weights`() throws {
+    let path = try directory.write("", to: "model.ckpt")
+    let expected = CheckpointError.otherPickle(file: path)
     #expect(expected.description.contains("safe_serialization=True"))
     #expect(throws: expected) { try open() }
   }

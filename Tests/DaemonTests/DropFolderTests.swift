@@ -119,13 +119,42 @@ import Testing
     #expect(fixture.state() == .ready(.settled))
   }
 
-  @Test func `only pickles are never ready, and the reason says what to do`() throws {
+  @Test func `a pickle by another name is never ready, and the reason says what to do`() throws {
+    let fixture = try Fixture()
+    try fixture.append("{}", to: "model/config.json")
+    try fixture.append("pickle", to: "model/weights.ckpt")
+    let text = reasons(fixture.settledState()).joined()
+    #expect(text.contains("weights.ckpt is not named as weights are"))
+    #expect(text.contains("safe_serialization=True"))
+  }
+
+  @Test(arguments: ["zip", "legacy", "sharded"])
+  func `weights of torch are ready when their last byte is there`(_ layout: String) throws {
+    let fixture = try Fixture()
+    try fixture.append("{}", to: "model/config.json")
+    let names = try FileSystem.names(in: TestFiles.torch(layout)).sorted().reversed()
+    for name in names.dropLast() {
+      try fixture.append(
+        FileSystem.contents(of: TestFiles.torch("\(layout)/\(name)"), limit: 1 << 20), to: "model/\(name)")
+    }
+    let last = try #require(names.last)
+    let bytes = try FileSystem.contents(of: TestFiles.torch("\(layout)/\(last)"), limit: 1 << 20)
+    let steps = 3
+    for step in 0..<steps {
+      #expect(reasons(fixture.settledState()) != [], "\(step)")
+      try fixture.append(
+        Array(bytes[bytes.count * step / steps..<bytes.count * (step + 1) / steps]), to: "model/\(last)")
+    }
+    #expect(fixture.settledState() == .ready(.settled))
+  }
+
+  @Test func `what is no file of torch waits, and says why`() throws {
     let fixture = try Fixture()
     try fixture.append("{}", to: "model/config.json")
     try fixture.append("pickle", to: "model/pytorch_model.bin")
-    let text = reasons(fixture.settledState()).joined()
-    #expect(text.contains("pytorch_model.bin is a Python pickle"))
-    #expect(text.contains("safe_serialization=True"))
+    #expect(
+      reasons(fixture.settledState())
+        == ["pytorch_model.bin: it does not begin like a file of torch.save"])
   }
 
   // MARK: Marker

@@ -30,14 +30,15 @@ import Testing
     let directory = try TemporaryDirectory()
     let header = #"{"a":{"dtype":"U8","shape":[1000],"data_offsets":[0,1000]}}"#
     let path = try directory.write(tensorFile(header: header, data: [1, 2]), to: "shard")
-    #expect(ShardLength(readingFrom: path) == .complete(byteCount: 8 + header.utf8.count + 1000))
+    #expect(
+      ShardLength(readingFrom: path, .safetensors) == .complete(byteCount: 8 + header.utf8.count + 1000))
   }
 
   @Test func `a header that claims more than memory is not believed`() throws {
     let directory = try TemporaryDirectory()
     for (name, length) in [("a", UInt64.max), ("b", 100_000_001), ("c", 100_000_000)] {
       let path = try directory.write(littleEndian([length]) + [123, 125], to: name)
-      guard case .unknown = ShardLength(readingFrom: path) else {
+      guard case .unknown = ShardLength(readingFrom: path, .safetensors) else {
         Issue.record("\(length) bytes are believed")
         continue
       }
@@ -49,7 +50,7 @@ import Testing
     let header = #"{"a":{"data_offsets":[0,9223372036854775807]}}"#
     let path = try directory.write(tensorFile(header: header, data: []), to: "shard")
     #expect(
-      ShardLength(readingFrom: path)
+      ShardLength(readingFrom: path, .safetensors)
         == .unknown(reason: "its header is not that of a safetensors file"))
   }
 }

@@ -123,9 +123,23 @@ extension BadInput {
     BadInput("no weights", status: 66, "model.safetensors", "download") { bench in
       try FileManager.default.removeItem(atPath: bench.model + "/model.safetensors")
     },
-    BadInput("pickled weights", status: 65, "pytorch_model.bin", "safe_serialization") { bench in
+    BadInput("what is no pickle of torch", status: 65, "pytorch_model.bin", "torch.save") { bench in
       try FileManager.default.moveItem(
         atPath: bench.model + "/model.safetensors", toPath: bench.model + "/pytorch_model.bin")
+    },
+    BadInput("a pickle that would do something", status: 65, "posix.system", "which is not done") { bench in
+      try FileManager.default.removeItem(atPath: bench.model + "/model.safetensors")
+      // The beginning of a legacy file, two empty pickles, and one that calls.
+      let beginning: [UInt8] = [
+        0x80, 2, 0x8A, 10, 0x6C, 0xFC, 0x9C, 0x46, 0xF9, 0x20, 0x6A, 0xA8, 0x50, 0x19, 0x2E, 0x4E, 0x2E,
+        0x4E, 0x2E,
+      ]
+      try Data(beginning + Array("cposix\nsystem\nX\u{4}\0\0\0true".utf8) + [0x85, 0x52, 0x2E]).write(
+        to: URL(fileURLWithPath: bench.model + "/pytorch_model.bin"))
+    },
+    BadInput("a pickle by another name", status: 65, "model.ckpt", "safe_serialization") { bench in
+      try FileManager.default.moveItem(
+        atPath: bench.model + "/model.safetensors", toPath: bench.model + "/model.ckpt")
     },
     BadInput("no config.json", status: 66, "config.json is missing", "add") { bench in
       try FileManager.default.removeItem(atPath: bench.model + "/config.json")
@@ -167,7 +181,7 @@ extension BadInput {
       try FileManager.default.moveItem(
         atPath: bench.model + "/config.json", toPath: bench.model + "/adapter_config.json")
     },
-    BadInput("pickles and no tokenizer", status: 65, "pytorch_model.bin", "safe_serialization") { bench in
+    BadInput("the same and no tokenizer", status: 65, "pytorch_model.bin", "torch.save") { bench in
       bench.calibration = try bench.directory.write("text", to: "text.txt")
       try FileManager.default.moveItem(
         atPath: bench.model + "/model.safetensors", toPath: bench.model + "/pytorch_model.bin")

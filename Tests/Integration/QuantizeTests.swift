@@ -188,6 +188,34 @@ struct QuantizeTests {
     #expect(configuration["model_type"]?.string == "llama")
   }
 
+  @Test(arguments: ["zip", "legacy", "sharded"])
+  func `weights of torch come to the bytes that safetensors come to`(_ layout: String) throws {
+    func quantize(_ prepare: (Workbench) throws -> Void) throws -> CheckpointReader {
+      let bench = try Workbench("opt-pre")
+      try prepare(bench)
+      bench.options = ["--format", "dense"]
+      try bench.report()
+      return try CheckpointReader(directory: bench.output)
+    }
+    let expected = try quantize { _ in }
+    let torch = try quantize { bench in
+      try FileManager.default.removeItem(atPath: bench.model + "/model.safetensors")
+      for name in try FileSystem.names(in: TestFiles.torch(layout)) {
+        try FileSystem.copyFile(TestFiles.torch("\(layout)/\(name)"), to: bench.model + "/\(name)")
+      }
+    }
+    // The head's second name for the embeddings, which the tied model does without.
+    #expect(Set(torch.tensorNames).subtracting(["lm_head.weight"]) == Set(expected.tensorNames))
+    for name in expected.tensorNames {
+      let count = try #require(expected.tensors[name]).byteRange.count
+      let bytes = try [torch, expected].map { reader in
+        try reader.withBytes(of: name, 0..<count) { bytes in unsafe bytes.withUnsafeBytes { unsafe Array($0) }
+        }
+      }
+      #expect(bytes[0] == bytes[1], "\(name)")
+    }
+  }
+
   @Test func `several formats stand in directories of their names, the report above them`() throws {
     let bench = try Workbench()
     bench.options = ["--format", "gptq", "--format", "dense"]

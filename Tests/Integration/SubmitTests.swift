@@ -53,7 +53,7 @@ import Testing
     Refusal("a git-lfs pointer", 65, "git-lfs pointer", "git lfs pull") { model in
       try pointer.write(toFile: model + "/model.safetensors", atomically: true, encoding: .utf8)
     },
-    Refusal("pickles alone", 65, "pytorch_model.bin", "save_pretrained") { model in
+    Refusal("what is no pickle of torch", 65, "pytorch_model.bin", "torch.save") { model in
       try FileSystem.move(model + "/model.safetensors", to: model + "/pytorch_model.bin")
     },
     Refusal("a checkpoint one level too deep", 66, "one folder further down; give ", "/model/inner") {

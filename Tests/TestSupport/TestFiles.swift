@@ -19,6 +19,11 @@ public enum TestFiles {
     FileSystem.join(repository, "Tests/Fixtures/models/\(name)")
   }
 
+  /// A file of torch.save among the fixtures.
+  public static func torch(_ name: String) -> String {
+    FileSystem.join(repository, "Tests/Fixtures/torch/\(name)")
+  }
+
   /// The names of all checkpoints among the fixtures.
   public static let models: [String] = {
     let names = try? FileSystem.names(in: FileSystem.join(repository, "Tests/Fixtures/models"))

@@ -5,6 +5,7 @@ import SystemIO
 struct CheckpointParts {
   /// The shards that are needed, present or not; sorted.
   private(set) var shards: [String] = []
+  private var format = WeightFormat.safetensors
   /// What is missing or too short, for people; empty when the checkpoint is complete.
   private(set) var gaps: [String] = []
 
@@ -63,7 +64,9 @@ struct CheckpointParts {
         continue
       }
       let path = FileSystem.join(directory, shard)
-      let length = memo.lengths.value(shard, stamp, now: now) { ShardLength(readingFrom: path) }
+      let length = memo.lengths.value(shard, stamp, now: now) { [format] in
+        ShardLength(readingFrom: path, format)
+      }
       switch length {
       case .complete(stamp.byteCount): break
       case .complete(let expected): gaps.append("\(shard) has \(stamp.byteCount) of \(expected) bytes")
@@ -86,38 +89,44 @@ struct CheckpointParts {
   private mutating func findShards(
     _ stamps: [String: FileStamp], in directory: String, memo: inout Memo, now: ContinuousClock.Instant
   ) throws(DropRefusal) {
-    if stamps[ShardIndex.singleFileName] != nil {
-      shards = [ShardIndex.singleFileName]
-    } else if let stamp = stamps[ShardIndex.fileName] {
-      let path = FileSystem.join(directory, ShardIndex.fileName)
-      switch memo.weightMaps.value(ShardIndex.fileName, stamp, now: now, read: { Self.weightMap(path) }) {
-      case .shards(let names): shards = names
-      case .refused(let refusal): throw refusal
-      case .unreadable(let gap): gaps.append(gap)
+    let names = stamps.keys.filter { !$0.contains("/") }
+    for format in WeightFormat.allCases {
+      if stamps[format.singleFileName] != nil {
+        shards = [format.singleFileName]
+      } else if let stamp = stamps[format.indexName] {
+        let path = FileSystem.join(directory, format.indexName)
+        switch memo.weightMaps.value(format.indexName, stamp, now: now, read: { Self.weightMap(path) }) {
+        case .shards(let names): shards = names
+        case .refused(let refusal): throw refusal
+        case .unreadable(let gap): gaps.append(gap)
+        }
+      } else {
+        shards = format.shards(among: names)
+        gaps += Self.missingOfTheSeries(shards, format)
+        if shards.isEmpty { continue }
       }
-    } else {
-      let names = stamps.keys.filter { !$0.contains("/") }
-      shards = names.filter { $0.hasSuffix(".safetensors") }.sorted()
-      gaps += Self.missingOfTheSeries(shards)
-      if shards.isEmpty { gaps.append(Self.noWeights(among: names)) }
+      self.format = format
+      return
     }
+    gaps.append(Self.noWeights(among: names))
   }
 
   private static func weightMap(_ path: String) -> WeightMap {
+    let name = FileSystem.name(of: path)
     let shards: Set<String>
     do {
       var scanner = JSONScanner(try FileSystem.contents(of: path, limit: byteLimit, symlinks: .refuse))
       guard let found = scanner.shardNames() else {
         return .unreadable(
-          "\(ShardIndex.fileName) is not complete, or has no weight_map that gives every tensor a file")
+          "\(name) is not complete, or has no weight_map that gives every tensor a file")
       }
       shards = found
     } catch {
-      return .unreadable("\(ShardIndex.fileName) cannot be read: \(error)")
+      return .unreadable("\(name) cannot be read: \(error)")
     }
-    if shards.isEmpty { return .unreadable("\(ShardIndex.fileName) has no weight_map") }
+    if shards.isEmpty { return .unreadable("\(name) has no weight_map") }
     for shard in shards.sorted() where !isPlainName(shard) {
-      return .refused(.shardOutside(index: ShardIndex.fileName, shard: shard))
+      return .refused(.shardOutside(index: name, shard: shard))
     }
     return .shards(shards.sorted())
   }
@@ -129,21 +138,19 @@ struct CheckpointParts {
   }
 
   private static func noWeights(among names: [String]) -> String {
-    let pickle = names.sorted().first { name in
-      [".bin", ".pt", ".pth", ".ckpt"].contains { name.hasSuffix($0) }
-    }
-    let fact = "there is neither \(ShardIndex.singleFileName) nor \(ShardIndex.fileName)"
-    guard let pickle else { return fact }
-    return "\(fact), and \(pickle) is a Python pickle, which can run any code and is never read: "
+    let files = WeightFormat.allCases.flatMap { [$0.singleFileName, $0.indexName] }
+    let fact = "there is none of \(files.joined(separator: ", "))"
+    guard let pickle = names.sorted().first(where: ShardIndex.isOtherPickle) else { return fact }
+    return "\(fact), and \(pickle) is not named as weights are: "
       + "convert it with transformers, model.save_pretrained(directory, safe_serialization=True)"
   }
 
   /// What the names (`model-00001-of-00003.safetensors`) say is there as well. However many they claim,
   /// one gap is told for each series.
-  private static func missingOfTheSeries(_ shards: [String]) -> [String] {
+  private static func missingOfTheSeries(_ shards: [String], _ format: WeightFormat) -> [String] {
     var series: [ShardSeries: Set<Int>] = [:]
     for shard in shards {
-      guard let (member, number) = ShardSeries.parse(shard) else { continue }
+      guard let (member, number) = ShardSeries.parse(shard, format) else { continue }
       if (1...max(member.count, 1)).contains(number) { series[member, default: []].insert(number) }
     }
     return series.compactMap { member, numbers in
@@ -161,19 +168,22 @@ struct CheckpointParts {
 private struct ShardSeries: Hashable {
   let prefix: String
   let count: Int
-
-  private static let suffix = ".safetensors"
+  let suffix: String
 
   /// The series of a name `<prefix>-<number>-of-<count>.safetensors`, both of five digits, and the number.
-  static func parse(_ name: String) -> (ShardSeries, Int)? {
-    guard name.hasSuffix(suffix) else { return nil }
-    let stem = Array(name.utf8.dropLast(suffix.utf8.count))
+  static func parse(_ name: String, _ format: WeightFormat) -> (ShardSeries, Int)? {
+    guard name.hasSuffix(format.suffix) else { return nil }
+    let stem = Array(name.utf8.dropLast(format.suffix.utf8.count))
     let tail = stem.suffix(15)  // -00001-of-00003
     guard stem.count > 15, tail.first == UInt8(ascii: "-"),
       tail.dropFirst(6).prefix(4).elementsEqual("-of-".utf8),
       let number = digits(tail.dropFirst(1).prefix(5)), let count = digits(tail.suffix(5))
     else { return nil }
-    return (ShardSeries(prefix: String(decoding: stem.dropLast(15), as: UTF8.self), count: count), number)
+    return (
+      ShardSeries(
+        prefix: String(decoding: stem.dropLast(15), as: UTF8.self), count: count, suffix: format.suffix),
+      number
+    )
   }
 
   private static func digits(_ text: ArraySlice<UInt8>) -> Int? {
@@ -183,6 +193,6 @@ private struct ShardSeries: Hashable {
 
   func name(_ number: Int) -> String {
     func padded(_ value: Int) -> String { String(String(100_000 + value).dropFirst()) }
-    return "\(prefix)-\(padded(number))-of-\(padded(count))\(Self.suffix)"
+    return "\(prefix)-\(padded(number))-of-\(padded(count))\(suffix)"
   }
 }

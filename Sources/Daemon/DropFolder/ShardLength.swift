@@ -1,10 +1,10 @@
 import Checkpoint
 import SystemIO
 
-/// How long a safetensors file is when it is complete, as its header says.
+/// How long a shard is when it is complete, as the file itself says.
 ///
 /// The file may be growing, shrinking or hostile: it is read and never mapped, and what is kept is one
-/// number. Whether the header keeps the rules of the format is for the job to find out.
+/// number. Whether it keeps the rules of its format is for the job to find out.
 enum ShardLength: Equatable {
   case complete(byteCount: Int)
   /// The header itself is not there, or none.
@@ -12,9 +12,16 @@ enum ShardLength: Equatable {
 
   private static let maximumHeaderByteCount = 100_000_000
 
-  init(readingFrom path: String) {
+  private static let pointerReason =
+    "it is a git-lfs pointer to the weights: fetch them with git lfs pull, and upload them again"
+
+  init(readingFrom path: String, _ format: WeightFormat) {
     do {
       let file = try InputFile(path: path, symlinks: .refuse)
+      if format == .torch {
+        self = try Self.ofTorchFile(file)
+        return
+      }
       guard let field = try Self.read(8, from: file) else {
         self = .unknown(reason: "the header is not complete")
         return
@@ -24,8 +31,7 @@ enum ShardLength: Equatable {
         let isPointer = SafetensorsHeader.pointerBeginning.utf8.starts(with: field)
         self = .unknown(
           reason: isPointer
-            ? "it is a git-lfs pointer to the weights: fetch them with git lfs pull, and upload them again"
-            : "it does not begin like a safetensors file")
+            ? Self.pointerReason : "it does not begin like a safetensors file")
         return
       }
       guard let header = try Self.read(Int(length), from: file) else {
@@ -41,6 +47,28 @@ enum ShardLength: Equatable {
       }
     } catch {
       self = .unknown(reason: "\(error)")
+    }
+  }
+
+  private struct Shortened: Error {}
+
+  private static func ofTorchFile(_ file: InputFile) throws -> ShardLength {
+    do {
+      let contents = try TorchFile(path: file.path, byteCount: file.byteCount) { range in
+        let bytes = try file.read(range)
+        guard bytes.count == range.count else { throw Shortened() }
+        return bytes
+      }
+      return .complete(byteCount: contents.byteCount)
+    } catch is Shortened {
+      return .unknown(reason: "it became shorter while it was looked at")
+    } catch let error as TorchFileError {
+      switch error.violation {
+      case .pointer: return .unknown(reason: pointerReason)
+      case .truncated(let what): return .unknown(reason: what)
+      case .unknownFormat: return .unknown(reason: "it does not begin like a file of torch.save")
+      default: return .complete(byteCount: file.byteCount)
+      }
     }
   }
 
