@@ -39,6 +39,8 @@ INLINED float exponential(float x) {
 
 INLINED float relu(float x) { return x < 0 ? 0 : x; }
 
+INLINED float relu_squared(float x) { return x < 0 ? 0 : x * x; }
+
 INLINED float silu(float x) { return x / (1.0f + exponential(-x)); }
 
 // x·Φ(x) = max(x, 0) − |x|·Φ(−|x|), by Abramowitz and Stegun 7.1.26: for z >= 0
@@ -119,6 +121,7 @@ ACTIVATION(relu)
 ACTIVATION(silu)
 ACTIVATION(gelu)
 ACTIVATION(gelu_tanh)
+ACTIVATION(relu_squared)
 
 QE_DISPATCH void qe_rms_norm(
     const float *x, float *y, ptrdiff_t rows, ptrdiff_t columns, const float *weight, float epsilon) {
@@ -144,15 +147,40 @@ QE_DISPATCH void qe_layer_norm(
 }
 
 QE_DISPATCH void qe_rotate_row(
-    float *x, ptrdiff_t heads, ptrdiff_t half, const float *cosines, const float *sines) {
-  for (ptrdiff_t head = 0; head < heads; head++, x += 2 * half) {
-    float *low = x, *high = x + half;
+    float *x, ptrdiff_t heads, ptrdiff_t head_dimension, ptrdiff_t pairs, int interleaved, const float *cosines,
+    const float *sines) {
+  for (ptrdiff_t head = 0; head < heads; head++, x += head_dimension) {
+    if (interleaved) {
+      EACH_ELEMENT_ON_ITS_OWN
+      for (ptrdiff_t i = 0; i < pairs; i++) {
+        const float a = x[2 * i], b = x[2 * i + 1];
+        x[2 * i] = a * cosines[i] - b * sines[i];
+        x[2 * i + 1] = b * cosines[i] + a * sines[i];
+      }
+      continue;
+    }
+    float *low = x, *high = x + pairs;
     EACH_ELEMENT_ON_ITS_OWN
-    for (ptrdiff_t i = 0; i < half; i++) {
+    for (ptrdiff_t i = 0; i < pairs; i++) {
       const float a = low[i], b = high[i];
       low[i] = a * cosines[i] - b * sines[i];
       high[i] = b * cosines[i] + a * sines[i];
     }
+  }
+}
+
+QE_DISPATCH void qe_scale(float *x, ptrdiff_t count, float factor) {
+  for (ptrdiff_t i = 0; i < count; i++) x[i] *= factor;
+}
+
+// tanh(u) = ±(1 − e) / (1 + e), e = exp(−2|u|).
+QE_DISPATCH void qe_softcap(float *x, ptrdiff_t count, float cap) {
+  const float scale = 2.0f / cap;
+  for (ptrdiff_t i = 0; i < count; i++) {
+    const float magnitude = x[i] < 0 ? -x[i] : x[i];
+    const float e = exponential(-magnitude * scale);
+    const float capped = cap * (1.0f - e) / (1.0f + e);
+    x[i] = x[i] < 0 ? -capped : capped;
   }
 }
 
@@ -163,14 +191,19 @@ INLINED float exponentiate(float *x, ptrdiff_t count, float shift) {
 }
 
 QE_DISPATCH void qe_causal_softmax(
-    float *scores, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride, ptrdiff_t first_count,
-    const float *_Nullable bias) {
+    float *scores, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride, ptrdiff_t first_count, ptrdiff_t window,
+    float cap, const float *_Nullable bias) {
   for (ptrdiff_t row = 0; row < rows; row++, scores += stride) {
-    const ptrdiff_t count = first_count + row;
-    if (bias) qe_add(bias, scores, count);
-    const float factor = 1.0f / exponentiate(scores, count, maximum(scores, count));
-    for (ptrdiff_t i = 0; i < count; i++) scores[i] *= factor;
-    memset(scores + count, 0, (size_t)(width - count) * sizeof(float));
+    const ptrdiff_t end = first_count + row;
+    const ptrdiff_t start = end > window ? end - window : 0;
+    const ptrdiff_t count = end - start;
+    float *visible = scores + start;
+    if (cap != 0) qe_softcap(visible, count, cap);
+    if (bias) qe_add(bias + start, visible, count);
+    const float factor = 1.0f / exponentiate(visible, count, maximum(visible, count));
+    for (ptrdiff_t i = 0; i < count; i++) visible[i] *= factor;
+    memset(scores, 0, (size_t)start * sizeof(float));
+    memset(scores + end, 0, (size_t)(width - end) * sizeof(float));
   }
 }
 

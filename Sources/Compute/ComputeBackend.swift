@@ -124,7 +124,7 @@ public protocol DecoderOperations: MatrixStorage {
   func normalize(_ inputs: Matrix, _ normalization: NormalizationParameters, into outputs: Matrix)
 
   /// Rotary position embedding in place, on `[tokens, heads · headDimension]`.
-  /// Row t has position t mod `table.sequenceLength`. Element i of a head pairs with element i + headDimension / 2.
+  /// Row t has position t mod `table.sequenceLength`. What the table does not reach of a head stays as it is.
   func rotate(_ states: Matrix, headDimension: Int, table: RotaryTable)
 
   /// Causal softmax attention, sequence by sequence.
@@ -144,6 +144,12 @@ public protocol DecoderOperations: MatrixStorage {
 
   /// y ← y + x.
   func add(_ x: Matrix, into y: Matrix)
+
+  /// x ← factor · x.
+  func scale(_ x: Matrix, by factor: Float)
+
+  /// x ← cap · tanh(x / cap).
+  func softcap(_ x: Matrix, at cap: Float)
 
   /// −log softmax(logits)[target] of every row, `[tokens, vocabulary]` → one value a row.
   func negativeLogLikelihoods(logits: Matrix, targets: [Int32]) -> [Float]
@@ -169,15 +175,21 @@ public struct NormalizationParameters: Sendable {
   }
 }
 
-/// Cosines and sines of the rotary angles, `[sequenceLength, headDimension / 2]` each, in the backend's memory.
+/// Cosines and sines of the rotary angles, `[sequenceLength, pairs]` each, in the backend's memory.
 public struct RotaryTable: Sendable {
   public let cosines: Matrix
   public let sines: Matrix
+  /// Whether elements 2i and 2i + 1 of a head are a pair, and not i and i + pairs.
+  public let isInterleaved: Bool
 
-  public init(cosines: Matrix, sines: Matrix) {
+  public init(cosines: Matrix, sines: Matrix, isInterleaved: Bool = false) {
     self.cosines = cosines
     self.sines = sines
+    self.isInterleaved = isInterleaved
   }
+
+  /// Pairs of elements that turn in every head, the first ones.
+  public var pairs: Int { cosines.columns }
 
   public var sequenceLength: Int { cosines.rows }
 }
@@ -191,12 +203,16 @@ public struct AttentionParameters: Sendable {
   public let scale: Float
   /// Added to the scaled scores, `[heads, sequenceLength]` by key position: alibi. In the backend's memory.
   public let positionBias: Matrix?
+  /// So many keys a query sees, its own and those before it; nil for all of those.
+  public let window: Int?
+  /// Scaled scores s become cap · tanh(s / cap).
+  public let softcap: Float?
   /// What queries, keys, values and probabilities are rounded to.
   public let operands: OperandType
 
   public init(
     heads: Int, keyValueHeads: Int, headDimension: Int, sequenceLength: Int, scale: Float,
-    positionBias: Matrix? = nil, operands: OperandType = .float32
+    positionBias: Matrix? = nil, window: Int? = nil, softcap: Float? = nil, operands: OperandType = .float32
   ) {
     self.heads = heads
     self.keyValueHeads = keyValueHeads
@@ -204,6 +220,8 @@ public struct AttentionParameters: Sendable {
     self.sequenceLength = sequenceLength
     self.scale = scale
     self.positionBias = positionBias
+    self.window = window
+    self.softcap = softcap
     self.operands = operands
   }
 }
@@ -215,6 +233,8 @@ public enum ActivationFunction: String, Sendable, CaseIterable {
   case gelu
   /// The tanh approximation of gelu
   case geluTanh = "gelu_tanh"
+  /// max(x, 0)²
+  case reluSquared = "relu_squared"
 }
 
 public enum ComputeError: Error, Sendable, Equatable, CustomStringConvertible {

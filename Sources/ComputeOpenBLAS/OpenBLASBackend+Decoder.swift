@@ -43,17 +43,17 @@ extension OpenBLASBackend: DecoderOperations {
   }
 
   public func rotate(_ states: Matrix, headDimension: Int, table: RotaryTable) {
-    precondition(headDimension > 0 && headDimension % 2 == 0, "rotary heads have an even dimension")
+    precondition(headDimension > 0 && headDimension >= 2 * table.pairs, "the table is wider than a head")
     precondition(states.columns % headDimension == 0, "the states are no whole number of heads")
-    let half = headDimension / 2
-    precondition(table.cosines.columns == half && table.sines.columns == half, "the table has another width")
+    precondition(table.sines.columns == table.pairs, "the table has another width")
     precondition(table.sines.rows == table.sequenceLength, "the table has fewer sines than cosines")
     precondition(table.sequenceLength > 0, "the table is empty")
     runRows(of: states) { rows in
       for row in rows {
-        let angles = row % table.sequenceLength * half
+        let angles = row % table.sequenceLength * table.pairs
         unsafe qe_rotate_row(
-          states.pointer + row * states.columns, states.columns / headDimension, half,
+          states.pointer + row * states.columns, states.columns / headDimension, headDimension, table.pairs,
+          table.isInterleaved ? 1 : 0,
           table.cosines.pointer + angles, table.sines.pointer + angles)
       }
     }
@@ -83,7 +83,8 @@ extension OpenBLASBackend: DecoderOperations {
         keeping: 0)
       let bias = parameters.positionBias?.block(rows: head..<head + 1, columns: 0..<block.upperBound)
       unsafe qe_causal_softmax(
-        scores.pointer, scores.rows, scores.columns, scores.stride, block.lowerBound + 1, bias?.pointer)
+        scores.pointer, scores.rows, scores.columns, scores.stride, block.lowerBound + 1,
+        parameters.window ?? .max, parameters.softcap ?? 0, bias?.pointer)
       outputs.block(rows: queryRows, columns: queryColumns).multiply(
         scores, values.block(rows: keyRows, columns: keyColumns), keeping: 0)
     }
@@ -97,6 +98,7 @@ extension OpenBLASBackend: DecoderOperations {
       case .silu: unsafe qe_silu(x, elements.count)
       case .gelu: unsafe qe_gelu(x, elements.count)
       case .geluTanh: unsafe qe_gelu_tanh(x, elements.count)
+      case .reluSquared: unsafe qe_relu_squared(x, elements.count)
       }
     }
   }
@@ -111,6 +113,7 @@ extension OpenBLASBackend: DecoderOperations {
       case .silu: unsafe qe_silu_gate(x, factor, elements.count)
       case .gelu: unsafe qe_gelu_gate(x, factor, elements.count)
       case .geluTanh: unsafe qe_gelu_tanh_gate(x, factor, elements.count)
+      case .reluSquared: unsafe qe_relu_squared_gate(x, factor, elements.count)
       }
     }
   }
@@ -120,6 +123,15 @@ extension OpenBLASBackend: DecoderOperations {
     runElements(of: y) { elements in
       unsafe qe_add(x.pointer + elements.lowerBound, y.pointer + elements.lowerBound, elements.count)
     }
+  }
+
+  public func scale(_ x: Matrix, by factor: Float) {
+    runElements(of: x) { unsafe qe_scale(x.pointer + $0.lowerBound, $0.count, factor) }
+  }
+
+  public func softcap(_ x: Matrix, at cap: Float) {
+    precondition(cap > 0, "nothing is capped at \(cap)")
+    runElements(of: x) { unsafe qe_softcap(x.pointer + $0.lowerBound, $0.count, cap) }
   }
 
   public func negativeLogLikelihoods(logits: Matrix, targets: [Int32]) -> [Float] {
@@ -155,6 +167,7 @@ extension AttentionParameters {
     precondition(heads > 0 && keyValueHeads > 0, "attention has heads")
     precondition(heads % keyValueHeads == 0, "heads do not share keys evenly")
     precondition(sequenceLength > 0 && headDimension > 0, "a sequence and a head have a size")
+    precondition(window ?? 1 > 0 && softcap ?? 1 > 0, "a window and a cap are positive")
     precondition(queries.rows % sequenceLength == 0, "the tokens are no whole number of sequences")
     precondition(queries.columns == heads * headDimension, "queries have another width")
     precondition(keys.columns == keyValueHeads * headDimension, "keys have another width")

@@ -36,7 +36,8 @@ extension OpenBLASBackend {
         keeping: false, by: kernels)
       let bias = parameters.positionBias?.block(rows: head..<head + 1, columns: 0..<block.upperBound)
       unsafe qe_causal_softmax(
-        scores.pointer, scores.rows, scores.columns, scores.stride, block.lowerBound + 1, bias?.pointer)
+        scores.pointer, scores.rows, scores.columns, scores.stride, block.lowerBound + 1,
+        parameters.window ?? .max, parameters.softcap ?? 0, bias?.pointer)
       let probabilities = scratch.probabilities.reshaped(rows: block.count, inner: block.upperBound)
       probabilities.pack(scores)
       probabilities.multiply(

@@ -56,6 +56,57 @@ import Testing
     }
   }
 
+  @Test(arguments: [false, true], [(7, 1), (8, 3), (20, 10)])
+  func `a part of a head turns, in pairs of halves or of neighbours`(
+    isInterleaved: Bool, _ shape: (dimension: Int, pairs: Int)
+  ) {
+    let table = RotaryTable(
+      cosines: .random(9, shape.pairs, seed: 8), sines: .random(9, shape.pairs, seed: 9),
+      isInterleaved: isInterleaved)
+    expectAgreement(within: 1e-6) { backend in
+      let states = Matrix.random(18, shape.dimension * 3, seed: 10)
+      backend.rotate(states, headDimension: shape.dimension, table: table)
+      return states
+    }
+  }
+
+  @Test(arguments: [1, 16, 17, 64, 200, 1000], [nil, 2] as [Float?])
+  func `attention within a window, and with capped scores, agrees with its definition`(
+    window: Int, softcap: Float?
+  ) {
+    let length = 150
+    let queries = Matrix.random(2 * length, 4 * 6, seed: 11)
+    let keys = Matrix.random(2 * length, 2 * 6, seed: 12)
+    let values = Matrix.random(2 * length, 2 * 6, seed: 13)
+    for bias in [nil, Matrix.random(4, length, seed: 14)] {
+      let parameters = AttentionParameters(
+        heads: 4, keyValueHeads: 2, headDimension: 6, sequenceLength: length, scale: 1.5, positionBias: bias,
+        window: window, softcap: softcap)
+      expectAgreement(within: 5e-6) { backend in
+        let outputs = Matrix(rows: 2 * length, columns: queries.columns)
+        outputs.fill(.nan)
+        backend.attend(queries: queries, keys: keys, values: values, parameters, into: outputs)
+        return outputs
+      }
+    }
+  }
+
+  @Test(arguments: [(1, 1), (33, 4001)], [0.3, 2, 30] as [Float])
+  func `scaling and capping agree with their definitions`(_ shape: (rows: Int, columns: Int), cap: Float) {
+    for change in [{ $0.scale($1, by: cap) }, { $0.softcap($1, at: cap) }]
+      as [(any Operations, Matrix) -> Void]
+    {
+      expectAgreement(within: 1e-6) { backend in
+        let states = Matrix.random(shape.rows, shape.columns, seed: 20)
+        for row in 0..<shape.rows {
+          for column in 0..<shape.columns { states[row, column] *= 12 }
+        }
+        change(backend, states)
+        return states
+      }
+    }
+  }
+
   @Test(arguments: [1, 17, 128, 300], [(1, 1, 8), (4, 2, 6), (3, 1, 64)])
   func `attention agrees with its definition`(
     length: Int, _ shape: (heads: Int, keyValueHeads: Int, dimension: Int)
@@ -103,7 +154,8 @@ import Testing
     let states = Matrix(rows: 1, columns: 4, [-1e4, -200, 200, 1e4])
     OpenBLASBackend(threads: 1).activate(states, function)
     #expect(abs(states[0, 0]) < 1e-30 && abs(states[0, 1]) < 1e-30)
-    #expect(states[0, 2] == 200 && states[0, 3] == 1e4)
+    let isSquare = function == .reluSquared
+    #expect(states[0, 2] == (isSquare ? 4e4 : 200) && states[0, 3] == (isSquare ? 1e8 : 1e4))
   }
 
   @Test(arguments: [(1, 1), (33, 4001)])

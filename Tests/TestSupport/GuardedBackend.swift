@@ -159,6 +159,10 @@ public struct GuardedBackend: ComputeBackend {
 
   public func add(_ x: Matrix, into y: Matrix) { opening(x, y) { base.add(x, into: y) } }
 
+  public func scale(_ x: Matrix, by factor: Float) { opening(x) { base.scale(x, by: factor) } }
+
+  public func softcap(_ x: Matrix, at cap: Float) { opening(x) { base.softcap(x, at: cap) } }
+
   public func negativeLogLikelihoods(logits: Matrix, targets: [Int32]) -> [Float] {
     opening(logits) { base.negativeLogLikelihoods(logits: logits, targets: targets) }
   }

@@ -24,10 +24,12 @@ void qe_relu(float *x, ptrdiff_t count);
 void qe_silu(float *x, ptrdiff_t count);
 void qe_gelu(float *x, ptrdiff_t count);
 void qe_gelu_tanh(float *x, ptrdiff_t count);
+void qe_relu_squared(float *x, ptrdiff_t count);
 void qe_relu_gate(float *gate, const float *up, ptrdiff_t count);
 void qe_silu_gate(float *gate, const float *up, ptrdiff_t count);
 void qe_gelu_gate(float *gate, const float *up, ptrdiff_t count);
 void qe_gelu_tanh_gate(float *gate, const float *up, ptrdiff_t count);
+void qe_relu_squared_gate(float *gate, const float *up, ptrdiff_t count);
 
 /// y = weight · x / sqrt(mean(x²) + epsilon), row by row.
 void qe_rms_norm(
@@ -38,16 +40,25 @@ void qe_layer_norm(
     const float *x, float *y, ptrdiff_t rows, ptrdiff_t columns, const float *weight,
     const float *_Nullable bias, float epsilon);
 
-/// Turns the pairs (i, i + half) of every head of one row by the angles of its position.
-/// - cosines, sines: `half` values
-void qe_rotate_row(
-    float *x, ptrdiff_t heads, ptrdiff_t half, const float *cosines, const float *sines);
+/// x ← factor · x.
+void qe_scale(float *x, ptrdiff_t count, float factor);
 
-/// Softmax over a growing part of every row: row r has `first_count + r` scores; the rest, up to `width`,
-/// becomes 0. `bias`, `width` values, is added to the scores first.
+/// x ← cap · tanh(x / cap), with an absolute error below 1e-6 · cap.
+void qe_softcap(float *x, ptrdiff_t count, float cap);
+
+/// Turns the first `2 · pairs` elements of every head of one row by the angles of its position: the pairs (i, i + pairs),
+/// or, `interleaved`, (2i, 2i + 1).
+/// - cosines, sines: `pairs` values
+void qe_rotate_row(
+    float *x, ptrdiff_t heads, ptrdiff_t head_dimension, ptrdiff_t pairs, int interleaved, const float *cosines,
+    const float *sines);
+
+/// Softmax over a part of every row: row r has scores up to its `first_count + r`th, of which the last `window` count;
+/// the rest, up to `width`, becomes 0. The scores are capped as by qe_softcap if `cap` is not 0, and then `bias`, `width`
+/// values, is added.
 void qe_causal_softmax(
-    float *scores, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride, ptrdiff_t first_count,
-    const float *_Nullable bias);
+    float *scores, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride, ptrdiff_t first_count, ptrdiff_t window,
+    float cap, const float *_Nullable bias);
 
 /// log Σ exp(x).
 float qe_log_sum_exp(const float *x, ptrdiff_t count);

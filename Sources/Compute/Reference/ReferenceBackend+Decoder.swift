@@ -50,20 +50,22 @@ extension ReferenceBackend: DecoderOperations {
   }
 
   public func rotate(_ states: Matrix, headDimension: Int, table: RotaryTable) {
-    let half = headDimension / 2
-    precondition(headDimension > 0 && headDimension % 2 == 0, "the shapes do not fit")
+    precondition(headDimension >= 2 * table.pairs, "the shapes do not fit")
     precondition(states.columns % headDimension == 0, "the shapes do not fit")
-    precondition(table.cosines.columns == half && table.sines.columns == half, "the shapes do not fit")
+    precondition(table.sines.columns == table.pairs, "the shapes do not fit")
     for row in 0..<states.rows {
       let position = row % table.sequenceLength
       for start in stride(from: 0, to: states.columns, by: headDimension) {
-        for index in 0..<half {
+        for index in 0..<table.pairs {
+          let (one, other) =
+            table.isInterleaved
+            ? (start + 2 * index, start + 2 * index + 1) : (start + index, start + table.pairs + index)
           let cosine = table.cosines.value(position, index)
           let sine = table.sines.value(position, index)
-          let low = states.value(row, start + index)
-          let high = states.value(row, start + half + index)
-          states[row, start + index] = Float(low * cosine - high * sine)
-          states[row, start + half + index] = Float(high * cosine + low * sine)
+          let low = states.value(row, one)
+          let high = states.value(row, other)
+          states[row, one] = Float(low * cosine - high * sine)
+          states[row, other] = Float(high * cosine + low * sine)
         }
       }
     }
@@ -87,16 +89,19 @@ extension ReferenceBackend: DecoderOperations {
       for head in 0..<parameters.heads {
         let queryStart = head * dimension
         let keyStart = head / headsPerKey * dimension
-        let scores = (0...position).map { key in
+        let firstKey = parameters.window.map { max(0, position + 1 - $0) } ?? 0
+        let scores = (firstKey...position).map { key in
           let product = sum(0..<dimension) {
             queries.value(row, queryStart + $0) * keys.value(first + key, keyStart + $0)
           }
-          return product + (parameters.positionBias?.value(head, key) ?? 0)
+          let capped = parameters.softcap.map { Double($0) * tanh(product / Double($0)) } ?? product
+          return capped + (parameters.positionBias?.value(head, key) ?? 0)
         }
         let logSum = logSumExp(scores)
         for index in 0..<dimension {
           let weighted = sum(0..<scores.count) {
-            Float(exp(scores[$0] - logSum)).rounded(to: operands) * values.value(first + $0, keyStart + index)
+            Float(exp(scores[$0] - logSum)).rounded(to: operands)
+              * values.value(first + firstKey + $0, keyStart + index)
           }
           outputs[row, queryStart + index] = Float(weighted)
         }
@@ -116,6 +121,14 @@ extension ReferenceBackend: DecoderOperations {
   public func add(_ x: Matrix, into y: Matrix) {
     precondition(x.rows == y.rows && x.columns == y.columns, "the shapes do not fit")
     y.setEach { row, column in y.value(row, column) + x.value(row, column) }
+  }
+
+  public func scale(_ x: Matrix, by factor: Float) {
+    x.setEach { row, column in x.value(row, column) * Double(factor) }
+  }
+
+  public func softcap(_ x: Matrix, at cap: Float) {
+    x.setEach { row, column in Double(cap) * tanh(x.value(row, column) / Double(cap)) }
   }
 
   public func negativeLogLikelihoods(logits: Matrix, targets: [Int32]) -> [Float] {
@@ -138,6 +151,7 @@ extension ActivationFunction {
     case .relu: max(x, 0)
     case .silu: x / (1 + exp(-x))
     case .gelu: x * 0.5 * erfc(-x / 2.0.squareRoot())
+    case .reluSquared: max(x, 0) * max(x, 0)
     case .geluTanh: 0.5 * x * (1 + tanh((2 / Double.pi).squareRoot() * (x + 0.044715 * x * x * x)))
     }
   }
