@@ -23,6 +23,10 @@ try:
 except ImportError as missing:
     sys.exit(f"make-fixtures: {missing}; mend: pip install torch transformers")
 
+def without(config: dict, *keys: str) -> dict:
+    return {key: value for key, value in config.items() if key not in keys}
+
+
 # Everything is as small as it can be while no two sizes that could be confused are equal.
 SHAPE = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "max_position_embeddings": 128}
 LLAMA = SHAPE | {
@@ -81,9 +85,68 @@ FALCON = SHAPE | {
 }
 FALCON_NEW = FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2}
 
+# A window shorter than the 17 tokens, and layers with and without one.
+SLIDING = {"num_hidden_layers": 4, "sliding_window": 6}
+GEMMA = LLAMA | {
+    "architectures": ["GemmaForCausalLM"],
+    "model_type": "gemma",
+    "hidden_act": "gelu",
+    "hidden_activation": "gelu_pytorch_tanh",
+}
+GEMMA2 = GEMMA | SLIDING | {
+    "architectures": ["Gemma2ForCausalLM"],
+    "model_type": "gemma2",
+    "query_pre_attn_scalar": 12,
+    "attn_logit_softcapping": 2.0,
+    "final_logit_softcapping": 3.0,
+}
+GEMMA3 = GEMMA | SLIDING | {
+    "architectures": ["Gemma3ForCausalLM"],
+    "model_type": "gemma3_text",
+    "query_pre_attn_scalar": 12,
+    "sliding_window_pattern": 3,
+    "rope_theta": 50.0,
+    "rope_local_base_freq": 10.0,
+    "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+}
+PHI3 = without(LLAMA, "head_dim") | {
+    "architectures": ["Phi3ForCausalLM"],
+    "model_type": "phi3",
+    "hidden_size": 32,
+    "tie_word_embeddings": False,
+    "pad_token_id": 0,
+    "rope_theta": 100.0,
+    "original_max_position_embeddings": 64,
+}
+LONGROPE = {
+    "type": "longrope",
+    "short_factor": [1.0, 1.1, 1.3],
+    "long_factor": [2.0, 3.0, 4.0],
+}
+OLMO2 = without(LLAMA, "head_dim", "rope_theta") | {"architectures": ["Olmo2ForCausalLM"], "model_type": "olmo2"}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8, "beta_fast": 2.0, "beta_slow": 0.5}
+COHERE = without(LLAMA, "head_dim", "rms_norm_eps") | {
+    "architectures": ["CohereForCausalLM"],
+    "model_type": "cohere",
+    "layer_norm_eps": 1e-3,
+    "logit_scale": 0.25,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+}
+GPT_NEOX = without(SHAPE) | {
+    "architectures": ["GPTNeoXForCausalLM"],
+    "model_type": "gpt_neox",
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "num_attention_heads": 4,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-3,
+    "rotary_emb_base": 100,
+    "rotary_pct": 0.5,
+    "use_parallel_residual": True,
+    "tie_word_embeddings": False,
+}
 
-def without(config: dict, *keys: str) -> dict:
-    return {key: value for key, value in config.items() if key not in keys}
 
 
 # The older spelling, `rope_theta` with `rope_scaling`, stands everywhere but in llama-rope-parameters.
@@ -109,6 +172,61 @@ VARIANTS = {
     "falcon-7b": FALCON | {"num_kv_heads": 4},
     "falcon-40b": FALCON_NEW,
     "falcon-11b": FALCON_NEW | {"num_ln_in_parallel_attn": 1},
+    "mistral-window": LLAMA
+    | {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 5},
+    "qwen2-window": without(LLAMA, "head_dim")
+    | SLIDING
+    | {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "use_sliding_window": True,
+       "max_window_layers": 2},
+    "llama-rope-yarn": LLAMA | {"rope_theta": 100.0, "rope_scaling": YARN},
+    "gemma": GEMMA,
+    "gemma2": GEMMA2,
+    "gemma3": GEMMA3,
+    "phi3": PHI3 | {"sliding_window": 9},
+    "phi3-longrope": PHI3 | {"partial_rotary_factor": 0.75, "rope_scaling": LONGROPE},
+    "phi3-longrope-long": PHI3
+    | {"partial_rotary_factor": 0.75, "rope_scaling": LONGROPE, "original_max_position_embeddings": 8},
+    "olmo2": OLMO2,
+    "olmo3": OLMO2 | SLIDING
+    | {"architectures": ["Olmo3ForCausalLM"], "model_type": "olmo3",
+       "rope_parameters": {
+           "full_attention": YARN | {"attention_factor": 1.3, "rope_theta": 100.0},
+           "sliding_attention": {"rope_type": "default", "rope_theta": 100.0}}},
+    "exaone4": LLAMA | SLIDING
+    | {"architectures": ["Exaone4ForCausalLM"], "model_type": "exaone4", "sliding_window_pattern": 2},
+    "exaone4-full": LLAMA
+    | {"architectures": ["Exaone4ForCausalLM"], "model_type": "exaone4", "sliding_window": None,
+       "layer_types": ["full_attention"] * 2},
+    "smollm3": without(LLAMA, "head_dim") | {"architectures": ["SmolLM3ForCausalLM"], "model_type": "smollm3",
+                        "num_hidden_layers": 4, "no_rope_layer_interval": 2, "pad_token_id": 0},
+    "granite": without(LLAMA, "head_dim")
+    | {"architectures": ["GraniteForCausalLM"], "model_type": "granite", "embedding_multiplier": 3.0,
+       "logits_scaling": 4.0, "residual_multiplier": 0.4, "attention_multiplier": 0.2},
+    "cohere": COHERE,
+    "cohere2": COHERE | SLIDING
+    | {"architectures": ["Cohere2ForCausalLM"], "model_type": "cohere2", "sliding_window_pattern": 2},
+    "glm4": LLAMA
+    | {"architectures": ["Glm4ForCausalLM"], "model_type": "glm4", "attention_bias": True,
+       "partial_rotary_factor": 0.5, "pad_token_id": 0, "eos_token_id": 1},
+    "seed-oss": LLAMA | {"architectures": ["SeedOssForCausalLM"], "model_type": "seed_oss", "attention_bias": True,
+                         "attention_out_bias": False},
+    "ernie": LLAMA | {"architectures": ["Ernie4_5ForCausalLM"], "model_type": "ernie4_5", "use_bias": True,
+                      "rope_theta": 100.0},
+    "arcee": LLAMA | {"architectures": ["ArceeForCausalLM"], "model_type": "arcee", "hidden_act": "relu2"},
+    "stablelm": without(LLAMA, "head_dim", "rms_norm_eps")
+    | {"architectures": ["StableLmForCausalLM"], "model_type": "stablelm", "hidden_size": 32, "layer_norm_eps": 1e-3,
+       "partial_rotary_factor": 0.5, "use_qkv_bias": True, "rope_theta": 100.0},
+    "stablelm-parallel": without(LLAMA, "head_dim", "rms_norm_eps")
+    | {"architectures": ["StableLmForCausalLM"], "model_type": "stablelm", "hidden_size": 32, "layer_norm_eps": 1e-3,
+       "partial_rotary_factor": 0.25, "use_parallel_residual": True},
+    "starcoder2": without(LLAMA, "head_dim", "rms_norm_eps")
+    | {"architectures": ["Starcoder2ForCausalLM"], "model_type": "starcoder2", "norm_epsilon": 1e-3,
+       "hidden_act": "gelu_pytorch_tanh", "use_bias": True, "sliding_window": 7},
+    "nemotron": without(LLAMA, "rms_norm_eps")
+    | {"architectures": ["NemotronForCausalLM"], "model_type": "nemotron", "norm_eps": 1e-3, "hidden_act": "relu2",
+       "partial_rotary_factor": 0.5, "rope_theta": 100.0},
+    "gpt-neox": GPT_NEOX,
+    "gpt-neox-sequential": GPT_NEOX | {"use_parallel_residual": False, "rotary_pct": 1.0},
     "falcon-rw": FALCON | {"alibi": True, "bias": True, "multi_query": False, "parallel_attn": False},
 }
 SHARDS = {"llama-bf16-sharded": 3}

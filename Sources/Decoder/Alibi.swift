@@ -2,7 +2,7 @@ import Glibc
 import Tensors
 
 /// Attention with linear biases (arXiv 2108.12409): a head-wise slope times the key's position.
-struct Alibi: Sendable {
+struct Alibi: Sendable, Hashable {
   let heads: Int
   /// Falcon adds the bias before it scales the scores, in bfloat16; BLOOM after, in full precision.
   let isScaledWithScores: Bool

@@ -1,5 +1,6 @@
 import Checkpoint
 import Compute
+import Tensors
 
 /// Typed access to config.json for the declarations of the families.
 struct ConfigurationReader {
@@ -63,9 +64,10 @@ struct ConfigurationReader {
     case "silu", "swish": return .silu
     case "gelu": return .gelu
     case "gelu_new", "gelu_fast", "gelu_pytorch_tanh": return .geluTanh
+    case "relu2": return .reluSquared
     default:
       throw .unsupportedSetting(
-        key: key, value: name, supported: "relu, silu, gelu, gelu_new, gelu_pytorch_tanh")
+        key: key, value: name, supported: "relu, relu2, silu, gelu, gelu_new, gelu_pytorch_tanh")
     }
   }
 
@@ -84,17 +86,43 @@ struct ConfigurationReader {
 
   /// The head's weights: `lm_head.weight` where it is stored, the embeddings where it is tied to them. That is what
   /// transformers does from version 5 on, for a stored head beside a tie as well.
-  func headWeights(embeddings: String, tiedByDefault: Bool) throws(DecoderError) -> String {
+  /// - Parameter name: of the head's tensor, if the family has another one
+  func headWeights(
+    _ name: String? = nil, embeddings: String, tiedByDefault: Bool
+  ) throws(DecoderError) -> String {
     let isTied = try flag("tie_word_embeddings", default: tiedByDefault)
-    if hasTensor("lm_head.weight") { return "lm_head.weight" }
+    for name in [name, "lm_head.weight"].compactMap({ $0 }) where hasTensor(name) { return name }
     guard isTied else { throw .noHead }
     return embeddings
   }
 
-  /// A sliding attention window narrower than the model's positions bounds the sequence length:
-  /// within the window, windowed and full attention are the same.
-  func windowedSequenceLength(isWindowed: Bool, maximum: Int) throws(DecoderError) -> Int {
-    guard isWindowed, let window = values["sliding_window"]?.int else { return maximum }
-    return min(window, maximum)
+  /// The keys that a query of a layer with a sliding window sees; nil if config.json has no window.
+  func window(default fallback: Int? = nil) throws(DecoderError) -> Int? {
+    if values["sliding_window"] == .null { return nil }
+    if values["sliding_window"] == nil && fallback == nil { return nil }
+    return try integer("sliding_window", default: fallback)
+  }
+
+  /// Which layers see a sliding window, by `layer_types`, or by a rule where config.json has none.
+  func slidingLayers(count: Int, otherwise isSliding: (_ layer: Int) -> Bool) throws(DecoderError) -> [Bool] {
+    guard let types = values["layer_types"], types != .null else { return (0..<count).map(isSliding) }
+    let names = types.array?.compactMap(\.string) ?? []
+    guard names.count >= count, names.allSatisfy({ Self.layerTypes.contains($0) }) else {
+      throw .unsupportedSetting(
+        key: "layer_types", value: String(types.compactText.prefix(200)),
+        supported: "for every layer one of \(Self.layerTypes.joined(separator: ", "))")
+    }
+    return names.prefix(count).map { $0 == "sliding_attention" }
+  }
+
+  private static let layerTypes = ["full_attention", "sliding_attention"]
+
+  /// The type that the weights were published in.
+  var weightType: DType {
+    switch values["dtype"]?.string ?? values["torch_dtype"]?.string {
+    case "bfloat16": .bfloat16
+    case "float16": .float16
+    default: .float32
+    }
   }
 }

@@ -27,6 +27,7 @@ public final class DecoderLayer {
   public let index: Int
   public let stages: [Stage]
   private let model: ModelDescription
+  private let description: LayerDescription
   private let source: any WeightSource
   private let backend: any ComputeBackend
   private let workspace: Workspace
@@ -34,8 +35,10 @@ public final class DecoderLayer {
   private let operands: OperandType
   private var resident: [String: ResidentLinear] = [:]
   private let biases: [String: [Float]]
-  private let attentionNorm: NormalizationParameters
+  private let attentionNorm: NormalizationParameters?
   private let mlpNorm: NormalizationParameters?
+  private let attentionOutputNorm: NormalizationParameters?
+  private let mlpOutputNorm: NormalizationParameters?
   private let queryNorm: NormalizationParameters?
   private let keyNorm: NormalizationParameters?
 
@@ -52,19 +55,22 @@ public final class DecoderLayer {
     self.workspace = workspace
     self.tables = tables
     self.operands = operands
-    stages = model.stages
+    stages = model.stages(ofLayer: index)
+    let description = model.layers[index]
+    self.description = description
     let prefix = model.layerPrefix(index)
-    let attention = model.layer.attention
-    attentionNorm = try source.norm(model.layer.attentionNorm, prefix: prefix, size: model.hiddenSize)
-    mlpNorm = try model.layer.mlpNorm.map { try source.norm($0, prefix: prefix, size: model.hiddenSize) }
-    queryNorm = try attention.queryNorm.map {
-      try source.norm($0, prefix: prefix, size: attention.headDimension)
+    let attention = description.attention
+    func norm(_ norm: NormDescription?, size: Int) throws -> NormalizationParameters? {
+      try norm.map { try source.norm($0, prefix: prefix, size: size) }
     }
-    keyNorm = try attention.keyNorm.map {
-      try source.norm($0, prefix: prefix, size: attention.headDimension)
-    }
+    attentionNorm = try norm(description.attentionNorm, size: model.hiddenSize)
+    mlpNorm = try norm(description.mlpNorm, size: model.hiddenSize)
+    attentionOutputNorm = try norm(description.attentionOutputNorm, size: model.hiddenSize)
+    mlpOutputNorm = try norm(description.mlpOutputNorm, size: model.hiddenSize)
+    queryNorm = try norm(attention.queryNorm, size: attention.queryNormSize)
+    keyNorm = try norm(attention.keyNorm, size: attention.keyNormSize)
     var biases: [String: [Float]] = [:]
-    for linear in model.layerLinears where linear.hasBias {
+    for linear in stages.flatMap(\.linears) where linear.hasBias {
       biases[linear.name] = try source.vector("\(prefix)\(linear.name).bias", count: linear.outFeatures)
     }
     self.biases = biases
@@ -133,11 +139,9 @@ public final class DecoderLayer {
   private func shape(_ linear: LayerLinear) -> [Int] { [linear.outFeatures, linear.inFeatures] }
 
   private func makeResident(_ linear: LayerLinear) -> ResidentLinear {
-    let attention = model.layer.attention
-    let isFused = if case .fused(linear.name) = attention.projection { true } else { false }
-    return ResidentLinear(
-      rows: isFused ? attention.fusedRows : [[0..<linear.outFeatures]], inFeatures: linear.inFeatures,
-      bias: biases[linear.name], operands: operands, backend: backend)
+    ResidentLinear(
+      rows: description.rows(of: linear), inFeatures: linear.inFeatures, bias: biases[linear.name],
+      operands: operands, backend: backend)
   }
 
   /// The full name of a linear's module in the checkpoint.
@@ -167,10 +171,10 @@ public final class DecoderLayer {
       case .attention: state.context = attend(input, sequenceLength: sequenceLength)
       case .expansion: state.intermediate = expand(input)
       case .attentionOutput:
-        addToResidual(.attentionOutput, input, norm: .attention, &state)
+        addToResidual(.attentionOutput, input, norm: .attention, outputNorm: attentionOutputNorm, &state)
         state.context = nil
       case .contraction:
-        addToResidual(.contraction, input, norm: .mlp, &state)
+        addToResidual(.contraction, input, norm: .mlp, outputNorm: mlpOutputNorm, &state)
         state.intermediate = nil
       }
     }
@@ -185,7 +189,7 @@ public final class DecoderLayer {
   }
 
   private func attend(_ input: Matrix, sequenceLength: Int) -> Matrix {
-    let attention = model.layer.attention
+    let attention = description.attention
     let tokens = input.rows
     let queries = workspace.matrix(.queries, rows: tokens, columns: attention.queryFeatures)
     let keys = workspace.matrix(.keys, rows: tokens, columns: attention.keyFeatures)
@@ -193,16 +197,16 @@ public final class DecoderLayer {
     let projections =
       switch attention.projection {
       case .separate(let query, let key, let value): [query, key, value]
-      case .fused(let name): [name]
+      case .fused(let name, _): [name]
       }
     run(projections, on: input, into: [queries, keys, values])
     for (states, norm) in [(queries, queryNorm), (keys, keyNorm)] {
       guard let norm else { continue }
-      let heads = states.reshaped(
-        rows: states.count / attention.headDimension, columns: attention.headDimension)
+      let heads = states.reshaped(rows: states.count / norm.weight.count, columns: norm.weight.count)
       backend.normalize(heads, norm, into: heads)
     }
-    if let rotary = tables.rotary {
+    let positions = tables[attention.positions]
+    if let rotary = positions.rotary {
       backend.rotate(queries, headDimension: attention.headDimension, table: rotary)
       backend.rotate(keys, headDimension: attention.headDimension, table: rotary)
     }
@@ -210,22 +214,25 @@ public final class DecoderLayer {
     let parameters = AttentionParameters(
       heads: attention.heads, keyValueHeads: attention.keyValueHeads,
       headDimension: attention.headDimension, sequenceLength: sequenceLength,
-      scale: attention.scoreScale, positionBias: tables.alibi, operands: operands)
+      scale: attention.scoreScale, positionBias: positions.alibi, window: attention.window,
+      softcap: attention.softcap, operands: operands)
     backend.attend(queries: queries, keys: keys, values: values, parameters, into: context)
     return context
   }
 
   private func expand(_ input: Matrix) -> Matrix {
-    let mlp = model.layer.mlp
+    let mlp = description.mlp
     let up = workspace.matrix(.up, rows: input.rows, columns: mlp.intermediateSize)
     switch mlp.expansion {
     case .plain(let name):
       run([name], on: input, into: [up])
       backend.activate(up, mlp.activation)
       return up
-    case .gated(let gateName, let upName):
+    case .gated, .fused:
       let gate = workspace.matrix(.gate, rows: input.rows, columns: mlp.intermediateSize)
-      run([gateName, upName], on: input, into: [gate, up])
+      run(
+        description.linears(of: .expansion, hiddenSize: model.hiddenSize).map(\.name), on: input,
+        into: [gate, up])
       backend.activateGate(gate, up: up, mlp.activation)
       return gate
     }
@@ -243,20 +250,32 @@ public final class DecoderLayer {
   }
 
   private func addToResidual(
-    _ part: Stage.Part, _ input: Matrix, norm: Stage.StageNorm, _ state: inout LayerState
+    _ part: Stage.Part, _ input: Matrix, norm: Stage.StageNorm, outputNorm: NormalizationParameters?,
+    _ state: inout LayerState
   ) {
-    let linear = model.layer.linears(of: part, hiddenSize: model.hiddenSize)[0]
-    run([linear.name], on: input, into: [state.residual], adding: true)
-    if model.layer.placement == .after {
+    let linear = description.linears(of: part, hiddenSize: model.hiddenSize)[0]
+    if outputNorm == nil && description.residualScale == 1 {
+      run([linear.name], on: input, into: [state.residual], adding: true)
+    } else {
+      let output = workspace.matrix(.blockOutput, rows: input.rows, columns: model.hiddenSize)
+      run([linear.name], on: input, into: [output])
+      if let outputNorm { backend.normalize(output, outputNorm, into: output) }
+      if description.residualScale != 1 { backend.scale(output, by: description.residualScale) }
+      backend.add(output, into: state.residual)
+    }
+    if description.placement == .after {
       backend.normalize(state.residual, parameters(norm), into: state.residual)
     }
   }
 
   private func parameters(_ norm: Stage.StageNorm) -> NormalizationParameters {
-    switch norm {
-    case .attention: attentionNorm
-    case .mlp: mlpNorm ?? attentionNorm
-    }
+    let parameters: NormalizationParameters? =
+      switch norm {
+      case .attention: attentionNorm
+      case .mlp: mlpNorm ?? attentionNorm
+      }
+    guard let parameters else { preconditionFailure("the block has no norm") }
+    return parameters
   }
 
   private func weights(_ name: String) -> ResidentLinear {
@@ -270,26 +289,28 @@ public final class DecoderLayer {
   }
 }
 
-extension AttentionDescription {
-  var scoreScale: Float { 1 / Float(headDimension).squareRoot() }
-}
-
-/// The tables that position embeddings need, for one sequence length.
+/// The tables that the position embeddings of a model need, for one sequence length.
 struct PositionTables: Sendable {
-  let rotary: RotaryTable?
-  let alibi: Matrix?
+  typealias Table = (rotary: RotaryTable?, alibi: Matrix?)
 
-  init(_ attention: AttentionDescription, sequenceLength: Int, backend: any ComputeBackend) {
-    switch attention.positions {
-    case .none: (rotary, alibi) = (nil, nil)
-    case .rotary(let embedding):
-      (rotary, alibi) = (embedding.table(sequenceLength: sequenceLength, backend: backend), nil)
-    case .alibi(let slopes):
-      rotary = nil
-      alibi = backend.upload(
-        slopes.bias(sequenceLength: sequenceLength, scoreScale: attention.scoreScale))
+  private var tables: [AttentionDescription.Positions: Table] = [:]
+
+  init(_ layers: [LayerDescription], sequenceLength: Int, backend: any ComputeBackend) {
+    for attention in layers.map(\.attention) where tables[attention.positions] == nil {
+      switch attention.positions {
+      case .none: tables[.none] = (nil, nil)
+      case .rotary(let embedding):
+        tables[attention.positions] = (
+          embedding.table(sequenceLength: sequenceLength, backend: backend), nil
+        )
+      case .alibi(let slopes):
+        let bias = slopes.bias(sequenceLength: sequenceLength, scoreScale: attention.scoreScale)
+        tables[attention.positions] = (nil, backend.upload(bias))
+      }
     }
   }
+
+  subscript(positions: AttentionDescription.Positions) -> Table { tables[positions] ?? (nil, nil) }
 }
 
 extension WeightSource {
@@ -307,7 +328,7 @@ extension WeightSource {
   func norm(_ norm: NormDescription, prefix: String = "", size: Int) throws -> NormalizationParameters {
     NormalizationParameters(
       kind: norm.kind,
-      weight: try vector("\(prefix)\(norm.name).weight", count: size),
+      weight: try vector("\(prefix)\(norm.name).weight", count: size).map { norm.addsOne ? $0 + 1 : $0 },
       bias: norm.hasBias ? try vector("\(prefix)\(norm.name).bias", count: size) : nil,
       epsilon: norm.epsilon)
   }

@@ -28,7 +28,7 @@ public final class DecoderModel {
     self.operands = operands
     workspace = Workspace(backend: backend)
     tables = PositionTables(
-      description.layer.attention, sequenceLength: sequenceLength, backend: backend)
+      description.layers, sequenceLength: sequenceLength, backend: backend)
   }
 
   /// A layer with all its weights.
@@ -61,6 +61,7 @@ public final class DecoderModel {
         try source.read(embedding.tokens, rows: index..<index + 1, into: host.rows(row..<row + 1))
       }
     }
+    if embedding.scale != 1 { backend.scale(states, by: embedding.scale) }
     if let projection = embedding.projection {
       let weights = try source.matrix(
         projection, shape: [description.hiddenSize, embedding.width], for: backend)
@@ -87,6 +88,7 @@ public final class DecoderModel {
   public func head() throws -> DecoderHead {
     let head = description.head
     return DecoderHead(
+      description: head,
       backend: backend,
       workspace: workspace,
       norm: try head.norm.map { try source.norm($0, size: description.hiddenSize) },
@@ -100,6 +102,7 @@ public final class DecoderModel {
 
 /// The final norm and the language-model head, resident in fp32.
 public struct DecoderHead {
+  let description: HeadDescription
   let backend: any ComputeBackend
   let workspace: Workspace
   let norm: NormalizationParameters?
@@ -121,6 +124,8 @@ public struct DecoderHead {
     }
     let logits = workspace.matrix(.logits, rows: states.rows, columns: weights.rows)
     backend.linear(states, weights: weights, bias: nil, into: logits)
+    if description.scale != 1 { backend.scale(logits, by: description.scale) }
+    if let cap = description.softcap { backend.softcap(logits, at: cap) }
     return logits
   }
 }

@@ -5,29 +5,51 @@ import Tensors
 /// declaration in `Architectures/` makes of config.json.
 public struct ModelDescription: Sendable {
   /// `model_type` of config.json.
-  public let modelType: String
-  public let hiddenSize: Int
-  public let layerCount: Int
-  public let vocabularySize: Int
+  public var modelType: String
+  public var hiddenSize: Int
+  public var vocabularySize: Int
   /// The longest sequence that the position embedding allows; nil where any length works.
-  public let maximumSequenceLength: Int?
-  public let embedding: EmbeddingDescription
-  public let layer: LayerDescription
-  public let head: HeadDescription
+  public var maximumSequenceLength: Int?
+  public var embedding: EmbeddingDescription
+  /// Every layer; those of a kind are equal.
+  public var layers: [LayerDescription]
+  public var head: HeadDescription
 
-  /// What the attention of one token gathers: heads · head dimension.
-  public var contextFeatures: Int { layer.attention.queryFeatures }
-  public var intermediateSize: Int { layer.mlp.intermediateSize }
+  public var layerCount: Int { layers.count }
+
+  /// What the attention of one token gathers, heads · head dimension, where that is most.
+  public var contextFeatures: Int { largest { $0.attention.queryFeatures } }
+  public var intermediateSize: Int { largest { $0.mlp.intermediateSize } }
   /// What a token's keys, or values, take.
-  public var keyFeatures: Int { layer.attention.keyFeatures }
+  public var keyFeatures: Int { largest { $0.attention.keyFeatures } }
 
-  /// The linears that lead into the MLP's middle: two with a gate.
-  public var expansionLinears: Int {
-    if case .gated = layer.mlp.expansion { 2 } else { 1 }
+  /// The values that the first half of the MLP makes of a token: with a gate, twice those that it leaves.
+  public var expansionFeatures: Int {
+    largest { layer in layer.mlp.intermediateSize * (layer.mlp.expansion.isGated ? 2 : 1) }
   }
 
+  /// Whether what a block makes is changed before it is added to the residual stream.
+  public var hasBlockOutputs: Bool {
+    layers.contains { $0.attentionOutputNorm != nil || $0.mlpOutputNorm != nil || $0.residualScale != 1 }
+  }
+
+  private func largest(_ size: (LayerDescription) -> Int) -> Int { layers.map(size).max() ?? 0 }
+
   /// The common beginning of the names of layer `index`'s tensors.
-  public func layerPrefix(_ index: Int) -> String { "\(layer.prefix)\(index)." }
+  public func layerPrefix(_ index: Int) -> String { "\(layers[index].prefix)\(index)." }
+}
+
+extension ModelDescription {
+  /// A model whose layers are all of one kind.
+  init(
+    modelType: String, hiddenSize: Int, layerCount: Int, vocabularySize: Int, maximumSequenceLength: Int?,
+    embedding: EmbeddingDescription, layer: LayerDescription, head: HeadDescription
+  ) {
+    self.init(
+      modelType: modelType, hiddenSize: hiddenSize, vocabularySize: vocabularySize,
+      maximumSequenceLength: maximumSequenceLength, embedding: embedding,
+      layers: Array(repeating: layer, count: layerCount), head: head)
+  }
 }
 
 /// From token ids to the first hidden states.
@@ -40,16 +62,19 @@ public struct EmbeddingDescription: Sendable {
   /// A projection from `width` to the hidden size (OPT-350m), `[hiddenSize, width]`.
   let projection: String?
   let norm: NormDescription?
+  /// A factor of the token embeddings.
+  var scale: Float
 
   init(
     tokens: String, width: Int, positions: LearnedPositions? = nil, projection: String? = nil,
-    norm: NormDescription? = nil
+    norm: NormDescription? = nil, scale: Float = 1
   ) {
     self.tokens = tokens
     self.width = width
     self.positions = positions
     self.projection = projection
     self.norm = norm
+    self.scale = scale
   }
 }
 
@@ -61,12 +86,16 @@ struct LearnedPositions: Sendable {
 
 /// From the last hidden states to logits.
 public struct HeadDescription: Sendable {
-  let norm: NormDescription?
+  var norm: NormDescription?
   /// A projection from the hidden size to `width` (OPT-350m), `[width, hiddenSize]`.
   let projection: String?
   /// `[vocabulary, width]`; the token embeddings where they are tied.
   let weights: String
   let width: Int
+  /// A factor of the logits.
+  var scale: Float = 1
+  /// Logits l, scaled, become cap · tanh(l / cap).
+  var softcap: Float?
 
   init(norm: NormDescription?, projection: String? = nil, weights: String, width: Int) {
     self.norm = norm
@@ -76,19 +105,25 @@ public struct HeadDescription: Sendable {
   }
 }
 
-/// A normalisation's tensors: `<name>.weight` and, for layer norm, `<name>.bias`.
+/// A normalisation's tensors: `<name>.weight` and, for most layer norms, `<name>.bias`.
 struct NormDescription: Sendable {
   let name: String
   let kind: NormalizationParameters.Kind
   let hasBias: Bool
   let epsilon: Float
+  /// Whether the checkpoint has the weight less 1.
+  let addsOne: Bool
 
-  static func rootMeanSquare(_ name: String, epsilon: Float) -> NormDescription {
-    NormDescription(name: name, kind: .rootMeanSquare, hasBias: false, epsilon: epsilon)
+  static func rootMeanSquare(_ name: String, epsilon: Float, addingOne addsOne: Bool = false)
+    -> NormDescription
+  {
+    NormDescription(name: name, kind: .rootMeanSquare, hasBias: false, epsilon: epsilon, addsOne: addsOne)
   }
 
-  static func layer(_ name: String, epsilon: Float) -> NormDescription {
-    NormDescription(name: name, kind: .layer, hasBias: true, epsilon: epsilon)
+  static func layer(
+    _ name: String, epsilon: Float, hasBias: Bool = true, addingOne addsOne: Bool = false
+  ) -> NormDescription {
+    NormDescription(name: name, kind: .layer, hasBias: hasBias, epsilon: epsilon, addsOne: addsOne)
   }
 }
 
@@ -112,18 +147,24 @@ public struct LayerDescription: Sendable {
     case parallelSeparateNorms
   }
 
-  let prefix: String
-  let attention: AttentionDescription
-  let mlp: MLPDescription
-  let attentionNorm: NormDescription
-  /// Nil where the attention's norm serves both.
-  let mlpNorm: NormDescription?
-  let placement: NormPlacement
-  let arrangement: Arrangement
+  var prefix: String
+  var attention: AttentionDescription
+  var mlp: MLPDescription
+  /// Nil where the block reads the residual stream as it is.
+  var attentionNorm: NormDescription?
+  /// Nil where the attention's norm, if there is one, serves both.
+  var mlpNorm: NormDescription?
+  /// Norms of what a block makes, before it is added to the residual stream.
+  var attentionOutputNorm: NormDescription?
+  var mlpOutputNorm: NormDescription?
+  /// A factor of what a block adds to the residual stream.
+  var residualScale: Float = 1
+  var placement: NormPlacement
+  var arrangement: Arrangement
 
   init(
     prefix: String, attention: AttentionDescription, mlp: MLPDescription,
-    attentionNorm: NormDescription, mlpNorm: NormDescription?,
+    attentionNorm: NormDescription?, mlpNorm: NormDescription?,
     placement: NormPlacement = .before, arrangement: Arrangement = .sequential
   ) {
     self.prefix = prefix
@@ -140,27 +181,42 @@ struct AttentionDescription: Sendable {
   /// The linears that make queries, keys and values.
   enum Projection: Sendable {
     case separate(query: String, key: String, value: String)
-    /// One matrix of `keyValueHeads` groups of rows, each with its query heads, a key and a value head.
-    case fused(String)
+    /// One matrix.
+    case fused(String, FusedRows)
   }
 
-  enum Positions: Sendable {
+  enum FusedRows: Sendable {
+    /// `keyValueHeads` groups of rows, each with its query heads, a key and a value head.
+    case groups
+    /// All queries, all keys, all values.
+    case blocks
+  }
+
+  enum Positions: Sendable, Hashable {
     case none
     case rotary(RotaryEmbedding)
     case alibi(Alibi)
   }
 
-  let heads: Int
-  let keyValueHeads: Int
-  let headDimension: Int
-  let projection: Projection
-  let output: String
-  let projectionHasBias: Bool
-  let outputHasBias: Bool
-  let positions: Positions
-  /// Norms over each head of queries and keys (qwen3).
-  let queryNorm: NormDescription?
-  let keyNorm: NormDescription?
+  var heads: Int
+  var keyValueHeads: Int
+  var headDimension: Int
+  var projection: Projection
+  var output: String
+  var projectionHasBias: Bool
+  var outputHasBias: Bool
+  var positions: Positions
+  /// The factor of q·k.
+  var scoreScale: Float
+  /// So many keys a query sees, its own and those before it; nil for all of those.
+  var window: Int?
+  /// Scaled scores s become cap · tanh(s / cap).
+  var softcap: Float?
+  /// Norms of queries and keys.
+  var queryNorm: NormDescription?
+  var keyNorm: NormDescription?
+  /// Whether they are over all heads together, and not over each.
+  var normalizesWhole = false
 
   init(
     heads: Int, keyValueHeads: Int, headDimension: Int, projection: Projection, output: String,
@@ -175,27 +231,36 @@ struct AttentionDescription: Sendable {
     self.projectionHasBias = projectionHasBias
     self.outputHasBias = outputHasBias
     self.positions = positions
+    scoreScale = 1 / Float(headDimension).squareRoot()
     self.queryNorm = queryNorm
     self.keyNorm = keyNorm
   }
 
   var queryFeatures: Int { heads * headDimension }
   var keyFeatures: Int { keyValueHeads * headDimension }
+
+  /// Values that a norm of queries, or of keys, is over.
+  var queryNormSize: Int { normalizesWhole ? queryFeatures : headDimension }
+  var keyNormSize: Int { normalizesWhole ? keyFeatures : headDimension }
 }
 
 struct MLPDescription: Sendable {
   enum Expansion: Sendable {
     /// function(gate(x)) ⊙ up(x)
     case gated(gate: String, up: String)
+    /// The same by one matrix, whose first half of rows is the gate.
+    case fused(String)
     /// function(up(x))
     case plain(up: String)
+
+    var isGated: Bool { if case .plain = self { false } else { true } }
   }
 
-  let expansion: Expansion
-  let down: String
-  let intermediateSize: Int
-  let activation: ActivationFunction
-  let hasBias: Bool
+  var expansion: Expansion
+  var down: String
+  var intermediateSize: Int
+  var activation: ActivationFunction
+  var hasBias: Bool
 }
 
 /// One linear of a layer, as a stage of the layer's forward pass sees it.

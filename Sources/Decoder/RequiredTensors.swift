@@ -23,16 +23,17 @@ extension ModelDescription {
   private func layerTensors(_ index: Int) -> [(name: String, shape: [Int])] {
     let prefix = layerPrefix(index)
     var tensors: [(name: String, shape: [Int])] = []
-    for linear in layerLinears {
+    let layer = layers[index]
+    for linear in linears(ofLayer: index) {
       tensors.append(("\(prefix)\(linear.name).weight", [linear.outFeatures, linear.inFeatures]))
       if linear.hasBias { tensors.append(("\(prefix)\(linear.name).bias", [linear.outFeatures])) }
     }
-    for norm in [layer.attentionNorm, layer.mlpNorm] {
+    for norm in [layer.attentionNorm, layer.mlpNorm, layer.attentionOutputNorm, layer.mlpOutputNorm] {
       tensors += norm?.tensors(prefix: prefix, size: hiddenSize) ?? []
     }
-    for norm in [layer.attention.queryNorm, layer.attention.keyNorm] {
-      tensors += norm?.tensors(prefix: prefix, size: layer.attention.headDimension) ?? []
-    }
+    let attention = layer.attention
+    tensors += attention.queryNorm?.tensors(prefix: prefix, size: attention.queryNormSize) ?? []
+    tensors += attention.keyNorm?.tensors(prefix: prefix, size: attention.keyNormSize) ?? []
     return tensors
   }
 }

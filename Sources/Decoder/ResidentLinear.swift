@@ -45,9 +45,12 @@ struct ResidentLinear {
 }
 
 extension AttentionDescription {
-  /// The rows of a fused matrix that are queries, keys and values. It has one group of rows for every key-value head:
-  /// its query heads, then its key, then its value.
-  var fusedRows: [[Range<Int>]] {
+  /// The rows of a fused matrix that are queries, keys and values.
+  func rows(_ order: FusedRows) -> [[Range<Int>]] {
+    if order == .blocks {
+      let keys = queryFeatures + keyFeatures
+      return [[0..<queryFeatures], [queryFeatures..<keys], [keys..<keys + keyFeatures]]
+    }
     let queriesPerGroup = heads / keyValueHeads
     return [(0, queriesPerGroup), (queriesPerGroup, 1), (queriesPerGroup + 1, 1)].map { offset, count in
       (0..<keyValueHeads).map { group in

@@ -4,15 +4,41 @@ import Glibc
 import Tensors
 
 /// Rotary position embedding (arXiv 2104.09864) with the scalings of long-context models.
-struct RotaryEmbedding: Sendable {
-  /// Radians per position of each pair of elements, `headDimension / 2` values.
+struct RotaryEmbedding: Sendable, Hashable {
+  /// Radians per position of each pair of elements.
   let frequencies: [Float]
+  /// The same for sequences of more tokens than a limit.
+  private let long: Long?
+  /// Whether elements 2i and 2i + 1 of a head are a pair, and not i and one half of the rotated part further.
+  let isInterleaved: Bool
+  /// A factor of the rotated elements.
+  private let factor: Double
 
-  init(headDimension: Int, theta: Double, scaling: Scaling = .none) {
-    frequencies = (0..<headDimension / 2).map { pair in
-      let frequency = 1 / pow(theta, Double(2 * pair) / Double(headDimension))
-      return Float(scaling.apply(to: frequency))
+  private struct Long: Hashable {
+    let limit: Int
+    let frequencies: [Float]
+  }
+
+  /// - Parameter headDimension: the part of a head that turns, its first elements
+  init(headDimension: Int, theta: Double, scaling: Scaling = .none, isInterleaved: Bool = false) {
+    let plain = (0..<headDimension / 2).map { pair in 1 / pow(theta, Double(2 * pair) / Double(headDimension))
     }
+    self.isInterleaved = isInterleaved
+    var long: Long?
+    switch scaling {
+    case .longrope(let longrope):
+      frequencies = zip(plain, longrope.short).map { Float($0 / $1) }
+      long = Long(
+        limit: longrope.originalPositions, frequencies: zip(plain, longrope.long).map { Float($0 / $1) })
+      factor = longrope.attentionFactor
+    case .yarn(let yarn):
+      frequencies = yarn.apply(to: plain, theta: theta).map { Float($0) }
+      factor = yarn.attentionFactor
+    default:
+      frequencies = plain.map { Float(scaling.apply(to: $0)) }
+      factor = 1
+    }
+    self.long = long
   }
 
   enum Scaling: Sendable, Equatable {
@@ -21,10 +47,12 @@ struct RotaryEmbedding: Sendable {
     case linear(factor: Double)
     /// Llama 3.1: long wavelengths divided by a factor, short ones kept, a ramp between.
     case llama3(factor: Double, lowFrequency: Double, highFrequency: Double, originalPositions: Double)
+    case yarn(Yarn)
+    case longrope(LongRope)
 
     func apply(to frequency: Double) -> Double {
       switch self {
-      case .none: return frequency
+      case .none, .yarn, .longrope: return frequency
       case .linear(let factor): return frequency / factor
       case .llama3(let factor, let low, let high, let originalPositions):
         let turns = originalPositions * frequency / (2 * Double.pi)
@@ -34,60 +62,56 @@ struct RotaryEmbedding: Sendable {
     }
   }
 
+  /// YaRN (arXiv 2309.00071): what turns often within the original positions is kept, what turns seldom divided by a
+  /// factor, a ramp between.
+  struct Yarn: Sendable, Equatable {
+    let factor: Double
+    /// Turns within the original positions at the ramp's ends.
+    let fast: Double
+    let slow: Double
+    let originalPositions: Double
+    /// Whether the ramp begins and ends at whole pairs.
+    let isTruncated: Bool
+    let attentionFactor: Double
+
+    func apply(to frequencies: [Double], theta: Double) -> [Double] {
+      let dimension = Double(2 * frequencies.count)
+      func pair(turning turns: Double) -> Double {
+        dimension * log(originalPositions / (turns * 2 * Double.pi)) / (2 * log(theta))
+      }
+      var (low, high) = (pair(turning: fast), pair(turning: slow))
+      if isTruncated { (low, high) = (low.rounded(.down), high.rounded(.up)) }
+      (low, high) = (max(low, 0), min(high, dimension - 1))
+      let width = low == high ? 0.001 : high - low
+      return frequencies.enumerated().map { pair, frequency in
+        let divided = min(max((Double(pair) - low) / width, 0), 1)
+        return frequency * (1 - divided) + frequency / factor * divided
+      }
+    }
+  }
+
+  /// LongRoPE (arXiv 2402.13753): a divisor of every pair's frequency, others for sequences beyond the original positions.
+  struct LongRope: Sendable, Equatable {
+    let short: [Double]
+    let long: [Double]
+    let originalPositions: Int
+    let attentionFactor: Double
+  }
+
   /// The table for sequences of up to `sequenceLength` tokens.
   func table(sequenceLength: Int, backend: any ComputeBackend) -> RotaryTable {
+    let frequencies = long.flatMap { sequenceLength > $0.limit ? $0.frequencies : nil } ?? self.frequencies
     let cosines = Matrix(rows: sequenceLength, columns: frequencies.count)
     let sines = Matrix(rows: sequenceLength, columns: frequencies.count)
     for position in 0..<sequenceLength {
       for (pair, frequency) in frequencies.enumerated() {
         // The product in fp32, as the models were trained.
         let angle = Double(Float(position) * frequency)
-        cosines[position, pair] = Float(cos(angle))
-        sines[position, pair] = Float(sin(angle))
+        cosines[position, pair] = Float(cos(angle) * factor)
+        sines[position, pair] = Float(sin(angle) * factor)
       }
     }
-    return RotaryTable(cosines: backend.upload(cosines), sines: backend.upload(sines))
-  }
-}
-
-extension ConfigurationReader {
-  /// The rotary embedding of config.json, from `rope_theta` and `rope_scaling` or from the newer `rope_parameters`.
-  func rotaryEmbedding(headDimension: Int, defaultTheta: Double = 10_000) throws(DecoderError)
-    -> RotaryEmbedding
-  {
-    try refuseContradiction("rope_parameters", "rope_scaling")
-    guard headDimension.isMultiple(of: 2) else {
-      throw .unsupportedSetting(
-        key: "head_dim", value: "\(headDimension)",
-        supported: "an even number, as rotary positions turn pairs")
-    }
-    let newer = values["rope_parameters"].flatMap { $0 == .null ? nil : $0 }
-    let settings = newer ?? values["rope_scaling"].flatMap { $0 == .null ? nil : $0 } ?? .object([:])
-    let outerTheta = try number("rope_theta", default: defaultTheta)
-    let theta = settings["rope_theta"]?.double ?? outerTheta
-    if let partial = settings["partial_rotary_factor"]?.double ?? values["partial_rotary_factor"]?.double,
-      partial != 1
-    {
-      throw .unsupportedSetting(key: "partial_rotary_factor", value: "\(partial)", supported: "1")
-    }
-    func setting(_ key: String) throws(DecoderError) -> Double {
-      guard let value = settings[key]?.double else { throw .missingKey("rope_scaling.\(key)") }
-      return value
-    }
-    let kind = settings["rope_type"]?.string ?? settings["type"]?.string ?? "default"
-    let scaling: RotaryEmbedding.Scaling
-    switch kind {
-    case "default": scaling = .none
-    case "linear": scaling = .linear(factor: try setting("factor"))
-    case "llama3":
-      scaling = .llama3(
-        factor: try setting("factor"), lowFrequency: try setting("low_freq_factor"),
-        highFrequency: try setting("high_freq_factor"),
-        originalPositions: try setting("original_max_position_embeddings"))
-    default:
-      throw .unsupportedSetting(
-        key: "rope_scaling.rope_type", value: kind, supported: "default, linear, llama3")
-    }
-    return RotaryEmbedding(headDimension: headDimension, theta: theta, scaling: scaling)
+    return RotaryTable(
+      cosines: backend.upload(cosines), sines: backend.upload(sines), isInterleaved: isInterleaved)
   }
 }

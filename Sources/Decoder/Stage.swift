@@ -33,6 +33,13 @@ public struct Stage: Sendable {
 
   public let input: Input
   public let parts: [Part]
+  /// The factor with which the output of the stage's linear is added to the residual stream; nil where it is changed
+  /// otherwise before it gets there, or does not.
+  public let residualScale: Float?
+  /// What a token takes in the residual stream, as context, and between the MLP's halves, in this layer.
+  public let hiddenSize: Int
+  public let contextFeatures: Int
+  public let intermediateSize: Int
   /// The linears of every part. Those of one part read the same input into one operation, and runtimes fuse them.
   public let linearsByPart: [[LayerLinear]]
 
@@ -41,11 +48,14 @@ public struct Stage: Sendable {
 }
 
 extension ModelDescription {
-  /// The stages of every layer, in true-sequential order.
-  public var stages: [Stage] {
+  /// The stages of a layer, in true-sequential order.
+  public func stages(ofLayer index: Int) -> [Stage] {
+    let layer = layers[index]
     let normFirst = layer.placement == .before
-    let attentionInput = Stage.Input.residual(normalizedBy: normFirst ? .attention : nil)
-    let mlpInput = Stage.Input.residual(normalizedBy: normFirst ? .mlp : nil)
+    let mlpNorm = layer.mlpNorm ?? layer.attentionNorm
+    let attentionInput = Stage.Input.residual(
+      normalizedBy: normFirst && layer.attentionNorm != nil ? .attention : nil)
+    let mlpInput = Stage.Input.residual(normalizedBy: normFirst && mlpNorm != nil ? .mlp : nil)
     let outline: [(Stage.Input, [Stage.Part])] =
       switch layer.arrangement {
       case .sequential:
@@ -67,16 +77,41 @@ extension ModelDescription {
       }
     return outline.map { input, parts in
       Stage(
-        input: input, parts: parts,
+        input: input, parts: parts, residualScale: layer.residualScale(of: parts), hiddenSize: hiddenSize,
+        contextFeatures: layer.attention.queryFeatures, intermediateSize: layer.mlp.intermediateSize,
         linearsByPart: parts.map { layer.linears(of: $0, hiddenSize: hiddenSize) })
     }
   }
 
-  /// Every linear of one layer.
-  public var layerLinears: [LayerLinear] { stages.flatMap(\.linears) }
+  /// Whether some linear's output reaches the residual stream as it is, so that the linear can make up for what the stream
+  /// lacks. None does where norms stand between.
+  public var hasPlainOutputs: Bool {
+    layers.indices.contains { index in stages(ofLayer: index).contains { $0.residualScale != nil } }
+  }
+
+  /// Every linear of a layer, in the order of its stages.
+  public func linears(ofLayer index: Int) -> [LayerLinear] { stages(ofLayer: index).flatMap(\.linears) }
 }
 
 extension LayerDescription {
+  fileprivate func residualScale(of parts: [Stage.Part]) -> Float? {
+    switch parts {
+    case [.attentionOutput] where attentionOutputNorm == nil: residualScale
+    case [.contraction] where mlpOutputNorm == nil: residualScale
+    default: nil
+    }
+  }
+
+  /// The rows of a linear's matrix in the checkpoint that each of its outputs is made of, in order.
+  func rows(of linear: LayerLinear) -> [[Range<Int>]] {
+    if case .fused(linear.name, let order) = attention.projection { return attention.rows(order) }
+    if case .fused(linear.name) = mlp.expansion {
+      let half = mlp.intermediateSize
+      return [[0..<half], [half..<2 * half]]
+    }
+    return [[0..<linear.outFeatures]]
+  }
+
   func linears(of part: Stage.Part, hiddenSize: Int) -> [LayerLinear] {
     switch part {
     case .attention:
@@ -85,7 +120,7 @@ extension LayerDescription {
         switch attention.projection {
         case .separate(let queryName, let keyName, let valueName):
           [(queryName, query), (keyName, key), (valueName, key)]
-        case .fused(let name): [(name, query + 2 * key)]
+        case .fused(let name, _): [(name, query + 2 * key)]
         }
       return outputs.map { name, outFeatures in
         LayerLinear(
@@ -99,14 +134,14 @@ extension LayerDescription {
           hasBias: attention.outputHasBias)
       ]
     case .expansion:
-      let names: [String] =
+      let outputs: [(String, Int)] =
         switch mlp.expansion {
-        case .gated(let gate, let up): [gate, up]
-        case .plain(let up): [up]
+        case .gated(let gate, let up): [(gate, mlp.intermediateSize), (up, mlp.intermediateSize)]
+        case .fused(let name): [(name, 2 * mlp.intermediateSize)]
+        case .plain(let up): [(up, mlp.intermediateSize)]
         }
-      return names.map {
-        LayerLinear(
-          name: $0, outFeatures: mlp.intermediateSize, inFeatures: hiddenSize, hasBias: mlp.hasBias)
+      return outputs.map {
+        LayerLinear(name: $0, outFeatures: $1, inFeatures: hiddenSize, hasBias: mlp.hasBias)
       }
     case .contraction:
       return [

@@ -24,7 +24,7 @@ extension ModelDescription {
 extension CheckpointReader {
   /// The type that the model's linears are stored in, which is the type it computes in.
   public func weightType(of description: ModelDescription) -> DType {
-    let name = description.layerPrefix(0) + description.layerLinears[0].name + ".weight"
+    let name = description.layerPrefix(0) + description.linears(ofLayer: 0)[0].name + ".weight"
     return tensors[name]?.dtype ?? .float32
   }
 }

@@ -15,15 +15,19 @@ struct DriftSum {
   }
 
   private let linear: LayerLinear
+  /// The factor with which its output is added.
+  private let scale: Float
   private let sum: Matrix
   private let operands: OperandType
   private let backend: any ComputeBackend
 
   /// - Parameters:
   ///   - linear: adds its output to the residual stream
+  ///   - scale: the factor with which
   ///   - operands: what differences and inputs are rounded to
-  init(_ linear: LayerLinear, operands: OperandType, backend: any ComputeBackend) {
+  init(_ linear: LayerLinear, scale: Float, operands: OperandType, backend: any ComputeBackend) {
     self.linear = linear
+    self.scale = scale
     self.operands = operands
     self.backend = backend
     sum = backend.makeMatrix(rows: linear.outFeatures, columns: linear.inFeatures)
@@ -36,6 +40,8 @@ struct DriftSum {
   func add(_ quantized: Reached, original: Reached, layer: DecoderLayer) {
     backend.subtract(quantized.input, from: original.input)
     backend.subtract(quantized.residual, from: original.residual)
+    // In units of the linear's output.
+    if scale != 1 { backend.scale(original.residual, by: 1 / scale) }
     layer.addProduct(of: original.input, with: linear, to: original.residual)
     backend.accumulateCrossProduct(original.residual, quantized.input, operands: operands, into: sum)
   }
@@ -45,15 +51,5 @@ struct DriftSum {
   /// - Throws: ``SolverError``
   func correction(gram: Matrix) throws -> Matrix? {
     try TargetDrift.correction(sum: sum, gram: gram, backend: backend)
-  }
-}
-
-extension Stage {
-  /// The linear whose output is added to the residual stream, if that is what the stage is.
-  var residualLinear: LayerLinear? {
-    switch parts {
-    case [.attentionOutput], [.contraction]: linears[0]
-    default: nil
-    }
   }
 }

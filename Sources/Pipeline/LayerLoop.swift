@@ -40,7 +40,6 @@ final class LayerLoop {
   let calibration: CalibrationSet
   private let backend: any ComputeBackend
   private let batches: [Range<Int>]
-  private let layerCount: Int
   private let beforeReading: () throws -> Void
   private let advanced: () -> Void
   /// Whether an earlier run has begun to take the batches to the next stage, and some of them are there.
@@ -108,7 +107,6 @@ final class LayerLoop {
     self.calibration = calibration
     self.backend = backend
     self.batches = batches
-    layerCount = model.description.layerCount
     self.beforeReading = beforeReading
     self.advanced = advanced
   }
@@ -123,19 +121,21 @@ final class LayerLoop {
     knowing known: (any KnownLinears)? = nil,
     _ quantize: (_ layer: DecoderLayer, _ stage: Stage, _ problem: LayerProblem) throws -> Void
   ) throws {
-    let stages = quantized.model.description.stages
-    let places = (0..<layerCount).flatMap { layer in
-      stages.indices.map { Place(layer: layer, stage: $0) }
+    let description = quantized.model.description
+    let places = (0..<description.layerCount).flatMap { layer in
+      description.stages(ofLayer: layer).enumerated().map { number, stage in
+        Place(layer: layer, number: number, stage: stage)
+      }
     }
     func isKnown(_ place: Place) -> Bool {
-      known?.isKnown(stages[place.stage], inLayer: place.layer) ?? false
+      known?.isKnown(place.stage, inLayer: place.layer) ?? false
     }
     guard let open = places.firstIndex(where: { !isKnown($0) }) else { return }
     let first = try canResume(at: open, places) ? open : 0
     var layers = try layers(places[max(first - 1, 0)].layer)
     var here: Position?
     if first > 0 {
-      let last = position(layers, places[first - 1].stage)
+      let last = position(layers, places[first - 1].number)
       try known?.restore(last.stage, in: last.quantized)
       try load(last.stage, in: last.quantized)
       here = last
@@ -148,7 +148,7 @@ final class LayerLoop {
         passed.append(layers.quantized)
         layers = try self.layers(place.layer)
       }
-      let position = position(layers, place.stage)
+      let position = position(layers, place.number)
       isTakingOver = index == first && first > 0
       let statistics = try enter(position, from: here, gathering: index >= open)
       here?.unload()
@@ -169,7 +169,8 @@ final class LayerLoop {
   /// A stage of a layer.
   private struct Place {
     let layer: Int
-    let stage: Int
+    let number: Int
+    let stage: Stage
   }
 
   private typealias Layers = (quantized: DecoderLayer, original: DecoderLayer?)
@@ -192,16 +193,15 @@ final class LayerLoop {
   /// batch there, on the near side of the stage before it or on the far side. If not, the cache is emptied: what is
   /// left of another run would be taken for this one's by the next.
   private func canResume(at open: Int, _ places: [Place]) throws -> Bool {
-    let stages = quantized.model.description.stages
     let streams = [quantized] + (original.map { [$0] } ?? [])
     let isWhole =
       try open > 0
       && streams.allSatisfy { stream in
-        stream.states.transition(writing: [.residual], consuming: []).finish()
+        stream.states.embeddingTransition().finish()
         for place in places[..<(open - 1)] {
-          stream.states.transition(through: stages[place.stage]).finish()
+          stream.states.transition(through: place.stage).finish()
         }
-        let step = stream.states.peek(through: stages[places[open - 1].stage])
+        let step = stream.states.peek(through: places[open - 1].stage)
         return try stream.batches.indices.allSatisfy {
           try step.isWritten(batch: $0) || stream.states.holds(batch: $0)
         }
@@ -244,7 +244,7 @@ final class LayerLoop {
     let gram = gathering ? makeGramMatrix(first.stage) : nil
     let streams = [quantized] + (original.map { [$0] } ?? [])
     let transitions = streams.map {
-      ($0.batches.indices, $0.states.transition(writing: [.residual], consuming: []))
+      ($0.batches.indices, $0.states.embeddingTransition())
     }
     for (batch, samples) in batches.enumerated() {
       advanced()
@@ -269,7 +269,9 @@ final class LayerLoop {
     let sum =
       original == nil || gram == nil
       ? nil
-      : next.stage.residualLinear.map { DriftSum($0, operands: quantized.model.operands, backend: backend) }
+      : next.stage.residualScale.map {
+        DriftSum(next.stage.linears[0], scale: $0, operands: quantized.model.operands, backend: backend)
+      }
     var correction: Matrix?
     if let layer = here.original { try load(here.stage, in: layer) }
     // The drift is that of the stage's linear before it is quantized.

@@ -30,7 +30,8 @@ public struct MemoryPlan: Sendable, Equatable {
     public var model: ModelDescription
     public var samples: Int
     public var sequenceLength: Int
-    /// The first of the samples, which run through the original model, too; 0 with ``Target/layer``.
+    /// The first of the samples, which run through the original model, too; 0 with ``Target/layer``, and where there is
+    /// nothing to correct.
     public var originalSamples: Int
     /// What weights and inputs are rounded to in the forward pass.
     public var operands: OperandType
@@ -44,7 +45,7 @@ public struct MemoryPlan: Sendable, Equatable {
       self.model = model
       self.samples = samples
       self.sequenceLength = sequenceLength
-      self.originalSamples = originalSamples
+      self.originalSamples = model.hasPlainOutputs ? originalSamples : 0
       self.operands = operands
       self.keepsOutliers = keepsOutliers
     }
@@ -138,6 +139,8 @@ private struct Needs {
   private static let panelMatricesWithOutliers = 9
 
   private var model: ModelDescription { work.model }
+  /// Of all layers, one after the other.
+  private var stages: [Stage] { (0..<model.layerCount).flatMap { model.stages(ofLayer: $0) } }
   private var hasOriginal: Bool { work.originalSamples > 0 }
   private var streams: Int { hasOriginal ? 2 : 1 }
   /// Tokens of the original's largest batch, and of the largest of all: one ends with the original's last sample.
@@ -147,7 +150,7 @@ private struct Needs {
   }
 
   var gathering: Int {
-    let stages = model.stages
+    let stages = stages
     return stages.indices.map { index in
       let before = stages[(index + stages.count - 1) % stages.count]
       let stage = stages[index]
@@ -157,7 +160,7 @@ private struct Needs {
   }
 
   var solving: Int {
-    model.stages.map { stage in
+    stages.map { stage in
       let width = stage.inFeatures
       let neighbours = 3 * 16 * width * Self.float
       let matrices = work.keepsOutliers ? Self.panelMatricesWithOutliers : Self.panelMatrices
@@ -173,9 +176,10 @@ private struct Needs {
   private var standing: Int {
     let attention = model.contextFeatures
     let states = model.hiddenSize + attention + model.intermediateSize
-    let expansion = model.intermediateSize * model.expansionLinears
-    // Normalised inputs, queries, keys and values, context, expansion.
-    let working = model.hiddenSize + 2 * attention + 2 * model.keyFeatures + expansion
+    // Normalised inputs, queries, keys and values, context, expansion, and what a block makes.
+    let working =
+      model.hiddenSize + 2 * attention + 2 * model.keyFeatures + model.expansionFeatures
+      + (model.hasBlockOutputs ? model.hiddenSize : 0)
     let embeddings = model.hiddenSize
     let forward = (states + working) * (batchTokens + originalTokens) + embeddings * batchTokens
     return Self.base + forward * Self.float + writtenValue + valuesAhead
@@ -218,7 +222,7 @@ private struct Needs {
     stage.linears.reduce(0) { $0 + $1.outFeatures * $1.inFeatures }
   }
 
-  private func hasDrift(_ stage: Stage) -> Bool { hasOriginal && stage.residualLinear != nil }
+  private func hasDrift(_ stage: Stage) -> Bool { hasOriginal && stage.residualScale != nil }
 
   /// The correction, which stands where the drift was summed up.
   private func drift(_ stage: Stage) -> Int { hasDrift(stage) ? weights(stage) : 0 }

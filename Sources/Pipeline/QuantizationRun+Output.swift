@@ -9,7 +9,7 @@ extension QuantizationRun {
 
   var exportedLinears: [LinearDescription] {
     (0..<description.layerCount).flatMap { index in
-      description.layerLinears.map { linear in
+      description.linears(ofLayer: index).map { linear in
         let name = description.layerPrefix(index) + linear.name
         let treatment = treatments[name]
         return LinearDescription(

@@ -53,6 +53,7 @@ public final class QuantizationRun: Sendable {
     request.recipe.standard.gridFormat.scaleTypes = Set(
       request.formats.flatMap { $0.format.scaleTypes(modelType: modelType) }
     ).sorted { $0.rawValue < $1.rawValue }
+    if !description.hasPlainOutputs { request.target = .layer }
     self.description = description
     self.modelType = modelType
     treatments = try request.recipe.resolve(for: description)

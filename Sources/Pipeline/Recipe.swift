@@ -49,7 +49,7 @@ public struct Recipe: Sendable {
     var treatments: [String: Treatment] = [:]
     var used = [Bool](repeating: false, count: rules.count)
     for layer in 0..<model.layerCount {
-      for part in model.stages.flatMap(\.linearsByPart) {
+      for part in model.stages(ofLayer: layer).flatMap(\.linearsByPart) {
         var first: (module: String, grid: GridFormat?)?
         for linear in part {
           let module = model.layerPrefix(layer) + linear.name

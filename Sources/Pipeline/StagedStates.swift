@@ -12,11 +12,17 @@ final class StagedStates {
     case residual, context, intermediate
   }
 
+  fileprivate struct Version: Hashable {
+    let number: Int
+    /// The values of a token.
+    let columns: Int
+  }
+
   private let store: HiddenStatesStore
   private let stream: Int
   private let description: ModelDescription
   /// The version of every slot that is in the cache, by the count of writes so far.
-  private var versions: [Slot: Int] = [:]
+  private var versions: [Slot: Version] = [:]
   private var writes = 0
   /// Buffers that states are read into, reused from batch to batch.
   private var buffers: [Slot: Matrix] = [:]
@@ -52,18 +58,18 @@ final class StagedStates {
   func clear() throws { try store.removeAll() }
 
   private func read(
-    _ slots: Set<Slot>, versions: [Slot: Int], batch: Int, tokens: Int
+    _ slots: Set<Slot>, versions: [Slot: Version], batch: Int, tokens: Int
   ) throws -> LayerState {
     func matrix(_ slot: Slot) throws -> Matrix? {
       guard slots.contains(slot), let version = versions[slot] else { return nil }
-      let buffer = buffer(slot, tokens: tokens)
+      let buffer = buffer(slot, rows: tokens, columns: version.columns)
       try backend.withHostMatrix(buffer, for: .writing) {
         try store.read(key(slot, version, batch), into: $0)
       }
       return buffer
     }
     return LayerState(
-      residual: try matrix(.residual) ?? buffer(.residual, tokens: 0),
+      residual: try matrix(.residual) ?? buffer(.residual, rows: 0, columns: description.hiddenSize),
       context: try matrix(.context), intermediate: try matrix(.intermediate))
   }
 
@@ -75,14 +81,23 @@ final class StagedStates {
   }
 
   /// Stores what a stage has left of every batch; see ``Transition/write(_:batch:)``.
-  func transition(writing written: Set<Slot>, consuming consumed: Set<Slot>) -> Transition {
+  /// - Parameter columns: the values of a token that the slot then holds
+  private func transition(
+    writing written: [Slot: Int], consuming consumed: Set<Slot>
+  ) -> Transition {
     var next = versions
     for slot in consumed { next[slot] = nil }
-    for slot in written {
+    for slot in Slot.allCases {
+      guard let columns = written[slot] else { continue }
       writes += 1
-      next[slot] = writes
+      next[slot] = Version(number: writes, columns: columns)
     }
-    return Transition(states: self, before: versions, after: next, written: written)
+    return Transition(states: self, before: versions, after: next, written: Set(written.keys))
+  }
+
+  /// Stores what the embedding leaves of every batch.
+  func embeddingTransition() -> Transition {
+    transition(writing: [.residual: description.hiddenSize], consuming: [])
   }
 
   /// The step through `stage`, to be looked at and not to be taken.
@@ -94,14 +109,16 @@ final class StagedStates {
 
   /// Stores what running `stage` leaves of every batch.
   func transition(through stage: Stage) -> Transition {
-    transition(writing: stage.writes, consuming: stage.consumes)
+    transition(
+      writing: Dictionary(uniqueKeysWithValues: stage.writes.map { ($0, stage.columns(of: $0)) }),
+      consuming: stage.consumes)
   }
 
   /// The step from the states before a stage to those after it, batch by batch.
   struct Transition {
     fileprivate let states: StagedStates
-    fileprivate let before: [Slot: Int]
-    fileprivate let after: [Slot: Int]
+    fileprivate let before: [Slot: Version]
+    fileprivate let after: [Slot: Version]
     fileprivate let written: Set<Slot>
 
     /// Stores what the stage has written of a batch and deletes what it has replaced or used up.
@@ -137,19 +154,15 @@ final class StagedStates {
     }
   }
 
-  private func key(_ slot: Slot, _ version: Int, _ batch: Int) -> HiddenStatesKey {
-    HiddenStatesKey(stream: stream, stage: version * Slot.allCases.count + slot.rawValue, batch: batch)
+  private func key(_ slot: Slot, _ version: Version, _ batch: Int) -> HiddenStatesKey {
+    HiddenStatesKey(stream: stream, stage: version.number * Slot.allCases.count + slot.rawValue, batch: batch)
   }
 
-  private func buffer(_ slot: Slot, tokens: Int) -> Matrix {
-    if let buffer = buffers[slot], buffer.rows >= tokens { return buffer.prefix(tokens) }
-    let columns =
-      switch slot {
-      case .residual: description.hiddenSize
-      case .context: description.contextFeatures
-      case .intermediate: description.intermediateSize
-      }
-    let buffer = backend.makeMatrix(rows: tokens, columns: columns)
+  private func buffer(_ slot: Slot, rows: Int, columns: Int) -> Matrix {
+    if let buffer = buffers[slot], buffer.count >= rows * columns {
+      return buffer.prefix(rows: rows, columns: columns)
+    }
+    let buffer = backend.makeMatrix(rows: rows, columns: columns)
     buffers[slot] = buffer
     return buffer
   }
@@ -192,6 +205,15 @@ extension Stage {
         case .attentionOutput, .contraction: .residual
         }
       })
+  }
+
+  /// The values of a token in a slot.
+  func columns(of slot: StagedStates.Slot) -> Int {
+    switch slot {
+    case .residual: hiddenSize
+    case .context: contextFeatures
+    case .intermediate: intermediateSize
+    }
   }
 
   /// The slots that are used up once the stage has run.

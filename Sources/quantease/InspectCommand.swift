@@ -42,7 +42,7 @@ struct InspectCommand: ParsableCommand {
     let (checkpoint, weights) = try openWeights(model)
     let description = try ModelDescription(checking: checkpoint, source: weights)
     let tensors = Array(checkpoint.tensors.values)
-    let linears = description.layerLinears
+    let linears = (0..<description.layerCount).flatMap { description.linears(ofLayer: $0) }
     let linearParameters = linears.reduce(0) { $0 + $1.outFeatures * $1.inFeatures }
     let backend = OpenBLASBackend(threads: 1, bfloat16: .best)
     let operands = backend.operandType(for: checkpoint.weightType(of: description))
@@ -65,8 +65,8 @@ struct InspectCommand: ParsableCommand {
       tensors: tensors.count,
       bytes: tensors.map(\.byteRange.count).reduce(0, +),
       parameters: tensors.map { $0.shape.reduce(1, *) }.reduce(0, +),
-      linears: linears.count * description.layerCount,
-      quantizableParameters: linearParameters * description.layerCount,
+      linears: linears.count,
+      quantizableParameters: linearParameters,
       dtypes: Set(tensors.map(\.dtype.rawValue)).sorted(),
       quantization: checkpoint.configuration["quantization_config"]?["quant_method"]?.string,
       memoryBytes: memory(.auto), memoryBytesOfLayerTarget: memory(.layer),

@@ -19,7 +19,26 @@ struct ConfigurationTests {
 
   @Test(
     arguments: [
-      ("llama", "rope_scaling", ["rope_type": "yarn", "factor": 4], "yarn"),
+      ("llama", "rope_scaling", ["rope_type": "xpos", "factor": 4], "xpos"),
+      ("llama", "rope_scaling", ["rope_type": "linear", "factor": -1], "factor"),
+      (
+        "phi3", "rope_scaling", ["type": "longrope", "short_factor": [1], "long_factor": [1]], "short_factor"
+      ),
+      ("llama", "rope_theta", 0, "rope_theta"),
+      ("gemma2", "layer_types", ["full_attention"], "layer_types"),
+      (
+        "gemma2", "layer_types", ["full_attention", "chunked_attention", "full_attention", "full_attention"],
+        "chunked"
+      ),
+      ("gemma2", "sliding_window", 0, "sliding_window"),
+      ("gemma2", "attn_logit_softcapping", -1, "attn_logit_softcapping"),
+      ("gemma2", "query_pre_attn_scalar", 0, "query_pre_attn_scalar"),
+      ("gemma3", "use_bidirectional_attention", true, "use_bidirectional_attention"),
+      ("gemma3", "sliding_window_pattern", 4.5, "sliding_window_pattern"),
+      ("granite", "residual_multiplier", 0, "residual_multiplier"),
+      ("cohere", "use_qk_norm", true, "use_qk_norm"),
+      ("stablelm", "qk_layernorm", true, "qk_layernorm"),
+      ("glm4", "partial_rotary_factor", 2, "partial_rotary_factor"),
       ("llama", "rope_parameters", ["rope_type": "dynamic", "factor": 4], "dynamic"),
       ("llama", "partial_rotary_factor", 0.5, "partial_rotary_factor"),
       ("falcon-7b", "rope_parameters", ["partial_rotary_factor": 0.25], "partial_rotary_factor"),
@@ -100,12 +119,28 @@ struct ConfigurationTests {
     #expect(try Fixture("falcon-rw").description.maximumSequenceLength == nil)
   }
 
-  @Test func `a sliding window bounds the length where it is in use`() throws {
-    #expect(try describe("mistral", ["sliding_window": 16]).maximumSequenceLength == 16)
-    #expect(try describe("mistral", [:]).maximumSequenceLength == 128)
-    #expect(try describe("qwen2", ["sliding_window": 16]).maximumSequenceLength == 128)
-    let windowed: [String: JSONValue] = ["sliding_window": 16, "use_sliding_window": true]
-    #expect(try describe("qwen2", windowed).maximumSequenceLength == 16)
+  @Test func `a sliding window is that of the layers that config.json gives it to`() throws {
+    func windows(_ fixture: String, _ changes: [String: JSONValue?]) throws -> [Int?] {
+      try describe(fixture, changes).layers.map(\.attention.window)
+    }
+    #expect(try windows("mistral", ["sliding_window": 16]) == [16, 16])
+    #expect(try windows("mistral", [:]) == [nil, nil])
+    #expect(try windows("qwen2", ["sliding_window": 16]) == [nil, nil])
+    var windowed: [String: JSONValue] = ["sliding_window": 16, "use_sliding_window": true]
+    #expect(try windows("qwen2", windowed) == [nil, nil])
+    windowed["max_window_layers"] = 1
+    #expect(try windows("qwen2", windowed) == [nil, 16])
+    windowed["layer_types"] = ["sliding_attention", "full_attention"]
+    #expect(try windows("qwen2", windowed) == [16, nil])
+    #expect(try windows("gemma2", [:]) == [6, nil, 6, nil])
+    #expect(try windows("gemma3", [:]) == [6, 6, nil, 6])
+  }
+
+  @Test func `the embeddings of gemma are scaled as the model was trained`() throws {
+    let wide: [String: JSONValue?] = ["hidden_size": 2_304]
+    #expect(try describe("gemma2", wide).embedding.scale == 48)
+    let odd: [String: JSONValue?] = ["hidden_size": 3_584, "torch_dtype": "bfloat16"]
+    #expect(try describe("gemma2", odd).embedding.scale == 59.75)
   }
 
   @Test(arguments: [-1, 64])

@@ -49,7 +49,7 @@ struct LogitsTests {
     let states = try model.embed(fixture.tokens)
     let before = states.elements
     // Both halves end in a linear that adds to the residual stream: with these at zero nothing is added.
-    for linear in model.description.layerLinears
+    for linear in model.description.linears(ofLayer: 0)
     where linear.name.hasSuffix("o_proj") || linear.name.hasSuffix("down_proj") {
       layer.replaceWeights(of: linear) { store in
         // Some rows at a time, as a journal has them.
@@ -119,16 +119,21 @@ struct Fixture {
     logits = panel.elements
   }
 
-  func model(_ backend: any ComputeBackend, operands: OperandType = .float32) throws -> DecoderModel {
+  /// - Parameter other: runs the weights by another description
+  func model(
+    _ backend: any ComputeBackend, operands: OperandType = .float32, as other: ModelDescription? = nil
+  ) throws -> DecoderModel {
     try DecoderModel(
-      description, source: checkpoint, backend: backend, sequenceLength: sequenceLength, operands: operands)
+      other ?? description, source: checkpoint, backend: backend, sequenceLength: sequenceLength,
+      operands: operands)
   }
 
   /// The logits of `tokens`, all of the fixture's unless some are named.
   func logits(
-    by backend: any ComputeBackend, of tokens: [Int32]? = nil, operands: OperandType = .float32
+    by backend: any ComputeBackend, of tokens: [Int32]? = nil, operands: OperandType = .float32,
+    as other: ModelDescription? = nil
   ) throws -> [Float] {
-    let model = try model(backend, operands: operands)
+    let model = try model(backend, operands: operands, as: other)
     let states = try model.embed(tokens ?? self.tokens)
     for index in 0..<description.layerCount {
       try model.layer(index).run(states, sequenceLength: sequenceLength)

@@ -11,13 +11,13 @@ struct StageTests {
     let description = fixture.description
     for index in 0..<description.layerCount {
       let prefix = description.layerPrefix(index)
-      let names = description.layerLinears.map { prefix + $0.name + ".weight" }
+      let names = description.linears(ofLayer: index).map { prefix + $0.name + ".weight" }
       #expect(Set(names).count == names.count)
       let matrices = fixture.checkpoint.tensors.values.filter {
         $0.name.hasPrefix(prefix) && $0.shape.count == 2
       }
       #expect(Set(names) == Set(matrices.map(\.name)))
-      for linear in description.layerLinears {
+      for linear in description.linears(ofLayer: index) {
         let shape = fixture.checkpoint.shape(of: prefix + linear.name + ".weight")
         #expect(shape == [linear.outFeatures, linear.inFeatures])
         let bias = fixture.checkpoint.shape(of: prefix + linear.name + ".bias")
@@ -28,7 +28,8 @@ struct StageTests {
 
   @Test(arguments: TestFiles.models)
   func `linears of one stage read the same input`(_ name: String) throws {
-    for stage in try Fixture(name).description.stages {
+    let description = try Fixture(name).description
+    for stage in (0..<description.layerCount).flatMap({ description.stages(ofLayer: $0) }) {
       #expect(Set(stage.linears.map(\.inFeatures)).count == 1)
     }
   }
@@ -44,7 +45,7 @@ struct StageTests {
     ("falcon-40b", [["query_key_value"], ["dense_h_to_4h"], ["dense"], ["dense_4h_to_h"]]),
   ])
   func `the stages follow the arrangement of the layer`(_ name: String, _ expected: [[String]]) throws {
-    let stages = try Fixture(name).description.stages.map { stage in
+    let stages = try Fixture(name).description.stages(ofLayer: 0).map { stage in
       stage.linears.map { String($0.name.split(separator: ".").last ?? "") }
     }
     #expect(stages == expected)

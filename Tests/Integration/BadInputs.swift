@@ -155,8 +155,9 @@ extension BadInput {
     ) { bench in
       try bench.editConfiguration(["model_type": "mamba"])
     },
-    BadInput("a rope scaling that is not supported", status: 65, "yarn", "linear, llama3") { bench in
-      try bench.editConfiguration(["rope_scaling": ["rope_type": "yarn", "factor": 2]])
+    BadInput("a rope scaling that is not supported", status: 65, "xpos", "linear, llama3, yarn, longrope") {
+      bench in
+      try bench.editConfiguration(["rope_scaling": ["rope_type": "xpos", "factor": 2]])
     },
     BadInput(
       "shapes that do not fit config.json", status: 65, "model.layers.0.mlp.gate_proj.weight", "[96, 32]",

@@ -111,7 +111,8 @@ final class ResumeBench {
 
   /// With a few samples for the original model, one more than with all or none.
   var batchCount: Int {
-    calibration.batches(of: Self.batchSamples, endingAt: Self.originalSamples(test.settings)).count
+    let originalSamples = description.hasPlainOutputs ? Self.originalSamples(test.settings) : 0
+    return calibration.batches(of: Self.batchSamples, endingAt: originalSamples).count
   }
 
   /// The batches that are left to compute after so many linears, all stages and the embedding counted.
@@ -120,7 +121,7 @@ final class ResumeBench {
     var done = linears
     var stagesLeft = 0
     for layer in 0..<description.layerCount {
-      for stage in description.stages {
+      for stage in description.stages(ofLayer: layer) {
         let open = stage.linears.filter { recipe?[description.layerPrefix(layer) + $0.name] != nil }.count
         // A stage without linears that are to be quantized is passed like one that is done.
         if done < open || (stagesLeft > 0) { stagesLeft += 1 }

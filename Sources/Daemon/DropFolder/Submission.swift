@@ -75,7 +75,7 @@ public struct Submission: Sendable {
   /// Of every linear that is to be quantized: its weights, and the bits of one.
   private var weights: [(count: Int, bits: Int)] {
     (0..<model.layerCount).flatMap { index in
-      model.layerLinears.compactMap { linear in
+      model.linears(ofLayer: index).compactMap { linear in
         guard let grid = treatments[model.layerPrefix(index) + linear.name]?.gridFormat else { return nil }
         return (linear.outFeatures * linear.inFeatures, grid.bitWidth.rawValue)
       }

@@ -24,7 +24,7 @@ extension Architecture {
           heads: heads,
           keyValueHeads: heads,
           headDimension: hiddenSize / heads,
-          projection: .fused("self_attention.query_key_value"),
+          projection: .fused("self_attention.query_key_value", .groups),
           output: "self_attention.dense",
           projectionHasBias: true,
           outputHasBias: true,

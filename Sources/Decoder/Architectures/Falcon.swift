@@ -40,7 +40,7 @@ extension Architecture {
           heads: heads,
           keyValueHeads: keyValueHeads,
           headDimension: headDimension,
-          projection: .fused("self_attention.query_key_value"),
+          projection: .fused("self_attention.query_key_value", .groups),
           output: "self_attention.dense",
           projectionHasBias: hasBias,
           outputHasBias: hasBias,

@@ -1,3 +1,5 @@
+import Compute
+
 extension Architecture {
   /// LLaMA 1 to 3, and everything that kept its layer: SmolLM2, TinyLlama, Yi, …
   static let llama = Architecture(modelTypes: ["llama"]) { config in
@@ -8,20 +10,138 @@ extension Architecture {
   }
 
   static let mistral = Architecture(modelTypes: ["mistral"]) { config in
-    try .llamaLike(config, isWindowed: true)
+    let window = try config.window()
+    return try .llamaLike(config) { layer, _ in layer.attention.window = window }
+  }
+
+  /// Arcee's AFM: an MLP without a gate.
+  static let arcee = Architecture(modelTypes: ["arcee"]) { config in
+    let hasBias = try config.flag("attention_bias", default: false)
+    return try .llamaLike(
+      config, norm: .rootMeanSquare(epsilon: config.epsilon("rms_norm_eps", default: 1e-5)),
+      projectionHasBias: hasBias, outputHasBias: hasBias,
+      mlpHasBias: config.flag("mlp_bias", default: false),
+      activation: config.activation("hidden_act", default: "relu2")
+    ) { layer, _ in
+      layer.mlp.expansion = .plain(up: "mlp.up_proj")
+    }
+  }
+
+  static let seedOSS = Architecture(modelTypes: ["seed_oss"]) { config in
+    try .llamaLike(
+      config, projectionHasBias: config.flag("attention_bias", default: true),
+      outputHasBias: config.flag("attention_out_bias", default: false),
+      mlpHasBias: config.flag("mlp_bias", default: false), headDimension: 128)
+  }
+
+  /// ERNIE 4.5, dense.
+  static let ernie = Architecture(modelTypes: ["ernie4_5"]) { config in
+    let hasBias = try config.flag("use_bias", default: false)
+    return try .llamaLike(
+      config, norm: .rootMeanSquare(epsilon: config.epsilon("rms_norm_eps", default: 1e-5)),
+      projectionHasBias: hasBias, outputHasBias: hasBias, mlpHasBias: hasBias, headDimension: 128,
+      isTied: true, rotary: RotaryStyle(defaultTheta: 500_000, isInterleaved: true))
+  }
+
+  /// SmolLM3: every fourth layer knows no positions.
+  static let smolLM3 = Architecture(modelTypes: ["smollm3"]) { config in
+    let hasBias = try config.flag("attention_bias", default: false)
+    let count = try config.integer("num_hidden_layers")
+    let interval = try config.integer("no_rope_layer_interval", default: 4)
+    let listed = config.values["no_rope_layers"]?.array?.compactMap(\.int)
+    if let listed, listed.count < count {
+      throw DecoderError.unsupportedSetting(
+        key: "no_rope_layers", value: "\(listed.count) values", supported: "a value for every layer")
+    }
+    let isRotated = (0..<count).map { index in
+      listed.map { $0[index] != 0 } ?? ((index + 1) % interval != 0)
+    }
+    let window = try config.flag("use_sliding_window", default: false) ? config.window() : nil
+    let isSliding = try config.slidingLayers(count: count) { !isRotated[$0] }
+    return try .llamaLike(
+      config, projectionHasBias: hasBias, outputHasBias: hasBias,
+      mlpHasBias: config.flag("mlp_bias", default: false), isTied: true,
+      rotary: RotaryStyle(defaultTheta: 2_000_000)
+    ) { layer, index in
+      if !isRotated[index] { layer.attention.positions = .none }
+      if isSliding[index] { layer.attention.window = window }
+    }
+  }
+
+  /// IBM's Granite: factors at every junction.
+  static let granite = Architecture(modelTypes: ["granite"]) { config in
+    let hasBias = try config.flag("attention_bias", default: false)
+    let residual = try config.factor("residual_multiplier", default: 1)
+    let attention = try config.factor("attention_multiplier", default: 1)
+    var model = try ModelDescription.llamaLike(
+      config, projectionHasBias: hasBias, outputHasBias: hasBias,
+      mlpHasBias: config.flag("mlp_bias", default: false)
+    ) { layer, _ in
+      layer.residualScale = residual
+      layer.attention.scoreScale = attention
+    }
+    model.embedding.scale = try config.factor("embedding_multiplier", default: 1)
+    model.head.scale = try 1 / config.factor("logits_scaling", default: 1)
+    return model
+  }
+}
+
+extension ConfigurationReader {
+  /// A number that is multiplied or divided by.
+  func factor(_ key: String, default fallback: Double) throws(DecoderError) -> Float {
+    let value = Float(try number(key, default: fallback))
+    guard value.isFinite, value > 0 else {
+      throw .unsupportedSetting(key: key, value: "\(value)", supported: "a positive number")
+    }
+    return value
+  }
+
+  func epsilon(_ key: String, default fallback: Double) throws(DecoderError) -> Float {
+    Float(try number(key, default: fallback))
+  }
+}
+
+/// What the norms of a model have in common.
+struct NormStyle {
+  let kind: NormalizationParameters.Kind
+  let epsilon: Float
+  var hasBias = false
+  var addsOne = false
+
+  static func rootMeanSquare(epsilon: Float, addingOne addsOne: Bool = false) -> NormStyle {
+    NormStyle(kind: .rootMeanSquare, epsilon: epsilon, addsOne: addsOne)
+  }
+
+  static func layer(epsilon: Float, hasBias: Bool = true, addingOne addsOne: Bool = false) -> NormStyle {
+    NormStyle(kind: .layer, epsilon: epsilon, hasBias: hasBias, addsOne: addsOne)
+  }
+
+  func callAsFunction(_ name: String) -> NormDescription {
+    NormDescription(name: name, kind: kind, hasBias: hasBias, epsilon: epsilon, addsOne: addsOne)
   }
 }
 
 extension ModelDescription {
   /// The layer that llama made common: RMS norms before, rotary positions, grouped queries, a gated MLP.
+  /// - Parameters:
+  ///   - norm: of every norm; RMS if nil
+  ///   - normalizesHeads: whether queries and keys are normalized, each head on its own
+  ///   - activation: of the MLP, if another key than `hidden_act` names it
+  ///   - headDimension: where config.json has none, if it is not that of heads that share the hidden size
+  ///   - isTied: whether the head is that of the embeddings where config.json does not say
+  ///   - rotary: of the positions
+  ///   - change: makes of the common layer that with the given index
   static func llamaLike(
-    _ config: ConfigurationReader, projectionHasBias: Bool = false, outputHasBias: Bool = false,
-    mlpHasBias: Bool = false, normalizesHeads: Bool = false, isWindowed: Bool = false
-  ) throws(DecoderError) -> ModelDescription {
+    _ config: ConfigurationReader, norm: NormStyle? = nil,
+    projectionHasBias: Bool = false, outputHasBias: Bool = false, mlpHasBias: Bool = false,
+    normalizesHeads: Bool = false, activation: ActivationFunction? = nil, headDimension: Int? = nil,
+    isTied: Bool = false, rotary: RotaryStyle = RotaryStyle(),
+    change: (_ layer: inout LayerDescription, _ index: Int) throws -> Void = { _, _ in }
+  ) throws -> ModelDescription {
     let hiddenSize = try config.integer("hidden_size")
     let heads = try config.integer("num_attention_heads")
-    let headDimension = try config.integer("head_dim", default: hiddenSize / heads)
-    let epsilon = Float(try config.number("rms_norm_eps", default: 1e-6))
+    let headDimension = try config.integer("head_dim", default: headDimension ?? hiddenSize / heads)
+    let norm = try norm ?? .rootMeanSquare(epsilon: config.epsilon("rms_norm_eps", default: 1e-6))
     let prefix = config.prefix("model.", "", holding: "embed_tokens.weight")
     let embeddings = prefix + "embed_tokens.weight"
 
@@ -34,32 +154,35 @@ extension ModelDescription {
       output: "self_attn.o_proj",
       projectionHasBias: projectionHasBias,
       outputHasBias: outputHasBias,
-      positions: .rotary(try config.rotaryEmbedding(headDimension: headDimension)),
-      queryNorm: normalizesHeads ? .rootMeanSquare("self_attn.q_norm", epsilon: epsilon) : nil,
-      keyNorm: normalizesHeads ? .rootMeanSquare("self_attn.k_norm", epsilon: epsilon) : nil)
+      positions: .rotary(try config.rotaryEmbedding(headDimension: headDimension, rotary)),
+      queryNorm: normalizesHeads ? norm("self_attn.q_norm") : nil,
+      keyNorm: normalizesHeads ? norm("self_attn.k_norm") : nil)
     let mlp = MLPDescription(
       expansion: .gated(gate: "mlp.gate_proj", up: "mlp.up_proj"),
       down: "mlp.down_proj",
       intermediateSize: try config.integer("intermediate_size"),
-      activation: try config.activation("hidden_act", default: "silu"),
+      activation: try activation ?? config.activation("hidden_act", default: "silu"),
       hasBias: mlpHasBias)
+    let layer = LayerDescription(
+      prefix: prefix + "layers.",
+      attention: attention,
+      mlp: mlp,
+      attentionNorm: norm("input_layernorm"),
+      mlpNorm: norm("post_attention_layernorm"))
     return ModelDescription(
       modelType: try config.modelType,
       hiddenSize: hiddenSize,
-      layerCount: try config.integer("num_hidden_layers"),
       vocabularySize: try config.integer("vocab_size"),
-      maximumSequenceLength: try config.windowedSequenceLength(
-        isWindowed: isWindowed, maximum: config.integer("max_position_embeddings", default: 2_048)),
+      maximumSequenceLength: try config.integer("max_position_embeddings", default: 2_048),
       embedding: EmbeddingDescription(tokens: embeddings, width: hiddenSize),
-      layer: LayerDescription(
-        prefix: prefix + "layers.",
-        attention: attention,
-        mlp: mlp,
-        attentionNorm: .rootMeanSquare("input_layernorm", epsilon: epsilon),
-        mlpNorm: .rootMeanSquare("post_attention_layernorm", epsilon: epsilon)),
+      layers: try (0..<config.integer("num_hidden_layers")).map { index in
+        var layer = layer
+        try change(&layer, index)
+        return layer
+      },
       head: HeadDescription(
-        norm: .rootMeanSquare(prefix + "norm", epsilon: epsilon),
-        weights: try config.headWeights(embeddings: embeddings, tiedByDefault: false),
+        norm: norm(prefix + "norm"),
+        weights: try config.headWeights(embeddings: embeddings, tiedByDefault: isTied),
         width: hiddenSize))
   }
 }

@@ -6,7 +6,11 @@ struct Architecture: Sendable {
   let describe: @Sendable (ConfigurationReader) throws -> ModelDescription
 
   /// Every known family. A new one is a file beside this one and a line here.
-  static let all: [Architecture] = [.llama, .mistral, .qwen2, .qwen3, .opt, .bloom, .falcon]
+  static let all: [Architecture] = [
+    .llama, .mistral, .qwen2, .qwen3, .opt, .bloom, .falcon, .gemma, .gemma2, .gemma3, .phi3, .olmo2, .olmo3,
+    .exaone4, .smolLM3, .granite, .cohere, .cohere2, .glm4, .seedOSS, .ernie, .arcee, .stableLM, .starcoder2,
+    .nemotron, .gptNeoX,
+  ]
 }
 
 extension ModelDescription {
@@ -23,14 +27,15 @@ extension ModelDescription {
       throw DecoderError.unknownArchitecture(type, known: Self.knownModelTypes)
     }
     self = try architecture.describe(reader)
-    let attention = layer.attention
-    guard attention.headDimension > 0 else {
-      throw DecoderError.unsupportedSetting(
-        key: "head_dim", value: "\(attention.headDimension)", supported: "a positive whole number")
-    }
-    guard attention.heads % attention.keyValueHeads == 0 else {
-      throw DecoderError.inconsistentHeads(
-        heads: attention.heads, keyValueHeads: attention.keyValueHeads)
+    for attention in layers.map(\.attention) {
+      guard attention.headDimension > 0 else {
+        throw DecoderError.unsupportedSetting(
+          key: "head_dim", value: "\(attention.headDimension)", supported: "a positive whole number")
+      }
+      guard attention.heads % attention.keyValueHeads == 0 else {
+        throw DecoderError.inconsistentHeads(
+          heads: attention.heads, keyValueHeads: attention.keyValueHeads)
+      }
     }
   }
 }

@@ -1,0 +1,121 @@
+import ComputeOpenBLAS
+import Tensors
+import TestSupport
+import Testing
+
+@testable import Decoder
+
+/// What a family has beside the common layer shows in the logits of its fixture: a fixture that agrees without it would
+/// let an error through.
+struct SwitchTests {
+  struct Switch: Sendable, CustomTestStringConvertible {
+    let fixture: String
+    let what: String
+    let turnOff: @Sendable (inout ModelDescription) -> Void
+
+    init(_ fixture: String, _ what: String, _ turnOff: @escaping @Sendable (inout ModelDescription) -> Void) {
+      self.fixture = fixture
+      self.what = what
+      self.turnOff = turnOff
+    }
+
+    var testDescription: String { "\(fixture), \(what)" }
+
+    /// A switch of every layer.
+    static func layers(
+      _ fixture: String, _ what: String, _ turnOff: @escaping @Sendable (inout LayerDescription) -> Void
+    ) -> Switch {
+      Switch(fixture, what) { model in
+        for index in model.layers.indices { turnOff(&model.layers[index]) }
+      }
+    }
+
+    /// Other positions for layers that have rotary ones.
+    static func rotary(_ fixture: String, _ what: String, _ embedding: RotaryEmbedding) -> Switch {
+      layers(fixture, what) { layer in
+        if case .rotary = layer.attention.positions { layer.attention.positions = .rotary(embedding) }
+      }
+    }
+  }
+
+  private static let windowed = [
+    "mistral-window", "qwen2-window", "gemma2", "gemma3", "phi3", "olmo3", "exaone4", "cohere2", "starcoder2",
+  ]
+
+  static let switches: [Switch] =
+    windowed.flatMap { fixture in
+      [
+        Switch.layers(fixture, "no window") { $0.attention.window = nil },
+        .layers(fixture, "a wider window") { $0.attention.window = $0.attention.window.map { $0 + 1 } },
+        .layers(fixture, "a narrower window") { $0.attention.window = $0.attention.window.map { $0 - 1 } },
+      ]
+    }
+    + ["qwen2-window", "gemma2", "gemma3", "olmo3", "exaone4", "cohere2"].map { fixture in
+      Switch(fixture, "the windows of other layers") { $0.layers = $0.layers.shifted }
+    } + [
+      .layers("gemma2", "no cap of scores") { $0.attention.softcap = nil },
+      Switch("gemma2", "no cap of logits") { $0.head.softcap = nil },
+      Switch("gemma2", "embeddings as they are") { $0.embedding.scale = 1 },
+      .layers("gemma2", "scores by the head's width") { $0.attention.scoreScale = 1 / Float(8).squareRoot() },
+      .layers("gemma2", "no norms of outputs") {
+        $0.attentionOutputNorm = nil
+        $0.mlpOutputNorm = nil
+      },
+      .layers("gemma2", "weights as stored") {
+        $0.attentionNorm = .rootMeanSquare("input_layernorm", epsilon: 1e-3)
+      },
+      .layers("gemma", "another activation") { $0.mlp.activation = .silu },
+      Switch("gemma3", "the positions of other layers") { model in
+        for index in model.layers.indices {
+          model.layers[index].attention.positions =
+            model.layers[index].attention.window == nil
+            ? model.layers[0].attention.positions : model.layers[2].attention.positions
+        }
+      },
+      .layers("gemma3", "heads as they are") { $0.attention.queryNorm = nil },
+      .layers("olmo2", "no norm of outputs") { $0.mlpOutputNorm = nil },
+      Switch("smollm3", "positions in every layer") { model in
+        for index in model.layers.indices {
+          model.layers[index].attention.positions = model.layers[0].attention.positions
+        }
+      },
+      Switch("cohere2", "positions in every layer") { model in
+        for index in model.layers.indices {
+          model.layers[index].attention.positions = model.layers[0].attention.positions
+        }
+      },
+      .layers("granite", "no factor of what is added") { $0.residualScale = 1 },
+      .layers("granite", "scores by the head's width") { $0.attention.scoreScale = 0.5 },
+      Switch("granite", "logits as they are") { $0.head.scale = 1 },
+      Switch("granite", "embeddings as they are") { $0.embedding.scale = 1 },
+      Switch("cohere", "logits as they are") { $0.head.scale = 1 },
+      .rotary("llama-rope-yarn", "no scaling", RotaryEmbedding(headDimension: 8, theta: 100)),
+      .rotary("olmo3", "no scaling", RotaryEmbedding(headDimension: 4, theta: 100)),
+      .rotary("glm4", "whole heads", RotaryEmbedding(headDimension: 8, theta: 10_000, isInterleaved: true)),
+      .rotary("glm4", "pairs of halves", RotaryEmbedding(headDimension: 4, theta: 10_000)),
+      .rotary("ernie", "pairs of halves", RotaryEmbedding(headDimension: 8, theta: 100)),
+      .rotary("cohere", "pairs of halves", RotaryEmbedding(headDimension: 4, theta: 10_000)),
+      .rotary("nemotron", "whole heads", RotaryEmbedding(headDimension: 8, theta: 100)),
+      .rotary("stablelm", "whole heads", RotaryEmbedding(headDimension: 8, theta: 100)),
+      .rotary("gpt-neox", "whole heads", RotaryEmbedding(headDimension: 8, theta: 100)),
+      .rotary("phi3-longrope", "no scaling", RotaryEmbedding(headDimension: 6, theta: 100)),
+      .rotary("phi3-longrope-long", "no scaling", RotaryEmbedding(headDimension: 6, theta: 100)),
+    ]
+
+  @Test(arguments: switches)
+  func `what a family has shows in its fixture`(_ test: Switch) throws {
+    let fixture = try Fixture(test.fixture)
+    let backend = OpenBLASBackend(threads: 1)
+    var changed = fixture.description
+    test.turnOff(&changed)
+    let logits = try fixture.logits(by: backend, as: changed)
+    let difference = zip(logits, fixture.logits).map { abs($0 - $1) }.max() ?? 0
+    let largest = fixture.logits.map(abs).max() ?? 0
+    #expect(difference > 10 * 1e-4 * largest, "\(difference) of \(largest)")
+  }
+}
+
+extension [LayerDescription] {
+  /// The kinds, each one layer further.
+  fileprivate var shifted: [LayerDescription] { Array(suffix(1) + dropLast()) }
+}
