@@ -149,6 +149,46 @@ GPT_NEOX = without(SHAPE) | {
 
 
 
+# A tower of one layer for what is not text.
+SIGLIP = {
+    "model_type": "siglip_vision_model", "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1,
+    "num_attention_heads": 2, "image_size": 16, "patch_size": 8,
+}
+QWEN_VISION = {
+    "depth": 1, "hidden_size": 8, "intermediate_size": 12, "num_heads": 2, "out_hidden_size": 16, "patch_size": 4,
+    "temporal_patch_size": 1, "spatial_merge_size": 1,
+}
+MROPE = {"rope_type": "default", "mrope_section": [1, 1, 2]}
+GEMMA4 = without(GEMMA, "rope_theta") | SLIDING | {
+    "architectures": ["Gemma4ForCausalLM"],
+    "model_type": "gemma4_text",
+    "global_head_dim": 16,
+    "num_key_value_heads": 4,
+    "num_global_key_value_heads": 2,
+    "attention_k_eq_v": True,
+    "hidden_size_per_layer_input": 0,
+    "num_kv_shared_layers": 0,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "final_logit_softcapping": 3.0,
+    "rope_parameters": {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10.0},
+        "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.5, "rope_theta": 50.0},
+    },
+}
+MINISTRAL3 = without(LLAMA, "rope_theta") | {
+    "architectures": ["Ministral3ForCausalLM"],
+    "model_type": "ministral3",
+    "rope_parameters": {
+        "rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0, "original_max_position_embeddings": 32,
+        "beta_fast": 2.0, "beta_slow": 0.5, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1,
+    },
+}
+
+
+def text_config(config: dict, **changes) -> dict:
+    return without(config, "architectures", "tie_word_embeddings") | changes
+
+
 # The older spelling, `rope_theta` with `rope_scaling`, stands everywhere but in llama-rope-parameters.
 VARIANTS = {
     "llama": LLAMA_32 | {"tie_word_embeddings": False},
@@ -225,12 +265,64 @@ VARIANTS = {
     "nemotron": without(LLAMA, "rms_norm_eps")
     | {"architectures": ["NemotronForCausalLM"], "model_type": "nemotron", "norm_eps": 1e-3, "hidden_act": "relu2",
        "partial_rotary_factor": 0.5, "rope_theta": 100.0},
+    "ministral3": MINISTRAL3,
+    "gemma4": GEMMA4,
+    "gemma3-vision": {
+        "architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "mm_tokens_per_image": 4,
+        "image_token_index": 60, "boi_token_index": 61, "eoi_token_index": 62, "vision_config": SIGLIP,
+        "text_config": text_config(GEMMA3)},
+    "gemma4-vision": {
+        "architectures": ["Gemma4ForConditionalGeneration"], "model_type": "gemma4", "image_token_id": 60,
+        "audio_config": None, "text_config": text_config(GEMMA4, use_bidirectional_attention="vision"),
+        "vision_config": {
+            "model_type": "gemma4_vision", "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 4, "patch_size": 4}},
+    "gemma4-unified": {
+        "architectures": ["Gemma4UnifiedForConditionalGeneration"], "model_type": "gemma4_unified",
+        "image_token_id": 60, "audio_config": None,
+        "text_config": text_config(GEMMA4, model_type="gemma4_unified_text"),
+        "vision_config": {"model_type": "gemma4_unified_vision", "hidden_size": 8, "intermediate_size": 12}},
+    "mistral3": {
+        "architectures": ["Mistral3ForConditionalGeneration"], "model_type": "mistral3", "image_token_index": 60,
+        "tie_word_embeddings": False, "text_config": text_config(MINISTRAL3),
+        "vision_config": {
+            "model_type": "pixtral", "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "head_dim": 4, "image_size": 16, "patch_size": 4, "rope_theta": 100.0}},
+    "qwen2-5-vl": without(LLAMA, "head_dim") | {
+        "architectures": ["Qwen2_5_VLForConditionalGeneration"], "model_type": "qwen2_5_vl", "hidden_size": 32,
+        "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]}, "rope_theta": 100.0, "image_token_id": 60,
+        "video_token_id": 61, "vision_start_token_id": 62, "vision_end_token_id": 63, "use_sliding_window": False,
+        "vision_config": QWEN_VISION | {"out_hidden_size": 32, "fullatt_block_indexes": [0], "window_size": 16}},
+    "qwen3-vl": {
+        "architectures": ["Qwen3VLForConditionalGeneration"], "model_type": "qwen3_vl", "image_token_id": 60,
+        "video_token_id": 61, "vision_start_token_id": 62, "vision_end_token_id": 63, "tie_word_embeddings": True,
+        "vision_config": QWEN_VISION | {"deepstack_visual_indexes": [0], "num_position_embeddings": 16},
+        "text_config": text_config(LLAMA, model_type="qwen3_vl_text", rope_theta=100.0,
+                                   rope_scaling=MROPE | {"mrope_interleaved": True})},
     "gpt-neox": GPT_NEOX,
     "gpt-neox-sequential": GPT_NEOX | {"use_parallel_residual": False, "rotary_pct": 1.0},
     "falcon-rw": FALCON | {"alibi": True, "bias": True, "multi_query": False, "parallel_attn": False},
 }
 SHARDS = {"llama-bf16-sharded": 3}
+# Names as they were published, where transformers writes others.
+PUBLISHED_NAMES = {
+    "gemma3-vision": {"model.language_model.": "language_model.model.", "model.": ""},
+    "mistral3": {"model.language_model.": "language_model.model.", "lm_head.": "language_model.lm_head.", "model.": ""},
+    "qwen2-5-vl": {"model.language_model.": "model.", "model.visual.": "visual."},
+}
 DTYPES = {"llama-bf16-sharded": torch.bfloat16}
+
+
+def published_name(variant: str, name: str) -> str:
+    for prefix, other in PUBLISHED_NAMES.get(variant, {}).items():
+        if name.startswith(prefix):
+            return other + name.removeprefix(prefix)
+    return name
+
+
+def auto_class(config: dict):
+    is_wrapped = "vision_config" in config
+    return transformers.AutoModelForImageTextToText if is_wrapped else transformers.AutoModelForCausalLM
 
 
 def randomize(model: torch.nn.Module) -> None:
@@ -266,7 +358,7 @@ def load(folder: Path) -> torch.nn.Module:
     """The checkpoint as any client reads it; a name that does not match is an error."""
     # Falcon's eager attention in transformers 5.23 adds alibi twice; its default, sdpa, as the model was trained.
     attention = "sdpa" if folder.name == "falcon-rw" else "eager"
-    model, report = transformers.AutoModelForCausalLM.from_pretrained(
+    model, report = auto_class(VARIANTS[folder.name]).from_pretrained(
         folder, dtype=torch.float32, attn_implementation=attention, output_loading_info=True
     )
     if report["missing_keys"] or report["unexpected_keys"] or report["mismatched_keys"]:
@@ -277,7 +369,12 @@ def load(folder: Path) -> torch.nn.Module:
 def require_live_parameters(model: torch.nn.Module, logits: torch.Tensor, variant: str) -> None:
     """Stops if the logits do not depend on some tensor: such a fixture would let an error through."""
     (logits * torch.randn_like(logits)).sum().backward()
-    dead = {name for name, parameter in model.named_parameters() if parameter.grad.abs().max() < 1e-3}
+    # Towers beside the text model have no part in the logits of text.
+    text = {
+        name: parameter for name, parameter in model.named_parameters()
+        if not any(part in name for part in ["vision", "visual", "multi_modal", "audio"])
+    }
+    dead = {name for name, parameter in text.items() if parameter.grad is None or parameter.grad.abs().max() < 1e-3}
     if variant.startswith("opt"):
         # Without rotary positions a key bias adds the same to all of a query's scores.
         dead = {name for name in dead if not name.endswith("k_proj.bias")}
@@ -293,13 +390,20 @@ def make(variant: str, root: Path) -> None:
     folder.mkdir(parents=True)
     write_json(VARIANTS[variant] | {"torch_dtype": str(dtype).removeprefix("torch.")}, folder / "config.json")
 
-    model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.from_pretrained(folder))
+    model = auto_class(VARIANTS[variant]).from_config(transformers.AutoConfig.from_pretrained(folder))
     randomize(model)
+    for name, buffer in model.named_buffers():
+        if name.endswith("layer_scalar"):
+            buffer.fill_(0.5 + torch.rand(1).item())
     tensors = {name: parameter.data.to(dtype) for name, parameter in model.named_parameters()}
+    tensors |= {name: buffer for name, buffer in model.state_dict().items() if name.endswith("layer_scalar")}
+    tensors = {published_name(variant, name): tensor.contiguous() for name, tensor in tensors.items()}
     write_weights(tensors, folder, SHARDS.get(variant, 1))
 
     model = load(folder)
-    input_ids = torch.randint(model.config.vocab_size, (2, 17))
+    # Of wrapped models none that stands for a picture.
+    text = model.config.get_text_config()
+    input_ids = torch.randint(text.vocab_size - (4 if text is not model.config else 0), (2, 17))
     logits = model(input_ids).logits
     require_live_parameters(model, logits, variant)
     save_file({"input_ids": input_ids, "logits": logits.detach()}, folder / "expected.safetensors")

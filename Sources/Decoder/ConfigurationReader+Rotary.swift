@@ -11,8 +11,12 @@ extension ConfigurationReader {
     if let layerType = style.layerType, let own = settings[layerType] { settings = own }
     let rope = RopeSettings(values: settings)
     let theta = try rope.number("rope_theta", default: number("rope_theta", default: style.defaultTheta))
-    let share = try rope.number(
-      "partial_rotary_factor", default: number("partial_rotary_factor", default: style.partial ?? 1))
+    // A proportional scaling is for whole heads, of which it leaves pairs where they are.
+    let share =
+      rope.kind == "proportional"
+      ? 1
+      : try rope.number(
+        "partial_rotary_factor", default: number("partial_rotary_factor", default: style.partial ?? 1))
     guard style.partial != nil ? share > 0 && share <= 1 : share == 1 else {
       throw .unsupportedSetting(
         key: "partial_rotary_factor", value: "\(share)",
@@ -35,6 +39,8 @@ extension ConfigurationReader {
   private func scaling(_ rope: RopeSettings, pairs: Int) throws(DecoderError) -> RotaryEmbedding.Scaling {
     switch rope.kind {
     case "default": return .none
+    // Of text, all three positions of a token are the same.
+    case "mrope" where isWrapped: return .none
     case "linear": return .linear(factor: try rope.required("factor"))
     case "llama3":
       return .llama3(
@@ -59,6 +65,10 @@ extension ConfigurationReader {
           short: try rope.divisors("short_factor", count: pairs),
           long: try rope.divisors("long_factor", count: pairs), originalPositions: Int(original),
           attentionFactor: try rope.number("attention_factor", default: suggested)))
+    case "proportional":
+      return .proportional(
+        share: try rope.number("partial_rotary_factor", default: 1),
+        factor: try rope.number("factor", default: 1))
     default:
       throw .unsupportedSetting(
         key: "rope_scaling.rope_type", value: rope.kind, supported: "default, linear, llama3, yarn, longrope")

@@ -4,9 +4,40 @@ import Tensors
 
 /// Typed access to config.json for the declarations of the families.
 struct ConfigurationReader {
-  let values: JSONValue
+  private(set) var values: JSONValue
+  /// Whether the text model is one of several towers.
+  private(set) var isWrapped = false
   /// Whether the checkpoint has a tensor of this name: some exports leave out a model's outer prefix.
   let hasTensor: (String) -> Bool
+
+  init(values: JSONValue, hasTensor: @escaping (String) -> Bool) {
+    self.values = values
+    self.hasTensor = hasTensor
+  }
+
+  /// The reader of `text_config`; some checkpoints have its keys among the model's own.
+  /// - Parameter types: what `model_type` may say there
+  func textModel(_ types: [String]) throws(DecoderError) -> ConfigurationReader {
+    var reader = self
+    reader.isWrapped = true
+    guard var text = values["text_config"]?.object else { return reader }
+    if let type = text["model_type"]?.string, !types.contains(type) {
+      throw .unsupportedSetting(
+        key: "text_config.model_type", value: type, supported: types.joined(separator: ", "))
+    }
+    for key in ["dtype", "torch_dtype", "tie_word_embeddings"] where text[key] == nil {
+      text[key] = values[key]
+    }
+    reader.values = .object(text)
+    return reader
+  }
+
+  /// The same with values for keys that are missing.
+  func filled(with defaults: [String: JSONValue]) -> ConfigurationReader {
+    var reader = self
+    reader.values = .object(defaults.merging(values.object ?? [:]) { $1 })
+    return reader
+  }
 
   var modelType: String {
     get throws(DecoderError) {
@@ -91,7 +122,8 @@ struct ConfigurationReader {
     _ name: String? = nil, embeddings: String, tiedByDefault: Bool
   ) throws(DecoderError) -> String {
     let isTied = try flag("tie_word_embeddings", default: tiedByDefault)
-    for name in [name, "lm_head.weight"].compactMap({ $0 }) where hasTensor(name) { return name }
+    let names = [name, "lm_head.weight", "language_model.lm_head.weight"].compactMap { $0 }
+    if let name = names.first(where: hasTensor) { return name }
     guard isTied else { throw .noHead }
     return embeddings
   }

@@ -41,6 +41,9 @@ public final class DecoderLayer {
   private let mlpOutputNorm: NormalizationParameters?
   private let queryNorm: NormalizationParameters?
   private let keyNorm: NormalizationParameters?
+  private let valueNorm: NormalizationParameters?
+  /// A factor of the residual stream after the layer.
+  private let outputScale: Float
 
   /// Reads the layer's norms and biases.
   /// - Throws: errors of the source for a missing tensor, a wrong shape, or a value that is not finite.
@@ -69,6 +72,11 @@ public final class DecoderLayer {
     mlpOutputNorm = try norm(description.mlpOutputNorm, size: model.hiddenSize)
     queryNorm = try norm(attention.queryNorm, size: attention.queryNormSize)
     keyNorm = try norm(attention.keyNorm, size: attention.keyNormSize)
+    valueNorm = attention.valueNormEpsilon.map {
+      NormalizationParameters(
+        kind: .rootMeanSquare, weight: [Float](repeating: 1, count: attention.headDimension), epsilon: $0)
+    }
+    outputScale = try description.outputScale.map { try source.vector("\(prefix)\($0)", count: 1)[0] } ?? 1
     var biases: [String: [Float]] = [:]
     for linear in stages.flatMap(\.linears) where linear.hasBias {
       biases[linear.name] = try source.vector("\(prefix)\(linear.name).bias", count: linear.outFeatures)
@@ -175,6 +183,7 @@ public final class DecoderLayer {
         state.context = nil
       case .contraction:
         addToResidual(.contraction, input, norm: .mlp, outputNorm: mlpOutputNorm, &state)
+        if outputScale != 1 { backend.scale(state.residual, by: outputScale) }
         state.intermediate = nil
       }
     }
@@ -197,10 +206,16 @@ public final class DecoderLayer {
     let projections =
       switch attention.projection {
       case .separate(let query, let key, let value): [query, key, value]
+      case .sharedKeyValue(let query, let key): [query, key]
       case .fused(let name, _): [name]
       }
-    run(projections, on: input, into: [queries, keys, values])
-    for (states, norm) in [(queries, queryNorm), (keys, keyNorm)] {
+    if case .sharedKeyValue = attention.projection {
+      run(projections, on: input, into: [queries, keys])
+      backend.copy(keys, into: values)
+    } else {
+      run(projections, on: input, into: [queries, keys, values])
+    }
+    for (states, norm) in [(queries, queryNorm), (keys, keyNorm), (values, valueNorm)] {
       guard let norm else { continue }
       let heads = states.reshaped(rows: states.count / norm.weight.count, columns: norm.weight.count)
       backend.normalize(heads, norm, into: heads)

@@ -159,6 +159,8 @@ public struct LayerDescription: Sendable {
   var mlpOutputNorm: NormDescription?
   /// A factor of what a block adds to the residual stream.
   var residualScale: Float = 1
+  /// A tensor of one value, by which the residual stream is multiplied after the layer.
+  var outputScale: String?
   var placement: NormPlacement
   var arrangement: Arrangement
 
@@ -181,6 +183,8 @@ struct AttentionDescription: Sendable {
   /// The linears that make queries, keys and values.
   enum Projection: Sendable {
     case separate(query: String, key: String, value: String)
+    /// Values are keys before their norm.
+    case sharedKeyValue(query: String, key: String)
     /// One matrix.
     case fused(String, FusedRows)
   }
@@ -217,6 +221,8 @@ struct AttentionDescription: Sendable {
   var keyNorm: NormDescription?
   /// Whether they are over all heads together, and not over each.
   var normalizesWhole = false
+  /// The epsilon of an RMS norm of every head of values, without weights.
+  var valueNormEpsilon: Float?
 
   init(
     heads: Int, keyValueHeads: Int, headDimension: Int, projection: Projection, output: String,

@@ -31,6 +31,7 @@ extension ModelDescription {
     for norm in [layer.attentionNorm, layer.mlpNorm, layer.attentionOutputNorm, layer.mlpOutputNorm] {
       tensors += norm?.tensors(prefix: prefix, size: hiddenSize) ?? []
     }
+    if let scale = layer.outputScale { tensors.append(("\(prefix)\(scale)", [1])) }
     let attention = layer.attention
     tensors += attention.queryNorm?.tensors(prefix: prefix, size: attention.queryNormSize) ?? []
     tensors += attention.keyNorm?.tensors(prefix: prefix, size: attention.keyNormSize) ?? []

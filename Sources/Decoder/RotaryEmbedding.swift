@@ -34,6 +34,10 @@ struct RotaryEmbedding: Sendable, Hashable {
     case .yarn(let yarn):
       frequencies = yarn.apply(to: plain, theta: theta).map { Float($0) }
       factor = yarn.attentionFactor
+    case .proportional(let share, let divisor):
+      let turning = Int(share * Double(headDimension) / 2)
+      frequencies = plain.enumerated().map { Float($0 < turning ? $1 / divisor : 0) }
+      factor = 1
     default:
       frequencies = plain.map { Float(scaling.apply(to: $0)) }
       factor = 1
@@ -47,12 +51,14 @@ struct RotaryEmbedding: Sendable, Hashable {
     case linear(factor: Double)
     /// Llama 3.1: long wavelengths divided by a factor, short ones kept, a ramp between.
     case llama3(factor: Double, lowFrequency: Double, highFrequency: Double, originalPositions: Double)
+    /// A share of the pairs turns, the first ones, by frequencies of the whole head, divided by a factor.
+    case proportional(share: Double, factor: Double)
     case yarn(Yarn)
     case longrope(LongRope)
 
     func apply(to frequency: Double) -> Double {
       switch self {
-      case .none, .yarn, .longrope: return frequency
+      case .none, .yarn, .longrope, .proportional: return frequency
       case .linear(let factor): return frequency / factor
       case .llama3(let factor, let low, let high, let originalPositions):
         let turns = originalPositions * frequency / (2 * Double.pi)

@@ -120,6 +120,7 @@ extension LayerDescription {
         switch attention.projection {
         case .separate(let queryName, let keyName, let valueName):
           [(queryName, query), (keyName, key), (valueName, key)]
+        case .sharedKeyValue(let queryName, let keyName): [(queryName, query), (keyName, key)]
         case .fused(let name, _): [(name, query + 2 * key)]
         }
       return outputs.map { name, outFeatures in

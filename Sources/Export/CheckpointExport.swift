@@ -22,6 +22,7 @@ public final class CheckpointExport: Sendable {
   private let quantized: [String: LinearDescription]
   private let outputs: [Output]
   private let leftOut: Set<String>
+  private let towers: [String]
 
   /// Bytes of a tensor that are copied at once.
   private static let chunkByteCount = 1 << 23
@@ -41,11 +42,13 @@ public final class CheckpointExport: Sendable {
   ///   - directory: An existing directory, empty as far as names of checkpoint files go.
   ///   - shardSizeLimit: Bytes of tensors in one shard.
   ///   - leftOut: Names of files in the source that are not part of the model.
+  ///   - towers: Parts of modules' names below which nothing is quantized.
   /// - Throws: ``ExportError`` if a format cannot hold a linear or if the source lacks one;
   ///   ``FileError`` if the files cannot be made.
   public init(
     source: CheckpointReader, linears: [LinearDescription], formats: [OutputFormatName],
-    directory: String, shardSizeLimit: Int = 5_000_000_000, leavingOut leftOut: Set<String> = []
+    directory: String, shardSizeLimit: Int = 5_000_000_000, leavingOut leftOut: Set<String> = [],
+    besides towers: [String] = []
   ) throws {
     precondition(!formats.isEmpty && Set(formats).count == formats.count, "each format once")
     precondition(Set(linears.map(\.name)).count == linears.count, "a linear is described twice")
@@ -56,6 +59,7 @@ public final class CheckpointExport: Sendable {
     self.source = source
     self.linears = linears
     self.leftOut = leftOut
+    self.towers = towers
     self.quantized = Dictionary(uniqueKeysWithValues: quantized.map { ($0.name, $0) })
     var outputs: [Output] = []
     for name in formats {
@@ -205,7 +209,9 @@ public final class CheckpointExport: Sendable {
     var configuration = source.configuration.object ?? [:]
     var files: [String: JSONValue] = [:]
     configuration["quantization_config"] = nil
-    if var quantization = output.format.quantizationConfiguration(of: linears)?.object {
+    if var quantization = output.format.quantizationConfiguration(of: linears, besides: towers)?
+      .object
+    {
       if output.outlierWriter != nil { quantization["outliers"] = OutlierFile.configuration }
       configuration["quantization_config"] = .object(quantization)
       files = output.format.files(configuration: .object(quantization))

@@ -5,7 +5,15 @@ enum ModulePattern {
 
   /// A target for the module `name` alone. Checkpoints of some families leave the outermost prefix of
   /// their modules' names away (`h.0.mlp` for `transformer.h.0.mlp`), so one may stand before it.
-  static func matching(_ name: String) -> String {
+  static func matching(_ name: String) -> String { "\(marker)(.*\\.)?\(escaped(name))$" }
+
+  /// A target for all modules that stand below one of the name `tower`, wherever that stands: programs that load a
+  /// checkpoint move its towers.
+  static func matching(tower: String) -> String { marker + expression(tower: tower) }
+
+  static func expression(tower: String) -> String { "(.*\\.)?\(escaped(tower))\\..*" }
+
+  private static func escaped(_ name: String) -> String {
     var pattern = ""
     for scalar in name.unicodeScalars {
       if !scalar.properties.isAlphabetic && !("0"..."9" ~= scalar) && scalar != "_" && scalar != "-" {
@@ -13,7 +21,7 @@ enum ModulePattern {
       }
       pattern.unicodeScalars.append(scalar)
     }
-    return "\(marker)(.*\\.)?\(pattern)$"
+    return pattern
   }
 
   /// How well `target` fits a linear: its name best, then a pattern, then the class. nil: not at all.

@@ -45,7 +45,8 @@ public protocol OutputFormat: Sendable {
   func write(_ linear: QuantizedLinear, modelType: DType, to writer: CheckpointWriter) throws
 
   /// `quantization_config` for config.json; nil for a checkpoint like any other.
-  func quantizationConfiguration(of linears: [LinearDescription]) -> JSONValue?
+  /// - Parameter towers: parts of modules' names whose linears stay as they are
+  func quantizationConfiguration(of linears: [LinearDescription], besides towers: [String]) -> JSONValue?
 
   /// Further files that loaders of the format look for, by name.
   func files(configuration: JSONValue) -> [String: JSONValue]

@@ -20,6 +20,30 @@ extension QuantizationRun {
     }
   }
 
+  /// What stands in the checkpoint beside the model that is quantized, and is no linear of it: other towers by the first
+  /// part of their names, and linears of layers that config.json does not count.
+  var others: (towers: [String], linears: [LinearDescription]) {
+    let required = Set(description.requiredTensors.map(\.name))
+    var towers: Set<String> = []
+    var linears: [LinearDescription] = []
+    for name in checkpoint.tensorNames where name.hasSuffix(".weight") && !required.contains(name) {
+      guard let shape = checkpoint.shape(of: name), shape.count > 1 else { continue }
+      var parts = name.split(separator: ".")
+      if parts.first == "model" { parts.removeFirst() }
+      switch parts.first {
+      case nil, "lm_head", "embed_out": continue
+      case "layers", "language_model", "transformer", "decoder", "h":
+        guard shape.count == 2 else { continue }
+        linears.append(
+          LinearDescription(
+            name: String(name.dropLast(7)), outFeatures: shape[0], inFeatures: shape[1], gridFormat: nil,
+            hasBias: false))
+      case .some(let tower): towers.insert(String(tower))
+      }
+    }
+    return (towers.sorted(), linears)
+  }
+
   var cachePath: String {
     let directory = request.cacheDirectory ?? FileSystem.parent(of: request.output)
     return FileSystem.join(directory, ".\(FileSystem.name(of: request.output)).activations.mdb")

@@ -18,7 +18,7 @@ public final class QuantizationRun: Sendable {
   public let request: QuantizationRequest
   public let description: ModelDescription
   public let plan: MemoryPlan
-  private let checkpoint: CheckpointReader
+  let checkpoint: CheckpointReader
   private let source: SourceFiles
   let backend: any ComputeBackend
   private let modelType: DType
@@ -118,8 +118,10 @@ public final class QuantizationRun: Sendable {
     defer { unpublished.withLock { ($0.output, $0.cache) = (nil, nil) } }
     let linears = exportedLinears
     let export = try CheckpointExport(
-      source: checkpoint, linears: linears, formats: request.formats, directory: staging.path,
-      shardSizeLimit: request.shardSizeLimit, leavingOut: [FileSystem.name(of: request.calibrationSource)])
+      source: checkpoint, linears: linears + others.linears, formats: request.formats,
+      directory: staging.path,
+      shardSizeLimit: request.shardSizeLimit, leavingOut: [FileSystem.name(of: request.calibrationSource)],
+      besides: others.towers)
     if let request = request.resume, let journal, journal.head == nil {
       try journal.begin(
         ResumeJournal.Head(

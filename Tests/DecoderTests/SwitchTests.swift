@@ -39,7 +39,8 @@ struct SwitchTests {
   }
 
   private static let windowed = [
-    "mistral-window", "qwen2-window", "gemma2", "gemma3", "phi3", "olmo3", "exaone4", "cohere2", "starcoder2",
+    "mistral-window", "qwen2-window", "gemma2", "gemma3", "gemma4", "phi3", "olmo3", "exaone4", "cohere2",
+    "starcoder2",
   ]
 
   static let switches: [Switch] =
@@ -73,6 +74,15 @@ struct SwitchTests {
         }
       },
       .layers("gemma3", "heads as they are") { $0.attention.queryNorm = nil },
+      .layers("gemma4", "values as they are") { $0.attention.valueNormEpsilon = nil },
+      .layers("gemma4", "no factor of the layer") { $0.outputScale = nil },
+      .layers("gemma4", "scaled scores") { $0.attention.scoreScale = 0.35 },
+      Switch("gemma4", "whole heads turn") { model in
+        for index in [1, 3] {
+          model.layers[index].attention.positions = .rotary(RotaryEmbedding(headDimension: 16, theta: 50))
+        }
+      },
+      .rotary("ministral3", "no scaling", RotaryEmbedding(headDimension: 8, theta: 100)),
       .layers("olmo2", "no norm of outputs") { $0.mlpOutputNorm = nil },
       Switch("smollm3", "positions in every layer") { model in
         for index in model.layers.indices {

@@ -92,7 +92,7 @@ struct FormatTests {
   @Test func `the compressed-tensors configuration has the keys of the format`() throws {
     let format = GridFormat(bitWidth: .three, groupSize: .columns(32), isSymmetric: false)
     let configuration = try #require(
-      CompressedTensorsFormat().quantizationConfiguration(of: descriptions(format)))
+      CompressedTensorsFormat().quantizationConfiguration(of: descriptions(format), besides: []))
     let expected: JSONValue = [
       "quant_method": "compressed-tensors", "format": "pack-quantized",
       "quantization_status": "compressed", "version": "0.18.0", "ignore": ["lm_head"],
@@ -114,7 +114,7 @@ struct FormatTests {
     linears[1].gridFormat = nil
     linears[2].gridFormat?.bitWidth = .eight
     let configuration = try #require(
-      CompressedTensorsFormat().quantizationConfiguration(of: linears))
+      CompressedTensorsFormat().quantizationConfiguration(of: linears, besides: []))
     let groups = try #require(configuration["config_groups"]?.object)
     #expect(groups.count == 2)
     #expect(groups["group_1"]?["weights"]?["num_bits"] == 8)
@@ -128,13 +128,28 @@ struct FormatTests {
     #expect(ignored.count == 2 && ModulePattern.rank(of: ignored[1], for: linears[1].name) == 1)
   }
 
+  @Test func `towers beside the text model are left alone, wherever a program moves them`() throws {
+    let linears = descriptions(GridFormat(bitWidth: .four, groupSize: .channel, isSymmetric: true))
+    let packed = CompressedTensorsFormat().quantizationConfiguration(of: linears, besides: ["vision_tower"])
+    let gptq = GPTQFormat(version: .two).quantizationConfiguration(of: linears, besides: ["vision_tower"])
+    let target = try #require(packed?["ignore"]?.array?.last?.string)
+    for name in ["vision_tower.a.fc1", "model.vision_tower.a.fc1"] {
+      #expect(ModulePattern.rank(of: target, for: name) == 1)
+    }
+    for name in ["a.my_vision_tower.fc1", "vision_tower", linears[0].name] {
+      #expect(ModulePattern.rank(of: target, for: name) == nil)
+    }
+    // A minus before what takes a module out.
+    #expect(gptq?["dynamic"] == .object(["-:\(target.dropFirst(3))": .object([:])]))
+  }
+
   @Test(arguments: [(GPTQFormat.Version.one, "gptq"), (.two, "gptq_v2")])
   func `the GPTQ configuration has the keys of the format`(
     version: GPTQFormat.Version, notation: String
   ) throws {
     let format = GridFormat(bitWidth: .four, groupSize: .channel, isSymmetric: true)
     let configuration = try #require(
-      GPTQFormat(version: version).quantizationConfiguration(of: descriptions(format)))
+      GPTQFormat(version: version).quantizationConfiguration(of: descriptions(format), besides: []))
     #expect(configuration["quant_method"] == "gptq")
     #expect(configuration["checkpoint_format"] == .string(notation))
     #expect(configuration["bits"] == 4 && configuration["group_size"] == -1)

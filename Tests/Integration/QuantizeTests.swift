@@ -216,6 +216,38 @@ struct QuantizeTests {
     }
   }
 
+  @Test func `what stands beside the text model is copied, and said to be left alone`() throws {
+    let bench = try Workbench("gemma3-vision")
+    // A layer that config.json does not count, as those that predict further tokens.
+    let source = try CheckpointReader(directory: bench.model)
+    let extra = "language_model.model.layers.4.eh_proj.weight"
+    let bytes = tensorFile(
+      header: #"{"\#(extra)":{"dtype":"F32","shape":[1,2],"data_offsets":[0,8]}}"#,
+      data: [UInt8](repeating: 1, count: 8))
+    try FileManager.default.moveItem(
+      atPath: bench.model + "/model.safetensors", toPath: bench.model + "/model-00001-of-00002.safetensors")
+    try Data(bytes).write(to: URL(fileURLWithPath: bench.model + "/model-00002-of-00002.safetensors"))
+    try bench.report()
+    let result = try CheckpointReader(directory: bench.output)
+    let towers = source.tensorNames.filter { $0.hasPrefix("vision_tower.") || $0.hasPrefix("multi_modal") }
+    #expect(towers.count > 10)
+    for name in towers + [extra] {
+      let count = try #require(result.tensors[name]).byteRange.count
+      if name == extra { continue }
+      let copies = try [source, result].map { reader in
+        try reader.withBytes(of: name, 0..<count) { bytes in unsafe bytes.withUnsafeBytes { unsafe Array($0) }
+        }
+      }
+      #expect(copies[0] == copies[1], "\(name)")
+    }
+    #expect(result.tensors["language_model.model.layers.0.self_attn.q_proj.weight_packed"] != nil)
+    let ignored = try JSONValue(contentsOf: bench.output + "/config.json")["quantization_config"]?["ignore"]
+    #expect(
+      ignored == [
+        "lm_head", #"re:(.*\.)?language_model\.model\.layers\.4\.eh_proj$"#, #"re:(.*\.)?vision_tower\..*"#,
+      ])
+  }
+
   @Test func `several formats stand in directories of their names, the report above them`() throws {
     let bench = try Workbench()
     bench.options = ["--format", "gptq", "--format", "dense"]

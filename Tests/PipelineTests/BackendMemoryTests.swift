@@ -17,7 +17,8 @@ struct BackendMemoryTests {
   static let cases = [
     ResumeCase("llama-bf16-sharded"), ResumeCase("qwen3"), ResumeCase("opt-pre"),
     ResumeCase("opt-post-350m"), ResumeCase("bloom"), ResumeCase("falcon-7b"), ResumeCase("falcon-40b"),
-    ResumeCase("gemma2"), ResumeCase("granite"), ResumeCase("phi3"), ResumeCase("cohere2"),
+    ResumeCase("gemma2"), ResumeCase("gemma4-vision"), ResumeCase("granite"), ResumeCase("phi3"),
+    ResumeCase("cohere2"),
     ResumeCase("llama", "groups") { $0.groupSize = 16 },
     ResumeCase("llama", "symmetric") { $0.symmetric = true },
     ResumeCase("llama", "rtn") { $0.solver = .rtn },

@@ -12,7 +12,7 @@ struct ResumeTests {
     ResumeCase("opt-pre"),
     ResumeCase("llama-bf16-sharded") { $0.formats = [.gptq, .dense] },
     ResumeCase("llama-bf16-sharded", "exact") { $0.precision = .exact },
-    ResumeCase("gemma3"),
+    ResumeCase("gemma4"),
     ResumeCase("cohere2"),
     ResumeCase("llama", "layer") { $0.target = .layer },
     ResumeCase("llama", "original, all samples") { $0.targetShare = 1 },

@@ -18,12 +18,20 @@ extension Architecture {
     let window = try config.window(default: 4_096)
     return try .gemmaLike(config, capsByDefault: true) { layer, index in
       layer.attention.window = isSliding[index] ? window : nil
-      try config.addBlockNorms(to: &layer)
+      layer.attention.scoreScale = try 1 / config.factor("query_pre_attn_scalar", default: 256).squareRoot()
+      layer.addBlockNorms(try config.gemmaNorm())
     }
   }
 
   /// Gemma 3's text model: heads normalized, positions of their own in layers that see all.
-  static let gemma3 = Architecture(modelTypes: ["gemma3_text"]) { config in
+  static let gemma3 = Architecture(
+    modelTypes: ["gemma3_text"], wrappers: ["gemma3": ["gemma3_text"]]
+  ) { config in
+    // Published without what the code has as defaults.
+    let config = config.filled(with: [
+      "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 262_208,
+      "max_position_embeddings": 131_072,
+    ])
     let count = try config.integer("num_hidden_layers")
     let pattern = try config.integer("sliding_window_pattern", default: 6)
     let isSliding = try config.slidingLayers(count: count) { ($0 + 1) % pattern != 0 }
@@ -33,30 +41,74 @@ extension Architecture {
       layer.attention.positions = .rotary(
         try config.gemma3Rotary(
           headDimension: layer.attention.headDimension, isSliding: isSliding[index]))
-      try config.addBlockNorms(to: &layer)
+      layer.attention.scoreScale = try 1 / config.factor("query_pre_attn_scalar", default: 256).squareRoot()
+      layer.addBlockNorms(try config.gemmaNorm())
+    }
+  }
+}
+
+extension Architecture {
+  /// Gemma 4, dense: layers that see all have wider heads of their own number, whose keys are their values, too.
+  static let gemma4 = Architecture(
+    modelTypes: ["gemma4_text"],
+    wrappers: ["gemma4": ["gemma4_text"], "gemma4_unified": ["gemma4_unified_text"]]
+  ) { config in
+    for (key, value) in [("hidden_size_per_layer_input", 0), ("num_kv_shared_layers", 0)] {
+      guard config.values[key]?.int ?? value == value || config.values[key] == .null else {
+        throw DecoderError.unsupportedSetting(
+          key: key, value: config.values[key]?.compactText ?? "", supported: "\(value)")
+      }
+    }
+    try config.require("enable_moe_block", false, default: false)
+    let count = try config.integer("num_hidden_layers")
+    var isSliding = try config.slidingLayers(count: count) { ($0 + 1) % 6 != 0 }
+    isSliding[count - 1] = false
+    let window = try config.window(default: 512)
+    let wideDimension = try config.integer("global_head_dim", default: 512)
+    let sharesKeys = try config.flag("attention_k_eq_v", default: false)
+    let epsilon = try config.epsilon("rms_norm_eps", default: 1e-6)
+    return try .gemmaLike(
+      config, norm: .rootMeanSquare(epsilon: epsilon), normalizesHeads: true
+    ) { layer, index in
+      if isSliding[index] {
+        layer.attention.window = window
+      } else {
+        layer.attention.headDimension = wideDimension
+        if sharesKeys {
+          layer.attention.projection = .sharedKeyValue(query: "self_attn.q_proj", key: "self_attn.k_proj")
+          layer.attention.keyValueHeads = try config.integer(
+            "num_global_key_value_heads", default: layer.attention.keyValueHeads)
+        }
+      }
+      layer.attention.positions = .rotary(
+        try config.gemma4Rotary(
+          headDimension: layer.attention.headDimension, isSliding: isSliding[index]))
+      layer.attention.scoreScale = 1
+      layer.attention.valueNormEpsilon = epsilon
+      layer.outputScale = "layer_scalar"
+      layer.addBlockNorms(.rootMeanSquare(epsilon: epsilon))
     }
   }
 }
 
 extension ModelDescription {
   fileprivate static func gemmaLike(
-    _ config: ConfigurationReader, normalizesHeads: Bool = false, capsByDefault: Bool = false,
+    _ config: ConfigurationReader, norm: NormStyle? = nil, normalizesHeads: Bool = false,
+    capsByDefault: Bool = false,
     change: (inout LayerDescription, Int) throws -> Void
   ) throws -> ModelDescription {
-    try config.require("use_bidirectional_attention", false, default: false)
+    // "vision" is for tokens of pictures alone.
+    if config.values["use_bidirectional_attention"]?.string != "vision" {
+      try config.require("use_bidirectional_attention", false, default: false)
+    }
     let hasBias = try config.flag("attention_bias", default: false)
-    let hasQueryScale = try config.modelType != "gemma"
     let softcap = try config.cap("attn_logit_softcapping", default: capsByDefault ? 50 : nil)
     var model = try llamaLike(
-      config, norm: config.gemmaNorm(), projectionHasBias: hasBias, outputHasBias: hasBias,
+      config, norm: norm ?? config.gemmaNorm(), projectionHasBias: hasBias, outputHasBias: hasBias,
       normalizesHeads: normalizesHeads,
       activation: config.activation("hidden_activation", default: "gelu_pytorch_tanh"), headDimension: 256,
       isTied: true
     ) { layer, index in
-      if hasQueryScale {
-        layer.attention.scoreScale =
-          1 / (try config.factor("query_pre_attn_scalar", default: 256)).squareRoot()
-      }
       layer.attention.softcap = softcap
       try change(&layer, index)
     }
@@ -79,11 +131,15 @@ extension ConfigurationReader {
     return try factor(key, default: 1)
   }
 
-  fileprivate func addBlockNorms(to layer: inout LayerDescription) throws {
-    let norm = try gemmaNorm()
-    layer.attentionOutputNorm = norm("post_attention_layernorm")
-    layer.mlpNorm = norm("pre_feedforward_layernorm")
-    layer.mlpOutputNorm = norm("post_feedforward_layernorm")
+  fileprivate func gemma4Rotary(headDimension: Int, isSliding: Bool) throws(DecoderError) -> RotaryEmbedding {
+    let type = isSliding ? "sliding_attention" : "full_attention"
+    guard values["rope_parameters"]?[type] == nil else {
+      return try rotaryEmbedding(headDimension: headDimension, RotaryStyle(layerType: type))
+    }
+    return isSliding
+      ? RotaryEmbedding(headDimension: headDimension, theta: 10_000)
+      : RotaryEmbedding(
+        headDimension: headDimension, theta: 1_000_000, scaling: .proportional(share: 0.25, factor: 1))
   }
 
   /// An entry of `rope_parameters` for every kind of layer, or, as published, a theta of their own for layers with a
@@ -97,5 +153,13 @@ extension ConfigurationReader {
     }
     return RotaryEmbedding(
       headDimension: headDimension, theta: try number("rope_local_base_freq", default: 10_000))
+  }
+}
+
+extension LayerDescription {
+  fileprivate mutating func addBlockNorms(_ norm: NormStyle) {
+    attentionOutputNorm = norm("post_attention_layernorm")
+    mlpNorm = norm("pre_feedforward_layernorm")
+    mlpOutputNorm = norm("post_feedforward_layernorm")
   }
 }

@@ -9,9 +9,19 @@ extension Architecture {
       mlpHasBias: config.flag("mlp_bias", default: false))
   }
 
-  static let mistral = Architecture(modelTypes: ["mistral"]) { config in
+  static let mistral = Architecture(
+    modelTypes: ["mistral", "ministral3"], wrappers: ["mistral3": ["mistral", "ministral3"]]
+  ) { config in
     let window = try config.window()
-    return try .llamaLike(config) { layer, _ in layer.attention.window = window }
+    var model = try ModelDescription.llamaLike(config) { layer, _ in layer.attention.window = window }
+    // Queries grow with their positions beyond those that the model was first trained with.
+    if let rope = config.values["rope_parameters"], rope["llama_4_scaling_beta"]?.double ?? 0 != 0 {
+      guard let original = rope["original_max_position_embeddings"]?.int, original > 0 else {
+        throw DecoderError.missingKey("rope_parameters.original_max_position_embeddings")
+      }
+      model.maximumSequenceLength = min(model.maximumSequenceLength ?? original, original)
+    }
+    return model
   }
 
   /// Arcee's AFM: an MLP without a gate.
@@ -142,7 +152,8 @@ extension ModelDescription {
     let heads = try config.integer("num_attention_heads")
     let headDimension = try config.integer("head_dim", default: headDimension ?? hiddenSize / heads)
     let norm = try norm ?? .rootMeanSquare(epsilon: config.epsilon("rms_norm_eps", default: 1e-6))
-    let prefix = config.prefix("model.", "", holding: "embed_tokens.weight")
+    let prefix = config.prefix(
+      "model.", "model.language_model.", "language_model.model.", "", holding: "embed_tokens.weight")
     let embeddings = prefix + "embed_tokens.weight"
 
     let attention = AttentionDescription(

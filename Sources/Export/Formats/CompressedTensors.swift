@@ -96,7 +96,9 @@ public struct CompressedTensorsFormat: OutputFormat {
     return words
   }
 
-  public func quantizationConfiguration(of linears: [LinearDescription]) -> JSONValue? {
+  public func quantizationConfiguration(
+    of linears: [LinearDescription], besides towers: [String]
+  ) -> JSONValue? {
     var grids: [(format: GridFormat, linears: [String])] = []
     for linear in linears {
       guard let grid = linear.gridFormat else { continue }
@@ -108,7 +110,7 @@ public struct CompressedTensorsFormat: OutputFormat {
     }
     var groups: [String: JSONValue] = [:]
     for (index, grid) in grids.enumerated() {
-      let targets = grids.count == 1 ? ["Linear"] : grid.linears.map(ModulePattern.matching)
+      let targets = grids.count == 1 ? ["Linear"] : grid.linears.map { ModulePattern.matching($0) }
       groups["group_\(index)"] = .object([
         "targets": .array(targets.map { .string($0) }),
         "weights": weights(grid.format),
@@ -116,13 +118,15 @@ public struct CompressedTensorsFormat: OutputFormat {
         "output_activations": .null,
       ])
     }
-    let ignored = linears.filter { $0.gridFormat == nil && $0.name != "lm_head" }.map(\.name)
+    let ignored =
+      linears.filter { $0.gridFormat == nil && $0.name != "lm_head" }.map { ModulePattern.matching($0.name) }
+      + towers.map { ModulePattern.matching(tower: $0) }
     return .object([
       "quant_method": .string("compressed-tensors"),
       "format": .string("pack-quantized"),
       "quantization_status": .string("compressed"),
       "version": .string(Self.formatVersion),
-      "ignore": .array([.string("lm_head")] + ignored.map { .string(ModulePattern.matching($0)) }),
+      "ignore": .array((["lm_head"] + ignored).map { .string($0) }),
       "config_groups": .object(groups),
     ])
   }

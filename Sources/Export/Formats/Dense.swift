@@ -35,7 +35,9 @@ public struct DenseFormat: OutputFormat {
     }
   }
 
-  public func quantizationConfiguration(of linears: [LinearDescription]) -> JSONValue? { nil }
+  public func quantizationConfiguration(
+    of linears: [LinearDescription], besides towers: [String]
+  ) -> JSONValue? { nil }
 
   public func runtimes(for grid: GridFormat) -> [RuntimeSupport] {
     ["vLLM", "transformers"].map { RuntimeSupport(format: name, runtime: $0, loads: true) }

@@ -100,9 +100,11 @@ public struct GPTQFormat: OutputFormat {
     return words
   }
 
-  public func quantizationConfiguration(of linears: [LinearDescription]) -> JSONValue? {
+  public func quantizationConfiguration(
+    of linears: [LinearDescription], besides towers: [String]
+  ) -> JSONValue? {
     guard let grid = linears.lazy.compactMap(\.gridFormat).first else { return nil }
-    return .object([
+    var configuration: [String: JSONValue] = [
       "quant_method": .string("gptq"),
       "bits": .integer(grid.bitWidth.rawValue),
       "group_size": .integer(grid.groupSize.notation),
@@ -112,7 +114,11 @@ public struct GPTQFormat: OutputFormat {
       "checkpoint_format": .string(version.notation),
       "pack_dtype": .string("int32"),
       "meta": .object(["quantizer": .array([.string("quantease:\(Producer.version)")])]),
-    ])
+    ]
+    // A rule that begins with a minus takes modules out.
+    let rules = towers.map { ("-:\(ModulePattern.expression(tower: $0))", JSONValue.object([:])) }
+    if !rules.isEmpty { configuration["dynamic"] = .object(Dictionary(uniqueKeysWithValues: rules)) }
+    return .object(configuration)
   }
 
   public func files(configuration: JSONValue) -> [String: JSONValue] {
