@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Makes Tests/Fixtures/torch: files of torch.save, and the same tensors as safetensors.
+"""Makes Tests/Fixtures/torch, files of torch.save and the same tensors as safetensors, and Tests/Fixtures/fp8,
+checkpoints in 8-bit floats and the same weights in bfloat16.
 
     pip install torch safetensors
     tools/make-torch-fixtures.py Tests/Fixtures
@@ -63,10 +64,52 @@ def write_types(root: Path) -> None:
     save({"weight": base.T}, root / "torch/transposed.bin")
 
 
+def write_fp8(root: Path) -> None:
+    """The weights of models/llama in every layout of scales, and what they stand for."""
+    weights = load_file(root / "models/llama/model.safetensors")
+    config = json.loads((root / "models/llama/config.json").read_text()) | {"torch_dtype": "bfloat16"}
+    fp8 = {"quant_method": "fp8", "activation_scheme": "dynamic"}
+    packed = {"quant_method": "compressed-tensors", "format": "float-quantized"}
+    # Blocks that end within the matrices, and as many of them as other extents would make.
+    layouts = {
+        "blocks": (24, 20, "weight_scale_inv", torch.float32, fp8 | {"weight_block_size": [24, 20]}),
+        "blocks-bf16": (24, 20, "weight_scale_inv", torch.bfloat16, fp8 | {"weight_block_size": [24, 20]}),
+        "tensor": (None, None, "weight_scale_inv", torch.float32, fp8 | {"weight_block_size": None}),
+        "channel": (1, None, "weight_scale", torch.bfloat16, packed),
+    }
+    for name, (rows, columns, suffix, scale_type, quantization) in layouts.items():
+        stored, dense = {}, {}
+        for key, weight in weights.items():
+            if ".layers." not in key or weight.ndim != 2 or "o_proj" in key:
+                stored[key] = dense[key] = weight.to(torch.bfloat16)
+                continue
+            high, wide = rows or weight.shape[0], columns or weight.shape[1]
+            scale = torch.stack([
+                torch.stack([block.abs().max() / 448 for block in row.split(wide, 1)])
+                for row in weight.split(high, 0)
+            ]).to(scale_type)
+            full = scale.float().repeat_interleave(high, 0).repeat_interleave(wide, 1)
+            full = full[: weight.shape[0], : weight.shape[1]]
+            stored[key] = (weight / full).to(torch.float8_e4m3fn)
+            dense[key] = (stored[key].float() * full).to(torch.bfloat16)
+            module = key.removesuffix("weight")
+            stored[module + suffix] = scale.squeeze() if rows is None else scale
+            if rows is None:
+                stored[module + "activation_scale"] = torch.tensor(1.0)
+        for folder, tensors, settings in [
+            (root / "fp8" / name, stored, {"quantization_config": quantization}),
+            (root / "fp8" / name / "dense", dense, {}),
+        ]:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+            (folder / "config.json").write_text(json.dumps(config | settings, indent=2) + "\n")
+
+
 def main() -> None:
     root = Path(sys.argv[1])
     write_model(root)
     write_types(root)
+    write_fp8(root)
 
 
 if __name__ == "__main__":

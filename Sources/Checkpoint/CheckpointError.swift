@@ -17,6 +17,7 @@ public enum CheckpointError: Error, Equatable, Sendable, CustomStringConvertible
   case unknownTensor(String)
   case wrongShape(tensor: String, found: [Int], expected: [Int])
   case notAFloat(tensor: String, DType)
+  case missingScale(tensor: String)
   case nonFinite(tensor: String, file: String, index: Int, value: Float)
   case incomplete(tensor: String, missingBytes: Int)
 
@@ -65,6 +66,8 @@ public enum CheckpointError: Error, Equatable, Sendable, CustomStringConvertible
       "tensor \(tensor) has the shape \(found), config.json asks for \(expected)"
     case .notAFloat(let tensor, let dtype):
       "tensor \(tensor) is of type \(dtype.rawValue), where weights are F32, F16 or BF16"
+    case .missingScale(let tensor):
+      "tensor \(tensor) is in 8-bit floats, and the scales that belong to it are missing"
     case .nonFinite(let tensor, let file, let index, let value):
       "\(file): tensor \(tensor) holds \(value) at index \(index)"
     case .incomplete(let tensor, let missingBytes):
@@ -87,7 +90,7 @@ public enum CheckpointError: Error, Equatable, Sendable, CustomStringConvertible
       "give " + inner.map { "\(directory)/\($0)" }.joined(separator: ", or ")
     case .adapter:
       "merge it into its base model with peft: model.merge_and_unload().save_pretrained(directory)"
-    case .notJSON, .noWeightMap, .tensorNotInShard, .duplicateTensor:
+    case .notJSON, .noWeightMap, .tensorNotInShard, .duplicateTensor, .missingScale:
       "download the files again, or save the checkpoint again with transformers"
     case .shardOutsideDirectory:
       "put the shards beside the index, and plain file names into its weight_map"

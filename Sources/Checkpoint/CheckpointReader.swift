@@ -23,6 +23,8 @@ public final class CheckpointReader: WeightSource {
   /// Whether the checkpoint's files may be links.
   public let symlinks: SymlinkPolicy
   private let files: [String: MappedFile]
+  /// The scales of tensors of 8-bit floats.
+  private let scales: [String: TensorInfo]
 
   /// Opens all shards of the checkpoint in `directory` and checks their headers.
   /// - Throws: ``CheckpointError``, ``SafetensorsError`` or ``FileError``.
@@ -96,8 +98,10 @@ public final class CheckpointReader: WeightSource {
     self.directory = directory
     self.symlinks = symlinks
     self.configuration = configuration
-    self.tensors = tensors
-    self.tensorNames = tensorNames
+    let scaled = try ScaledWeights(configuration: configuration, tensors: tensors)
+    scales = tensors.filter { scaled.hidden.contains($0.key) }
+    self.tensors = tensors.merging(scaled.tensors) { $1 }.filter { !scaled.hidden.contains($0.key) }
+    self.tensorNames = tensorNames.filter { !scaled.hidden.contains($0) }
     self.metadata = metadata
     otherFiles = others.copied
     foreignFiles = others.foreign
@@ -125,6 +129,9 @@ public final class CheckpointReader: WeightSource {
 
   public func shape(of tensor: String) -> [Int]? { tensors[tensor]?.shape }
 
+  /// Whether the checkpoint's quantization is one that is read as the weights it stands for.
+  public var isScaled: Bool { ScaledWeights.isScaled(configuration: configuration) }
+
   /// Fills `panel`, `[rows.count, columns]`, with the given rows of a tensor of any float type.
   /// - Throws: ``CheckpointError`` if there is no such tensor, or if it is not made of finite floats.
   public func read(_ tensor: String, rows: Range<Int>, into panel: Matrix) throws {
@@ -135,11 +142,14 @@ public final class CheckpointReader: WeightSource {
     let (rowCount, columns) = info.matrixDimensions
     precondition(rows.lowerBound >= 0 && rows.upperBound <= rowCount, "rows outside the tensor")
     precondition(panel.rows == rows.count && panel.columns == columns, "the panel does not fit")
-    let rowByteCount = columns * info.dtype.byteWidth
+    let rowByteCount = columns * info.storedWidth
     let bytes = rows.lowerBound * rowByteCount..<rows.upperBound * rowByteCount
     willNeed(tensor, bytes)
     let isFinite = try withBytes(of: tensor, bytes) { bytes in
-      panel.withMutableSpan { convertWeights(bytes, info.dtype, into: &$0) }
+      if let scaling = info.scaling {
+        return try convert(bytes, scaling, to: info.dtype, rows: rows, into: panel)
+      }
+      return panel.withMutableSpan { convertWeights(bytes, info.dtype, into: &$0) }
     }
     release(tensor, bytes)
     if !isFinite, let index = panel.firstNonFinite {
@@ -147,6 +157,36 @@ public final class CheckpointReader: WeightSource {
         tensor: tensor, file: info.file, index: rows.lowerBound * columns + index,
         value: panel[index / columns, index % columns])
     }
+  }
+
+  /// Converts rows of 8-bit floats.
+  /// - Returns: whether every element is finite
+  private func convert(
+    _ bytes: RawSpan, _ scaling: WeightScaling, to type: DType, rows: Range<Int>, into panel: Matrix
+  ) throws -> Bool {
+    // A vector of scales, or a single one, counts as one row.
+    let info = try self.info(of: scaling.scales)
+    let isMatrix = info.shape.count > 1
+    let blocks = rows.lowerBound / scaling.rows..<(rows.upperBound + scaling.rows - 1) / scaling.rows
+    let factorRows = isMatrix ? blocks : 0..<1
+    let factors = Matrix(rows: factorRows.count, columns: info.matrixDimensions.columns)
+    try read(scaling.scales, rows: factorRows, into: factors)
+    let columns = panel.columns
+    let width = scaling.columnCount(columns)
+    let first = isMatrix ? blocks.lowerBound : 0
+    panel.withMutableSpan { panel in
+      factors.withSpan { factors in
+        for row in rows {
+          let start = (row - rows.lowerBound) * columns
+          for column in 0..<columns {
+            let bits = Int(unsafe bytes.unsafeLoad(fromByteOffset: start + column, as: UInt8.self))
+            let factor = factors[(row / scaling.rows - first) * width + column / scaling.columns]
+            panel[start + column] = (float8E4M3Values[bits] * factor).rounded(to: type)
+          }
+        }
+      }
+    }
+    return panel.firstNonFinite == nil
   }
 
   // MARK: Bytes
@@ -187,7 +227,7 @@ public final class CheckpointReader: WeightSource {
   }
 
   private func info(of tensor: String) throws(CheckpointError) -> TensorInfo {
-    guard let info = tensors[tensor] else { throw .unknownTensor(tensor) }
+    guard let info = tensors[tensor] ?? scales[tensor] else { throw .unknownTensor(tensor) }
     return info
   }
 

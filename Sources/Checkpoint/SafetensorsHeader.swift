@@ -4,6 +4,7 @@ import Tensors
 /// A tensor of a checkpoint: what it is and where its bytes stand.
 public struct TensorInfo: Sendable, Hashable {
   public let name: String
+  /// Of what it stands for, where it is scaled.
   public let dtype: DType
   /// Extents, the slowest first; empty for a single value.
   public let shape: [Int]
@@ -11,13 +12,33 @@ public struct TensorInfo: Sendable, Hashable {
   public let file: String
   /// Where in that file, in bytes from its beginning. The start need not be aligned.
   public let byteRange: Range<Int>
+  /// Where it is stored in 8-bit floats and read as what those stand for.
+  public let scaling: WeightScaling?
+
+  init(
+    name: String, dtype: DType, shape: [Int], file: String, byteRange: Range<Int>,
+    scaling: WeightScaling? = nil
+  ) {
+    self.name = name
+    self.dtype = dtype
+    self.shape = shape
+    self.file = file
+    self.byteRange = byteRange
+    self.scaling = scaling
+  }
 
   /// The tensor as a matrix: the first extent makes the rows, and a vector is one row.
   public var matrixDimensions: (rows: Int, columns: Int) {
     let rows = shape.count > 1 ? shape[0] : 1
-    let elements = byteRange.count / dtype.byteWidth
+    let elements = byteRange.count / storedWidth
     return (rows, rows == 0 ? 0 : elements / rows)
   }
+
+  /// Bytes of an element in the file.
+  var storedWidth: Int { scaling == nil ? dtype.byteWidth : 1 }
+
+  /// Bytes of the tensor in ``dtype``.
+  public var byteCount: Int { byteRange.count / storedWidth * dtype.byteWidth }
 }
 
 /// The header of one safetensors file, checked against the file it describes.

@@ -162,6 +162,7 @@ public final class CheckpointExport: Sendable {
   }
 
   private func copy(_ tensor: TensorInfo, to outputs: [Output]) throws {
+    if tensor.scaling != nil { return try convert(tensor, to: outputs) }
     let byteCount = tensor.byteRange.count
     for start in stride(from: 0, to: byteCount, by: Self.chunkByteCount) {
       let range = start..<min(start + Self.chunkByteCount, byteCount)
@@ -170,6 +171,18 @@ public final class CheckpointExport: Sendable {
         for output in outputs { try output.writer.write(tensor.name, bytes, at: start) }
       }
       source.release(tensor.name, range)
+    }
+    source.forget(tensor.name)
+  }
+
+  /// Writes what a tensor stands for, a panel at a time.
+  private func convert(_ tensor: TensorInfo, to outputs: [Output]) throws {
+    let rowByteCount = tensor.matrixDimensions.columns * tensor.dtype.byteWidth
+    try source.forEachPanel(of: tensor.name, shape: tensor.shape) { rows, panel in
+      let bytes = try panel.withSpan { try encodeChecked($0, as: tensor.dtype, tensor: tensor.name) }
+      for output in outputs {
+        try output.writer.write(tensor.name, bytes, at: rows.lowerBound * rowByteCount)
+      }
     }
     source.forget(tensor.name)
   }

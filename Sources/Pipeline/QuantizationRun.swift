@@ -88,7 +88,9 @@ public final class QuantizationRun: Sendable {
     _ model: String, symlinks: SymlinkPolicy
   ) throws -> (CheckpointReader, ModelDescription) {
     let checkpoint = try CheckpointReader(directory: model, symlinks: symlinks)
-    if let method = checkpoint.configuration["quantization_config"]?["quant_method"]?.string {
+    if let method = checkpoint.configuration["quantization_config"]?["quant_method"]?.string,
+      !checkpoint.isScaled
+    {
       throw PipelineError.alreadyQuantized(method: method)
     }
     return (checkpoint, try ModelDescription(checking: checkpoint, source: checkpoint))

@@ -190,37 +190,51 @@ struct QuantizeTests {
 
   @Test(arguments: ["zip", "legacy", "sharded"])
   func `weights of torch come to the bytes that safetensors come to`(_ layout: String) throws {
-    func quantize(_ prepare: (Workbench) throws -> Void) throws -> CheckpointReader {
+    func quantize(_ prepare: (Workbench) throws -> Void) throws -> [String: [UInt8]] {
       let bench = try Workbench("opt-pre")
       try prepare(bench)
       bench.options = ["--format", "dense"]
       try bench.report()
-      return try CheckpointReader(directory: bench.output)
+      return try tensors(in: bench.output)
     }
     let expected = try quantize { _ in }
-    let torch = try quantize { bench in
+    var torch = try quantize { bench in
       try FileManager.default.removeItem(atPath: bench.model + "/model.safetensors")
       for name in try FileSystem.names(in: TestFiles.torch(layout)) {
         try FileSystem.copyFile(TestFiles.torch("\(layout)/\(name)"), to: bench.model + "/\(name)")
       }
     }
     // The head's second name for the embeddings, which the tied model does without.
-    #expect(Set(torch.tensorNames).subtracting(["lm_head.weight"]) == Set(expected.tensorNames))
-    for name in expected.tensorNames {
-      let count = try #require(expected.tensors[name]).byteRange.count
-      let bytes = try [torch, expected].map { reader in
-        try reader.withBytes(of: name, 0..<count) { bytes in unsafe bytes.withUnsafeBytes { unsafe Array($0) }
-        }
+    torch["lm_head.weight"] = nil
+    #expect(torch == expected)
+  }
+
+  @Test(arguments: ["blocks", "tensor", "channel"])
+  func `weights in 8-bit floats come to the bytes that bfloat16 comes to`(_ layout: String) throws {
+    func quantize(_ model: String) throws -> (tensors: [String: [UInt8]], configuration: JSONValue) {
+      let bench = try Workbench()
+      for name in ["config.json", "model.safetensors"] {
+        try FileManager.default.removeItem(atPath: "\(bench.model)/\(name)")
+        try FileSystem.copyFile("\(model)/\(name)", to: "\(bench.model)/\(name)")
       }
-      #expect(bytes[0] == bytes[1], "\(name)")
+      // Some linears stay as they are, and are written in the type that they stand for.
+      bench.options = ["--rule", "down_proj=skip"]
+      try bench.report()
+      return (try tensors(in: bench.output), try JSONValue(contentsOf: bench.output + "/config.json"))
     }
+    let (scaled, dense) = try (quantize(TestFiles.fp8(layout)), quantize(TestFiles.fp8("\(layout)/dense")))
+    #expect(scaled.tensors == dense.tensors && scaled.configuration == dense.configuration)
   }
 
   @Test func `what stands beside the text model is copied, and said to be left alone`() throws {
     let bench = try Workbench("gemma3-vision")
     // A layer that config.json does not count, as those that predict further tokens.
-    let source = try CheckpointReader(directory: bench.model)
+    var expected = try tensors(in: bench.model).filter {
+      $0.key.hasPrefix("vision_tower.") || $0.key.hasPrefix("multi_modal")
+    }
+    #expect(expected.count > 10)
     let extra = "language_model.model.layers.4.eh_proj.weight"
+    expected[extra] = [UInt8](repeating: 1, count: 8)
     let bytes = tensorFile(
       header: #"{"\#(extra)":{"dtype":"F32","shape":[1,2],"data_offsets":[0,8]}}"#,
       data: [UInt8](repeating: 1, count: 8))
@@ -228,24 +242,24 @@ struct QuantizeTests {
       atPath: bench.model + "/model.safetensors", toPath: bench.model + "/model-00001-of-00002.safetensors")
     try Data(bytes).write(to: URL(fileURLWithPath: bench.model + "/model-00002-of-00002.safetensors"))
     try bench.report()
-    let result = try CheckpointReader(directory: bench.output)
-    let towers = source.tensorNames.filter { $0.hasPrefix("vision_tower.") || $0.hasPrefix("multi_modal") }
-    #expect(towers.count > 10)
-    for name in towers + [extra] {
-      let count = try #require(result.tensors[name]).byteRange.count
-      if name == extra { continue }
-      let copies = try [source, result].map { reader in
-        try reader.withBytes(of: name, 0..<count) { bytes in unsafe bytes.withUnsafeBytes { unsafe Array($0) }
-        }
-      }
-      #expect(copies[0] == copies[1], "\(name)")
-    }
-    #expect(result.tensors["language_model.model.layers.0.self_attn.q_proj.weight_packed"] != nil)
+    let result = try tensors(in: bench.output)
+    #expect(result.filter { expected[$0.key] != nil } == expected)
+    #expect(result["language_model.model.layers.0.self_attn.q_proj.weight_packed"] != nil)
     let ignored = try JSONValue(contentsOf: bench.output + "/config.json")["quantization_config"]?["ignore"]
     #expect(
       ignored == [
         "lm_head", #"re:(.*\.)?language_model\.model\.layers\.4\.eh_proj$"#, #"re:(.*\.)?vision_tower\..*"#,
       ])
+  }
+
+  /// The bytes of every tensor of a checkpoint.
+  private func tensors(in directory: String) throws -> [String: [UInt8]] {
+    let reader = try CheckpointReader(directory: directory)
+    return try reader.tensors.mapValues { tensor in
+      try reader.withBytes(of: tensor.name, 0..<tensor.byteRange.count) { bytes in
+        unsafe bytes.withUnsafeBytes { unsafe Array($0) }
+      }
+    }
   }
 
   @Test func `several formats stand in directories of their names, the report above them`() throws {

@@ -24,6 +24,11 @@ public enum TestFiles {
     FileSystem.join(repository, "Tests/Fixtures/torch/\(name)")
   }
 
+  /// A checkpoint in 8-bit floats among the fixtures.
+  public static func fp8(_ name: String) -> String {
+    FileSystem.join(repository, "Tests/Fixtures/fp8/\(name)")
+  }
+
   /// The names of all checkpoints among the fixtures.
   public static let models: [String] = {
     let names = try? FileSystem.names(in: FileSystem.join(repository, "Tests/Fixtures/models"))

@@ -35,7 +35,7 @@ public struct Submission: Sendable {
     inputBytes = checkpoint.tensors.values.reduce(0) { $0 + $1.byteRange.count }
     otherBytes = checkpoint.tensors.values.reduce(0) { sum, tensor in
       let isQuantized = tensor.name.hasSuffix(".weight") && treatments[String(tensor.name.dropLast(7))] != nil
-      return sum + (isQuantized ? 0 : tensor.byteRange.count)
+      return sum + (isQuantized ? 0 : tensor.byteCount)
     }
   }
 

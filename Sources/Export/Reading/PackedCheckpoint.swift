@@ -127,6 +127,7 @@ public func openWeights(
   _ directory: String, symlinks: SymlinkPolicy = .follow
 ) throws -> (reader: CheckpointReader, weights: any WeightSource) {
   let reader = try CheckpointReader(directory: directory, symlinks: symlinks)
-  guard reader.configuration["quantization_config"]?.object != nil else { return (reader, reader) }
+  let isPacked = reader.configuration["quantization_config"]?.object != nil && !reader.isScaled
+  guard isPacked else { return (reader, reader) }
   return (reader, try PackedCheckpoint(reader, symlinks: symlinks))
 }
