@@ -5,7 +5,9 @@ enum ModulePattern {
 
   /// A target for the module `name` alone. Checkpoints of some families leave the outermost prefix of
   /// their modules' names away (`h.0.mlp` for `transformer.h.0.mlp`), so one may stand before it.
-  static func matching(_ name: String) -> String { "\(marker)(.*\\.)?\(escaped(name))$" }
+  static func matching(_ name: String) -> String { marker + expression(name: name) }
+
+  static func expression(name: String) -> String { "(.*\\.)?\(escaped(name))$" }
 
   /// A target for all modules that stand below one of the name `tower`, wherever that stands: programs that load a
   /// checkpoint move its towers.

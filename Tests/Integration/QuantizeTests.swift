@@ -226,6 +226,22 @@ struct QuantizeTests {
     #expect(scaled.tensors == dense.tensors && scaled.configuration == dense.configuration)
   }
 
+  @Test func `linears that stay as they are stand in GPTQ's dynamic, and the result is read`() throws {
+    let bench = try Workbench("llama-bf16-sharded")
+    bench.options = ["--format", "gptq-v2", "--format", "dense", "--rule", "down_proj=skip", "--symmetric"]
+    try bench.report()
+    let configuration = try JSONValue(contentsOf: bench.output + "/gptq-v2/config.json")
+    let rules = try #require(configuration["quantization_config"]?["dynamic"]?.object)
+    #expect(rules.keys.count == 2 && rules.keys.allSatisfy { $0.hasPrefix("-:") && $0.contains("down_proj") })
+    let perplexities = try ["gptq-v2", "dense"].map { format in
+      try Quantease.json("eval", "\(bench.output)/\(format)", "--tokens", bench.calibration)["perplexity"]?
+        .double
+    }
+    // The dense one is rounded to bfloat16.
+    let (packed, dense) = (try #require(perplexities[0]), try #require(perplexities[1]))
+    #expect(abs(packed / dense - 1) < 0.02)
+  }
+
   @Test func `what stands beside the text model is copied, and said to be left alone`() throws {
     let bench = try Workbench("gemma3-vision")
     // A layer that config.json does not count, as those that predict further tokens.

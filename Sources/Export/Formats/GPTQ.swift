@@ -116,7 +116,10 @@ public struct GPTQFormat: OutputFormat {
       "meta": .object(["quantizer": .array([.string("quantease:\(Producer.version)")])]),
     ]
     // A rule that begins with a minus takes modules out.
-    let rules = towers.map { ("-:\(ModulePattern.expression(tower: $0))", JSONValue.object([:])) }
+    let kept = linears.filter { $0.gridFormat == nil && $0.name != "lm_head" }
+    let rules =
+      (kept.map { ModulePattern.expression(name: $0.name) }
+      + towers.map { ModulePattern.expression(tower: $0) }).map { ("-:\($0)", JSONValue.object([:])) }
     if !rules.isEmpty { configuration["dynamic"] = .object(Dictionary(uniqueKeysWithValues: rules)) }
     return .object(configuration)
   }

@@ -22,7 +22,8 @@ struct GPTQLayout: PackedLayout {
     }
     let packType = configuration["pack_dtype"]?.string ?? "int32"
     guard packType == "int32" else { throw unsupported("pack_dtype \(packType)") }
-    if let dynamic = configuration["dynamic"]?.object, !dynamic.isEmpty {
+    // A rule that begins with a minus takes modules out, which then have plain weights.
+    if let dynamic = configuration["dynamic"]?.object, !dynamic.keys.allSatisfy({ $0.hasPrefix("-:") }) {
       throw unsupported("settings for single modules (dynamic)")
     }
     // Newer versions of GPTQModel call it `format`; before there was a second one, none said which.
