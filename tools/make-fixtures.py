@@ -184,6 +184,20 @@ MINISTRAL3 = without(LLAMA, "rope_theta") | {
     },
 }
 
+QWEN3_5 = without(LLAMA, "rope_theta") | {
+    "architectures": ["Qwen3_5ForCausalLM"],
+    "model_type": "qwen3_5_text",
+    "num_hidden_layers": 4,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
+    "linear_conv_kernel_dim": 3,
+    "linear_key_head_dim": 6,
+    "linear_value_head_dim": 10,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "tie_word_embeddings": False,
+    "rope_parameters": MROPE | {"partial_rotary_factor": 0.5, "mrope_section": [1, 1, 0], "rope_theta": 100.0},
+}
+
 
 def text_config(config: dict, **changes) -> dict:
     return without(config, "architectures", "tie_word_embeddings") | changes
@@ -299,6 +313,11 @@ VARIANTS = {
         "vision_config": QWEN_VISION | {"deepstack_visual_indexes": [0], "num_position_embeddings": 16},
         "text_config": text_config(LLAMA, model_type="qwen3_vl_text", rope_theta=100.0,
                                    rope_scaling=MROPE | {"mrope_interleaved": True})},
+    "qwen3-5": QWEN3_5,
+    "qwen3-5-vision": {
+        "architectures": ["Qwen3_5ForConditionalGeneration"], "model_type": "qwen3_5", "image_token_id": 60,
+        "video_token_id": 61, "vision_start_token_id": 62, "vision_end_token_id": 63, "tie_word_embeddings": False,
+        "vision_config": QWEN_VISION | {"num_position_embeddings": 16}, "text_config": text_config(QWEN3_5)},
     "gpt-neox": GPT_NEOX,
     "gpt-neox-sequential": GPT_NEOX | {"use_parallel_residual": False, "rotary_pct": 1.0},
     "falcon-rw": FALCON | {"alibi": True, "bias": True, "multi_query": False, "parallel_attn": False},

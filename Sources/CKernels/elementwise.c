@@ -41,6 +41,8 @@ INLINED float relu(float x) { return x < 0 ? 0 : x; }
 
 INLINED float relu_squared(float x) { return x < 0 ? 0 : x * x; }
 
+INLINED float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
+
 INLINED float silu(float x) { return x / (1.0f + exponential(-x)); }
 
 // x·Φ(x) = max(x, 0) − |x|·Φ(−|x|), by Abramowitz and Stegun 7.1.26: for z >= 0
@@ -122,6 +124,7 @@ ACTIVATION(silu)
 ACTIVATION(gelu)
 ACTIVATION(gelu_tanh)
 ACTIVATION(relu_squared)
+ACTIVATION(sigmoid)
 
 QE_DISPATCH void qe_rms_norm(
     const float *x, float *y, ptrdiff_t rows, ptrdiff_t columns, const float *weight, float epsilon) {
@@ -204,6 +207,63 @@ QE_DISPATCH void qe_causal_softmax(
     for (ptrdiff_t i = 0; i < count; i++) visible[i] *= factor;
     memset(scores, 0, (size_t)start * sizeof(float));
     memset(scores + end, 0, (size_t)(width - end) * sizeof(float));
+  }
+}
+
+QE_DISPATCH void qe_causal_convolution(
+    float *x, ptrdiff_t tokens, ptrdiff_t channels, ptrdiff_t stride, const float *weights, ptrdiff_t taps,
+    float *scratch) {
+  // The last rows as they were, in turns.
+  memset(scratch, 0, (size_t)(taps * channels) * sizeof(float));
+  for (ptrdiff_t token = 0; token < tokens; token++, x += stride) {
+    memcpy(scratch + token % taps * channels, x, (size_t)channels * sizeof(float));
+    memset(x, 0, (size_t)channels * sizeof(float));
+    for (ptrdiff_t tap = 0; tap < taps; tap++) {
+      const float *row = scratch + (token + 1 + tap) % taps * channels;
+      const float *weight = weights + tap * channels;
+      EACH_ELEMENT_ON_ITS_OWN
+      for (ptrdiff_t i = 0; i < channels; i++) x[i] += weight[i] * row[i];
+    }
+    for (ptrdiff_t i = 0; i < channels; i++) x[i] = silu(x[i]);
+  }
+}
+
+QE_DISPATCH void qe_gated_delta_rule(
+    const float *queries, const float *keys, const float *values, ptrdiff_t stride, const float *decays,
+    const float *betas, ptrdiff_t gate_stride, ptrdiff_t tokens, ptrdiff_t key_dimension, ptrdiff_t value_dimension,
+    float *state, float *outputs, ptrdiff_t output_stride) {
+  const float epsilon = 1e-6f;
+  float *change = state + key_dimension * value_dimension;
+  memset(state, 0, (size_t)(key_dimension * value_dimension) * sizeof(float));
+  for (ptrdiff_t token = 0; token < tokens; token++) {
+    const float *q = queries + token * stride, *k = keys + token * stride, *v = values + token * stride;
+    const float decay = decays[token * gate_stride], beta = betas[token * gate_stride];
+    const float q_scale =
+        1.0f / sqrtf(sum_of_squares(q, key_dimension, 0) + epsilon) / sqrtf((float)key_dimension);
+    const float k_scale = 1.0f / sqrtf(sum_of_squares(k, key_dimension, 0) + epsilon);
+    memset(change, 0, (size_t)value_dimension * sizeof(float));
+    for (ptrdiff_t row = 0; row < key_dimension; row++) {
+      float *s = state + row * value_dimension;
+      const float factor = k[row] * k_scale;
+      EACH_ELEMENT_ON_ITS_OWN
+      for (ptrdiff_t i = 0; i < value_dimension; i++) {
+        s[i] *= decay;
+        change[i] += factor * s[i];
+      }
+    }
+    float *output = outputs + token * output_stride;
+    memset(output, 0, (size_t)value_dimension * sizeof(float));
+    EACH_ELEMENT_ON_ITS_OWN
+    for (ptrdiff_t i = 0; i < value_dimension; i++) change[i] = beta * (v[i] - change[i]);
+    for (ptrdiff_t row = 0; row < key_dimension; row++) {
+      float *s = state + row * value_dimension;
+      const float k_factor = k[row] * k_scale, q_factor = q[row] * q_scale;
+      EACH_ELEMENT_ON_ITS_OWN
+      for (ptrdiff_t i = 0; i < value_dimension; i++) {
+        s[i] += k_factor * change[i];
+        output[i] += q_factor * s[i];
+      }
+    }
   }
 }
 

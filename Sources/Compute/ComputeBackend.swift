@@ -1,3 +1,4 @@
+import Glibc
 import Tensors
 
 /// Everything that the decoder and the solvers ask of a processor.
@@ -136,6 +137,16 @@ public protocol DecoderOperations: MatrixStorage {
   func attend(
     queries: Matrix, keys: Matrix, values: Matrix, _ parameters: AttentionParameters, into outputs: Matrix)
 
+  /// Linear attention by the gated delta rule, sequence by sequence: a causal convolution over every channel with silu, and
+  /// then for every value head S ← e^g S, S += k ⊗ β (v − kᵀS), out = qᵀS, with normalized q and k.
+  /// - Parameters:
+  ///   - mixed: `[tokens, 2 · keyFeatures + valueFeatures]`, queries, keys and values; overwritten
+  ///   - decays: a, `[tokens, valueHeads]`; g = −e^A softplus(a + bias)
+  ///   - gates: b, `[tokens, valueHeads]`; β = σ(b)
+  ///   - outputs: `[tokens, valueFeatures]`
+  func attendLinearly(
+    _ mixed: Matrix, decays: Matrix, gates: Matrix, _ parameters: GatedDeltaParameters, into outputs: Matrix)
+
   /// Applies an activation function in place.
   func activate(_ states: Matrix, _ function: ActivationFunction)
 
@@ -226,6 +237,68 @@ public struct AttentionParameters: Sendable {
   }
 }
 
+/// The gated delta rule (arXiv 2412.06464).
+public struct GatedDeltaParameters: Sendable {
+  public let keyHeads: Int
+  /// Value head h reads key head h / (valueHeads / keyHeads).
+  public let valueHeads: Int
+  public let keyDimension: Int
+  public let valueDimension: Int
+  public let sequenceLength: Int
+  /// Weights of the convolution, `[taps, channels]`, the last row for the token itself.
+  public let convolution: [Float]
+  public let taps: Int
+  /// A, a value for every value head.
+  public let decayLogarithms: [Float]
+  /// What is added to a.
+  public let decayBiases: [Float]
+
+  public init(
+    keyHeads: Int, valueHeads: Int, keyDimension: Int, valueDimension: Int, sequenceLength: Int,
+    convolution: [Float], taps: Int, decayLogarithms: [Float], decayBiases: [Float]
+  ) {
+    self.keyHeads = keyHeads
+    self.valueHeads = valueHeads
+    self.keyDimension = keyDimension
+    self.valueDimension = valueDimension
+    self.sequenceLength = sequenceLength
+    self.convolution = convolution
+    self.taps = taps
+    self.decayLogarithms = decayLogarithms
+    self.decayBiases = decayBiases
+  }
+
+  public var keyFeatures: Int { keyHeads * keyDimension }
+  public var valueFeatures: Int { valueHeads * valueDimension }
+  public var channels: Int { 2 * keyFeatures + valueFeatures }
+
+  /// e^g for a of a value head.
+  public func decay(_ a: Float, head: Int) -> Float {
+    let x = Double(a) + Double(decayBiases[head])
+    let softplus = x > 30 ? x : log1p(exp(x))
+    return Float(exp(-exp(Double(decayLogarithms[head])) * softplus))
+  }
+
+  /// β for b.
+  public func gate(_ b: Float) -> Float { Float(1 / (1 + exp(-Double(b)))) }
+
+  /// Traps unless the shapes fit together.
+  public func checkShapes(_ mixed: Matrix, _ decays: Matrix, _ gates: Matrix, _ outputs: Matrix) {
+    precondition(mixed.rows.isMultiple(of: sequenceLength), "the tokens are no whole number of sequences")
+    precondition(mixed.columns == channels, "there are other channels")
+    precondition(outputs.rows == mixed.rows && outputs.columns == valueFeatures, "outputs have another shape")
+    for matrix in [decays, gates] {
+      precondition(
+        matrix.rows == mixed.rows && matrix.columns == valueHeads, "there is a gate for every head")
+    }
+    precondition(convolution.count == taps * channels, "the convolution has other weights")
+    precondition(
+      decayLogarithms.count == valueHeads && decayBiases.count == valueHeads,
+      "there is a decay for every head")
+    precondition(valueHeads.isMultiple(of: keyHeads), "heads do not share keys evenly")
+  }
+}
+
 public enum ActivationFunction: String, Sendable, CaseIterable {
   case relu
   case silu
@@ -235,6 +308,7 @@ public enum ActivationFunction: String, Sendable, CaseIterable {
   case geluTanh = "gelu_tanh"
   /// max(x, 0)²
   case reluSquared = "relu_squared"
+  case sigmoid
 }
 
 public enum ComputeError: Error, Sendable, Equatable, CustomStringConvertible {

@@ -99,6 +99,7 @@ extension OpenBLASBackend: DecoderOperations {
       case .gelu: unsafe qe_gelu(x, elements.count)
       case .geluTanh: unsafe qe_gelu_tanh(x, elements.count)
       case .reluSquared: unsafe qe_relu_squared(x, elements.count)
+      case .sigmoid: unsafe qe_sigmoid(x, elements.count)
       }
     }
   }
@@ -114,6 +115,7 @@ extension OpenBLASBackend: DecoderOperations {
       case .gelu: unsafe qe_gelu_gate(x, factor, elements.count)
       case .geluTanh: unsafe qe_gelu_tanh_gate(x, factor, elements.count)
       case .reluSquared: unsafe qe_relu_squared_gate(x, factor, elements.count)
+      case .sigmoid: unsafe qe_sigmoid_gate(x, factor, elements.count)
       }
     }
   }

@@ -42,6 +42,7 @@ public final class DecoderLayer {
   private let queryNorm: NormalizationParameters?
   private let keyNorm: NormalizationParameters?
   private let valueNorm: NormalizationParameters?
+  private let linearAttention: GatedDeltaNet?
   /// A factor of the residual stream after the layer.
   private let outputScale: Float
 
@@ -70,8 +71,12 @@ public final class DecoderLayer {
     mlpNorm = try norm(description.mlpNorm, size: model.hiddenSize)
     attentionOutputNorm = try norm(description.attentionOutputNorm, size: model.hiddenSize)
     mlpOutputNorm = try norm(description.mlpOutputNorm, size: model.hiddenSize)
-    queryNorm = try norm(attention.queryNorm, size: attention.queryNormSize)
-    keyNorm = try norm(attention.keyNorm, size: attention.keyNormSize)
+    linearAttention = try description.linearAttention.map {
+      try GatedDeltaNet(
+        $0, prefix: prefix, hiddenSize: model.hiddenSize, source: source, backend: backend)
+    }
+    queryNorm = try norm(linearAttention == nil ? attention.queryNorm : nil, size: attention.queryNormSize)
+    keyNorm = try norm(linearAttention == nil ? attention.keyNorm : nil, size: attention.keyNormSize)
     valueNorm = attention.valueNormEpsilon.map {
       NormalizationParameters(
         kind: .rootMeanSquare, weight: [Float](repeating: 1, count: attention.headDimension), epsilon: $0)
@@ -176,7 +181,11 @@ public final class DecoderLayer {
   public func run(_ stage: Stage, input: Matrix, sequenceLength: Int, state: inout LayerState) {
     for part in stage.parts {
       switch part {
-      case .attention: state.context = attend(input, sequenceLength: sequenceLength)
+      case .attention:
+        state.context =
+          linearAttention == nil
+          ? attend(input, sequenceLength: sequenceLength)
+          : attendLinearly(input, sequenceLength: sequenceLength)
       case .expansion: state.intermediate = expand(input)
       case .attentionOutput:
         addToResidual(.attentionOutput, input, norm: .attention, outputNorm: attentionOutputNorm, &state)
@@ -209,11 +218,14 @@ public final class DecoderLayer {
       case .sharedKeyValue(let query, let key): [query, key]
       case .fused(let name, _): [name]
       }
+    let gate =
+      attention.hasOutputGate
+      ? workspace.matrix(.attentionGate, rows: tokens, columns: attention.queryFeatures) : nil
     if case .sharedKeyValue = attention.projection {
       run(projections, on: input, into: [queries, keys])
       backend.copy(keys, into: values)
     } else {
-      run(projections, on: input, into: [queries, keys, values])
+      run(projections, on: input, into: [queries] + (gate.map { [$0] } ?? []) + [keys, values])
     }
     for (states, norm) in [(queries, queryNorm), (keys, keyNorm), (values, valueNorm)] {
       guard let norm else { continue }
@@ -232,7 +244,26 @@ public final class DecoderLayer {
       scale: attention.scoreScale, positionBias: positions.alibi, window: attention.window,
       softcap: attention.softcap, operands: operands)
     backend.attend(queries: queries, keys: keys, values: values, parameters, into: context)
-    return context
+    guard let gate else { return context }
+    backend.activateGate(gate, up: context, .sigmoid)
+    return gate
+  }
+
+  private func attendLinearly(_ input: Matrix, sequenceLength: Int) -> Matrix {
+    guard let linearAttention else { preconditionFailure("the layer has no linear attention") }
+    let mixer = linearAttention.description
+    func matrix(_ role: Workspace.Role, _ columns: Int) -> Matrix {
+      workspace.matrix(role, rows: input.rows, columns: columns)
+    }
+    let mixed = matrix(.queries, mixer.channels)
+    let gate = matrix(.attentionGate, mixer.valueFeatures)
+    let context = matrix(.context, mixer.valueFeatures)
+    run([mixer.mixed, mixer.outputGate], on: input, into: [mixed, gate])
+    linearAttention.run(
+      input, mixed: mixed, decays: matrix(.keys, mixer.valueHeads), gates: matrix(.values, mixer.valueHeads),
+      sequenceLength: sequenceLength, into: context)
+    backend.activateGate(gate, up: context, .silu)
+    return gate
   }
 
   private func expand(_ input: Matrix) -> Matrix {

@@ -18,10 +18,13 @@ public struct ModelDescription: Sendable {
   public var layerCount: Int { layers.count }
 
   /// What the attention of one token gathers, heads · head dimension, where that is most.
-  public var contextFeatures: Int { largest { $0.attention.queryFeatures } }
+  public var contextFeatures: Int { largest(\.contextFeatures) }
   public var intermediateSize: Int { largest { $0.mlp.intermediateSize } }
   /// What a token's keys, or values, take.
   public var keyFeatures: Int { largest { $0.attention.keyFeatures } }
+
+  /// The values that the first half of a layer makes of a token before its output projection reads them.
+  public var mixerFeatures: Int { largest(\.mixerFeatures) }
 
   /// The values that the first half of the MLP makes of a token: with a gate, twice those that it leaves.
   public var expansionFeatures: Int {
@@ -149,6 +152,8 @@ public struct LayerDescription: Sendable {
 
   var prefix: String
   var attention: AttentionDescription
+  /// In place of the attention.
+  var linearAttention: GatedDeltaNetDescription?
   var mlp: MLPDescription
   /// Nil where the block reads the residual stream as it is.
   var attentionNorm: NormDescription?
@@ -177,6 +182,42 @@ public struct LayerDescription: Sendable {
     self.placement = placement
     self.arrangement = arrangement
   }
+}
+
+extension LayerDescription {
+  /// What the first half of the layer gathers of a token.
+  var contextFeatures: Int { linearAttention?.valueFeatures ?? attention.queryFeatures }
+
+  var mixerFeatures: Int {
+    if let linearAttention { return linearAttention.channels + 2 * linearAttention.valueFeatures }
+    return attention.queryFeatures * (attention.hasOutputGate ? 3 : 2) + 2 * attention.keyFeatures
+  }
+}
+
+/// Linear attention by the gated delta rule; names are relative to the layer's prefix.
+struct GatedDeltaNetDescription: Sendable {
+  let keyHeads: Int
+  let valueHeads: Int
+  let keyDimension: Int
+  let valueDimension: Int
+  /// Tokens that the convolution is over.
+  let taps: Int
+  let epsilon: Float
+
+  let mixed = "linear_attn.in_proj_qkv"
+  let outputGate = "linear_attn.in_proj_z"
+  let output = "linear_attn.out_proj"
+  /// Linears of one output for every value head, which stay as they are.
+  let decay = "linear_attn.in_proj_a"
+  let gate = "linear_attn.in_proj_b"
+  let convolution = "linear_attn.conv1d.weight"
+  let decayLogarithms = "linear_attn.A_log"
+  let decayBiases = "linear_attn.dt_bias"
+  let norm = "linear_attn.norm"
+
+  var keyFeatures: Int { keyHeads * keyDimension }
+  var valueFeatures: Int { valueHeads * valueDimension }
+  var channels: Int { 2 * keyFeatures + valueFeatures }
 }
 
 struct AttentionDescription: Sendable {
@@ -221,6 +262,9 @@ struct AttentionDescription: Sendable {
   var keyNorm: NormDescription?
   /// Whether they are over all heads together, and not over each.
   var normalizesWhole = false
+  /// Whether the query linear has for every head the rows of its queries and then those of a gate, whose sigmoid what the
+  /// head gathers is multiplied by.
+  var hasOutputGate = false
   /// The epsilon of an RMS norm of every head of values, without weights.
   var valueNormEpsilon: Float?
 

@@ -32,6 +32,17 @@ extension ModelDescription {
       tensors += norm?.tensors(prefix: prefix, size: hiddenSize) ?? []
     }
     if let scale = layer.outputScale { tensors.append(("\(prefix)\(scale)", [1])) }
+    if let mixer = layer.linearAttention {
+      tensors += keptLinears(ofLayer: index).map {
+        ("\(prefix)\($0.name).weight", [$0.outFeatures, $0.inFeatures])
+      }
+      tensors.append(("\(prefix)\(mixer.convolution)", [mixer.channels, 1, mixer.taps]))
+      for name in [mixer.decayLogarithms, mixer.decayBiases] {
+        tensors.append(("\(prefix)\(name)", [mixer.valueHeads]))
+      }
+      tensors.append(("\(prefix)\(mixer.norm).weight", [mixer.valueDimension]))
+      return tensors
+    }
     let attention = layer.attention
     tensors += attention.queryNorm?.tensors(prefix: prefix, size: attention.queryNormSize) ?? []
     tensors += attention.keyNorm?.tensors(prefix: prefix, size: attention.keyNormSize) ?? []

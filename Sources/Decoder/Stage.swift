@@ -78,7 +78,7 @@ extension ModelDescription {
     return outline.map { input, parts in
       Stage(
         input: input, parts: parts, residualScale: layer.residualScale(of: parts), hiddenSize: hiddenSize,
-        contextFeatures: layer.attention.queryFeatures, intermediateSize: layer.mlp.intermediateSize,
+        contextFeatures: layer.contextFeatures, intermediateSize: layer.mlp.intermediateSize,
         linearsByPart: parts.map { layer.linears(of: $0, hiddenSize: hiddenSize) })
     }
   }
@@ -87,6 +87,14 @@ extension ModelDescription {
   /// lacks. None does where norms stand between.
   public var hasPlainOutputs: Bool {
     layers.indices.contains { index in stages(ofLayer: index).contains { $0.residualScale != nil } }
+  }
+
+  /// Linears of a layer that are always left as they are.
+  public func keptLinears(ofLayer index: Int) -> [LayerLinear] {
+    guard let mixer = layers[index].linearAttention else { return [] }
+    return [mixer.decay, mixer.gate].map {
+      LayerLinear(name: $0, outFeatures: mixer.valueHeads, inFeatures: hiddenSize, hasBias: false)
+    }
   }
 
   /// Every linear of a layer, in the order of its stages.
@@ -104,6 +112,12 @@ extension LayerDescription {
 
   /// The rows of a linear's matrix in the checkpoint that each of its outputs is made of, in order.
   func rows(of linear: LayerLinear) -> [[Range<Int>]] {
+    if case .separate(linear.name, _, _) = attention.projection, attention.hasOutputGate {
+      let size = attention.headDimension
+      return [0, 1].map { part in
+        (0..<attention.heads).map { (2 * $0 + part) * size..<(2 * $0 + part + 1) * size }
+      }
+    }
     if case .fused(linear.name, let order) = attention.projection { return attention.rows(order) }
     if case .fused(linear.name) = mlp.expansion {
       let half = mlp.intermediateSize
@@ -115,11 +129,17 @@ extension LayerDescription {
   func linears(of part: Stage.Part, hiddenSize: Int) -> [LayerLinear] {
     switch part {
     case .attention:
+      if let linearAttention {
+        return [
+          (linearAttention.mixed, linearAttention.channels),
+          (linearAttention.outputGate, linearAttention.valueFeatures),
+        ].map { LayerLinear(name: $0, outFeatures: $1, inFeatures: hiddenSize, hasBias: false) }
+      }
       let (query, key) = (attention.queryFeatures, attention.keyFeatures)
       let outputs: [(String, Int)] =
         switch attention.projection {
         case .separate(let queryName, let keyName, let valueName):
-          [(queryName, query), (keyName, key), (valueName, key)]
+          [(queryName, query * (attention.hasOutputGate ? 2 : 1)), (keyName, key), (valueName, key)]
         case .sharedKeyValue(let queryName, let keyName): [(queryName, query), (keyName, key)]
         case .fused(let name, _): [(name, query + 2 * key)]
         }
@@ -131,8 +151,8 @@ extension LayerDescription {
     case .attentionOutput:
       return [
         LayerLinear(
-          name: attention.output, outFeatures: hiddenSize, inFeatures: attention.queryFeatures,
-          hasBias: attention.outputHasBias)
+          name: linearAttention?.output ?? attention.output, outFeatures: hiddenSize,
+          inFeatures: contextFeatures, hasBias: linearAttention == nil && attention.outputHasBias)
       ]
     case .expansion:
       let outputs: [(String, Int)] =

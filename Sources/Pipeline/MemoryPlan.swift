@@ -174,11 +174,10 @@ private struct Needs {
   /// What is there all the time: the program, and the buffers of the forward pass and of the cache, which are kept from
   /// batch to batch.
   private var standing: Int {
-    let attention = model.contextFeatures
-    let states = model.hiddenSize + attention + model.intermediateSize
-    // Normalised inputs, queries, keys and values, context, expansion, and what a block makes.
+    let states = model.hiddenSize + model.contextFeatures + model.intermediateSize
+    // Normalised inputs, queries, keys and values and their context, expansion, and what a block makes.
     let working =
-      model.hiddenSize + 2 * attention + 2 * model.keyFeatures + model.expansionFeatures
+      model.hiddenSize + model.mixerFeatures + model.expansionFeatures
       + (model.hasBlockOutputs ? model.hiddenSize : 0)
     let embeddings = model.hiddenSize
     let forward = (states + working) * (batchTokens + originalTokens) + embeddings * batchTokens

@@ -17,6 +17,11 @@ extension QuantizationRun {
           gridFormat: treatment?.gridFormat, hasBias: linear.hasBias,
           outliers: treatment?.outliers.map { OutlierLayout($0, linear) })
       }
+        + description.keptLinears(ofLayer: index).map { linear in
+          LinearDescription(
+            name: description.layerPrefix(index) + linear.name, outFeatures: linear.outFeatures,
+            inFeatures: linear.inFeatures, gridFormat: nil, hasBias: linear.hasBias)
+        }
     }
   }
 

@@ -56,6 +56,29 @@ import Testing
     }
   }
 
+  @Test(arguments: [1, 3, 40], [(1, 1, 4, 3, 1), (2, 4, 8, 20, 4), (2, 2, 5, 70, 3)])
+  func `linear attention agrees with its definition`(
+    length: Int, _ shape: (keyHeads: Int, valueHeads: Int, keys: Int, values: Int, taps: Int)
+  ) {
+    let taps = shape.taps
+    let channels = 2 * shape.keyHeads * shape.keys + shape.valueHeads * shape.values
+    let parameters = GatedDeltaParameters(
+      keyHeads: shape.keyHeads, valueHeads: shape.valueHeads, keyDimension: shape.keys,
+      valueDimension: shape.values, sequenceLength: length,
+      convolution: Matrix.random(taps, channels, seed: 30).elements, taps: taps,
+      decayLogarithms: Matrix.random(1, shape.valueHeads, seed: 31).elements,
+      decayBiases: Matrix.random(1, shape.valueHeads, seed: 32).elements)
+    expectAgreement(within: 5e-6) { backend in
+      let mixed = Matrix.random(2 * length, channels, seed: 33)
+      let outputs = Matrix(rows: 2 * length, columns: parameters.valueFeatures)
+      outputs.fill(.nan)
+      backend.attendLinearly(
+        mixed, decays: .random(2 * length, shape.valueHeads, seed: 34),
+        gates: .random(2 * length, shape.valueHeads, seed: 35), parameters, into: outputs)
+      return outputs
+    }
+  }
+
   @Test(arguments: [false, true], [(7, 1), (8, 3), (20, 10)])
   func `a part of a head turns, in pairs of halves or of neighbours`(
     isInterleaved: Bool, _ shape: (dimension: Int, pairs: Int)
@@ -154,8 +177,11 @@ import Testing
     let states = Matrix(rows: 1, columns: 4, [-1e4, -200, 200, 1e4])
     OpenBLASBackend(threads: 1).activate(states, function)
     #expect(abs(states[0, 0]) < 1e-30 && abs(states[0, 1]) < 1e-30)
-    let isSquare = function == .reluSquared
-    #expect(states[0, 2] == (isSquare ? 4e4 : 200) && states[0, 3] == (isSquare ? 1e8 : 1e4))
+    switch function {
+    case .reluSquared: #expect(states[0, 2] == 4e4 && states[0, 3] == 1e8)
+    case .sigmoid: #expect(states[0, 2] == 1 && states[0, 3] == 1)
+    default: #expect(states[0, 2] == 200 && states[0, 3] == 1e4)
+    }
   }
 
   @Test(arguments: [(1, 1), (33, 4001)])
@@ -187,7 +213,7 @@ import Testing
       let states = Matrix(rows: 1, columns: 20)
       states[0, 3] = .nan
       backend.activate(states, function)
-      #expect(states[0, 3].isNaN && states[0, 4] == 0)
+      #expect(states[0, 3].isNaN && states[0, 4] == (function == .sigmoid ? 0.5 : 0))
     }
     let logits = Matrix(rows: 1, columns: 50)
     logits[0, 40] = .nan

@@ -16,7 +16,8 @@ struct StageTests {
       let matrices = fixture.checkpoint.tensors.values.filter {
         $0.name.hasPrefix(prefix) && $0.shape.count == 2
       }
-      #expect(Set(names) == Set(matrices.map(\.name)))
+      let kept = description.keptLinears(ofLayer: index).map { prefix + $0.name + ".weight" }
+      #expect(Set(names + kept) == Set(matrices.map(\.name)))
       for linear in description.linears(ofLayer: index) {
         let shape = fixture.checkpoint.shape(of: prefix + linear.name + ".weight")
         #expect(shape == [linear.outFeatures, linear.inFeatures])

@@ -82,6 +82,10 @@ struct SwitchTests {
           model.layers[index].attention.positions = .rotary(RotaryEmbedding(headDimension: 16, theta: 50))
         }
       },
+      .layers("qwen3-5", "weights as stored") {
+        $0.attentionNorm = .rootMeanSquare("input_layernorm", epsilon: 1e-3)
+      },
+      .rotary("qwen3-5", "whole heads", RotaryEmbedding(headDimension: 8, theta: 100)),
       .rotary("ministral3", "no scaling", RotaryEmbedding(headDimension: 8, theta: 100)),
       .layers("olmo2", "no norm of outputs") { $0.mlpOutputNorm = nil },
       Switch("smollm3", "positions in every layer") { model in

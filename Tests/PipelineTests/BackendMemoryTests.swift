@@ -17,7 +17,9 @@ struct BackendMemoryTests {
   static let cases = [
     ResumeCase("llama-bf16-sharded"), ResumeCase("qwen3"), ResumeCase("opt-pre"),
     ResumeCase("opt-post-350m"), ResumeCase("bloom"), ResumeCase("falcon-7b"), ResumeCase("falcon-40b"),
-    ResumeCase("gemma2"), ResumeCase("gemma4-vision"), ResumeCase("granite"), ResumeCase("phi3"),
+    ResumeCase("qwen3-5"), ResumeCase("gemma2"), ResumeCase("qwen3-5"), ResumeCase("gemma4-vision"),
+    ResumeCase("granite"),
+    ResumeCase("phi3"),
     ResumeCase("cohere2"),
     ResumeCase("llama", "groups") { $0.groupSize = 16 },
     ResumeCase("llama", "symmetric") { $0.symmetric = true },

@@ -16,9 +16,8 @@ import Testing
 struct LayerLoopTests {
   /// One for every arrangement of stages.
   static let fixtures = [
-    "llama", "opt-pre", "opt-post-350m", "bloom", "falcon-7b", "falcon-40b", "falcon-rw", "gemma3", "granite",
-    "phi3",
-    "cohere2",
+    "llama", "opt-pre", "opt-post-350m", "bloom", "falcon-7b", "falcon-40b", "falcon-rw", "gemma3", "gemma4",
+    "qwen3-5", "granite", "phi3", "cohere2",
   ]
 
   @Test(arguments: fixtures, [1, 3, 4])

@@ -13,6 +13,7 @@ struct ResumeTests {
     ResumeCase("llama-bf16-sharded") { $0.formats = [.gptq, .dense] },
     ResumeCase("llama-bf16-sharded", "exact") { $0.precision = .exact },
     ResumeCase("gemma4"),
+    ResumeCase("qwen3-5"),
     ResumeCase("cohere2"),
     ResumeCase("llama", "layer") { $0.target = .layer },
     ResumeCase("llama", "original, all samples") { $0.targetShare = 1 },

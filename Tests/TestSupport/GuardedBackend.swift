@@ -149,6 +149,14 @@ public struct GuardedBackend: ComputeBackend {
     }
   }
 
+  public func attendLinearly(
+    _ mixed: Matrix, decays: Matrix, gates: Matrix, _ parameters: GatedDeltaParameters, into outputs: Matrix
+  ) {
+    opening(mixed, decays, gates, outputs) {
+      base.attendLinearly(mixed, decays: decays, gates: gates, parameters, into: outputs)
+    }
+  }
+
   public func activate(_ states: Matrix, _ function: ActivationFunction) {
     opening(states) { base.activate(states, function) }
   }

@@ -25,11 +25,13 @@ void qe_silu(float *x, ptrdiff_t count);
 void qe_gelu(float *x, ptrdiff_t count);
 void qe_gelu_tanh(float *x, ptrdiff_t count);
 void qe_relu_squared(float *x, ptrdiff_t count);
+void qe_sigmoid(float *x, ptrdiff_t count);
 void qe_relu_gate(float *gate, const float *up, ptrdiff_t count);
 void qe_silu_gate(float *gate, const float *up, ptrdiff_t count);
 void qe_gelu_gate(float *gate, const float *up, ptrdiff_t count);
 void qe_gelu_tanh_gate(float *gate, const float *up, ptrdiff_t count);
 void qe_relu_squared_gate(float *gate, const float *up, ptrdiff_t count);
+void qe_sigmoid_gate(float *gate, const float *up, ptrdiff_t count);
 
 /// y = weight · x / sqrt(mean(x²) + epsilon), row by row.
 void qe_rms_norm(
@@ -59,6 +61,24 @@ void qe_rotate_row(
 void qe_causal_softmax(
     float *scores, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride, ptrdiff_t first_count, ptrdiff_t window,
     float cap, const float *_Nullable bias);
+
+/// y ← silu(Σ_i weights[i] · x[t − taps + 1 + i]) for every token t of one sequence and every channel, in place; what is
+/// before the first token is 0.
+/// - x: `tokens` rows of `channels`, `stride` elements apart
+/// - weights: `taps` rows of `channels`
+/// - scratch: `taps · channels` values
+void qe_causal_convolution(
+    float *x, ptrdiff_t tokens, ptrdiff_t channels, ptrdiff_t stride, const float *weights, ptrdiff_t taps,
+    float *scratch);
+
+/// The gated delta rule over one sequence and head: S ← decay · S; S += k ⊗ beta (v − kᵀS); out = qᵀS.
+/// - queries, keys: `key_dimension` values a token, not normalised; values, outputs: `value_dimension`
+/// - decays, betas: a value a token, `gate_stride` elements apart
+/// - state: S, `key_dimension` rows of `value_dimension`, and a row more for scratch
+void qe_gated_delta_rule(
+    const float *queries, const float *keys, const float *values, ptrdiff_t stride, const float *decays,
+    const float *betas, ptrdiff_t gate_stride, ptrdiff_t tokens, ptrdiff_t key_dimension, ptrdiff_t value_dimension,
+    float *state, float *outputs, ptrdiff_t output_stride);
 
 /// log Σ exp(x).
 float qe_log_sum_exp(const float *x, ptrdiff_t count);

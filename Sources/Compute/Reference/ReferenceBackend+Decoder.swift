@@ -109,6 +109,48 @@ extension ReferenceBackend: DecoderOperations {
     }
   }
 
+  public func attendLinearly(
+    _ mixed: Matrix, decays: Matrix, gates: Matrix, _ parameters: GatedDeltaParameters, into outputs: Matrix
+  ) {
+    parameters.checkShapes(mixed, decays, gates, outputs)
+    let (length, taps) = (parameters.sequenceLength, parameters.taps)
+    let inputs = mixed.copy()
+    mixed.setEach { token, channel in
+      let position = token % length
+      let convolved = sum(max(0, taps - 1 - position)..<taps) { tap in
+        Double(parameters.convolution[tap * inputs.columns + channel])
+          * inputs.value(token - taps + 1 + tap, channel)
+      }
+      return ActivationFunction.silu(convolved)
+    }
+    let (keys, values) = (parameters.keyDimension, parameters.valueDimension)
+    for first in stride(from: 0, to: mixed.rows, by: length) {
+      for head in 0..<parameters.valueHeads {
+        let keyHead = head / (parameters.valueHeads / parameters.keyHeads)
+        func normalized(_ token: Int, _ start: Int) -> [Double] {
+          let x = (0..<keys).map { mixed.value(token, start + $0) }
+          let norm = (sum(0..<keys) { x[$0] * x[$0] } + 1e-6).squareRoot()
+          return x.map { $0 / norm }
+        }
+        var state = [[Double]](repeating: [Double](repeating: 0, count: values), count: keys)
+        for token in first..<first + length {
+          let q = normalized(token, keyHead * keys).map { $0 / Double(keys).squareRoot() }
+          let k = normalized(token, parameters.keyFeatures + keyHead * keys)
+          let decay = Double(parameters.decay(decays[token, head], head: head))
+          let beta = Double(parameters.gate(gates[token, head]))
+          for value in 0..<values {
+            for key in 0..<keys { state[key][value] *= decay }
+            let known = sum(0..<keys) { k[$0] * state[$0][value] }
+            let place = 2 * parameters.keyFeatures + head * values + value
+            let change = beta * (mixed.value(token, place) - known)
+            for key in 0..<keys { state[key][value] += k[key] * change }
+            outputs[token, head * values + value] = Float(sum(0..<keys) { q[$0] * state[$0][value] })
+          }
+        }
+      }
+    }
+  }
+
   public func activate(_ states: Matrix, _ function: ActivationFunction) {
     states.setEach { row, column in function(states.value(row, column)) }
   }
@@ -151,6 +193,7 @@ extension ActivationFunction {
     case .relu: max(x, 0)
     case .silu: x / (1 + exp(-x))
     case .gelu: x * 0.5 * erfc(-x / 2.0.squareRoot())
+    case .sigmoid: 1 / (1 + exp(-x))
     case .reluSquared: max(x, 0) * max(x, 0)
     case .geluTanh: 0.5 * x * (1 + tanh((2 / Double.pi).squareRoot() * (x + 0.044715 * x * x * x)))
     }

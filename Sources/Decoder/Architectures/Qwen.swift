@@ -18,7 +18,51 @@ extension Architecture {
   }
 }
 
+extension Architecture {
+  /// Qwen 3.5 and 3.6, dense: three of four layers by the gated delta rule, attention with a gate in the fourth.
+  static let qwen3_5 = Architecture(
+    modelTypes: ["qwen3_5_text"], wrappers: ["qwen3_5": ["qwen3_5_text"]]
+  ) { config in
+    let config = config.filled(with: ["num_key_value_heads": 4])
+    let hasBias = try config.flag("attention_bias", default: false)
+    try config.require("attn_output_gate", true, default: true)
+    let epsilon = try config.epsilon("rms_norm_eps", default: 1e-6)
+    let isLinear = try config.linearLayers(count: config.integer("num_hidden_layers"))
+    let mixer = GatedDeltaNetDescription(
+      keyHeads: try config.integer("linear_num_key_heads", default: 16),
+      valueHeads: try config.integer("linear_num_value_heads", default: 32),
+      keyDimension: try config.integer("linear_key_head_dim", default: 128),
+      valueDimension: try config.integer("linear_value_head_dim", default: 128),
+      taps: try config.integer("linear_conv_kernel_dim", default: 4), epsilon: epsilon)
+    guard mixer.valueHeads.isMultiple(of: mixer.keyHeads) else {
+      throw DecoderError.inconsistentHeads(heads: mixer.valueHeads, keyValueHeads: mixer.keyHeads)
+    }
+    return try .llamaLike(
+      config, norm: .rootMeanSquare(epsilon: epsilon, addingOne: true), projectionHasBias: hasBias,
+      outputHasBias: hasBias, normalizesHeads: true, headDimension: 256, rotary: RotaryStyle(partial: 0.25)
+    ) { layer, index in
+      layer.attention.hasOutputGate = true
+      if isLinear[index] { layer.linearAttention = mixer }
+    }
+  }
+}
+
 extension ConfigurationReader {
+  fileprivate func linearLayers(count: Int) throws(DecoderError) -> [Bool] {
+    guard let types = values["layer_types"], types != .null else {
+      let interval = try integer("full_attention_interval", default: 4)
+      return (1...count).map { $0 % interval != 0 }
+    }
+    let known = ["linear_attention", "full_attention"]
+    let names = types.array?.compactMap(\.string) ?? []
+    guard names.count >= count, names.allSatisfy(known.contains) else {
+      throw .unsupportedSetting(
+        key: "layer_types", value: String(types.compactText.prefix(200)),
+        supported: "for every layer one of \(known.joined(separator: ", "))")
+    }
+    return names.prefix(count).map { $0 == "linear_attention" }
+  }
+
   /// The window of every layer: the first layers have none.
   fileprivate func qwenWindows() throws(DecoderError) -> [Int?] {
     let count = try integer("num_hidden_layers")

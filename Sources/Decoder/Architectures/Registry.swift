@@ -10,7 +10,8 @@ struct Architecture: Sendable {
 
   /// Every known family. A new one is a file beside this one and a line here.
   static let all: [Architecture] = [
-    .llama, .mistral, .qwen2, .qwen3, .opt, .bloom, .falcon, .gemma, .gemma2, .gemma3, .gemma4, .phi3, .olmo2,
+    .llama, .mistral, .qwen2, .qwen3, .qwen3_5, .opt, .bloom, .falcon, .gemma, .gemma2, .gemma3, .gemma4,
+    .phi3, .olmo2,
     .olmo3,
     .exaone4, .smolLM3, .granite, .cohere, .cohere2, .glm4, .seedOSS, .ernie, .arcee, .stableLM, .starcoder2,
     .nemotron, .gptNeoX,

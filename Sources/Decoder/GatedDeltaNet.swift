@@ -1,0 +1,63 @@
+import Checkpoint
+import Compute
+import Tensors
+
+/// What a layer of linear attention has beside its quantized linears, resident in fp32.
+struct GatedDeltaNet {
+  let description: GatedDeltaNetDescription
+  private let backend: any ComputeBackend
+  private let decay: Matrix
+  private let gate: Matrix
+  /// `[taps, channels]`
+  private let convolution: [Float]
+  private let decayLogarithms: [Float]
+  private let decayBiases: [Float]
+  private let norm: NormalizationParameters
+
+  /// - Throws: errors of the source for a missing tensor, a wrong shape, or a value that is not finite.
+  init(
+    _ description: GatedDeltaNetDescription, prefix: String, hiddenSize: Int, source: any WeightSource,
+    backend: any ComputeBackend
+  ) throws {
+    self.description = description
+    self.backend = backend
+    func linear(_ name: String) throws -> Matrix {
+      try source.matrix(
+        "\(prefix)\(name).weight", shape: [description.valueHeads, hiddenSize], for: backend)
+    }
+    decay = try linear(description.decay)
+    gate = try linear(description.gate)
+    let (channels, taps) = (description.channels, description.taps)
+    let weights = try source.matrix(
+      "\(prefix)\(description.convolution)", shape: [channels, 1, taps]
+    ).elements
+    convolution = (0..<taps * channels).map { weights[$0 % channels * taps + $0 / channels] }
+    decayLogarithms = try source.vector(
+      "\(prefix)\(description.decayLogarithms)", count: description.valueHeads)
+    decayBiases = try source.vector("\(prefix)\(description.decayBiases)", count: description.valueHeads)
+    norm = try source.norm(
+      .rootMeanSquare(description.norm, epsilon: description.epsilon), prefix: prefix,
+      size: description.valueDimension)
+  }
+
+  /// Gathers and normalizes every value head.
+  /// - Parameters:
+  ///   - input: what the layer's linears read
+  ///   - mixed: what the linear for queries, keys and values made of it; overwritten
+  ///   - decays: of the shape `[tokens, valueHeads]`, overwritten, and so are `gates`
+  func run(
+    _ input: Matrix, mixed: Matrix, decays: Matrix, gates: Matrix, sequenceLength: Int, into context: Matrix
+  ) {
+    backend.linear(input, weights: decay, into: decays)
+    backend.linear(input, weights: gate, into: gates)
+    let parameters = GatedDeltaParameters(
+      keyHeads: description.keyHeads, valueHeads: description.valueHeads,
+      keyDimension: description.keyDimension, valueDimension: description.valueDimension,
+      sequenceLength: sequenceLength, convolution: convolution, taps: description.taps,
+      decayLogarithms: decayLogarithms, decayBiases: decayBiases)
+    backend.attendLinearly(mixed, decays: decays, gates: gates, parameters, into: context)
+    let heads = context.reshaped(
+      rows: context.count / description.valueDimension, columns: description.valueDimension)
+    backend.normalize(heads, norm, into: heads)
+  }
+}
