@@ -26,15 +26,23 @@ extension ConfigurationReader {
       throw .unsupportedSetting(key: "rope_theta", value: "\(theta)", supported: "a number above 1")
     }
     let dimension = Int(Double(headDimension) * share)
-    guard dimension.isMultiple(of: 2) else {
-      throw .unsupportedSetting(
-        key: "head_dim", value: "\(headDimension)",
-        supported: "an even number, as rotary positions turn pairs")
-    }
+    try requireRotary(dimension)
     return RotaryEmbedding(
       headDimension: dimension, theta: theta, scaling: try scaling(rope, pairs: dimension / 2),
       isInterleaved: style.isInterleaved)
   }
+
+  /// Refuses heads that cannot turn.
+  func requireRotary(_ headDimension: Int) throws(DecoderError) {
+    guard headDimension.isMultiple(of: 2), headDimension <= Self.widestHead else {
+      throw .unsupportedSetting(
+        key: "head_dim", value: "\(headDimension)",
+        supported: "an even number up to \(Self.widestHead), as rotary positions turn pairs")
+    }
+  }
+
+  /// Beyond any head, and a table of positions that fits everywhere.
+  private static let widestHead = 1 << 16
 
   private func scaling(_ rope: RopeSettings, pairs: Int) throws(DecoderError) -> RotaryEmbedding.Scaling {
     switch rope.kind {

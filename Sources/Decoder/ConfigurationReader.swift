@@ -46,17 +46,30 @@ struct ConfigurationReader {
     }
   }
 
-  /// Beyond any width, vocabulary or number of layers, and small enough for two of them to be multiplied.
+  /// Beyond any width or vocabulary, and small enough for two of them to be multiplied.
   private static let largestInteger = 1 << 24
+  /// Beyond any model: each layer is described.
+  private static let mostLayers = 1 << 12
 
   /// The number under those of the keys, all of them spellings of one setting, that are present.
   func integer(_ keys: String..., default fallback: Int? = nil) throws(DecoderError) -> Int {
+    try integer(keys, upTo: Self.largestInteger, default: fallback)
+  }
+
+  /// The same of a model's layers.
+  func layerCount(_ keys: String...) throws(DecoderError) -> Int {
+    try integer(keys.isEmpty ? ["num_hidden_layers"] : keys, upTo: Self.mostLayers, default: nil)
+  }
+
+  private func integer(
+    _ keys: [String], upTo largest: Int, default fallback: Int?
+  ) throws(DecoderError) -> Int {
     for (index, key) in keys.enumerated() {
       guard let value = values[key], value != .null else { continue }
       for other in keys[(index + 1)...] { try refuseContradiction(key, other) }
-      guard let number = value.int, (1...Self.largestInteger).contains(number) else {
+      guard let number = value.int, (1...largest).contains(number) else {
         throw .unsupportedSetting(
-          key: key, value: value.compactText, supported: "a whole number from 1 to \(Self.largestInteger)")
+          key: key, value: value.compactText, supported: "a whole number from 1 to \(largest)")
       }
       return number
     }
@@ -137,17 +150,22 @@ struct ConfigurationReader {
 
   /// Which layers see a sliding window, by `layer_types`, or by a rule where config.json has none.
   func slidingLayers(count: Int, otherwise isSliding: (_ layer: Int) -> Bool) throws(DecoderError) -> [Bool] {
-    guard let types = values["layer_types"], types != .null else { return (0..<count).map(isSliding) }
-    let names = types.array?.compactMap(\.string) ?? []
-    guard names.count >= count, names.allSatisfy({ Self.layerTypes.contains($0) }) else {
-      throw .unsupportedSetting(
-        key: "layer_types", value: String(types.compactText.prefix(200)),
-        supported: "for every layer one of \(Self.layerTypes.joined(separator: ", "))")
-    }
-    return names.prefix(count).map { $0 == "sliding_attention" }
+    try layers(of: "sliding_attention", count: count, otherwise: isSliding)
   }
 
-  private static let layerTypes = ["full_attention", "sliding_attention"]
+  /// Which layers are of a type, those of the others being `full_attention`.
+  func layers(
+    of type: String, count: Int, otherwise isOfType: (_ layer: Int) -> Bool
+  ) throws(DecoderError) -> [Bool] {
+    guard let types = values["layer_types"], types != .null else { return (0..<count).map(isOfType) }
+    let names = types.array?.compactMap(\.string) ?? []
+    guard names.count >= count, names.allSatisfy({ $0 == type || $0 == "full_attention" }) else {
+      throw .unsupportedSetting(
+        key: "layer_types", value: String(types.compactText.prefix(200)),
+        supported: "for every layer \(type) or full_attention")
+    }
+    return names.prefix(count).map { $0 == type }
+  }
 
   /// The type that the weights were published in.
   var weightType: DType {

@@ -11,7 +11,7 @@ extension Architecture {
     return ModelDescription(
       modelType: try config.modelType,
       hiddenSize: hiddenSize,
-      layerCount: try config.integer("n_layer", "num_hidden_layers"),
+      layerCount: try config.layerCount("n_layer", "num_hidden_layers"),
       vocabularySize: try config.integer("vocab_size"),
       maximumSequenceLength: nil,
       embedding: EmbeddingDescription(

@@ -9,7 +9,7 @@ extension Architecture {
   /// Command R7B and A: three of four layers see a window, the fourth all and knows no positions.
   static let cohere2 = Architecture(modelTypes: ["cohere2"]) { config in
     let pattern = try config.integer("sliding_window_pattern", default: 4)
-    let isSliding = try config.slidingLayers(count: config.integer("num_hidden_layers")) {
+    let isSliding = try config.slidingLayers(count: config.layerCount()) {
       ($0 + 1) % pattern != 0
     }
     let window = try config.window(default: 4_096)

@@ -30,7 +30,7 @@ extension Architecture {
     return ModelDescription(
       modelType: try config.modelType,
       hiddenSize: hiddenSize,
-      layerCount: try config.integer("num_hidden_layers", "n_layer"),
+      layerCount: try config.layerCount("num_hidden_layers", "n_layer"),
       vocabularySize: try config.integer("vocab_size"),
       maximumSequenceLength: isAlibi ? nil : try config.integer("max_position_embeddings", default: 2_048),
       embedding: EmbeddingDescription(tokens: embeddings, width: hiddenSize),

@@ -12,7 +12,7 @@ extension Architecture {
     return ModelDescription(
       modelType: try config.modelType,
       hiddenSize: hiddenSize,
-      layerCount: try config.integer("num_hidden_layers"),
+      layerCount: try config.layerCount(),
       vocabularySize: try config.integer("vocab_size"),
       maximumSequenceLength: try config.integer("max_position_embeddings", default: 2_048),
       embedding: EmbeddingDescription(tokens: embeddings, width: hiddenSize),

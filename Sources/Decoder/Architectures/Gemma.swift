@@ -13,7 +13,7 @@ extension Architecture {
 
   /// Gemma 2: norms on what the blocks make, capped scores and logits, a window in every second layer.
   static let gemma2 = Architecture(modelTypes: ["gemma2"]) { config in
-    let count = try config.integer("num_hidden_layers")
+    let count = try config.layerCount()
     let isSliding = try config.slidingLayers(count: count) { $0 % 2 == 0 }
     let window = try config.window(default: 4_096)
     return try .gemmaLike(config, capsByDefault: true) { layer, index in
@@ -32,15 +32,20 @@ extension Architecture {
       "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 262_208,
       "max_position_embeddings": 131_072,
     ])
-    let count = try config.integer("num_hidden_layers")
+    let count = try config.layerCount()
     let pattern = try config.integer("sliding_window_pattern", default: 6)
     let isSliding = try config.slidingLayers(count: count) { ($0 + 1) % pattern != 0 }
     let window = try config.window(default: 4_096)
+    // One for every kind of layer.
+    var rotary: [Bool: RotaryEmbedding] = [:]
     return try .gemmaLike(config, normalizesHeads: true) { layer, index in
       layer.attention.window = isSliding[index] ? window : nil
-      layer.attention.positions = .rotary(
-        try config.gemma3Rotary(
-          headDimension: layer.attention.headDimension, isSliding: isSliding[index]))
+      let embedding =
+        try rotary[isSliding[index]]
+        ?? config.gemma3Rotary(
+          headDimension: layer.attention.headDimension, isSliding: isSliding[index])
+      rotary[isSliding[index]] = embedding
+      layer.attention.positions = .rotary(embedding)
       layer.attention.scoreScale = try 1 / config.factor("query_pre_attn_scalar", default: 256).squareRoot()
       layer.addBlockNorms(try config.gemmaNorm())
     }
@@ -60,13 +65,14 @@ extension Architecture {
       }
     }
     try config.require("enable_moe_block", false, default: false)
-    let count = try config.integer("num_hidden_layers")
+    let count = try config.layerCount()
     var isSliding = try config.slidingLayers(count: count) { ($0 + 1) % 6 != 0 }
     isSliding[count - 1] = false
     let window = try config.window(default: 512)
     let wideDimension = try config.integer("global_head_dim", default: 512)
     let sharesKeys = try config.flag("attention_k_eq_v", default: false)
     let epsilon = try config.epsilon("rms_norm_eps", default: 1e-6)
+    var rotary: [Bool: RotaryEmbedding] = [:]
     return try .gemmaLike(
       config, norm: .rootMeanSquare(epsilon: epsilon), normalizesHeads: true
     ) { layer, index in
@@ -80,9 +86,12 @@ extension Architecture {
             "num_global_key_value_heads", default: layer.attention.keyValueHeads)
         }
       }
-      layer.attention.positions = .rotary(
-        try config.gemma4Rotary(
-          headDimension: layer.attention.headDimension, isSliding: isSliding[index]))
+      let embedding =
+        try rotary[isSliding[index]]
+        ?? config.gemma4Rotary(
+          headDimension: layer.attention.headDimension, isSliding: isSliding[index])
+      rotary[isSliding[index]] = embedding
+      layer.attention.positions = .rotary(embedding)
       layer.attention.scoreScale = 1
       layer.attention.valueNormEpsilon = epsilon
       layer.outputScale = "layer_scalar"
@@ -136,6 +145,7 @@ extension ConfigurationReader {
     guard values["rope_parameters"]?[type] == nil else {
       return try rotaryEmbedding(headDimension: headDimension, RotaryStyle(layerType: type))
     }
+    try requireRotary(headDimension)
     return isSliding
       ? RotaryEmbedding(headDimension: headDimension, theta: 10_000)
       : RotaryEmbedding(

@@ -56,7 +56,7 @@ extension Architecture {
   /// SmolLM3: every fourth layer knows no positions.
   static let smolLM3 = Architecture(modelTypes: ["smollm3"]) { config in
     let hasBias = try config.flag("attention_bias", default: false)
-    let count = try config.integer("num_hidden_layers")
+    let count = try config.layerCount()
     let interval = try config.integer("no_rope_layer_interval", default: 4)
     let listed = config.values["no_rope_layers"]?.array?.compactMap(\.int)
     if let listed, listed.count < count {
@@ -186,7 +186,7 @@ extension ModelDescription {
       vocabularySize: try config.integer("vocab_size"),
       maximumSequenceLength: try config.integer("max_position_embeddings", default: 2_048),
       embedding: EmbeddingDescription(tokens: embeddings, width: hiddenSize),
-      layers: try (0..<config.integer("num_hidden_layers")).map { index in
+      layers: try (0..<config.layerCount()).map { index in
         var layer = layer
         try change(&layer, index)
         return layer

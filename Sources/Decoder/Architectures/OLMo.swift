@@ -6,12 +6,16 @@ extension Architecture {
 
   /// OLMo 3: three of four layers see a window, and positions are scaled in the fourth alone.
   static let olmo3 = Architecture(modelTypes: ["olmo3"]) { config in
-    let isSliding = try config.slidingLayers(count: config.integer("num_hidden_layers")) { ($0 + 1) % 4 != 0 }
+    let isSliding = try config.slidingLayers(count: config.layerCount()) { ($0 + 1) % 4 != 0 }
     let window = try config.window(default: 4_096)
+    var rotary: [Bool: RotaryEmbedding] = [:]
     return try .olmoLike(config) { layer, index in
       layer.attention.window = isSliding[index] ? window : nil
-      layer.attention.positions = .rotary(
-        try config.olmo3Rotary(headDimension: layer.attention.headDimension, isSliding: isSliding[index]))
+      let embedding =
+        try rotary[isSliding[index]]
+        ?? config.olmo3Rotary(headDimension: layer.attention.headDimension, isSliding: isSliding[index])
+      rotary[isSliding[index]] = embedding
+      layer.attention.positions = .rotary(embedding)
     }
   }
 
@@ -20,7 +24,7 @@ extension Architecture {
     let window = try config.window(default: 4_096)
     let pattern = config.values["sliding_window_pattern"]
     let interval = pattern?.int ?? pattern?.string?.count ?? 4
-    let isSliding = try config.slidingLayers(count: config.integer("num_hidden_layers")) {
+    let isSliding = try config.slidingLayers(count: config.layerCount()) {
       window != nil && interval > 0 && ($0 + 1) % interval != 0
     }
     return try .llamaLike(config, norm: config.olmoNorm(), normalizesHeads: true) { layer, index in

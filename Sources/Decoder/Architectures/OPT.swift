@@ -17,7 +17,7 @@ extension Architecture {
     return ModelDescription(
       modelType: try config.modelType,
       hiddenSize: hiddenSize,
-      layerCount: try config.integer("num_hidden_layers"),
+      layerCount: try config.layerCount(),
       vocabularySize: try config.integer("vocab_size"),
       maximumSequenceLength: positions,
       embedding: EmbeddingDescription(

@@ -16,9 +16,7 @@ extension Architecture {
       config, projectionHasBias: hasBias, outputHasBias: hasBias, normalizesHeads: true
     ) { $0.attention.window = windows[$1] }
   }
-}
 
-extension Architecture {
   /// Qwen 3.5 and 3.6, dense: three of four layers by the gated delta rule, attention with a gate in the fourth.
   static let qwen3_5 = Architecture(
     modelTypes: ["qwen3_5_text"], wrappers: ["qwen3_5": ["qwen3_5_text"]]
@@ -27,7 +25,10 @@ extension Architecture {
     let hasBias = try config.flag("attention_bias", default: false)
     try config.require("attn_output_gate", true, default: true)
     let epsilon = try config.epsilon("rms_norm_eps", default: 1e-6)
-    let isLinear = try config.linearLayers(count: config.integer("num_hidden_layers"))
+    let interval = try config.integer("full_attention_interval", default: 4)
+    let isLinear = try config.layers(of: "linear_attention", count: config.layerCount()) {
+      ($0 + 1) % interval != 0
+    }
     let mixer = GatedDeltaNetDescription(
       keyHeads: try config.integer("linear_num_key_heads", default: 16),
       valueHeads: try config.integer("linear_num_value_heads", default: 32),
@@ -48,24 +49,9 @@ extension Architecture {
 }
 
 extension ConfigurationReader {
-  fileprivate func linearLayers(count: Int) throws(DecoderError) -> [Bool] {
-    guard let types = values["layer_types"], types != .null else {
-      let interval = try integer("full_attention_interval", default: 4)
-      return (1...count).map { $0 % interval != 0 }
-    }
-    let known = ["linear_attention", "full_attention"]
-    let names = types.array?.compactMap(\.string) ?? []
-    guard names.count >= count, names.allSatisfy(known.contains) else {
-      throw .unsupportedSetting(
-        key: "layer_types", value: String(types.compactText.prefix(200)),
-        supported: "for every layer one of \(known.joined(separator: ", "))")
-    }
-    return names.prefix(count).map { $0 == "linear_attention" }
-  }
-
   /// The window of every layer: the first layers have none.
   fileprivate func qwenWindows() throws(DecoderError) -> [Int?] {
-    let count = try integer("num_hidden_layers")
+    let count = try layerCount()
     guard try flag("use_sliding_window", default: false), let window = try window(default: 4_096) else {
       return Array(repeating: nil, count: count)
     }
