@@ -8,42 +8,39 @@ public struct ShardIndex: Sendable, Equatable {
   /// The shard of each tensor, where an index says so.
   public let shardOfTensor: [String: String]
 
-  /// In this order: `model.safetensors`, its index, every `*.safetensors` in the directory; and then the same of
-  /// `pytorch_model.bin`.
+  /// In this order: `model.safetensors`, its index, the same of `pytorch_model.bin`; every `*.safetensors` in the
+  /// directory, every `pytorch_model*.bin`.
   /// - Throws: ``CheckpointError`` or ``FileError``.
   public init(directory: String, symlinks: SymlinkPolicy) throws {
     guard try FileSystem.kind(of: directory) == .directory else {
       throw CheckpointError.noDirectory(directory)
     }
     let names = try FileSystem.names(in: directory)
-    for format in WeightFormat.allCases {
-      let required: [String]
-      if names.contains(format.singleFileName) {
-        shards = [format.singleFileName]
-        shardOfTensor = [:]
-        required = shards
-      } else if names.contains(format.indexName) {
-        shardOfTensor = try Self.weightMap(
-          FileSystem.join(directory, format.indexName), format, symlinks: symlinks)
-        shards = Set(shardOfTensor.values).sorted()
-        required = shards
-      } else {
-        let found = format.shards(among: names)
-        if found.isEmpty { continue }
-        shards = found
-        shardOfTensor = [:]
-        required = Self.allOfTheSeries(shards, format)
+    guard let format = WeightFormat.taken(among: names) else {
+      if let other = names.first(where: Self.isOtherPickle) {
+        throw CheckpointError.otherPickle(file: FileSystem.join(directory, other))
       }
-      for shard in required where !names.contains(shard) {
-        throw CheckpointError.missingShard(directory: directory, shard: shard)
-      }
-      self.format = format
-      return
+      throw CheckpointError.noWeights(directory: directory)
     }
-    if let other = names.first(where: Self.isOtherPickle) {
-      throw CheckpointError.otherPickle(file: FileSystem.join(directory, other))
+    self.format = format
+    let required: [String]
+    if names.contains(format.singleFileName) {
+      shards = [format.singleFileName]
+      shardOfTensor = [:]
+      required = shards
+    } else if names.contains(format.indexName) {
+      shardOfTensor = try Self.weightMap(
+        FileSystem.join(directory, format.indexName), format, symlinks: symlinks)
+      shards = Set(shardOfTensor.values).sorted()
+      required = shards
+    } else {
+      shards = format.shards(among: names)
+      shardOfTensor = [:]
+      required = Self.allOfTheSeries(shards, format)
     }
-    throw CheckpointError.noWeights(directory: directory)
+    for shard in required where !names.contains(shard) {
+      throw CheckpointError.missingShard(directory: directory, shard: shard)
+    }
   }
 
   /// Whether a name is that of a pickle that is not laid out as transformers does.

@@ -25,6 +25,13 @@ public enum WeightFormat: Sendable, CaseIterable {
 
   init(ofShard path: String) { self = path.hasSuffix(Self.torch.suffix) ? .torch : .safetensors }
 
+  /// The format of the weights among the files of a directory: one whose names say so, or else one that has files. Other
+  /// safetensors, token ids to calibrate with, may stand beside a `pytorch_model.bin`.
+  public static func taken(among names: [String]) -> WeightFormat? {
+    allCases.first { names.contains($0.singleFileName) || names.contains($0.indexName) }
+      ?? allCases.first { !$0.shards(among: names).isEmpty }
+  }
+
   /// The files among those of a directory that are shards where no index says which are; sorted.
   public func shards(among names: some Sequence<String>) -> [String] {
     let candidates = names.filter { name in

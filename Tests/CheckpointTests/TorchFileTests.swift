@@ -57,6 +57,17 @@ import Testing
     #expect(reader.foreignFiles == ["pytorch_model.bin"])
   }
 
+  @Test(arguments: ["zip", "sharded"])
+  func `token ids beside weights of torch are no weights`(_ layout: String) throws {
+    try directory.write(
+      safetensors("{\(entry("input_ids", "I64", shape: [0], offsets: (0, 0)))}", data: []), to: "ids")
+    let model = try reader(of: layout).directory
+    try FileSystem.move(directory.file("ids"), to: "\(model)/ids.safetensors")
+    let reader = try CheckpointReader(directory: model)
+    #expect(reader.tensors["input_ids"] == nil && !reader.tensors.isEmpty)
+    #expect(reader.foreignFiles == ["ids.safetensors"])
+  }
+
   // MARK: Damage
 
   @Test(arguments: ["zip/pytorch_model.bin", "legacy/pytorch_model.bin", "types.bin", "types-legacy.bin"])

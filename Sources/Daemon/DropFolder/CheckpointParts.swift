@@ -90,25 +90,24 @@ struct CheckpointParts {
     _ stamps: [String: FileStamp], in directory: String, memo: inout Memo, now: ContinuousClock.Instant
   ) throws(DropRefusal) {
     let names = stamps.keys.filter { !$0.contains("/") }
-    for format in WeightFormat.allCases {
-      if stamps[format.singleFileName] != nil {
-        shards = [format.singleFileName]
-      } else if let stamp = stamps[format.indexName] {
-        let path = FileSystem.join(directory, format.indexName)
-        switch memo.weightMaps.value(format.indexName, stamp, now: now, read: { Self.weightMap(path) }) {
-        case .shards(let names): shards = names
-        case .refused(let refusal): throw refusal
-        case .unreadable(let gap): gaps.append(gap)
-        }
-      } else {
-        shards = format.shards(among: names)
-        gaps += Self.missingOfTheSeries(shards, format)
-        if shards.isEmpty { continue }
-      }
-      self.format = format
+    guard let format = WeightFormat.taken(among: names) else {
+      gaps.append(Self.noWeights(among: names))
       return
     }
-    gaps.append(Self.noWeights(among: names))
+    self.format = format
+    if stamps[format.singleFileName] != nil {
+      shards = [format.singleFileName]
+    } else if let stamp = stamps[format.indexName] {
+      let path = FileSystem.join(directory, format.indexName)
+      switch memo.weightMaps.value(format.indexName, stamp, now: now, read: { Self.weightMap(path) }) {
+      case .shards(let names): shards = names
+      case .refused(let refusal): throw refusal
+      case .unreadable(let gap): gaps.append(gap)
+      }
+    } else {
+      shards = format.shards(among: names)
+      gaps += Self.missingOfTheSeries(shards, format)
+    }
   }
 
   private static func weightMap(_ path: String) -> WeightMap {
