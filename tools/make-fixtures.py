@@ -290,12 +290,15 @@ VARIANTS = {
         "audio_config": None, "text_config": text_config(GEMMA4, use_bidirectional_attention="vision"),
         "vision_config": {
             "model_type": "gemma4_vision", "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1,
-            "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 4, "patch_size": 4}},
+            "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 4, "patch_size": 4,
+            "position_embedding_size": 16}},
     "gemma4-unified": {
         "architectures": ["Gemma4UnifiedForConditionalGeneration"], "model_type": "gemma4_unified",
         "image_token_id": 60, "audio_config": None,
         "text_config": text_config(GEMMA4, model_type="gemma4_unified_text"),
-        "vision_config": {"model_type": "gemma4_unified_vision", "hidden_size": 8, "intermediate_size": 12}},
+        "vision_config": {
+            "model_type": "gemma4_unified_vision", "patch_size": 2, "pooling_kernel_size": 1, "mm_embed_dim": 8,
+            "mm_posemb_size": 4, "output_proj_dims": 8}},
     "mistral3": {
         "architectures": ["Mistral3ForConditionalGeneration"], "model_type": "mistral3", "image_token_index": 60,
         "tie_word_embeddings": False, "text_config": text_config(MINISTRAL3),
