@@ -32,6 +32,24 @@ extension ConfigurationReader {
       isInterleaved: style.isInterleaved)
   }
 
+  /// The same of a layer of a model with a theta of its own for layers with a window: an entry of `rope_parameters` for
+  /// each kind of layer, or, as published, a scaling that is not for layers with a window.
+  /// - Parameters:
+  ///   - defaultTheta: of layers that see all
+  ///   - slidingTheta: the key that the theta of the others was published under, and what it is without
+  func rotaryEmbedding(
+    headDimension: Int, isSliding: Bool, defaultTheta: Double, slidingTheta: (key: String, fallback: Double)
+  ) throws(DecoderError) -> RotaryEmbedding {
+    let type = isSliding ? "sliding_attention" : "full_attention"
+    if values["rope_parameters"]?[type] != nil || !isSliding {
+      let theta = isSliding ? slidingTheta.fallback : defaultTheta
+      return try rotaryEmbedding(
+        headDimension: headDimension, RotaryStyle(defaultTheta: theta, layerType: type))
+    }
+    return RotaryEmbedding(
+      headDimension: headDimension, theta: try number(slidingTheta.key, default: slidingTheta.fallback))
+  }
+
   /// Refuses heads that cannot turn.
   func requireRotary(_ headDimension: Int) throws(DecoderError) {
     guard headDimension.isMultiple(of: 2), headDimension <= Self.widestHead else {

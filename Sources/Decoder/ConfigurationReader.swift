@@ -148,6 +148,14 @@ struct ConfigurationReader {
     return try integer("sliding_window", default: fallback)
   }
 
+  /// The window of every layer, nil for those that see all.
+  func windows(
+    default fallback: Int? = nil, otherwise isSliding: (_ layer: Int) -> Bool
+  ) throws(DecoderError) -> [Int?] {
+    let window = try window(default: fallback)
+    return try slidingLayers(count: layerCount(), otherwise: isSliding).map { $0 ? window : nil }
+  }
+
   /// Which layers see a sliding window, by `layer_types`, or by a rule where config.json has none.
   func slidingLayers(count: Int, otherwise isSliding: (_ layer: Int) -> Bool) throws(DecoderError) -> [Bool] {
     try layers(of: "sliding_attention", count: count, otherwise: isSliding)

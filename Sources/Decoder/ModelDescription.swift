@@ -117,16 +117,12 @@ struct NormDescription: Sendable {
   /// Whether the checkpoint has the weight less 1.
   let addsOne: Bool
 
-  static func rootMeanSquare(_ name: String, epsilon: Float, addingOne addsOne: Bool = false)
-    -> NormDescription
-  {
-    NormDescription(name: name, kind: .rootMeanSquare, hasBias: false, epsilon: epsilon, addsOne: addsOne)
+  static func rootMeanSquare(_ name: String, epsilon: Float) -> NormDescription {
+    NormStyle.rootMeanSquare(epsilon: epsilon)(name)
   }
 
-  static func layer(
-    _ name: String, epsilon: Float, hasBias: Bool = true, addingOne addsOne: Bool = false
-  ) -> NormDescription {
-    NormDescription(name: name, kind: .layer, hasBias: hasBias, epsilon: epsilon, addsOne: addsOne)
+  static func layer(_ name: String, epsilon: Float) -> NormDescription {
+    NormStyle.layer(epsilon: epsilon)(name)
   }
 }
 
@@ -284,6 +280,12 @@ struct AttentionDescription: Sendable {
     scoreScale = 1 / Float(headDimension).squareRoot()
     self.queryNorm = queryNorm
     self.keyNorm = keyNorm
+  }
+
+  /// Gives it a window, or all keys and then no positions.
+  mutating func see(windowOrAllWithoutPositions window: Int?) {
+    self.window = window
+    if window == nil { positions = .none }
   }
 
   var queryFeatures: Int { heads * headDimension }

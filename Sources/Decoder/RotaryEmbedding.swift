@@ -5,47 +5,45 @@ import Tensors
 
 /// Rotary position embedding (arXiv 2104.09864) with the scalings of long-context models.
 struct RotaryEmbedding: Sendable, Hashable {
-  /// Radians per position of each pair of elements.
-  let frequencies: [Float]
-  /// The same for sequences of more tokens than a limit.
-  private let long: Long?
+  /// The part of a head that turns, its first elements.
+  let headDimension: Int
+  let theta: Double
+  var scaling = Scaling.none
   /// Whether elements 2i and 2i + 1 of a head are a pair, and not i and one half of the rotated part further.
-  let isInterleaved: Bool
-  /// A factor of the rotated elements.
-  private let factor: Double
+  var isInterleaved = false
 
-  private struct Long: Hashable {
-    let limit: Int
-    let frequencies: [Float]
-  }
+  /// Radians per position of each pair of elements.
+  var frequencies: [Float] { frequencies(sequenceLength: 0) }
 
-  /// - Parameter headDimension: the part of a head that turns, its first elements
-  init(headDimension: Int, theta: Double, scaling: Scaling = .none, isInterleaved: Bool = false) {
-    let plain = (0..<headDimension / 2).map { pair in 1 / pow(theta, Double(2 * pair) / Double(headDimension))
+  /// The same for sequences of so many tokens.
+  private func frequencies(sequenceLength: Int) -> [Float] {
+    let plain = (0..<headDimension / 2).map { pair in
+      1 / pow(theta, Double(2 * pair) / Double(headDimension))
     }
-    self.isInterleaved = isInterleaved
-    var long: Long?
     switch scaling {
     case .longrope(let longrope):
-      frequencies = zip(plain, longrope.short).map { Float($0 / $1) }
-      long = Long(
-        limit: longrope.originalPositions, frequencies: zip(plain, longrope.long).map { Float($0 / $1) })
-      factor = longrope.attentionFactor
+      let isLong = sequenceLength > longrope.originalPositions
+      return zip(plain, isLong ? longrope.long : longrope.short).map { Float($0 / $1) }
     case .yarn(let yarn):
-      frequencies = yarn.apply(to: plain, theta: theta).map { Float($0) }
-      factor = yarn.attentionFactor
+      return yarn.apply(to: plain, theta: theta).map { Float($0) }
     case .proportional(let share, let divisor):
       let turning = Int(share * Double(headDimension) / 2)
-      frequencies = plain.enumerated().map { Float($0 < turning ? $1 / divisor : 0) }
-      factor = 1
-    default:
-      frequencies = plain.map { Float(scaling.apply(to: $0)) }
-      factor = 1
+      return plain.enumerated().map { Float($0 < turning ? $1 / divisor : 0) }
+    case .none, .linear, .llama3:
+      return plain.map { Float(scaling.apply(to: $0)) }
     }
-    self.long = long
   }
 
-  enum Scaling: Sendable, Equatable {
+  /// A factor of the rotated elements.
+  private var factor: Double {
+    switch scaling {
+    case .longrope(let longrope): longrope.attentionFactor
+    case .yarn(let yarn): yarn.attentionFactor
+    case .none, .linear, .llama3, .proportional: 1
+    }
+  }
+
+  enum Scaling: Sendable, Hashable {
     case none
     /// Positions divided by a factor.
     case linear(factor: Double)
@@ -70,7 +68,7 @@ struct RotaryEmbedding: Sendable, Hashable {
 
   /// YaRN (arXiv 2309.00071): what turns often within the original positions is kept, what turns seldom divided by a
   /// factor, a ramp between.
-  struct Yarn: Sendable, Equatable {
+  struct Yarn: Sendable, Hashable {
     let factor: Double
     /// Turns within the original positions at the ramp's ends.
     let fast: Double
@@ -97,7 +95,7 @@ struct RotaryEmbedding: Sendable, Hashable {
   }
 
   /// LongRoPE (arXiv 2402.13753): a divisor of every pair's frequency, others for sequences beyond the original positions.
-  struct LongRope: Sendable, Equatable {
+  struct LongRope: Sendable, Hashable {
     let short: [Double]
     let long: [Double]
     let originalPositions: Int
@@ -106,7 +104,8 @@ struct RotaryEmbedding: Sendable, Hashable {
 
   /// The table for sequences of up to `sequenceLength` tokens.
   func table(sequenceLength: Int, backend: any ComputeBackend) -> RotaryTable {
-    let frequencies = long.flatMap { sequenceLength > $0.limit ? $0.frequencies : nil } ?? self.frequencies
+    let frequencies = frequencies(sequenceLength: sequenceLength)
+    let factor = factor
     let cosines = Matrix(rows: sequenceLength, columns: frequencies.count)
     let sines = Matrix(rows: sequenceLength, columns: frequencies.count)
     for position in 0..<sequenceLength {

@@ -9,16 +9,9 @@ extension Architecture {
   /// Command R7B and A: three of four layers see a window, the fourth all and knows no positions.
   static let cohere2 = Architecture(modelTypes: ["cohere2"]) { config in
     let pattern = try config.integer("sliding_window_pattern", default: 4)
-    let isSliding = try config.slidingLayers(count: config.layerCount()) {
-      ($0 + 1) % pattern != 0
-    }
-    let window = try config.window(default: 4_096)
+    let windows = try config.windows(default: 4_096) { ($0 + 1) % pattern != 0 }
     return try .cohereLike(config) { layer, index in
-      if isSliding[index], let window {
-        layer.attention.window = window
-      } else {
-        layer.attention.positions = .none
-      }
+      layer.attention.see(windowOrAllWithoutPositions: windows[index])
     }
   }
 }

@@ -13,11 +13,9 @@ extension Architecture {
 
   /// Gemma 2: norms on what the blocks make, capped scores and logits, a window in every second layer.
   static let gemma2 = Architecture(modelTypes: ["gemma2"]) { config in
-    let count = try config.layerCount()
-    let isSliding = try config.slidingLayers(count: count) { $0 % 2 == 0 }
-    let window = try config.window(default: 4_096)
+    let windows = try config.windows(default: 4_096) { $0 % 2 == 0 }
     return try .gemmaLike(config, capsByDefault: true) { layer, index in
-      layer.attention.window = isSliding[index] ? window : nil
+      layer.attention.window = windows[index]
       layer.attention.scoreScale = try 1 / config.factor("query_pre_attn_scalar", default: 256).squareRoot()
       layer.addBlockNorms(try config.gemmaNorm())
     }
@@ -36,16 +34,12 @@ extension Architecture {
     let pattern = try config.integer("sliding_window_pattern", default: 6)
     let isSliding = try config.slidingLayers(count: count) { ($0 + 1) % pattern != 0 }
     let window = try config.window(default: 4_096)
-    // One for every kind of layer.
-    var rotary: [Bool: RotaryEmbedding] = [:]
     return try .gemmaLike(config, normalizesHeads: true) { layer, index in
       layer.attention.window = isSliding[index] ? window : nil
-      let embedding =
-        try rotary[isSliding[index]]
-        ?? config.gemma3Rotary(
-          headDimension: layer.attention.headDimension, isSliding: isSliding[index])
-      rotary[isSliding[index]] = embedding
-      layer.attention.positions = .rotary(embedding)
+      layer.attention.positions = .rotary(
+        try config.rotaryEmbedding(
+          headDimension: layer.attention.headDimension, isSliding: isSliding[index],
+          defaultTheta: 1_000_000, slidingTheta: (key: "rope_local_base_freq", fallback: 10_000)))
       layer.attention.scoreScale = try 1 / config.factor("query_pre_attn_scalar", default: 256).squareRoot()
       layer.addBlockNorms(try config.gemmaNorm())
     }
@@ -72,7 +66,6 @@ extension Architecture {
     let wideDimension = try config.integer("global_head_dim", default: 512)
     let sharesKeys = try config.flag("attention_k_eq_v", default: false)
     let epsilon = try config.epsilon("rms_norm_eps", default: 1e-6)
-    var rotary: [Bool: RotaryEmbedding] = [:]
     return try .gemmaLike(
       config, norm: .rootMeanSquare(epsilon: epsilon), normalizesHeads: true
     ) { layer, index in
@@ -86,12 +79,9 @@ extension Architecture {
             "num_global_key_value_heads", default: layer.attention.keyValueHeads)
         }
       }
-      let embedding =
-        try rotary[isSliding[index]]
-        ?? config.gemma4Rotary(
-          headDimension: layer.attention.headDimension, isSliding: isSliding[index])
-      rotary[isSliding[index]] = embedding
-      layer.attention.positions = .rotary(embedding)
+      layer.attention.positions = .rotary(
+        try config.gemma4Rotary(
+          headDimension: layer.attention.headDimension, isSliding: isSliding[index]))
       layer.attention.scoreScale = 1
       layer.attention.valueNormEpsilon = epsilon
       layer.outputScale = "layer_scalar"
@@ -150,19 +140,6 @@ extension ConfigurationReader {
       ? RotaryEmbedding(headDimension: headDimension, theta: 10_000)
       : RotaryEmbedding(
         headDimension: headDimension, theta: 1_000_000, scaling: .proportional(share: 0.25, factor: 1))
-  }
-
-  /// An entry of `rope_parameters` for every kind of layer, or, as published, a theta of their own for layers with a
-  /// window, which the scaling is not for.
-  fileprivate func gemma3Rotary(headDimension: Int, isSliding: Bool) throws(DecoderError) -> RotaryEmbedding {
-    let type = isSliding ? "sliding_attention" : "full_attention"
-    if values["rope_parameters"]?[type] != nil || !isSliding {
-      return try rotaryEmbedding(
-        headDimension: headDimension,
-        RotaryStyle(defaultTheta: isSliding ? 10_000 : 1_000_000, layerType: type))
-    }
-    return RotaryEmbedding(
-      headDimension: headDimension, theta: try number("rope_local_base_freq", default: 10_000))
   }
 }
 

@@ -8,33 +8,24 @@ extension Architecture {
   static let olmo3 = Architecture(modelTypes: ["olmo3"]) { config in
     let isSliding = try config.slidingLayers(count: config.layerCount()) { ($0 + 1) % 4 != 0 }
     let window = try config.window(default: 4_096)
-    var rotary: [Bool: RotaryEmbedding] = [:]
     return try .olmoLike(config) { layer, index in
       layer.attention.window = isSliding[index] ? window : nil
-      let embedding =
-        try rotary[isSliding[index]]
-        ?? config.olmo3Rotary(headDimension: layer.attention.headDimension, isSliding: isSliding[index])
-      rotary[isSliding[index]] = embedding
-      layer.attention.positions = .rotary(embedding)
+      layer.attention.positions = .rotary(
+        try config.rotaryEmbedding(
+          headDimension: layer.attention.headDimension, isSliding: isSliding[index], defaultTheta: 500_000,
+          slidingTheta: (key: "rope_theta", fallback: 500_000)))
     }
   }
 
   /// EXAONE 4: OLMo's norms, Qwen's heads; the layers that see all know no positions where others have a window.
   static let exaone4 = Architecture(modelTypes: ["exaone4"]) { config in
-    let window = try config.window(default: 4_096)
+    let hasWindow = try config.window(default: 4_096) != nil
     let pattern = config.values["sliding_window_pattern"]
     let interval = pattern?.int ?? pattern?.string?.count ?? 4
-    let isSliding = try config.slidingLayers(count: config.layerCount()) {
-      window != nil && interval > 0 && ($0 + 1) % interval != 0
-    }
+    let windows = try config.windows(default: 4_096) { interval > 0 && ($0 + 1) % interval != 0 }
     return try .llamaLike(config, norm: config.olmoNorm(), normalizesHeads: true) { layer, index in
       try config.moveNormsToOutputs(of: &layer)
-      guard let window else { return }
-      if isSliding[index] {
-        layer.attention.window = window
-      } else {
-        layer.attention.positions = .none
-      }
+      if hasWindow { layer.attention.see(windowOrAllWithoutPositions: windows[index]) }
     }
   }
 }
@@ -67,15 +58,5 @@ extension ConfigurationReader {
     layer.mlpNorm = nil
     layer.attentionOutputNorm = norm("post_attention_layernorm")
     layer.mlpOutputNorm = norm("post_feedforward_layernorm")
-  }
-
-  /// An entry of `rope_parameters` for every kind of layer, or, as published, `rope_scaling` for those that see all.
-  fileprivate func olmo3Rotary(headDimension: Int, isSliding: Bool) throws(DecoderError) -> RotaryEmbedding {
-    let type = isSliding ? "sliding_attention" : "full_attention"
-    if values["rope_parameters"]?[type] != nil || !isSliding {
-      return try rotaryEmbedding(
-        headDimension: headDimension, RotaryStyle(defaultTheta: 500_000, layerType: type))
-    }
-    return RotaryEmbedding(headDimension: headDimension, theta: try number("rope_theta", default: 500_000))
   }
 }

@@ -51,11 +51,10 @@ extension Architecture {
 extension ConfigurationReader {
   /// The window of every layer: the first layers have none.
   fileprivate func qwenWindows() throws(DecoderError) -> [Int?] {
-    let count = try layerCount()
-    guard try flag("use_sliding_window", default: false), let window = try window(default: 4_096) else {
-      return Array(repeating: nil, count: count)
+    guard try flag("use_sliding_window", default: false), try window(default: 4_096) != nil else {
+      return Array(repeating: nil, count: try layerCount())
     }
     let first = values["max_window_layers"]?.int ?? 28
-    return try slidingLayers(count: count) { $0 >= first }.map { $0 ? window : nil }
+    return try windows(default: 4_096) { $0 >= first }
   }
 }
