@@ -1,5 +1,5 @@
 /// A file that breaks a rule of the safetensors format.
-public struct SafetensorsError: Error, Equatable, Sendable, CustomStringConvertible {
+public struct SafetensorsError: FormatError, Equatable, Sendable {
   /// The rules, one case each. Offsets that a header states count from the beginning of the data, as
   /// the header does; ranges of bytes count from the beginning of the file.
   public enum Violation: Equatable, Sendable {
@@ -26,15 +26,10 @@ public struct SafetensorsError: Error, Equatable, Sendable, CustomStringConverti
   public let file: String
   public let violation: Violation
 
-  /// The process's exit status: a data error, after sysexits.h.
-  public var exitCode: Int32 { 65 }
-
-  public var description: String { "\(file): \(fact); \(mend)" }
-
-  private var fact: String {
+  public var fact: String {
     switch violation {
     case .pointer:
-      "the file is a git-lfs pointer to the weights, and not the weights"
+      GitLFSPointer.fact
     case .noHeaderLength(let count):
       "the file has \(count) bytes, too few for the length of a safetensors header (8)"
     case .headerTooLong(let count):
@@ -73,10 +68,10 @@ public struct SafetensorsError: Error, Equatable, Sendable, CustomStringConverti
     }
   }
 
-  private var mend: String {
+  public var mend: String {
     switch violation {
     case .pointer:
-      "fetch them in the repository that it is of: git lfs pull"
+      GitLFSPointer.mend
     case .noHeaderLength, .headerTruncated, .outOfRange:
       "copy or download the file again, it is incomplete"
     case .unknownDType:

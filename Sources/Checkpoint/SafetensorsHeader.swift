@@ -13,19 +13,7 @@ public struct TensorInfo: Sendable, Hashable {
   /// Where in that file, in bytes from its beginning. The start need not be aligned.
   public let byteRange: Range<Int>
   /// Where it is stored in 8-bit floats and read as what those stand for.
-  public let scaling: WeightScaling?
-
-  init(
-    name: String, dtype: DType, shape: [Int], file: String, byteRange: Range<Int>,
-    scaling: WeightScaling? = nil
-  ) {
-    self.name = name
-    self.dtype = dtype
-    self.shape = shape
-    self.file = file
-    self.byteRange = byteRange
-    self.scaling = scaling
-  }
+  public internal(set) var scaling: WeightScaling?
 
   /// The tensor as a matrix: the first extent makes the rows, and a vector is one row.
   public var matrixDimensions: (rows: Int, columns: Int) {

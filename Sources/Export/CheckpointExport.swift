@@ -155,14 +155,16 @@ public final class CheckpointExport: Sendable {
       func isConverted(in output: Output) -> Bool {
         isBias && output.format.biasType(modelType: tensor.dtype) != tensor.dtype
       }
-      for output in outputs where isConverted(in: output) { try convertBias(tensor, to: output) }
+      for output in outputs where isConverted(in: output) {
+        try convert(tensor, as: output.format.biasType(modelType: tensor.dtype), to: [output])
+      }
       let copying = outputs.filter { !isConverted(in: $0) }
       if !copying.isEmpty { try copy(tensor, to: copying) }
     }
   }
 
   private func copy(_ tensor: TensorInfo, to outputs: [Output]) throws {
-    if tensor.scaling != nil { return try convert(tensor, to: outputs) }
+    if tensor.scaling != nil { return try convert(tensor, as: tensor.dtype, to: outputs) }
     let byteCount = tensor.byteRange.count
     for start in stride(from: 0, to: byteCount, by: Self.chunkByteCount) {
       let range = start..<min(start + Self.chunkByteCount, byteCount)
@@ -175,23 +177,16 @@ public final class CheckpointExport: Sendable {
     source.forget(tensor.name)
   }
 
-  /// Writes what a tensor stands for, a panel at a time.
-  private func convert(_ tensor: TensorInfo, to outputs: [Output]) throws {
-    let rowByteCount = tensor.matrixDimensions.columns * tensor.dtype.byteWidth
+  /// Writes what a tensor stands for in a type, a panel at a time.
+  private func convert(_ tensor: TensorInfo, as type: DType, to outputs: [Output]) throws {
+    let rowByteCount = tensor.matrixDimensions.columns * type.byteWidth
     try source.forEachPanel(of: tensor.name, shape: tensor.shape) { rows, panel in
-      let bytes = try panel.withSpan { try encodeChecked($0, as: tensor.dtype, tensor: tensor.name) }
+      let bytes = try panel.withSpan { try encodeChecked($0, as: type, tensor: tensor.name) }
       for output in outputs {
         try output.writer.write(tensor.name, bytes, at: rows.lowerBound * rowByteCount)
       }
     }
     source.forget(tensor.name)
-  }
-
-  private func convertBias(_ tensor: TensorInfo, to output: Output) throws {
-    let bias = try source.matrix(tensor.name, shape: tensor.shape)
-    let type = output.format.biasType(modelType: tensor.dtype)
-    let bytes = try bias.withSpan { try encodeChecked($0, as: type, tensor: tensor.name) }
-    try output.writer.write(tensor.name, bytes)
   }
 
   // MARK: The rest

@@ -12,8 +12,7 @@ import SystemIO
 public func sysexit(of error: any Error) -> Int32? {
   switch error {
   case let error as FileError: error.exitCode
-  case let error as SafetensorsError: error.exitCode
-  case let error as TorchFileError: error.exitCode
+  case let error as any FormatError: error.exitCode
   case let error as CheckpointError: error.exitCode
   case let error as CalibrationError: error.exitCode
   case let error as ExportError: error.exitCode

@@ -85,7 +85,8 @@ public struct MemoryPlan: Sendable, Equatable {
 
   /// The plan for given sizes, whatever memory there is.
   init(_ work: Work, batchSamples: Int, panelRows: Int) {
-    let needs = Needs(work: work, batchSamples: batchSamples, panelRows: panelRows)
+    let stages = (0..<work.model.layerCount).flatMap { work.model.stages(ofLayer: $0) }
+    let needs = Needs(work: work, batchSamples: batchSamples, panelRows: panelRows, stages: stages)
     self.batchSamples = batchSamples
     self.panelRows = panelRows
     bytesPerPhase = [.gathering: needs.gathering, .solving: needs.solving]
@@ -123,6 +124,8 @@ private struct Needs {
   let work: MemoryPlan.Work
   let batchSamples: Int
   let panelRows: Int
+  /// Of all layers, one after the other.
+  let stages: [Stage]
 
   private static let float = 4
   /// The program itself, its tables, and the spare mappings of matrices.
@@ -139,8 +142,6 @@ private struct Needs {
   private static let panelMatricesWithOutliers = 9
 
   private var model: ModelDescription { work.model }
-  /// Of all layers, one after the other.
-  private var stages: [Stage] { (0..<model.layerCount).flatMap { model.stages(ofLayer: $0) } }
   private var hasOriginal: Bool { work.originalSamples > 0 }
   private var streams: Int { hasOriginal ? 2 : 1 }
   /// Tokens of the original's largest batch, and of the largest of all: one ends with the original's last sample.
@@ -150,7 +151,7 @@ private struct Needs {
   }
 
   var gathering: Int {
-    let stages = stages
+    let packedInputs = packedInputs
     return stages.indices.map { index in
       let before = stages[(index + stages.count - 1) % stages.count]
       let stage = stages[index]

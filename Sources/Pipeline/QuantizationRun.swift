@@ -119,6 +119,7 @@ public final class QuantizationRun: Sendable {
     let (staging, store) = try makeFiles()
     defer { unpublished.withLock { ($0.output, $0.cache) = (nil, nil) } }
     let linears = exportedLinears
+    let others = others
     let export = try CheckpointExport(
       source: checkpoint, linears: linears + others.linears, formats: request.formats,
       directory: staging.path,

@@ -1,5 +1,5 @@
 /// A file of `torch.save` that is damaged, or that holds something else than tensors.
-public struct TorchFileError: Error, Equatable, Sendable, CustomStringConvertible {
+public struct TorchFileError: FormatError, Equatable, Sendable {
   /// Bytes count from the beginning of the file, those of a pickle from its own.
   public enum Violation: Equatable, Sendable {
     case pointer
@@ -21,15 +21,10 @@ public struct TorchFileError: Error, Equatable, Sendable, CustomStringConvertibl
   public let file: String
   public let violation: Violation
 
-  /// The process's exit status: a data error, after sysexits.h.
-  public var exitCode: Int32 { 65 }
-
-  public var description: String { "\(file): \(fact); \(mend)" }
-
-  private var fact: String {
+  public var fact: String {
     switch violation {
     case .pointer:
-      "the file is a git-lfs pointer to the weights, and not the weights"
+      GitLFSPointer.fact
     case .unknownFormat:
       "it does not begin like a file of torch.save"
     case .truncated(let what):
@@ -59,9 +54,9 @@ public struct TorchFileError: Error, Equatable, Sendable, CustomStringConvertibl
     }
   }
 
-  private var mend: String {
+  public var mend: String {
     switch violation {
-    case .pointer: "fetch them in the repository that it is of: git lfs pull"
+    case .pointer: GitLFSPointer.mend
     case .truncated: "copy or download the file again"
     case .unknownFormat: "check that it holds weights, and download it again if it does"
     case .notADictionary, .notATensor:

@@ -22,7 +22,8 @@ enum ShardLength: Equatable {
         self = try Self.ofTorchFile(file)
         return
       }
-      guard let field = try Self.read(8, from: file) else {
+      let field = try file.read(0..<8)
+      guard field.count == 8 else {
         self = .unknown(reason: "the header is not complete")
         return
       }
@@ -34,7 +35,9 @@ enum ShardLength: Equatable {
             ? Self.pointerReason : "it does not begin like a safetensors file")
         return
       }
-      guard let header = try Self.read(Int(length), from: file) else {
+      // Its length is a claim until the bytes are there.
+      let header = try file.read(8..<8 + Int(length))
+      guard header.count == length else {
         self = .unknown(reason: "the header is not complete")
         return
       }
@@ -70,19 +73,6 @@ enum ShardLength: Equatable {
       default: return .complete(byteCount: file.byteCount)
       }
     }
-  }
-
-  /// - Returns: Nil if the file ends before.
-  private static func read(_ count: Int, from file: InputFile) throws(FileError) -> [UInt8]? {
-    var bytes: [UInt8] = []
-    // The header's length is a claim until the bytes are there.
-    while bytes.count < count {
-      var buffer = [UInt8](repeating: 0, count: min(count - bytes.count, 1 << 20))
-      let found = try file.read(into: &buffer)
-      if found == 0 { return nil }
-      bytes += buffer[..<found]
-    }
-    return bytes
   }
 
   /// The largest end among the `data_offsets` of a header.
