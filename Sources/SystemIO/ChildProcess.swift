@@ -1,8 +1,7 @@
 import Glibc
 import SystemPackage
 
-/// A child process whose standard output is read here; what it writes to standard error goes where this process's
-/// does.
+/// A child process whose standard output is read here.
 public final class ChildProcess: Sendable {
   /// How a process ended.
   public enum End: Sendable, Equatable {
@@ -14,14 +13,18 @@ public final class ChildProcess: Sendable {
   private let output: Descriptor
 
   /// Starts the program at `path`.
+  /// - Parameter isAlone: whether it gets a group of processes of its own, which ``killAll()`` ends with it, and its
+  ///   standard error is read here, too; else that goes where this process's does
   /// - Throws: ``FileError`` if it cannot be started.
-  public init(_ path: String, arguments: [String], environment: [String: String]) throws(FileError) {
+  public init(
+    _ path: String, arguments: [String], environment: [String: String], isAlone: Bool = false
+  ) throws(FileError) {
     let ends = try FileError.attempt(.create, "pipe") { () throws(Errno) in try SystemCall.pipe() }
     output = Descriptor(owning: ends.reading)
     let writing = Descriptor(owning: ends.writing)
     do {
       identifier = try SystemCall.spawn(
-        path, arguments: arguments, environment: environment, output: writing)
+        path, arguments: arguments, environment: environment, output: writing, isAlone: isAlone)
     } catch {
       throw FileError(path: path, operation: .start, errno: error)
     }
@@ -50,6 +53,9 @@ public final class ChildProcess: Sendable {
     let signal = status & 0x7F
     return signal == 0 ? .exited(status: (status >> 8) & 0xFF) : .killed(signal: signal)
   }
+
+  /// Ends a process that was started alone, and all that it has started.
+  public func killAll() { try? SystemCall.kill(-identifier, SIGKILL) }
 
   /// Ends the process at once; one that has ended already is fine.
   public func kill() {

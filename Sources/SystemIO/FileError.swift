@@ -29,15 +29,19 @@ public struct FileError: Error, Equatable, Sendable, CustomStringConvertible {
   public let path: String
   public let operation: FileOperation
   public let errno: Errno
+  /// The space that was asked for at once, where it was for that.
+  public let neededBytes: Int?
 
-  public init(path: String, operation: FileOperation, errno: Errno) {
+  public init(path: String, operation: FileOperation, errno: Errno, neededBytes: Int? = nil) {
     self.path = path
     self.operation = operation
     self.errno = errno
+    self.neededBytes = neededBytes
   }
 
   public var description: String {
-    let fact = "cannot \(operation.rawValue) \(path): \(errno)"
+    let amount = neededBytes.map { " (\($0.memorySize))" } ?? ""
+    let fact = "cannot \(operation.rawValue) \(path)\(amount): \(errno)"
     return mend.map { "\(fact); \($0)" } ?? fact
   }
 

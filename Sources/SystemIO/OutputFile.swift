@@ -24,11 +24,20 @@ public final class OutputFile: Sendable {
     }
   }
 
+  /// Adds `bytes` to the end of a file, which is made if it is not there, in one call.
+  /// - Throws: ``FileError``; a symbolic link is refused.
+  public static func append(_ bytes: [UInt8], to path: String) throws(FileError) {
+    try FileError.attempt(.write, path) { () throws(Errno) in
+      let file = try SystemCall.open(path, flags: O_WRONLY | O_APPEND | O_CREAT | O_NOFOLLOW, mode: 0o666)
+      _ = try SystemCall.writeOnce(file.number, bytes[...])
+    }
+  }
+
   /// Takes the space of the first `byteCount` bytes now, so that a full disk shows before the work;
   /// the file is then at least that long.
   public func reserve(_ byteCount: Int) throws(FileError) {
-    try FileError.attempt(.reserve, path) { () throws(Errno) in
-      try SystemCall.reserve(descriptor, byteCount: byteCount)
+    do { try SystemCall.reserve(descriptor, byteCount: byteCount) } catch {
+      throw FileError(path: path, operation: .reserve, errno: error, neededBytes: byteCount)
     }
   }
 

@@ -31,6 +31,9 @@ public enum StandardError {
 
   public static var isTerminal: Bool { SystemCall.isTerminal(descriptor) }
 
+  /// Whether it leads to a service, as the journal is one.
+  public static var isSocket: Bool { SystemCall.isSocket(descriptor) }
+
   /// Writes a line in one call, so that lines of several threads do not mix. Nobody can be told of a
   /// failure, so it has no effect.
   public static func write(_ line: [UInt8], to number: Int32 = descriptor) {

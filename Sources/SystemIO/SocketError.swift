@@ -6,6 +6,7 @@ public enum SocketOperation: String, Sendable {
   case open = "open a socket for"
   case bind = "bind to"
   case listen = "listen on"
+  case connect = "connect to"
   case accept = "accept a connection on"
   case receive = "receive from"
   case send = "send to"

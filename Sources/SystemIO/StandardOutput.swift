@@ -16,6 +16,8 @@ public enum StandardOutput {
 
   public static func write(_ text: String) throws(StandardOutputError) { try write(Array(text.utf8)) }
 
+  public static var isTerminal: Bool { SystemCall.isTerminal(STDOUT_FILENO) }
+
   /// Has a write that nobody reads be an error and not a signal: what a program does besides must not end with it.
   public static func ignoreBrokenPipes() { _ = signal(SIGPIPE, SIG_IGN) }
 }

@@ -41,6 +41,25 @@ public final class ListeningSocket: Sendable {
     }
   }
 
+  /// Opens a socket at a path of this machine, in the place of one that nobody listens on any more, for every user, and
+  /// listens. Who calls it owns the descriptor, and sees to it that no other process has the path.
+  /// - Throws: ``SocketError``
+  public static func open(atPath path: String) throws(SocketError) -> Int32 {
+    let socket = try SocketError.attempt(.open, path) { () throws(Errno) in
+      try SystemCall.socket(AF_UNIX, SOCK_STREAM)
+    }
+    try SocketError.attempt(.bind, path) { () throws(Errno) in
+      guard let address = SocketAddress(.path(path)) else { throw .fileNameTooLong }
+      try? SystemCall.unlink(path)
+      try SystemCall.bind(socket, to: address)
+      try SystemCall.openToAll(path)
+    }
+    return try SocketError.attempt(.listen, path) { () throws(Errno) in
+      try SystemCall.listen(socket, backlog: 16)
+      return try SystemCall.duplicate(socket)
+    }
+  }
+
   public var descriptor: Int32 { socket.number }
 
   /// The TCP port, which the system chose if 0 was asked for; nil for a local socket.
@@ -68,6 +87,17 @@ public final class StreamConnection: Sendable {
   private let socket: Descriptor
 
   init(_ socket: consuming Descriptor) { self.socket = socket }
+
+  /// Connects to a socket at a path of this machine.
+  /// - Throws: ``SocketError``, ENOENT or ECONNREFUSED if nobody listens there
+  public init(toPath path: String) throws(SocketError) {
+    socket = try SocketError.attempt(.connect, path) { () throws(Errno) in
+      guard let address = SocketAddress(.path(path)) else { throw .fileNameTooLong }
+      let socket = try SystemCall.socket(AF_UNIX, SOCK_STREAM)
+      try SystemCall.connect(socket, to: address)
+      return socket
+    }
+  }
 
   public var descriptor: Int32 { socket.number }
 

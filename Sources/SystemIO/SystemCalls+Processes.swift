@@ -5,16 +5,20 @@ import SystemPackage
 /// Processes, signals and waiting.
 extension SystemCall {
   /// Starts a program with nothing on its standard input and its standard output on a pipe.
-  /// - Parameter output: the pipe's writing end
+  /// - Parameters:
+  ///   - output: the pipe's writing end
+  ///   - isAlone: whether it leads a group of processes of its own, and its standard error goes to the pipe as well
   /// - Returns: its process id
   static func spawn(
-    _ path: String, arguments: [String], environment: [String: String], output: borrowing Descriptor
+    _ path: String, arguments: [String], environment: [String: String], output: borrowing Descriptor,
+    isAlone: Bool
   ) throws(Errno) -> pid_t {
     var actions = unsafe posix_spawn_file_actions_t()
     unsafe posix_spawn_file_actions_init(&actions)
     defer { unsafe posix_spawn_file_actions_destroy(&actions) }
     unsafe posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0)
     unsafe posix_spawn_file_actions_adddup2(&actions, output.number, STDOUT_FILENO)
+    if isAlone { unsafe posix_spawn_file_actions_adddup2(&actions, output.number, STDERR_FILENO) }
 
     // What this process has turned off, the child takes as it comes: what is ignored or blocked stays so in a new
     // program.
@@ -26,7 +30,10 @@ extension SystemCall {
     unsafe sigemptyset(&none)
     unsafe posix_spawnattr_setsigdefault(&attributes, &all)
     unsafe posix_spawnattr_setsigmask(&attributes, &none)
-    unsafe posix_spawnattr_setflags(&attributes, Int16(POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSIGMASK))
+    // Group 0 is a new one, by the process's own number.
+    unsafe posix_spawnattr_setflags(
+      &attributes,
+      Int16(POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSIGMASK | (isAlone ? POSIX_SPAWN_SETPGROUP : 0)))
 
     var process = pid_t()
     let code = unsafe withCStrings([path] + arguments) { argv in

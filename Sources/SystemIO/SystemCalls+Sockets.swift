@@ -54,6 +54,16 @@ extension SystemCall {
     try retrying { unsafe address.lend { unsafe Glibc.bind(number, $0, $1) } }
   }
 
+  static func connect(_ socket: borrowing Descriptor, to address: SocketAddress) throws(Errno) {
+    let number = socket.number
+    try retrying { unsafe address.lend { unsafe Glibc.connect(number, $0, $1) } }
+  }
+
+  /// Lets every user connect to the socket at a path.
+  static func openToAll(_ path: String) throws(Errno) {
+    try retrying { unsafe chmod(path, 0o666) }
+  }
+
   static func listen(_ socket: borrowing Descriptor, backlog: Int32) throws(Errno) {
     let number = socket.number
     try retrying { Glibc.listen(number, backlog) }
@@ -174,6 +184,11 @@ extension SystemCall {
   }
 
   static func isTerminal(_ number: Int32) -> Bool { isatty(number) == 1 }
+
+  static func isSocket(_ number: Int32) -> Bool {
+    var status = stat()
+    return unsafe fstat(number, &status) == 0 && status.st_mode & S_IFMT == S_IFSOCK
+  }
 
   // MARK: Waiting
 

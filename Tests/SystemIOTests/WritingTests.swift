@@ -34,7 +34,7 @@ import Testing
   @Test func `more space than the disk has is refused before the work`() throws {
     let file = try OutputFile(creating: directory.file("huge"))
     let wanted = try FileSystem.freeBytes(directory.path) * 2 + (1 << 40)
-    #expect(throws: FileError(path: file.path, operation: .reserve, errno: .noSpace)) {
+    #expect(throws: FileError(path: file.path, operation: .reserve, errno: .noSpace, neededBytes: wanted)) {
       try file.reserve(wanted)
     }
     #expect(try FileSystem.fileSize(file.path) == 0)
