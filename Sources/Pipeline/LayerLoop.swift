@@ -42,6 +42,8 @@ final class LayerLoop {
   private let batches: [Range<Int>]
   private let beforeReading: () throws -> Void
   private let advanced: () -> Void
+  private let repeating: (_ layer: Int, _ until: Int) -> Void
+  private let begun: () -> Void
   /// Whether an earlier run has begun to take the batches to the next stage, and some of them are there.
   private(set) var isTakingOver = false
   var times = PhaseTimes()
@@ -91,10 +93,14 @@ final class LayerLoop {
   ///   - batchSamples: sequences that are computed at a time
   ///   - beforeReading: called before a stage's weights are read
   ///   - advanced: called for every batch of every stage
+  ///   - repeating: called for every layer that an earlier run had quantized and that is run once more, with the layer
+  ///     at which new work begins
+  ///   - begun: called when it begins
   init(
     model: DecoderModel, original: DecoderModel?, originalSamples: Int, calibration: CalibrationSet,
     store: HiddenStatesStore, backend: any ComputeBackend, batchSamples: Int,
-    beforeReading: @escaping () throws -> Void = {}, advanced: @escaping () -> Void = {}
+    beforeReading: @escaping () throws -> Void = {}, advanced: @escaping () -> Void = {},
+    repeating: @escaping (_ layer: Int, _ until: Int) -> Void = { _, _ in }, begun: @escaping () -> Void = {}
   ) {
     let batches = calibration.batches(
       of: batchSamples, endingAt: original == nil ? calibration.samples : originalSamples)
@@ -109,6 +115,8 @@ final class LayerLoop {
     self.batches = batches
     self.beforeReading = beforeReading
     self.advanced = advanced
+    self.repeating = repeating
+    self.begun = begun
   }
 
   /// Runs the loop.
@@ -148,6 +156,8 @@ final class LayerLoop {
         passed.append(layers.quantized)
         layers = try self.layers(place.layer)
       }
+      if index < open, place.number == 0 || index == first { repeating(place.layer, places[open].layer) }
+      if index == open { begun() }
       let position = position(layers, place.number)
       isTakingOver = index == first && first > 0
       let statistics = try enter(position, from: here, gathering: index >= open)

@@ -6,6 +6,9 @@ public enum ProgressEvent: Sendable {
   case warning(String)
   /// A linear is quantized.
   case linear(LinearProgress)
+  /// A layer is run once more that an earlier run had quantized, since nothing holds its states any more. New work begins
+  /// at the layer `until`; both count from 0.
+  case catchingUp(layer: Int, until: Int)
   /// The work has gone on by a batch; there is nothing to show.
   case advanced
 }
@@ -20,7 +23,7 @@ public struct LinearProgress: Sendable {
   public let linearCount: Int
   /// Those of `linearsDone` that an earlier run had quantized.
   public let linearsResumed: Int
-  /// Since this run's start.
+  /// Since this run began with what no earlier one had done.
   public let elapsed: Duration
 
   /// Time left at the pace so far.

@@ -114,6 +114,7 @@ public final class QuantizationRun: Sendable {
 
   private func quantize(_ progress: @escaping (ProgressEvent) -> Void) throws -> Report {
     let start = ContinuousClock.now
+    var newWorkStart = start
     let knownCount = resumedLinears.count
     let memory = PeakMemorySampler()
     let (staging, store) = try makeFiles()
@@ -143,7 +144,9 @@ public final class QuantizationRun: Sendable {
         originalSamples: request.originalSamples, calibration: request.calibration, store: store,
         backend: backend, batchSamples: plan.batchSamples,
         beforeReading: checkSource,
-        advanced: { progress(.advanced) })
+        advanced: { progress(.advanced) },
+        repeating: { progress(.catchingUp(layer: $0, until: $1)) },
+        begun: { newWorkStart = .now })
     }
     var rows: [Report.Linear] = []
     var exportTimes = PhaseTimes()
@@ -197,7 +200,7 @@ public final class QuantizationRun: Sendable {
               name: solution.linear.name, layer: layer.index, layerCount: description.layerCount,
               relativeError: solution.relativeError, linearsDone: rows.count,
               linearCount: treatments.count, linearsResumed: knownCount,
-              elapsed: ContinuousClock.now - start)))
+              elapsed: ContinuousClock.now - newWorkStart)))
       }
     }
 

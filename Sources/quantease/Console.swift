@@ -54,6 +54,9 @@ final class ProgressLine {
     case .warning(let text):
       close()
       Console.note("quantease: warning: \(text)")
+    case .catchingUp(let layer, let until):
+      // Without a daemon nothing is gone on with but what this very run has begun.
+      show(layer: layer + 1, of: until + 1)
     case .advanced: break
     case .linear(let progress):
       let place = "layer \(progress.layer + 1)/\(progress.layerCount)"

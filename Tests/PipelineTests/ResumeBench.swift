@@ -225,6 +225,7 @@ final class ResumeBench {
           return
         case .advanced: advances += 1
         case .linear(let progress): linears = progress.linearsDone
+        case .catchingUp: break
         }
         guard isEmbedding else { return }
         disturb(place)
