@@ -116,12 +116,15 @@ public enum CalibrationError: Error, Sendable, Equatable, CustomStringConvertibl
       "\(source): holds no tokens; give a text of the kind that the model will be used on"
     case .tooFewTokens(let available, let sequences, let samples, let length, let source):
       "\(source): holds \(available) tokens, \(sequences) sequences of \(length), and \(samples) were asked for; "
-        + "give more text, or ask for --samples \(max(sequences, 1)) or a shorter --sequence-length"
+        + (sequences > 0
+          ? "give more text, or ask for --samples \(sequences) or a shorter --sequence-length"
+          : "give more text, or ask for --sequence-length \(available) or less")
     case .badTokenFile(let source, let reason):
       "\(source): \(reason); a token file is safetensors with input_ids [samples, sequenceLength], I32 or I64"
     case .tokenizerUnavailable(let interpreter, let reason):
       "cannot start the tokenizer helper with \(interpreter): \(reason); install Python 3 and "
-        + "'pip install tokenizers', and set QUANTEASE_PYTHON to that interpreter, or pass token ids"
+        + "'pip install tokenizers', in a virtual environment say, and set QUANTEASE_PYTHON to its interpreter, or pass "
+        + "token ids"
     case .tokenizerFailed(_, let message): "tokenizer: \(message)"
     }
   }

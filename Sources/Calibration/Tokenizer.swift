@@ -6,12 +6,15 @@ public struct Tokenizer: Sendable {
   /// The Python that has the package: `QUANTEASE_PYTHON`, or the first python3 on the path.
   public let interpreter: String
 
+  /// The environment variable that names it.
+  public static let variable = "QUANTEASE_PYTHON"
+
   public init(interpreter: String) {
     self.interpreter = interpreter
   }
 
   public init(environment: [String: String] = ProcessInfo.processInfo.environment) {
-    interpreter = environment["QUANTEASE_PYTHON"] ?? "python3"
+    interpreter = environment[Self.variable] ?? "python3"
   }
 
   /// Tokenizes a text whole, as one string, with the tokenizer's own special tokens.
@@ -20,11 +23,10 @@ public struct Tokenizer: Sendable {
   ///   - model: the directory with tokenizer.json
   /// - Throws: ``CalibrationError``
   public func tokenize(text: String, model: String) throws -> TokenRows {
-    let scratch = FileManager.default.temporaryDirectory
-      .appendingPathComponent("quantease-\(UUID().uuidString).ids")
-    defer { try? FileManager.default.removeItem(at: scratch) }
-    try run(arguments: [model, text, scratch.path])
-    let bytes = try Data(contentsOf: scratch)
+    let ids = try nameless()
+    try run(arguments: [model, text], output: ids)
+    try ids.seek(toOffset: 0)
+    let bytes = try ids.readToEnd() ?? Data()
     let tokens = unsafe bytes.withUnsafeBytes { buffer in
       (0..<buffer.count / 4).map { index in
         unsafe Int32(littleEndian: buffer.loadUnaligned(fromByteOffset: 4 * index, as: Int32.self))
@@ -33,13 +35,27 @@ public struct Tokenizer: Sendable {
     return TokenRows(name: text, rows: [tokens])
   }
 
-  private func run(arguments: [String]) throws {
+  /// A file without a name: whatever ends this process, nothing of it stays in the temporary folder.
+  private func nameless() throws -> FileHandle {
+    var template = Array(
+      FileManager.default.temporaryDirectory.appendingPathComponent("quantease-XXXXXX").path.utf8CString)
+    let descriptor = unsafe mkstemp(&template)
+    guard descriptor >= 0 else {
+      throw CalibrationError.tokenizerUnavailable(
+        interpreter: interpreter,
+        reason: "no file can be made in \(FileManager.default.temporaryDirectory.path) (errno \(errno))")
+    }
+    _ = unsafe unlink(template)
+    return FileHandle(fileDescriptor: descriptor, closeOnDealloc: true)
+  }
+
+  private func run(arguments: [String], output: FileHandle) throws {
     let script = String(decoding: PackageResources.tokenize_py, as: UTF8.self)
     let process = Process()
     process.executableURL = URL(fileURLWithPath: "/usr/bin/env")
     process.arguments = [interpreter, "-c", script] + arguments
     process.standardInput = FileHandle.nullDevice
-    process.standardOutput = FileHandle.nullDevice
+    process.standardOutput = output
     let errors = Pipe()
     process.standardError = errors
     do { try process.run() } catch {

@@ -1,9 +1,9 @@
-"""Turns a text into token ids: tokenize.py MODEL_DIR TEXT_FILE OUTPUT_FILE
+"""Turns a text into token ids: tokenize.py MODEL_DIR TEXT_FILE > OUTPUT
 
 MODEL_DIR holds tokenizer.json. TEXT_FILE is .txt, or .jsonl with a field `text` in every line, whose
 documents are joined by an empty line; either may be compressed (.zst). The text is tokenized whole, as one
-string, with the special tokens that the tokenizer itself adds. OUTPUT_FILE gets the ids as little-endian
-int32 and nothing else; their count goes to standard output.
+string, with the special tokens that the tokenizer itself adds. Standard output gets the ids as little-endian
+int32 and nothing else.
 
 A failure is one line on standard error and an exit status of sysexits.h.
 """
@@ -11,7 +11,6 @@ A failure is one line on standard error and an exit status of sysexits.h.
 import argparse
 import array
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -113,18 +112,16 @@ def documents(lines: str, file: Path):
         yield text.encode("utf-8", "replace").decode("utf-8")
 
 
-def write_ids(ids: list[int], file: Path) -> None:
-    """Little-endian int32; the file appears whole or not at all."""
+def write_ids(ids: list[int]) -> None:
+    """Little-endian int32."""
     words = array.array("i", ids)
     if sys.byteorder == "big":
         words.byteswap()
-    partial = file.with_name(file.name + ".partial")
     try:
-        partial.write_bytes(words.tobytes())
-        os.replace(partial, file)
+        sys.stdout.buffer.write(words.tobytes())
+        sys.stdout.buffer.flush()
     except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise Failure(CANNOT_CREATE, f"{file}: {error.strerror}", "free some space or name another") from None
+        raise Failure(CANNOT_CREATE, f"the token ids: {error.strerror}", "free some space") from None
 
 
 def main() -> None:
@@ -133,16 +130,14 @@ def main() -> None:
     )
     arguments.add_argument("model", type=Path, metavar="MODEL_DIR")
     arguments.add_argument("text", type=Path, metavar="TEXT_FILE")
-    arguments.add_argument("output", type=Path, metavar="OUTPUT_FILE")
     options = arguments.parse_args()
     try:
         tokenizer = load_tokenizer(options.model)
         ids = tokenizer.encode(read_text(options.text), add_special_tokens=True).ids
-        write_ids(ids, options.output)
+        write_ids(ids)
     except Failure as failure:
         print(failure, file=sys.stderr)
         sys.exit(failure.status)
-    print(len(ids))
 
 
 if __name__ == "__main__":
