@@ -55,6 +55,19 @@ install_libraries() {
   install_packages "${packages[@]}"
 }
 
+# Has `promtool` on the PATH, for the tests of the alerts. The package that it is of would start a service.
+provide_promtool() {
+  local place=$PWD/.build-promtool
+  command -v promtool > /dev/null && return
+  if [ ! -x "$place/usr/bin/promtool" ]; then
+    echo "fetching promtool"
+    mkdir -p "$place"
+    (cd "$place" && as_root apt-get -qq update && apt-get -qq download prometheus && dpkg-deb -x prometheus_*.deb . && rm prometheus_*.deb) \
+      || { echo "promtool is not to be had: the tests of the alerts are left out"; return; }
+  fi
+  export PATH=$PATH:$place/usr/bin
+}
+
 # Makes .venv with the named Python packages and has `quantease` run its tokenizer helper there.
 python_environment() {
   command -v python3 > /dev/null || install_packages python3
