@@ -23,13 +23,17 @@ public struct Spool: Sendable, Equatable {
 
   /// What people ask of a running daemon, a file each; see ``JobRequest``.
   public var requests: String { FileSystem.join(root, ".requests") }
+  /// What programs are still to be told of, a file each; see ``HookEvent``.
+  public var hookEvents: String { FileSystem.join(root, ".hooks") }
+  /// Where a running daemon answers, a local socket; see ``StatusClient``.
+  public var socket: String { FileSystem.join(root, ".socket") }
   /// Held by the daemon.
   public var lock: String { FileSystem.join(root, ".lock") }
 
   /// Creates the directories that are missing.
   /// - Throws: ``FileError``
   public func create() throws(FileError) {
-    for directory in [incoming, working, done, failed, partial, requests] {
+    for directory in [incoming, working, done, failed, partial, requests, hookEvents] {
       try FileSystem.createDirectories(directory)
     }
   }

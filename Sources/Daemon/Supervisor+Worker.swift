@@ -15,14 +15,22 @@ extension Supervisor {
     switch event {
     case .advanced: break
     case .step(let text):
-      try ledger.update(id) { $0.step = text }
-      log.info(text, .job(id))
+      try ledger.update(id) { job in
+        job.step = text
+        job.catchingUp = nil
+      }
+      tell(.info, text, of: id, [])
+    case .catchingUp(let progress):
+      try ledger.update(id) { job in
+        job.step = "catching up, layer \(progress.layer + 1) of \(job.plan?.layerCount ?? 0)"
+        job.catchingUp = progress
+      }
     case .warning(let text):
       try ledger.update(id) { $0.warn(text) }
-      log.warning(text, .job(id))
+      tell(.warning, text, of: id, [])
     case .identity(let digest): try ledger.update(id) { $0.digest = digest }
     case .reused(let job, let output):
-      log.notice("the same job has been done", .job(id), Log.Field("twin", job))
+      tell(.notice, "the same job has been done", of: id, [Log.Field("twin", job)])
       try ledger.update(id) { record in
         record.madeBy = job
         record.output = output
@@ -35,7 +43,7 @@ extension Supervisor {
       }
     case .resumed(let linears):
       try ledger.update(id) { $0.linears = linears }
-      log.notice("goes on", .job(id), Log.Field("linears", "\(linears.count)"))
+      tell(.notice, "goes on", of: id, [Log.Field("linears", "\(linears.count)")])
     case .linear(let linear, let secondsRemaining):
       let worked = worker.lap()
       try ledger.update(id, counting: { $0.linearsQuantized += 1 }) { job in
@@ -44,13 +52,16 @@ extension Supervisor {
         job.linears.append(linear)
         job.secondsRemaining = secondsRemaining
         job.step = "quantizing"
+        job.catchingUp = nil
+        job.lastProgressAt = job.workedSince
         // Whoever gets further is no crash loop.
         job.attempts = 1
+        job.breakdowns = nil
       }
-      pauses[id] = nil
-      log.info(
-        "quantized", .job(id), .layer(linear.layer), .linear(linear.name),
-        .relativeError(linear.relativeError))
+      tellResumption(id)
+      tell(
+        .info, "quantized", of: id,
+        [.layer(linear.layer), .linear(linear.name), .relativeError(linear.relativeError)])
     case .finished(let summary): outcome = .success(summary)
     case .failed(let failure): outcome = .failure(failure)
     }
@@ -72,8 +83,11 @@ extension Supervisor {
       } else {
         try ledger.publish(id, summary: summary)
       }
+      tellResumption(id)
       log.notice(
         "published", .job(id), .path(ledger.job(id)?.output ?? ""), .relativeError(summary.meanRelativeError))
+      if let job = ledger.job(id) { leave(.done, job) }
+      nextCleaning = .now
     case .failure(let failure)?: settle(id, failure)
     case nil: settle(id, worker.diagnosis(of: end))
     }
@@ -86,9 +100,10 @@ extension Supervisor {
       let attempts = ledger.job(id)?.attempts ?? 0
       switch failure.kind {
       case .broken where attempts < configuration.attempts:
-        log.error(failure.message, .job(id), Log.Field("attempt", "\(attempts)"))
+        tell(.error, failure.message, of: id, [Log.Field("attempt", "\(attempts)")])
         try ledger.update(id, counting: { $0.workerRestarts += 1 }) { job in
           job.phase = .queued
+          job.breakdowns = (job.breakdowns ?? []) + [failure.message]
           job.step = "waiting for the next attempt"
         }
         pauses[id] = (.now + patience.restart, 0)
@@ -97,21 +112,44 @@ extension Supervisor {
         last.message = "given up after \(attempts) attempts: \(failure.message)"
         try fail(id, last)
       case .noSpace, .blocked:
-        log.warning(failure.message, .job(id))
         let count = min((pauses[id]?.count ?? -1) + 1, 5)
-        pauses[id] = (.now + patience.pause * (1 << count), count)
-        try ledger.update(id) { job in
+        let wait = patience.pause * (1 << count)
+        pauses[id] = (.now + wait, count)
+        let job = try ledger.update(id) { job in
           job.phase = .queued
           job.attempts = max(0, job.attempts - 1)
           job.pausedBecause = failure.message
+          job.retryAt = Date().timeIntervalSince1970 + wait.seconds
+          job.shortage = failure.shortage
         }
+        tellPause(job, failure.message)
       case .job: try fail(id, failure)
       }
     }
   }
 
+  /// Says once why a job waits. It is tried again and again, and figures in the reason may differ every time.
+  private func tellPause(_ job: JobRecord, _ reason: String) {
+    let kind = reason.filter { !$0.isNumber }
+    guard saidPauses[job.id] != kind else { return }
+    saidPauses[job.id] = kind
+    tell(.warning, "paused, and tried again by itself: \(reason)", of: job.id, [])
+    leave(.paused, job, reason: reason)
+  }
+
+  /// Says that a job goes on which was paused.
+  private func tellResumption(_ id: String) {
+    pauses[id] = nil
+    guard saidPauses.removeValue(forKey: id) != nil, let job = ledger.job(id) else { return }
+    tell(.notice, "goes on after a pause", of: id, [])
+    leave(.resumed, job)
+  }
+
   private func fail(_ id: String, _ failure: JobFailure) throws {
-    log.error("failed: \(failure.message)", .job(id), .code(Int(failure.code)))
+    tell(.error, "failed: \(failure.message)", of: id, [.code(Int(failure.code))])
     try ledger.fail(id, failure)
+    saidPauses[id] = nil
+    if let job = ledger.job(id) { leave(.failed, job, reason: job.failure?.message) }
+    nextCleaning = .now
   }
 }

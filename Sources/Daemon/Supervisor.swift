@@ -25,23 +25,30 @@ public final class Supervisor {
   let patience: Patience
   var configuration: DaemonConfiguration
   private let readConfiguration: () throws -> DaemonConfiguration
-  private let program: String
-  private let environment: [String: String]
+  let program: String
+  let environment: [String: String]
   private let lock: FileLock
-  private let folder: DropFolder
+  let folder: DropFolder
   private var requestWatch: DirectoryWatch?
-  private var drops: [Drop] = []
-  private var firstSeen: [String: Double] = [:]
+  public internal(set) var drops: [Drop] = []
+  var firstSeen: [String: Double] = [:]
   /// What was last said of drops that are refused, by their names.
-  private var saidRefusals: [String: Drop.Refusal] = [:]
+  var saidRefusals: [String: Drop.Refusal] = [:]
   /// Uploads that nobody ends, and that this process may not remove.
-  private var saidAbandoned: Set<String> = []
+  var saidAbandoned: Set<String> = []
+  /// Of jobs that the machine stands in the way of, what was last said of it.
+  var saidPauses: [String: String] = [:]
+  /// Whether it was said last that no job is worked on.
+  var saidHold = false
+  /// Runs the programs that are told of events, where no unit does.
+  var hookRunner: ChildProcess?
   var worker: WorkerProcess?
   /// What the worker said came of its job.
   var outcome: Result<WorkerEvent.Summary, JobFailure>?
   /// Jobs that wait for the machine to mend: until when, and how often they have.
   var pauses: [String: (until: ContinuousClock.Instant, count: Int)] = [:]
-  private var nextScan = ContinuousClock.now
+  var nextScan = ContinuousClock.now
+  var nextCleaning = ContinuousClock.now
   /// When to try again what failed outside of any job.
   private var mendAt: ContinuousClock.Instant?
 
@@ -77,7 +84,21 @@ public final class Supervisor {
       requestWatch = nil
       log.warning("requests are seen at the next scan only", .mend("\(error)"))
     }
+    try tellStateOrigin()
     for line in try ledger.recover() { log.notice("recovered: \(line)") }
+  }
+
+  /// A state database that was lost is told of, and the history found again in the folders.
+  private func tellStateOrigin() throws {
+    let what: String
+    switch ledger.stateOrigin {
+    case .found: return
+    case .made: what = "the state database was not there"
+    case .replaced(let path): what = "the state database was damaged, and is \(path) now"
+    }
+    let count = try ledger.rebuild()
+    if ledger.stateOrigin == .made && count == 0 { return }
+    log.warning("\(what): \(count) jobs that are over are known again by the spool's folders")
   }
 
   /// A moment's patience: a command may be asking whether there is a daemon.
@@ -107,6 +128,7 @@ public final class Supervisor {
       }
       let descriptors = [
         signals.descriptor, folder.watchDescriptor, requestWatch?.descriptor, worker?.descriptor,
+        hookRunner?.descriptor,
       ]
       let readable = try DescriptorWaiting.readable(
         among: descriptors.compactMap(\.self), for: timeToNextEvent)
@@ -123,10 +145,12 @@ public final class Supervisor {
         worker.kill()
       }
       if folder.drain() { nextScan = min(nextScan, .now + .milliseconds(200)) }
+      if let hookRunner, readable.contains(hookRunner.descriptor) { attempt { try hear(hookRunner) } }
       _ = try? requestWatch?.read()
       takeRequests()
       if ContinuousClock.now >= nextScan { scan() }
       mend()
+      keepHold()
       startNext()
       notifier.watchdog()
     }
@@ -136,8 +160,11 @@ public final class Supervisor {
     var next = nextScan
     pauses = pauses.filter { ledger.job($0.key)?.phase.isOver == false }
     // Of any but queued jobs, a pause is a time gone by, and the loop would not wait at all.
-    let resumptions = pauses.filter { ledger.job($0.key)?.phase == .queued }.map(\.value.until)
-    if worker == nil, let resumption = resumptions.min() { next = min(next, resumption) }
+    let resumptions = pauses.filter { pause in
+      ledger.job(pause.key).map { $0.phase == .queued && !$0.isHeld } ?? false
+    }
+    .map(\.value.until)
+    if worker == nil, hold == nil, let resumption = resumptions.min() { next = min(next, resumption) }
     if let mendAt { next = min(next, mendAt) }
     var time = max(.zero, next - .now)
     if let interval = notifier.watchdogInterval { time = min(time, interval) }
@@ -162,100 +189,37 @@ public final class Supervisor {
     }
   }
 
-  // MARK: Drops
-
-  private func scan() {
-    // News first: a scan has to know what came by a renaming.
-    _ = folder.drain()
-    let now = ContinuousClock.now
-    drops = folder.scan(now: now, claims: Spool.claims(of: ledger.jobs))
-    if let fault = folder.fault { log.error("\(fault)") }
-    var claimed: Set<String> = []
-    for drop in drops {
-      if firstSeen[drop.name] == nil { firstSeen[drop.name] = Date().timeIntervalSince1970 }
-      guard case .ready(let rule) = drop.state else { continue }
-      attempt {
-        let id = JobName.identifier(for: drop.name, at: Date(), random: .random(in: 0...UInt16.max))
-        try folder.claim(drop.name) { inode, contents in
-          try ledger.claim(
-            id, name: drop.name, inode: inode, contents: contents,
-            arrivedAt: firstSeen[drop.name] ?? Date().timeIntervalSince1970)
-        }
-        claimed.insert(drop.name)
-        log.notice(
-          "queued", .job(id), .name(drop.name), Log.Field("rule", rule.rawValue),
-          .path(try ledger.source(of: id)))
-      }
-    }
-    tellRefusals()
-    removeAbandonedUploads()
-    drops.removeAll { claimed.contains($0.name) }
-    firstSeen = firstSeen.filter { name, _ in drops.contains { $0.name == name } }
-    let pace = min(.seconds(configuration.scanSeconds), folder.timeToNextScan)
-    nextScan = now + pace
-  }
-
-  /// Says once what a person has to see to, and again when it is something else.
-  private func tellRefusals() {
-    var refusals: [String: Drop.Refusal] = [:]
-    for drop in drops {
-      if case .refused(let refusal) = drop.state { refusals[drop.name] = refusal }
-    }
-    for (name, refusal) in refusals.sorted(by: { $0.key < $1.key }) where saidRefusals[name] != refusal {
-      log.warning("refused: \(refusal.reason)", .name(name), .mend(refusal.mend))
-      saidRefusals[name] = refusal
-    }
-    saidRefusals = saidRefusals.filter { name, _ in drops.contains { $0.name == name } }
-    attempt { try ledger.note(refusals) }
-  }
-
-  private func removeAbandonedUploads() {
-    for path in folder.abandonedUploads(now: Date()) where !saidAbandoned.contains(path) {
-      do {
-        try FileSystem.removeTree(path)
-        log.notice("removed what an interrupted 'quantease submit' had left", .path(path))
-      } catch {
-        // Another person's, who alone may.
-        log.warning(
-          "an interrupted 'quantease submit' has left files that its owner or root may remove", .path(path))
-        saidAbandoned.insert(path)
-      }
-    }
-  }
-
-  private func takeRequests() {
-    attempt {
-      for request in try JobRequest.all(in: spool) {
-        // Last, as that says that it is done; and in any case, as one that cannot be met must not come again and again.
-        defer { attempt { try FileSystem.removeTree(request.path(in: spool)) } }
-        if worker?.job == request.job, request.action == .cancel {
-          worker?.kill()
-          _ = try worker?.wait()
-          worker = nil
-        }
-        do {
-          try ledger.carryOut(request)
-          pauses[request.job] = nil
-          log.notice("\(request.action.rawValue) as asked", .job(request.job))
-        } catch let error as JobRequestError {
-          log.warning("\(error)")
-        }
-      }
-    }
-  }
-
   // MARK: Jobs
 
   private func startNext() {
-    guard worker == nil else { return }
+    guard worker == nil, hold == nil else { return }
     let now = ContinuousClock.now
-    let next = ledger.jobs.first { job in
-      job.phase == .queued && (pauses[job.id]?.until ?? now) <= now
+    let next = ledger.jobs.inTurn.first { job in
+      job.phase == .queued && !job.isHeld && (pauses[job.id]?.until ?? now) <= now
     }
     guard let next else { return }
     do { try start(next) } catch {
       settle(next.id, JobFailure(error))
     }
+  }
+
+  /// What a job is to be done with, looked at when it is claimed, while whoever dropped it is awake.
+  /// - Throws: ``ConfigurationError``, ``JobFailure``
+  func settings(of source: String) throws -> JobSettings {
+    let settings = try JobFile.read(directory: source, defaults: configuration.defaults)
+    guard let calibration = settings.calibrationPath(in: source) else {
+      throw JobFailure(
+        .job,
+        "no calibration text: name one as 'calibration' in \(source)/\(JobFile.name), or for all jobs under "
+          + "'defaults' in the daemon's configuration", code: 78)
+    }
+    guard try FileSystem.kind(of: calibration) == .regular else {
+      throw JobFailure(
+        .job,
+        "\(calibration): the calibration text is not there; put it there, or name another one as "
+          + "'calibration' in \(source)/\(JobFile.name)", code: 66)
+    }
+    return settings
   }
 
   private func start(_ job: JobRecord) throws {
@@ -266,13 +230,7 @@ public final class Supervisor {
     let earlier = try earlierOrder(of: job.id)
     let settings =
       try earlier.map { JobSettings(calibration: $0.calibration, settings: $0.settings) }
-      ?? JobFile.read(directory: source, defaults: configuration.defaults)
-    guard let calibration = settings.calibrationPath(in: source) else {
-      throw JobFailure(
-        .job,
-        "no calibration text: name one as 'calibration' in \(source)/\(JobFile.name), or for all jobs under "
-          + "'defaults' in the daemon's configuration", code: 78)
-    }
+      ?? self.settings(of: source)
     try FileSystem.createDirectories(files.directory)
     // Two workers have broken down without getting any further: it may be the cache that breaks them.
     if job.attempts > 1 { try JobWorker.removeCaches(of: job.id, in: configuration.cacheDirectory) }
@@ -280,7 +238,8 @@ public final class Supervisor {
       id: job.id, name: job.name, results: ledger.results, model: source, source: sourceFiles,
       directory: files.directory,
       cacheDirectory: configuration.cacheDirectory,
-      calibration: calibration, settings: settings.settings, threads: configuration.threads,
+      calibration: settings.calibrationPath(in: source) ?? "", settings: settings.settings,
+      threads: configuration.threads,
       memoryBytes: configuration.memoryGB.map { Int($0 * 1e9) }, python: configuration.python
     ).write(to: files.order)
     // Counted before the work: a job that takes the daemon down with it must not do so for ever.
@@ -288,8 +247,9 @@ public final class Supervisor {
       job.phase = .running
       job.attempts += 1
       job.startedAt = job.startedAt ?? Date().timeIntervalSince1970
-      job.pausedBecause = nil
+      (job.pausedBecause, job.retryAt, job.shortage) = (nil, nil, nil)
       job.step = "starting"
+      job.lastProgressAt = Date().timeIntervalSince1970
       // What an earlier attempt found, the next one looks for anew.
       (job.output, job.madeBy) = (nil, nil)
       job.workedSince = Date().timeIntervalSince1970
@@ -298,7 +258,7 @@ public final class Supervisor {
     worker = try WorkerProcess(
       job: job.id, order: files.order, source: (sourceFiles, source), program: program,
       environment: environment)
-    log.notice("begun", .job(job.id), .name(job.name), Log.Field("attempt", "\(job.attempts + 1)"))
+    tell(.notice, "begun", of: job.id, [.name(job.name), Log.Field("attempt", "\(job.attempts + 1)")])
   }
 
   /// The order that a job was begun with. One that lacks what this version asks for is an earlier version's: nothing
@@ -315,24 +275,28 @@ public final class Supervisor {
 
   // MARK: Signals
 
-  /// Ends the worker, which loses at most the linear that it is at.
   private func stop() {
     notifier.stopping(status: "stopping")
-    if let worker {
-      worker.kill()
-      attempt {
-        _ = try worker.wait()
-        // An end that was asked for is no attempt that failed.
-        let worked = worker.lap()
-        try ledger.update(worker.job) { job in
-          job.phase = .queued
-          job.attempts -= 1
-          job.secondsWorked += worked
-          job.workedSince = nil
-        }
-      }
-    }
+    attempt { try endWorker(saying: "waits for the daemon's next start") }
     log.notice("stopped")
+  }
+
+  /// Ends the worker, which loses at most the linear that it is at. Its job goes on later.
+  func endWorker(saying step: String) throws {
+    guard let worker else { return }
+    worker.kill()
+    _ = try worker.wait()
+    self.worker = nil
+    outcome = nil
+    let worked = worker.lap()
+    try ledger.update(worker.job) { job in
+      job.phase = .queued
+      // An end that was asked for is no attempt that failed.
+      job.attempts -= 1
+      job.secondsWorked += worked
+      job.workedSince = nil
+      job.step = step
+    }
   }
 
   private func reload() {
@@ -348,6 +312,7 @@ public final class Supervisor {
         new.cacheDirectory = configuration.cacheDirectory
       }
       configuration = new
+      nextCleaning = .now
       folder.settleTime = .seconds(new.settleSeconds)
       log.notice("configuration read anew", Log.Field("changed", changed.joined(separator: ",")))
     } catch {
@@ -361,9 +326,14 @@ public final class Supervisor {
   private var snapshot: StatusSnapshot {
     StatusSnapshot(
       jobs: ledger.jobs, counters: ledger.counters, drops: drops, firstSeen: firstSeen, service: .running,
-      spool: spool,
-      cacheDirectory: configuration.cacheDirectory, workingFor: worker.map { .now - $0.lapStart })
+      hold: hold, spool: spool,
+      cacheDirectory: configuration.cacheDirectory, workingFor: worker.map { .now - $0.lapStart },
+      silentFor: worker.map { .now - $0.lastEventAt },
+      attempts: configuration.attempts)
   }
+
+  /// Every job there is, in the order of arrival.
+  public var jobs: [JobRecord] { ledger.jobs }
 
   private var statusText: String { snapshot.stateText }
 }

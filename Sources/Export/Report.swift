@@ -152,6 +152,9 @@ public struct Report: Codable, Sendable, Equatable {
   public var linears: [Linear]
   public var totals: Totals
   public var loadsIn: [RuntimeSupport]
+  /// The daemon's job whose result this is, and what that job is, whatever its name; nil where there was no daemon.
+  public var job: String?
+  public var identity: String?
   /// The job that made the checkpoint, where it was not this one: that had come to the same before.
   public var madeBy: String?
   /// The source's files that stand in the output as they are, and those that do not; hidden ones aside.

@@ -23,13 +23,15 @@ struct EvaluateCommand: ParsableCommand {
         quantease eval llama-w4 --text heldout.txt --windows 10
       """)
 
-  @Argument(help: ArgumentHelp("The checkpoint's directory.", valueName: "model"))
+  @Argument(help: ArgumentHelp("The checkpoint's directory.", valueName: "model"), completion: .directory)
   var model: String
 
-  @Option(help: ArgumentHelp("A text to tokenize.", valueName: "file"))
+  @Option(help: ArgumentHelp("A text to tokenize.", valueName: "file"), completion: .file())
   var text: String?
 
-  @Option(help: ArgumentHelp("Token ids: a safetensors file whose rows are the windows.", valueName: "file"))
+  @Option(
+    help: ArgumentHelp("Token ids: a safetensors file whose rows are the windows.", valueName: "file"),
+    completion: .file())
   var tokens: String?
 
   @Option(help: "Tokens of a window of a text.")

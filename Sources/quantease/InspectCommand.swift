@@ -12,7 +12,7 @@ struct InspectCommand: ParsableCommand {
     abstract: "Says what a checkpoint holds and whether it can be quantized.",
     discussion: "Reads config.json and the headers of the shards; no weights.")
 
-  @Argument(help: ArgumentHelp("The checkpoint's directory.", valueName: "model"))
+  @Argument(help: ArgumentHelp("The checkpoint's directory.", valueName: "model"), completion: .directory)
   var model: String
 
   @Flag(help: "Print JSON.")

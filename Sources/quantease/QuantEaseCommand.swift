@@ -27,7 +27,8 @@ struct QuantEaseCommand: ParsableCommand {
       CommandGroup(
         name: "The daemon quanteased",
         subcommands: [
-          StatusCommand.self, SubmitCommand.self, WhyCommand.self, RetryCommand.self, CancelCommand.self,
+          StatusCommand.self, SubmitCommand.self, WhyCommand.self, HistoryCommand.self, RetryCommand.self,
+          CancelCommand.self, PauseCommand.self, ResumeCommand.self, FirstCommand.self, CleanCommand.self,
           VerifyCommand.self,
         ]),
     ])

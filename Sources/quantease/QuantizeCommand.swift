@@ -26,10 +26,13 @@ struct QuantizeCommand: ParsableCommand {
       2 and 3 bits, and asymmetric grids, in fewer: the report says in which.
       """)
 
-  @Argument(help: ArgumentHelp("The checkpoint's directory.", valueName: "model"))
+  @Argument(help: ArgumentHelp("The checkpoint's directory.", valueName: "model"), completion: .directory)
   var model: String
 
-  @Option(name: .shortAndLong, help: "The directory to write; it must not exist.")
+  @Option(
+    name: .shortAndLong,
+    help: ArgumentHelp("The directory to write; it must not exist.", valueName: "dir"), completion: .directory
+  )
   var output: String
 
   @OptionGroup(title: "Grid") var grid: GridOptions
@@ -45,7 +48,7 @@ struct QuantizeCommand: ParsableCommand {
   @Option(
     help: ArgumentHelp(
       "Text (.txt, .jsonl with a field \"text\", either also .zst) or token ids (.safetensors).",
-      valueName: "file"))
+      valueName: "file"), completion: .file())
   var calibration: String
 
   @Option(help: "Sequences to draw from the calibration file.")
@@ -264,13 +267,19 @@ struct MachineOptions: ParsableArguments {
   @Option(
     help: ArgumentHelp(
       """
-      Where the activation cache is made; a fast local disk. Default: beside the output; for eval the \
-      temporary directory.
-      """, valueName: "dir"))
+      Where the activation cache is made; a fast local disk. Default: beside the output, or the temporary directory \
+      where there is none.
+      """, valueName: "dir"), completion: .directory)
   var cacheDir: String?
 
-  @Option(help: "Threads to compute with. The result does not depend on it.")
-  var threads = ProcessInfo.processInfo.activeProcessorCount
+  @Option(
+    name: .customLong("threads"),
+    help: ArgumentHelp(
+      "Threads to compute with. The result does not depend on it. Default: all processors.",
+      valueName: "count"))
+  var threadCount: Int?
+
+  var threads: Int { threadCount ?? ProcessInfo.processInfo.activeProcessorCount }
 
   func validate() throws {
     guard threads > 0 else { throw ValidationError("--threads must be at least 1") }

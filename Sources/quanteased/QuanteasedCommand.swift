@@ -12,6 +12,8 @@ struct QuanteasedCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "quanteased",
     abstract: "Quantizes the checkpoints that are dropped into a folder.",
+    // The commands below it are for itself.
+    usage: "quanteased [options]",
     discussion: """
       Drop a checkpoint's directory into SPOOL/incoming; find it quantized in SPOOL/output, or in SPOOL/failed with \
       a reason. 'quantease status' tells how far it is, and so does the status page.
@@ -20,10 +22,11 @@ struct QuanteasedCommand: ParsableCommand {
       command line. --check-config shows every setting and where it comes from.
 
       Example, in the foreground and for a try:
-        quanteased --spool ~/spool --state ~/spool/state --cache ~/spool/cache --set calibration=/data/prose.txt
+        quanteased --spool ~/spool --state ~/spool/state --cache ~/spool/cache \\
+          --set calibration=/data/prose.txt
       """,
     version: Producer.version,
-    subcommands: [WorkerCommand.self])
+    subcommands: [WorkerCommand.self, HooksCommand.self])
 
   static func main() {
     runProgram(report: { Log().error($0) }, status: exitStatus)
@@ -40,24 +43,7 @@ struct QuanteasedCommand: ParsableCommand {
     }
   }
 
-  @Option(
-    help: ArgumentHelp(
-      "The configuration file. Default: \(DaemonConfiguration.defaultFile).", valueName: "file"))
-  var config: String?
-
-  @Option(help: ArgumentHelp("The drop folder.", valueName: "dir"))
-  var spool: String?
-
-  @Option(help: ArgumentHelp("Where the state of the jobs is kept.", valueName: "dir"))
-  var state: String?
-
-  @Option(help: ArgumentHelp("Where activation caches are made.", valueName: "dir"))
-  var cache: String?
-
-  @Option(
-    name: .customLong("set"),
-    help: ArgumentHelp("Any setting of the configuration file; may be repeated.", valueName: "key=value"))
-  var settings: [String] = []
+  @OptionGroup var options: ConfigurationOptions
 
   @Option(
     help: ArgumentHelp(
@@ -68,26 +54,8 @@ struct QuanteasedCommand: ParsableCommand {
   @Flag(help: "Show every setting and where it comes from, and end: 0 if all are possible, 78 if not.")
   var checkConfig = false
 
-  func validate() throws {
-    for setting in settings where !setting.contains("=") {
-      throw ValidationError("--set \(setting): write KEY=VALUE")
-    }
-  }
-
-  private func readConfiguration() throws -> DaemonConfiguration {
-    var arguments = settings.map { setting in
-      let parts = setting.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
-      return (key: String(parts[0]), value: String(parts[1]))
-    }
-    for (key, value) in [("spool", spool), ("state", state), ("cache", cache)] {
-      if let value { arguments.append((key, URL(fileURLWithPath: value).path)) }
-    }
-    return try DaemonConfiguration.load(
-      file: config, environment: ProcessInfo.processInfo.environment, arguments: arguments)
-  }
-
   func run() throws {
-    let configuration = try readConfiguration()
+    let configuration = try options.readConfiguration()
     if checkConfig {
       return try StandardOutput.write(configuration.describe() + "\n")
     }
@@ -97,34 +65,68 @@ struct QuanteasedCommand: ParsableCommand {
     let log = Log()
     let notifier = ServiceNotifier { log.warning("systemd could not be told: \($0)") }
     let supervisor = try Supervisor(
-      configuration: configuration, readConfiguration: readConfiguration, log: log, notifier: notifier,
+      configuration: configuration, readConfiguration: options.readConfiguration, log: log,
+      notifier: notifier,
       environment: ProcessInfo.processInfo.environment)
-    let socket = try passed.first?.descriptor ?? listen.map { try StatusServer.listen(on: $0) }
-    var page: (board: Board, server: StatusServer)?
+    let board = Board()
+    var servers: [StatusServer] = []
+    defer { for server in servers { server.stop() } }
+    let sockets = try sockets(passed, log, configuration)
     try supervisor.run(signals: signals) { snapshot in
-      guard let socket else { return }
-      if let page {
-        page.board.snapshot = snapshot
-      } else {
-        // Whoever asks before there is anything true to say waits for it.
-        let board = Board(snapshot)
-        let server = try StatusServer(
-          listening: socket, onFailure: { log.warning("status page: \($0)") }, snapshot: { board.snapshot })
-        page = (board, server)
-      }
+      board.show(snapshot, of: supervisor)
+      // Whoever asks before there is anything true to say waits for it.
+      guard servers.isEmpty else { return }
+      for socket in sockets { servers.append(try serve(socket, board, log)) }
     }
-    page?.server.stop()
+  }
+
+  private func serve(
+    _ socket: (descriptor: Int32, isLocal: Bool), _ board: Board, _ log: Log
+  ) throws -> StatusServer {
+    var details: (@Sendable () -> StatusDetails)?
+    if socket.isLocal { details = { board.details } }
+    return try StatusServer(
+      listening: socket.descriptor, onFailure: { log.warning("status page: \($0)") }, details: details,
+      snapshot: { board.details.snapshot })
+  }
+
+  /// What is listened on: a socket that systemd passes or that was asked for, and the spool's own for the commands.
+  private func sockets(
+    _ passed: [ListenDescriptors.Named], _ log: Log, _ configuration: DaemonConfiguration
+  ) throws -> [(descriptor: Int32, isLocal: Bool)] {
+    var sockets: [(descriptor: Int32, isLocal: Bool)] = []
+    if let passed = passed.first {
+      sockets.append((passed.descriptor, false))
+    } else if let listen {
+      sockets.append((try StatusServer.listen(on: listen), false))
+    }
+    if passed.isEmpty, let listen, !StatusServer.isForThisMachine(listen) {
+      log.warning(
+        "the status page is for everybody who reaches \(listen), without a password",
+        .mend("listen on 127.0.0.1, and take an ssh tunnel from elsewhere"))
+    }
+    do {
+      let descriptor = try StatusServer.listen(atPath: Spool(root: configuration.spool).socket)
+      sockets.append((descriptor, true))
+    } catch {
+      // They read the files then, which takes the right to.
+      log.warning("'quantease status' cannot ask this daemon: \(error)")
+    }
+    return sockets
   }
 }
 
-/// The newest snapshot, between the daemon's loop and the status page's thread.
+/// The newest state, between the daemon's loop and the threads of the status pages.
 private final class Board: Sendable {
-  private let newest: Mutex<StatusSnapshot>
+  private let newest = Mutex<StatusDetails?>(nil)
 
-  init(_ snapshot: StatusSnapshot) { newest = Mutex(snapshot) }
+  func show(_ snapshot: StatusSnapshot, of supervisor: Supervisor) {
+    let details = StatusDetails(snapshot: snapshot, jobs: supervisor.jobs, drops: supervisor.drops)
+    newest.withLock { $0 = details }
+  }
 
-  var snapshot: StatusSnapshot {
-    get { newest.withLock { $0 } }
-    set { newest.withLock { $0 = newValue } }
+  var details: StatusDetails {
+    guard let details = newest.withLock({ $0 }) else { preconditionFailure("shown before anybody can ask") }
+    return details
   }
 }

@@ -21,4 +21,21 @@ struct JobFailureTests {
     #expect(kind(FileError(path: "/output/x", operation: .write, errno: .noSpace)) == .noSpace)
     #expect(kind(FileError(path: "/output/x", operation: .synchronize, errno: .ioError)) == .broken)
   }
+
+  @Test(arguments: [
+    (
+      "ask for --samples 3 or a shorter --sequence-length",
+      "ask for 'samples: 3' in quantease.yaml or a shorter 'sequence-length'"
+    ),
+    ("take --target layer, which needs 3 GB", "take 'target: layer' in quantease.yaml, which needs 3 GB"),
+    ("take --sequence-length 512", "take 'sequence-length: 512' in quantease.yaml"),
+    ("python3 --version says nothing of --output", "python3 --version says nothing of --output"),
+    (
+      "and set QUANTEASE_PYTHON to its interpreter",
+      "and set 'python' in the daemon's configuration to its interpreter"
+    ),
+  ])
+  func `a job's failure speaks of settings, and not of a command's options`(text: String, words: String) {
+    #expect(JobFailure.inJobWords(text) == words)
+  }
 }

@@ -1,3 +1,4 @@
+import Export
 import Foundation
 import SystemIO
 import TestSupport
@@ -40,6 +41,28 @@ struct JobWorkerTests {
     let events = try bench.work()
     #expect(!events.contains { if case .linear = $0 { true } else { false } })
     #expect(try bench.weights() == expected)
+  }
+
+  @Test func `a worker that repeats layers says so, and where new work begins`() throws {
+    func catchingUp(_ events: [WorkerEvent]) -> [[Int]] {
+      events.compactMap { if case .catchingUp(let at) = $0 { [at.layer, at.until] } else { nil } }
+    }
+    // All but the last linear, which leaves the first layer and a part of the second one.
+    try bench.workPartly(linears: 13)
+    try FileSystem.removeTree(bench.order.cacheDirectory)
+    #expect(catchingUp(try bench.work()) == [[0, 1], [1, 1]])
+    #expect(catchingUp(try bench.work()) == [])
+  }
+
+  @Test func `the result says whose it is, and has the job's log`() throws {
+    try FileSystem.createDirectories(bench.files.directory)
+    bench.files.log.write(.warning, "a word", [.layer(3)])
+    try bench.work()
+    let report = try Report(directory: bench.files.checkpoint)
+    #expect(report.job == bench.order.id && report.identity == bench.identity && report.identity != nil)
+    let log = try FileSystem.contents(of: bench.files.checkpoint + "/quantease_job.log", limit: 1 << 20)
+    #expect(String(decoding: log, as: UTF8.self).hasSuffix("Z warning: a word layer=3\n"))
+    #expect(try OutputVerification.problems(of: bench.files.checkpoint) == [])
   }
 
   @Test func `a job that is tried again with other settings begins anew`() throws {

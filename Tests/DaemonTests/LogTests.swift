@@ -1,3 +1,4 @@
+import FoundationEssentials
 import Glibc
 import Synchronization
 import SystemIO
@@ -8,9 +9,9 @@ import Testing
 
 struct LogTests {
   private func line(
-    _ priority: Log.Priority = .info, _ event: String, _ fields: Log.Field..., hasPriority: Bool = true
+    _ priority: Log.Priority = .info, _ event: String, _ fields: Log.Field...
   ) -> String {
-    String(decoding: Log.line(priority, event, fields, hasPriority: hasPriority), as: UTF8.self)
+    String(decoding: Log.line("<\(priority.rawValue)>", event, fields), as: UTF8.self)
   }
 
   @Test func `a line says what happened, to what, and how urgent it is`() {
@@ -18,7 +19,13 @@ struct LogTests {
       line(.info, "linear quantized", .job("9f31"), .layer(36), .linear("mlp.down_proj"), .seconds(1.23456))
         == "<6>linear quantized job=9f31 layer=36 linear=mlp.down_proj seconds=1.235\n")
     #expect(line(.error, "job failed", .code(65)) == "<3>job failed code=65\n")
-    #expect(line(.warning, "careful", hasPriority: false) == "careful\n")
+  }
+
+  @Test func `where nobody else dates it, a line begins with its time and says that it warns`() {
+    let time = Date(timeIntervalSince1970: 1_795_475_702)
+    #expect(Log.dated(.notice, time) == "2026-11-23T23:15:02Z ")
+    #expect(Log.dated(.warning, time) == "2026-11-23T23:15:02Z warning: ")
+    #expect(Log.dated(.critical, time) == "2026-11-23T23:15:02Z error: ")
   }
 
   @Test(arguments: [
@@ -37,7 +44,7 @@ struct LogTests {
   }
 
   @Test func `an endless name is cut between characters`() {
-    let bytes = Log.line(.info, String(repeating: "é", count: 20_000), [], hasPriority: true)
+    let bytes = Log.line("<6>", String(repeating: "é", count: 20_000), [])
     #expect(bytes.count <= Log.byteLimit)
     #expect(String(validating: bytes, as: UTF8.self)?.hasSuffix("é…\n") == true)
   }
@@ -54,7 +61,7 @@ struct LogTests {
       close(reading)
       close(writing)
     }
-    let log = Log(least: .notice, hasPriorities: true, descriptor: writing)
+    let log = Log(least: .notice, form: .journal, descriptor: writing)
     log.info("not this")
     log.notice("this", .job("a b"))
     log.critical("and this")

@@ -7,8 +7,68 @@ enum SampleSnapshots {
 
   static let all: [(name: String, snapshot: StatusSnapshot)] = [
     ("idle", idle), ("working", working), ("paused", paused), ("failures", failures), ("hostile", hostile),
-    ("stopped", stopped),
+    ("stopped", stopped), ("refused", refused), ("catching up", catchingUp), ("scheduled", scheduled),
+    ("standing", standing),
   ]
+
+  /// An upload that stands, a drop that needs a person, a job that is held, and one that waits for space.
+  static let refused: StatusSnapshot = {
+    var snapshot = idle
+    snapshot.stateText =
+      "idle, waiting for a checkpoint in /var/spool/quantease/incoming · 1 refused · 1 arriving"
+    var held = StatusSnapshot.Queued(
+      name: "granite-3.3-8b", id: "20260917T221502Z-77aa-granite-3.3-8b", state: .paused,
+      reasons: ["held back by 'quantease pause'; 'quantease resume' lets it go on"],
+      arrivedAt: madeAt - 90_000)
+    held.priority = 5
+    var full = StatusSnapshot.Queued(
+      name: "qwen3-32b", id: "20260917T221502Z-77aa-qwen3-32b", state: .paused,
+      reasons: [
+        "cannot reserve space for /var/spool/quantease/output/.partial/x (18.1 GB): No space left on device"
+      ],
+      arrivedAt: madeAt - 9_000)
+    full.retryAt = madeAt + 320
+    full.shortage = .init(path: "/var/spool/quantease", neededBytes: 18_100_000_000, freeBytes: 2_300_000_000)
+    snapshot.queue = [
+      held, full,
+      .init(
+        name: "llama-3.3-70b", state: .refused,
+        reasons: [
+          "the daemon may not read model-00001-of-00030.safetensors; chgrp -R quantease llama-3.3-70b && chmod -R g+rX llama-3.3-70b"
+        ], arrivedAt: madeAt - 7_200),
+      .init(
+        name: "mistral-small", state: .arriving, reasons: ["model-00002-of-00010.safetensors is missing"],
+        arrivedAt: madeAt - 300),
+    ]
+    return snapshot
+  }()
+
+  static let catchingUp: StatusSnapshot = {
+    var snapshot = working
+    snapshot.stateText =
+      "falcon-180b · catching up, layer 12 of 80 · error 0.12 % · 5 h 10 min left · attempt 2 of 3"
+    snapshot.current?.step = "catching up, layer 12 of 80"
+    snapshot.current?.attempt = 2
+    snapshot.current?.attemptLimit = 3
+    snapshot.current?.breakdown = "the worker was ended by signal 9; the kernel may have run out of memory"
+    snapshot.current?.lastProgressAt = madeAt - 2
+    return snapshot
+  }()
+
+  static let scheduled: StatusSnapshot = {
+    var snapshot = working
+    snapshot.hold = .init(reason: "outside of the schedule", until: madeAt + 30_000)
+    snapshot.stateText = "falcon-180b waits: outside of the schedule, until 22:00 · 1 queued"
+    snapshot.current?.pausedBecause = "outside of the schedule, until 22:00"
+    snapshot.current?.step = "waits where it is"
+    return snapshot
+  }()
+
+  static let standing: StatusSnapshot = {
+    var snapshot = working
+    snapshot.current?.lastProgressAt = madeAt - 1_900
+    return snapshot
+  }()
 
   static let idle = StatusSnapshot(
     version: "0.4.0", service: .running,

@@ -11,7 +11,7 @@ struct SpoolTests {
     try spool.create()
     #expect(
       try FileSystem.names(in: spool.root) == [
-        ".requests", "done", "failed", "incoming", "output", "working",
+        ".hooks", ".requests", "done", "failed", "incoming", "output", "working",
       ])
     #expect(try FileSystem.names(in: spool.output) == [".partial"])
   }

@@ -24,8 +24,12 @@ struct StateStoreTests {
         name: "model.layers.\($0).self_attn.q_proj", layer: $0, relativeError: 1 / Double($0 + 3))
     }
     (job.secondsRemaining, job.pausedBecause) = (0.1, "no \"space\"\n")
+    (job.retryAt, job.heldSince, job.priority, job.lastProgressAt) = (9.5, 1.25, -3, 8.5)
+    job.shortage = job.failure?.shortage
+    job.catchingUp = WorkerEvent.CatchingUp(layer: 1, until: 3, secondsRemaining: 2)
+    job.breakdowns = ["signal 9"]
     job.summary = WorkerEvent.Summary(meanRelativeError: 0.1, bitsPerWeight: 4.25)
-    job.failure = JobFailure(.noSpace, "full", code: 73, path: "/o")
+    job.failure = JobFailure(.noSpace, "full", code: 73, shortage: .init(path: "/o", neededBytes: 5))
     return job
   }
 

@@ -57,9 +57,13 @@ private final class Endpoint {
   let server: StatusServer
   let port: UInt16
 
-  init(_ snapshot: StatusSnapshot = SampleSnapshots.working, seconds: Double = 5) throws {
+  init(
+    _ snapshot: StatusSnapshot = SampleSnapshots.working, seconds: Double = 5,
+    _ change: (inout StatusServer.Limits) -> Void = { _ in }
+  ) throws {
     var limits = StatusServer.Limits()
     limits.seconds = seconds
+    change(&limits)
     server = try StatusServer(
       listening: StatusServer.listen(on: "127.0.0.1:0"), hostNames: ["Quant.example"], limits: limits
     ) { snapshot }
@@ -191,7 +195,7 @@ struct StatusServerTests {
   }
 
   @Test func `with all places taken the next request waits no longer than the timeout`() throws {
-    let endpoint = try Endpoint(seconds: 1)
+    let endpoint = try Endpoint(seconds: 1) { $0.connections = 8 }
     let slow = try (0..<20).map { _ in try Client(port: endpoint.port) }
     for client in slow { client.send("GET / HTTP/1.1\r\nX: ") }
     defer { withExtendedLifetime(slow) {} }
@@ -199,6 +203,73 @@ struct StatusServerTests {
     #expect(try endpoint.get("/metrics").hasPrefix("HTTP/1.1 200 "))
     // Two rounds of eight go before it, and the rest of the third beside it.
     #expect(MonotonicClock.seconds() - begin < 6)
+  }
+
+  @Test func `a client that says nothing loses its place to one that does`() throws {
+    // They would keep it for longer than the client waits.
+    let endpoint = try Endpoint(seconds: 60) { ($0.connections, $0.silentSeconds) = (3, 0.1) }
+    let silent = try (0..<25).map { _ in try Client(port: endpoint.port) }
+    defer { withExtendedLifetime(silent) {} }
+    #expect(try endpoint.get("/metrics").hasPrefix("HTTP/1.1 200 "))
+  }
+
+  @Test func `as long as there is room, nobody has to hurry`() throws {
+    let endpoint = try Endpoint(seconds: 60) { ($0.connections, $0.silentSeconds) = (3, 0.1) }
+    let client = try Client(port: endpoint.port)
+    usleep(400_000)
+    client.send("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    #expect(try #require(client.rest()).hasPrefix("HTTP/1.1 200 "))
+  }
+
+  @Test func `who asks by another name is told by which ones to ask`() throws {
+    let answer = try Endpoint().ask("GET / HTTP/1.1\r\nHost: gpu-box\r\n\r\n")
+    #expect(try body(answer).contains("ssh -L 8188:127.0.0.1:8188 HOST"))
+  }
+
+  @Test func `commands ask by a local socket, and what nobody listens on any more is taken over`() throws {
+    let fixture = try LedgerFixture()
+    #expect(StatusClient.details(of: fixture.spool) == nil)
+    for _ in 0..<2 {
+      // A first daemon was killed, and left its socket.
+      let socket = try StatusServer.listen(atPath: fixture.spool.socket)
+      #expect(close(socket) == 0)
+      #expect(StatusClient.details(of: fixture.spool) == nil)
+    }
+    var details = StatusDetails(
+      snapshot: SampleSnapshots.hostile, jobs: [LedgerFixture.job()],
+      drops: [
+        Drop(name: "a", state: .waiting(reasons: ["b"]), arrival: 1),
+        Drop(name: "c", state: .ready(.marker), arrival: 2),
+        Drop(name: "d", state: .refused(.init(reason: "e", mend: "f")), arrival: 3),
+      ])
+    details.snapshot.current?.errorPerLayer = [.infinity, nil]
+    details.snapshot.current?.secondsRemaining = 1
+    details.snapshot.queue[0].arrivedAt = 1
+    let sent = details
+    let server = try StatusServer(
+      listening: StatusServer.listen(atPath: fixture.spool.socket), details: { sent },
+      snapshot: { sent.snapshot })
+    defer { server.stop() }
+    let told = try #require(StatusClient.details(of: fixture.spool))
+    #expect(told.jobs == details.jobs && told.drops == details.drops)
+    // Numbers that are none are not even equal to themselves.
+    #expect(try told.snapshot.json() == details.snapshot.json())
+    // For every user.
+    var status = stat()
+    #expect(unsafe stat(fixture.spool.socket, &status) == 0 && status.st_mode & 0o777 == 0o666)
+  }
+
+  @Test func `details are for the local socket alone`() throws {
+    #expect(try Endpoint().get("/details.json").hasPrefix("HTTP/1.1 404 "))
+  }
+
+  @Test(arguments: [
+    ("127.0.0.1:80", true), ("[::1]:80", true), ("localhost:80", true), ("127.8.9.1:80", true),
+    ("0.0.0.0:80", false),
+    ("[::]:80", false), ("192.168.1.1:80", false), ("[fe80::1]:80", false), ("[7f00::1]:80", false),
+  ])
+  func `it is known who reaches an address`(address: String, isOwn: Bool) {
+    #expect(StatusServer.isForThisMachine(address) == isOwn)
   }
 
   @Test func `a request that does not end is told that its time is over`() throws {

@@ -11,7 +11,7 @@ PATIENCE_SECONDS = 180
 # Keys of the report that hold times, or what a process has used.
 VARYING = {
     "seconds", "seconds_per_phase", "peak_memory_bytes", "memory_bytes_per_phase", "cache_bytes_raw",
-    "cache_bytes_compressed", "cache_reads", "cache_reads_prefetched",
+    "cache_bytes_compressed", "cache_reads", "cache_reads_prefetched", "job",
 }
 
 
@@ -32,6 +32,8 @@ def digests(checkpoint: Path) -> dict[str, str]:
     """What stands in a finished checkpoint, without what differs from run to run: digest by path."""
     found = {}
     for path in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
+        if path.name == "quantease_job.log":
+            continue
         content = path.read_bytes()
         match path.name:
             case "quantease_report.html":
@@ -40,7 +42,7 @@ def digests(checkpoint: Path) -> dict[str, str]:
                 content = json.dumps(without_times(json.loads(content)), sort_keys=True).encode()
             case "SHA256SUMS":
                 lines = content.splitlines(keepends=True)
-                content = b"".join(line for line in lines if b"  quantease_report." not in line)
+                content = b"".join(line for line in lines if b"  quantease_" not in line)
         found[str(path.relative_to(checkpoint))] = hashlib.sha256(content).hexdigest()
     return found
 

@@ -84,6 +84,8 @@ class DamageSweep:
     def __init__(self, sweep: Sweep) -> None:
         self.sweep = sweep
         self.spool = SpoolUnderTest(sweep, "damage")
+        # strace would stop them, too, and wait for them.
+        self.spool.settings["hooks"] = "/nowhere"
         self.trace = sweep.work / "damage.trace"
         first = self.moments_of_a_worker(False)
         linears = [moment for moment in first if moment.is_linear]
@@ -150,7 +152,7 @@ class DamageSweep:
 
         def outcome(daemon: RunningDaemon) -> None:
             self.spool.check_published(self.sweep.expected)
-            self.noticed += re.search(r"<4>.*activation cache: .* is damaged", daemon.words()) is not None
+            self.noticed += re.search(r"warning: .*activation cache: .* is damaged", daemon.words()) is not None
 
         self.run(moment, damage, outcome)
 

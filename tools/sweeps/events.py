@@ -154,7 +154,7 @@ class EventSweep:
             reasons = reasons_to_wait(spool)
             if what == "state":
                 # A job that cannot be entered is in no list; the log has to do.
-                reasons += re.findall(r"<3>(state database .*file system has space.*)", daemon.words())[:1]
+                reasons += re.findall(r"error: (state database .*file system has space.*)", daemon.words())[:1]
             if reasons:
                 return reasons
             time.sleep(0.1)

@@ -28,7 +28,12 @@ class SpoolUnderTest:
         self.state = self.root / "state"
         self.cache = self.root / "cache"
         self.log = sweep.work / f"{name}.log"
-        self.settings = {"calibration": str(sweep.tokens), "samples": "8", "sequence-length": "32"}
+        self.settings = {
+            "calibration": str(sweep.tokens), "samples": "8", "sequence-length": "32",
+            # What operators have switched on, and what must not touch a job.
+            "schedule": "00:00-24:00", "keep-done": "7d", "keep-failed": "7d",
+            "hooks": str(sweep.hooks), "hook-seconds": "1",
+        }
 
     def clear(self) -> None:
         self.remove()

@@ -16,6 +16,12 @@ from .spool import SpoolUnderTest
 UNREACHED_SHARE = 0.05
 UNREACHED_POINTS = 2
 
+# Programs that the daemon tells of events: one that does its work, one that fails, and those that do not end.
+HOOKS = {
+    "done": "echo done", "failed": "exit 1", "refused": "exec sleep 60", "paused": "sleep 60 & sleep 60",
+    "resumed": "kill -9 $$",
+}
+
 
 class Sweep:
     """The programs, a directory for them, and what has come of it so far."""
@@ -29,12 +35,18 @@ class Sweep:
         self.unreached: Counter[str] = Counter()
         self.failures: list[str] = []
         self.tokens = self.work / "tokens.safetensors"
+        self.hooks = self.work / "hooks"
         self.order: dict[str, object] = {}
         self.expected: dict[str, str] = {}
 
     def prepare(self) -> None:
         """Runs the undisturbed job and keeps its result and its order."""
         self.work.mkdir(parents=True)
+        self.hooks.mkdir()
+        for event, script in HOOKS.items():
+            hook = self.hooks / f"on-{event}"
+            hook.write_text(f"#!/bin/sh\n{script}\n")
+            hook.chmod(0o755)
         write_tokens(self.tokens, rows=16, length=32)
         spool = SpoolUnderTest(self, "undisturbed")
         while not self.order:

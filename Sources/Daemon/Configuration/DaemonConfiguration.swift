@@ -1,3 +1,4 @@
+import Calibration
 import Foundation
 import Pipeline
 import SystemIO
@@ -19,6 +20,15 @@ public struct DaemonConfiguration: Sendable {
   public var attempts = 3
   /// An interpreter with the package tokenizers.
   public var python = "python3"
+  /// When jobs are worked on.
+  public var schedule = Schedule()
+  /// The sources of published jobs, and of failed ones.
+  public var keepDone = Keeping.all
+  public var keepFailed = Keeping.all
+  /// The folder of programs that are told of events.
+  public var hooks = "/etc/quantease/hooks"
+  /// How long one of them may take.
+  public var hookSeconds = 60
   public var defaults = JobSettings()
   /// Where the values come from that are not built in, by key.
   public private(set) var origins: [String: SettingOrigin] = [:]
@@ -112,6 +122,11 @@ extension DaemonConfiguration {
   private mutating func apply(environment: [String: String]) throws(ConfigurationError) {
     let keys = Dictionary(
       uniqueKeysWithValues: SettingTable.all.map { (SettingTable.variable($0.key), $0.key) })
+    // The name that the command knows, too.
+    if let python = environment[Tokenizer.variable] {
+      try apply(
+        SettingEntry(key: "python", name: Tokenizer.variable, value: .text(python), origin: .environment))
+    }
     for (name, text) in environment.sorted(by: { $0.key < $1.key })
     where name.hasPrefix(SettingTable.variablePrefix) {
       let entry = SettingEntry(key: keys[name] ?? name, name: name, value: .text(text), origin: .environment)

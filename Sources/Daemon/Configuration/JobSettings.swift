@@ -6,10 +6,15 @@ import SystemIO
 public struct JobSettings: Codable, Sendable, Equatable {
   /// The calibration file: an absolute path, or one below the job's directory; nil if nobody named one.
   public var calibration: String?
+  /// The greater before the smaller.
+  public var priority: Int
   public var settings: QuantizationSettings
 
-  public init(calibration: String? = nil, settings: QuantizationSettings = QuantizationSettings()) {
+  public init(
+    calibration: String? = nil, priority: Int = 0, settings: QuantizationSettings = QuantizationSettings()
+  ) {
     self.calibration = calibration
+    self.priority = priority
     self.settings = settings
   }
 

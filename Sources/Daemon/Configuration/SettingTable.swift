@@ -36,6 +36,23 @@ enum SettingTable {
       "A Python interpreter with the package tokenizers; for calibration from text.",
       parse: { $0.isEmpty || $0.contains("\0") || ($0.contains("/") && !$0.hasPrefix("/")) ? nil : $0 },
       show: { YAMLText.scalar($0) }),
+    .list(
+      "schedule", \.schedule.windows, separator: ";",
+      expected: "windows such as 22:00-06:00, or mon-fri 20:00-07:30",
+      "When jobs are worked on, in local time; empty is always. Outside, the job at work waits where it is.",
+      parse: Schedule.Window.init, show: \.text),
+    .value(
+      "keep-done", \.keepDone, expected: Keeping.expected,
+      "How much is kept in done/, the sources of published jobs; what is older is removed.",
+      parse: Keeping.init, show: \.text),
+    .value(
+      "keep-failed", \.keepFailed, expected: Keeping.expected,
+      "How much is kept in failed/, the sources of failed and cancelled jobs.",
+      parse: Keeping.init, show: \.text),
+    .directory(
+      "hooks", \.hooks, "The folder of the programs on-done, on-failed, on-refused, on-paused and on-resumed."
+    ),
+    .integer("hook-seconds", \.hookSeconds, 1...3_600, "Seconds that such a program may take."),
   ]
 
   /// What a job may set in a file of its own: keys under `defaults:` in the daemon's.
@@ -48,6 +65,9 @@ enum SettingTable {
         if text.isEmpty { return .some(nil) }
         return JobSettings.isPossible(calibration: text) ? .some(text) : nil
       }, show: { $0.map { YAMLText.scalar($0) } ?? "null" }),
+    .integer(
+      "priority", \.priority, -1_000_000...1_000_000,
+      "Jobs with a greater one come first; the job at work is not interrupted."),
     .integer("bits", \.settings.bits, 2...8, "Bits per weight: 2, 3, 4 or 8."),
     .integer(
       "group-size", \.settings.groupSize, -1...(1 << 24),

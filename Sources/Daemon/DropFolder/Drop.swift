@@ -1,7 +1,7 @@
 /// A name in the drop folder, and what is to be done with it.
-public struct Drop: Sendable, Equatable {
+public struct Drop: Sendable, Equatable, Codable {
   /// What shows that an upload is complete.
-  public enum Rule: String, Sendable {
+  public enum Rule: String, Sendable, Codable {
     /// The uploader put `.ready` beside the files.
     case marker
     /// The whole directory came by one rename.
@@ -12,7 +12,7 @@ public struct Drop: Sendable, Equatable {
     case settled
   }
 
-  public enum State: Sendable, Equatable {
+  public enum State: Sendable, Equatable, Codable {
     case ready(Rule)
     /// Nothing is wrong, but the upload is not complete, or not known to be. The reasons stay the same from
     /// scan to scan while nothing happens.

@@ -25,7 +25,17 @@ public final class JobLedger {
     self.cacheDirectory = cacheDirectory
     counters = try state.counters()
     refusals = try state.refusals()
+    heldSince = try state.heldSince()
     for job in try state.jobs() { records[job.id] = job }
+  }
+
+  /// Since when a person holds all jobs back.
+  private(set) var heldSince: Double?
+
+  func hold(_ isHeld: Bool) throws {
+    let since = isHeld ? heldSince ?? now : nil
+    try state.save(heldSince: since)
+    heldSince = since
   }
 
   /// What is refused of the drop folder, by name; commands read it, too.
@@ -75,6 +85,20 @@ public final class JobLedger {
     try AtomicFile.write(Array(try JSONEncoder().encode(source)), to: files.source)
   }
 
+  /// How the database was found; see ``rebuild()``.
+  var stateOrigin: StateStore.Origin { state.origin }
+
+  /// Makes the state database anew where somebody has removed or replaced it; it is small, and all of it is in memory.
+  /// - Returns: whether that was so
+  func restoreState() throws -> Bool {
+    guard !state.isInPlace else { return false }
+    try state.reopen()
+    try state.save(refusals)
+    try state.save(heldSince: heldSince)
+    for job in jobs { try state.save(job, counters: counters) }
+    return true
+  }
+
   /// Changes a job's row; in memory only when it is on the disk.
   @discardableResult
   func update(
@@ -112,9 +136,10 @@ public final class JobLedger {
     try enter(JobRecord(id: id, name: name, inode: inode, arrivedAt: arrivedAt))
   }
 
-  private func enter(_ job: JobRecord) throws {
-    try state.save(job)
+  func enter(_ job: JobRecord, counting counters: StatusSnapshot.Counters? = nil) throws {
+    try state.save(job, counters: counters)
     records[job.id] = job
+    self.counters = counters ?? self.counters
   }
 
   /// Moves a job's source, if it is anywhere, to the first place of its standing that the kernel allows.
@@ -221,7 +246,14 @@ public final class JobLedger {
     }
     // Left in the source, the reason would count as one of the model's files.
     let failed = spool.place(id, .failed)
-    try FileSystem.removeTree(FileSystem.join(failed, Self.reasonName))
+    let log = JobLog(directory: failed)
+    if try FileSystem.exists(log.path) {
+      // It goes on.
+      try FileSystem.createDirectories(files.directory)
+      try log.copy(into: files.directory)
+      try FileSystem.removeTree(log.path)
+    }
+    try FileSystem.removeTree(FileSystem.join(failed, Reason.fileName))
     if let job = records[id], try spool.source(of: job) != failed { try FileSystem.removeTree(failed) }
     try move(id, to: .working)
     try update(id) { job in
@@ -229,41 +261,32 @@ public final class JobLedger {
       job.attempts = 0
       job.failure = nil
       job.warnings = nil
+      job.breakdowns = nil
       job.finishedAt = nil
       job.step = ""
     }
-  }
-
-  static let reasonName = "reason.json"
-
-  /// What `reason.json` says.
-  private struct Reason: Encodable {
-    let id: String
-    let name: String
-    let outcome: String
-    let message: String
-    let code: Int32
-    let failedAt: Double
-    /// Where the checkpoint is.
-    let source: String
   }
 
   /// Removes what a job that is over has left, and puts its source where it belongs.
   private func clear(_ id: String) throws {
     guard let job = records[id], job.phase.isOver else { preconditionFailure("\(id) is not over") }
     try JobWorker.removeCaches(of: id, in: cacheDirectory)
-    // What a worker that broke down has done is worth keeping for `retry`.
-    if job.failure?.kind != .broken { try FileSystem.removeTree(files(of: id).directory) }
     if job.phase == .published {
+      try removeUnfinished(job)
       try move(id, to: .done)
     } else {
       try putAside(job)
     }
   }
 
+  /// Removes a job's own files, but for what a worker that broke down has done: it is worth keeping for `retry`.
+  private func removeUnfinished(_ job: JobRecord) throws {
+    if job.failure?.kind != .broken { try FileSystem.removeTree(files(of: job.id).directory) }
+  }
+
   /// Puts the source of a failed or cancelled job where it can be looked into, and the reason before it.
   private func putAside(_ job: JobRecord) throws {
-    guard let source = try spool.source(of: job) else { return }
+    guard let source = try spool.source(of: job) else { return try removeUnfinished(job) }
     let places = spool.places(job.id, .failed)
     // Somebody may have put a file there, and not a directory: it is moved all the same.
     let isDirectory = try FileSystem.kind(of: source, symlinks: .refuse) == .directory
@@ -272,6 +295,8 @@ public final class JobLedger {
     let expected = goesAhead ? places[1] : places[0]
     if goesAhead { try FileSystem.createDirectories(places[0]) }
     if isDirectory { try writeReason(of: job, in: goesAhead ? places[0] : source, source: expected) }
+    // After the log has been copied out of there, and before the move by which others know that the job is over.
+    try removeUnfinished(job)
     let place = try move(source, to: goesAhead ? [expected] : places)
     if place != expected, isDirectory {
       try writeReason(of: job, in: goesAhead ? places[0] : place, source: place)
@@ -283,18 +308,14 @@ public final class JobLedger {
   }
 
   private func writeReason(of job: JobRecord, in directory: String, source: String) throws {
-    let encoder = JSONEncoder()
-    encoder.keyEncodingStrategy = .convertToSnakeCase
-    encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
     let present = try spool.source(of: job) ?? source
     let message = job.failure?.message ?? ""
-    let reason = Reason(
-      id: job.id, name: job.name, outcome: job.phase.rawValue,
+    try Reason(
+      id: job.id, name: job.name, outcome: job.phase, kind: job.failure?.kind,
       message: message.replacing(present, with: source), code: job.failure?.code ?? 0,
-      failedAt: job.finishedAt ?? now, source: source)
-    let path = FileSystem.join(directory, Self.reasonName)
-    try AtomicFile.removeLeftovers(of: path)
-    try AtomicFile.write(Array(try encoder.encode(reason)) + [UInt8(ascii: "\n")], to: path)
+      failedAt: job.finishedAt ?? now, source: source
+    ).write(to: directory)
+    try JobLog(directory: files(of: job.id).directory).copy(into: directory)
   }
 
   private func freeOutput(for name: String) throws(FileError) -> String {
@@ -329,7 +350,9 @@ public final class JobLedger {
           try fail(
             job.id,
             JobFailure(
-              .job, "\(spool.place(job.id, .working)) is gone: drop the checkpoint again", code: 66))
+              .job,
+              "the checkpoint that was dropped as \(job.name) is not in the spool any more: drop it again",
+              code: 66))
           news.append("\(job.id): its source is gone")
           continue
         }
@@ -384,9 +407,8 @@ extension FileError {
 extension JobRecord {
   /// Leaves away what is of interest only while there is work: the database keeps a row of every job there ever was.
   fileprivate mutating func rest() {
-    pausedBecause = nil
-    secondsRemaining = nil
-    workedSince = nil
+    (pausedBecause, retryAt, shortage, heldSince) = (nil, nil, nil, nil)
+    (secondsRemaining, workedSince, catchingUp) = (nil, nil, nil)
     linears = []
   }
 }

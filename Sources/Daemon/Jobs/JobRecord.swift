@@ -41,8 +41,22 @@ public struct JobRecord: Codable, Sendable, Equatable {
   public var plan: WorkerEvent.Plan?
   public var linears: [WorkerEvent.Linear] = []
   public var secondsRemaining: Double?
+  /// Where a worker is that repeats what an earlier one had done.
+  public var catchingUp: WorkerEvent.CatchingUp?
   public var step = ""
   public var pausedBecause: String?
+  /// When a job that the machine stands in the way of is tried again.
+  public var retryAt: Double?
+  /// What a full file system would have to have.
+  public var shortage: JobFailure.Shortage?
+  /// Since when a person holds it back.
+  public var heldSince: Double?
+  /// The greater before the smaller; nil is 0.
+  public var priority: Int?
+  /// When it last got anything done.
+  public var lastProgressAt: Double?
+  /// What its workers ended of since it last got further, the last one last.
+  public var breakdowns: [String]?
   public var summary: WorkerEvent.Summary?
   public var failure: JobFailure?
   /// What looked wrong and did not stop the job; nil as long as nothing did.
@@ -55,6 +69,9 @@ public struct JobRecord: Codable, Sendable, Equatable {
     self.contents = contents
     self.arrivedAt = arrivedAt
   }
+
+  /// Waits for its turn and nothing else, and a person may hold it back.
+  public var isHeld: Bool { heldSince != nil && phase == .queued }
 
   private static let warningLimit = 100
 
@@ -72,6 +89,13 @@ public struct JobRecord: Codable, Sendable, Equatable {
       sums[linear.layer].count += 1
     }
     return sums.map { $0.count > 0 ? $0.error / Double($0.count) : nil }
+  }
+}
+
+extension [JobRecord] {
+  /// In the order in which they are worked on: by priority, then by arrival.
+  public var inTurn: [JobRecord] {
+    sorted { (-($0.priority ?? 0), $0.arrivedAt, $0.id) < (-($1.priority ?? 0), $1.arrivedAt, $1.id) }
   }
 }
 
@@ -98,6 +122,12 @@ public enum JobName {
   public static func name(of identifier: String) -> String {
     let parts = identifier.split(separator: "-", maxSplits: 2, omittingEmptySubsequences: false)
     return parts.count == 3 && parts[0].count == 16 && parts[1].count == 4 ? String(parts[2]) : identifier
+  }
+
+  /// When a job was claimed, by its identifier, in seconds since 1970; nil if that is none.
+  static func time(of identifier: String) -> Double? {
+    let style = Date.ISO8601FormatStyle().dateSeparator(.omitted).timeSeparator(.omitted)
+    return (try? style.parse(String(identifier.prefix(16))))?.timeIntervalSince1970
   }
 
   /// `20261123T231502Z`

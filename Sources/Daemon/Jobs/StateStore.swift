@@ -17,6 +17,17 @@ import SystemIO
   private static let lockByteCount = 16_384
 
   public let path: String
+  /// How the file was found.
+  public private(set) var origin = Origin.found
+
+  public enum Origin: Sendable, Equatable {
+    case found
+    /// There was none.
+    case made
+    /// It was none that can be read, and is where the path says now.
+    case replaced(String)
+  }
+
   /// Nil while it has to be opened anew.
   private var environment: OpaquePointer?
   private var database = MDB_dbi()
@@ -29,16 +40,20 @@ import SystemIO
   public static func open(directory: String) throws -> StateStore {
     try FileSystem.createDirectories(directory)
     let path = FileSystem.join(directory, fileName)
+    let isThere = try FileSystem.exists(path)
     do {
       let store = try StateStore(path: path, isReadOnly: false)
       try store.check()
+      store.origin = isThere ? .found : .made
       return store
     } catch let error as StateError where error.isDamage {
       for suffix in ["", "-lock"] where try FileSystem.exists(path + suffix) {
         try FileSystem.removeTree("\(path)\(suffix).damaged")
         try FileSystem.move(path + suffix, to: "\(path)\(suffix).damaged")
       }
-      return try StateStore(path: path, isReadOnly: false)
+      let store = try StateStore(path: path, isReadOnly: false)
+      store.origin = .replaced("\(path).damaged")
+      return store
     }
   }
 
@@ -91,6 +106,25 @@ import SystemIO
       throw error
     }
     unsafe self.environment = environment
+  }
+
+  /// Whether what is written still goes to the file that others find under its name.
+  var isInPlace: Bool {
+    guard let environment = unsafe environment else { return true }
+    var descriptor: mdb_filehandle_t = 0
+    var status = stat()
+    guard unsafe mdb_env_get_fd(environment, &descriptor) == MDB_SUCCESS,
+      unsafe fstat(descriptor, &status) == 0, let found = try? FileSystem.stamp(of: path).stamp
+    else { return false }
+    return found.inode == UInt64(status.st_ino)
+  }
+
+  /// Opens the file that is there now, or a new one.
+  func reopen() throws {
+    unsafe mdb_env_close(environment)
+    unsafe environment = nil
+    try FileSystem.createDirectories(FileSystem.parent(of: path))
+    try open()
   }
 
   /// Runs `body` on the environment. LMDB gives one up whose last commit failed halfway, while the file holds what
@@ -168,6 +202,17 @@ import SystemIO
     try put([(Self.refusalsKey, Array(try JSONEncoder().encode(refusals)))])
   }
 
+  /// Since when all jobs are held back.
+  public func heldSince() throws -> Double? {
+    try rows(withPrefix: Self.holdKey).first.flatMap {
+      try? JSONDecoder().decode([Double].self, from: $0).first
+    }
+  }
+
+  func save(heldSince: Double?) throws {
+    try put([(Self.holdKey, Array(try JSONEncoder().encode(heldSince.map { [$0] } ?? [])))])
+  }
+
   /// Writes a job's row, and the counters if they change with it, and returns when they are on the disk.
   public func save(_ job: JobRecord, counters: StatusSnapshot.Counters? = nil) throws {
     let encoder = JSONEncoder()
@@ -211,6 +256,7 @@ import SystemIO
 
   private static let countersKey = "counters"
   private static let refusalsKey = "refusals"
+  private static let holdKey = "held since"
 
   fileprivate static func check(_ code: Int32, _ path: String) throws(StateError) {
     if code != MDB_SUCCESS { throw StateError(code: code, path: path) }

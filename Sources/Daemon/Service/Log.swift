@@ -1,14 +1,24 @@
+import FoundationEssentials
 import SystemIO
 
 /// The daemon's log: one line per event on standard error, `what happened key=value …`.
 ///
-/// The journal reads the priority from `<N>` at a line's beginning; on a terminal it would only disturb. That
-/// standard error is a terminal decides it, and not `JOURNAL_STREAM`: shells inherit that from a desktop's
-/// services.
+/// The journal dates lines itself and reads the priority from `<N>` at a line's beginning. On a terminal or in a file
+/// that would only disturb: there a line begins with its time, and a warning says that it is one. That standard error is
+/// a socket decides it, and not `JOURNAL_STREAM`: shells inherit that from a desktop's services.
 public struct Log: Sendable {
   /// As in syslog.h.
   public enum Priority: Int, Sendable, Comparable {
     case critical = 2, error, warning, notice, info
+
+    /// What a dated line says of it; of what is as it should be, nothing.
+    var word: String? {
+      switch self {
+      case .critical, .error: "error: "
+      case .warning: "warning: "
+      case .notice, .info: nil
+      }
+    }
 
     /// The more urgent is the smaller.
     public static func < (one: Priority, other: Priority) -> Bool { one.rawValue < other.rawValue }
@@ -47,15 +57,22 @@ public struct Log: Sendable {
 
   /// Lines that are less urgent are dropped.
   public var least: Priority
-  private let hasPriorities: Bool
+  private let form: Form
   private let descriptor: Int32
 
+  /// Who reads it.
+  public enum Form: Sendable, Equatable {
+    case journal
+    /// People, with nobody between who would date it.
+    case dated
+  }
+
   public init(
-    least: Priority = .info, hasPriorities: Bool = !StandardError.isTerminal,
+    least: Priority = .info, form: Form = StandardError.isSocket ? .journal : .dated,
     descriptor: Int32 = StandardError.descriptor
   ) {
     self.least = least
-    self.hasPriorities = hasPriorities
+    self.form = form
     self.descriptor = descriptor
   }
 
@@ -67,16 +84,24 @@ public struct Log: Sendable {
 
   public func write(_ priority: Priority, _ event: String, _ fields: [Field]) {
     if priority > least { return }
-    StandardError.write(Self.line(priority, event, fields, hasPriority: hasPriorities), to: descriptor)
+    let beginning =
+      switch form {
+      case .journal: "<\(priority.rawValue)>"
+      case .dated: Self.dated(priority, Date())
+      }
+    StandardError.write(Self.line(beginning, event, fields), to: descriptor)
   }
 
   // MARK: Lines
 
-  static func line(
-    _ priority: Priority, _ event: String, _ fields: [Field], hasPriority: Bool
-  ) -> [UInt8] {
+  /// `2026-11-23T23:15:02Z warning: `
+  static func dated(_ priority: Priority, _ time: Date) -> String {
+    "\(time.formatted(.iso8601)) \(priority.word ?? "")"
+  }
+
+  static func line(_ beginning: String, _ event: String, _ fields: [Field]) -> [UInt8] {
     let facts = fields.map { " \($0.key)=\(quoted($0.value))" }.joined()
-    var line = Array(((hasPriority ? "<\(priority.rawValue)>" : "") + visible(event) + facts).utf8)
+    var line = Array((beginning + visible(event) + facts).utf8)
     if line.count >= byteLimit {
       // Not within a character.
       var end = byteLimit - 4

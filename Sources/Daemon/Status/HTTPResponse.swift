@@ -30,8 +30,16 @@ struct HTTPResponse: Equatable {
   init(refusing status: HTTPStatus) {
     self.status = status
     contentType = "text/plain; charset=utf-8"
-    body = Array("\(status.code) \(status.reason)\n".utf8)
+    let explanation = status == .misdirected ? Self.misdirection : ""
+    body = Array("\(status.code) \(status.reason)\n\(explanation)".utf8)
   }
+
+  /// A name that leads here may be another page's, which had it changed to read what stands here.
+  private static let misdirection = """
+    This page answers under 'localhost' and under addresses in digits, and not under names that lead here. From another
+    machine, take a tunnel: ssh -L 8188:127.0.0.1:8188 HOST, and then http://127.0.0.1:8188/
+
+    """
 
   var bytes: [UInt8] {
     var head = """

@@ -36,8 +36,75 @@ public struct Metrics: Sendable {
         "Checkpoints that are still to come: queued, arriving, refused (somebody has to see to it), paused.",
         StatusSnapshot.QueueState.allCases.map { state in
           Series(Double(snapshot.queueLength(state)), [("state", state.rawValue)])
-        })
+        }),
+      Metric(
+        "quantease_oldest_arrival_timestamp_seconds", .gauge,
+        "When the oldest checkpoint in this state arrived, since 1970.",
+        StatusSnapshot.QueueState.allCases.compactMap { state in
+          snapshot.queue.filter { $0.state == state }.map(\.arrivedAt).min().map {
+            Series($0, [("state", state.rawValue)])
+          }
+        }),
+      Metric(
+        "quantease_refused", .gauge,
+        "1 for every drop that will not be taken as it is: a person has to see to it.",
+        snapshot.queue.filter { $0.state == .refused }.map { drop in
+          Series(1, [("name", drop.name), ("reason", Self.label(drop.reasons.joined(separator: "; ")))])
+        }),
+      Metric(
+        "quantease_paused", .gauge, "1 for every job that waits for something else than its turn.",
+        waits.map { Series(1, $0.labels + [("reason", Self.label($0.reason))]) }),
+      Metric(
+        "quantease_next_retry_timestamp_seconds", .gauge, "When a paused job is tried again, since 1970.",
+        waits.compactMap { wait in wait.retryAt.map { Series($0, wait.labels) } }),
+      Metric(
+        "quantease_space_needed_bytes", .gauge,
+        "Bytes that a job asked a file system for, which has too few.",
+        waits.compactMap { wait in
+          wait.shortage.flatMap { shortage in
+            shortage.neededBytes.map { Series(Double($0), wait.labels + [("path", shortage.path)]) }
+          }
+        }),
+      Metric(
+        "quantease_space_free_bytes", .gauge, "Bytes that are free there.",
+        waits.compactMap { wait in
+          wait.shortage.flatMap { shortage in
+            shortage.freeBytes.map { Series(Double($0), wait.labels + [("path", shortage.path)]) }
+          }
+        }),
+      Metric(
+        "quantease_held", .gauge, "Whether no job is worked on because a person or the schedule wants it so.",
+        [Series(snapshot.hold == nil ? 0 : 1)]),
     ]
+  }
+
+  /// A job that does not merely wait for its turn.
+  private struct Wait {
+    let labels: [(String, String)]
+    let reason: String
+    let retryAt: Double?
+    let shortage: StatusSnapshot.Shortage?
+  }
+
+  private var waits: [Wait] {
+    let current = snapshot.current.flatMap { current in
+      current.pausedBecause.map {
+        Wait(
+          labels: [("job", current.id), ("name", current.name)], reason: $0, retryAt: current.retryAt,
+          shortage: current.shortage)
+      }
+    }
+    return (current.map { [$0] } ?? [])
+      + snapshot.queue.filter { $0.state == .paused }.map {
+        Wait(
+          labels: [("job", $0.id ?? ""), ("name", $0.name)], reason: $0.reasons.joined(separator: "; "),
+          retryAt: $0.retryAt, shortage: $0.shortage)
+      }
+  }
+
+  /// As much of a text as a label should have. Every other figure in it would make another series.
+  private static func label(_ text: String) -> String {
+    String(text.filter { !$0.isNumber }.prefix(200))
   }
 
   private var job: [Metric] {
@@ -60,6 +127,9 @@ public struct Metrics: Sendable {
         $0.secondsRemaining
       },
       gauge("quantease_job_attempt", "How often the job was begun.") { Double($0.attempt) },
+      gauge(
+        "quantease_last_progress_timestamp_seconds", "When the worker last got anything done, since 1970."
+      ) { $0.lastProgressAt },
       gauge("quantease_job_paused", "Whether the job waits, for space as a rule.") {
         $0.pausedBecause == nil ? 0 : 1
       },

@@ -18,10 +18,17 @@ final class StatusConnection {
   private var buffer = [UInt8](repeating: 0, count: 4096)
   /// When the connection ends, whatever it does; on the monotonic clock, in seconds.
   private(set) var deadline: Double
+  private let start: Double
 
-  init(_ connection: StreamConnection, deadline: Double) {
+  init(_ connection: StreamConnection, start: Double, deadline: Double) {
     self.connection = connection
+    self.start = start
     self.deadline = deadline
+  }
+
+  /// When it ends if others wait for its place: sooner, as long as it says nothing.
+  func deadline(silentSeconds: Double) -> Double {
+    if case .reading = phase, head.isEmpty { min(deadline, start + silentSeconds) } else { deadline }
   }
 
   var isOver: Bool { if case .over = phase { true } else { false } }

@@ -15,7 +15,10 @@ extension StatusPage {
         """
     }
     let items = snapshot.queue.prefix(Self.queueLimit).map { job in
-      let reasons = job.reasons.map { "<li>\(escaped($0))</li>" }.joined()
+      let retry = job.retryAt.map { ["tried again at \(Schedule.clock($0, now: snapshot.madeAt))"] } ?? []
+      let space = job.shortage.map { [shortage($0)] } ?? []
+      let priority = job.priority.map { ["priority \($0)"] } ?? []
+      let reasons = (job.reasons + retry + space + priority).map { "<li>\(escaped($0))</li>" }.joined()
       return """
         <li class="job">
         <p class="top"><strong>\(name(job.name))</strong>\
@@ -58,7 +61,7 @@ extension StatusPage {
       <ol class="jobs">
       \(items.joined(separator: "\n"))
       </ol>
-      \(more(snapshot.finished.count - items.count))
+      \(more((snapshot.finishedCount ?? snapshot.finished.count) - items.count))
       </section>
       """
   }
@@ -94,7 +97,7 @@ extension StatusPage {
   // MARK: Time
 
   /// How long ago something was, as a person says it; the moment itself stands behind it.
-  private func age(_ seconds: Double) -> String {
+  func age(_ seconds: Double) -> String {
     let age = snapshot.madeAt - seconds
     // A clock that was set back is no reason to speak of the future.
     let words =

@@ -49,10 +49,11 @@ public struct StatusPage: Sendable {
   // MARK: Headline
 
   /// What the page says first; its raw value is the colour's class.
-  enum Mood: String { case working, paused, idle, stopped }
+  enum Mood: String { case working, paused, held, idle, stopped }
 
   var mood: Mood {
     if snapshot.service == .stopped { return .stopped }
+    if snapshot.hold != nil { return .held }
     guard let current = snapshot.current else { return .idle }
     return current.pausedBecause == nil ? .working : .paused
   }
@@ -64,7 +65,7 @@ public struct StatusPage: Sendable {
   }
 
   private var headline: String {
-    let heading = snapshot.current.map { name($0.name) } ?? (mood == .stopped ? "Stopped" : "Idle")
+    let heading = snapshot.current.map { name($0.name) } ?? sentence(mood.rawValue)
     let cards = [
       card("Queue", grouped(snapshot.queue.count), queueNote),
       card(
@@ -112,13 +113,17 @@ public struct StatusPage: Sendable {
 
   private var current: String {
     guard let current = snapshot.current else { return "" }
-    let paused = current.pausedBecause.map {
-      "<p class=\"notice\"><strong>Paused:</strong> \(escaped($0))</p>"
+    let paused = current.pausedBecause.map { reason in
+      let retry = current.retryAt.map { " Tried again at \(Schedule.clock($0, now: snapshot.madeAt))." } ?? ""
+      let space = current.shortage.map { " \(shortage($0))" } ?? ""
+      return "<p class=\"notice\"><strong>Paused:</strong> \(escaped(reason + retry + space))</p>"
     }
+    let attempt = current.attemptText.map { "<p class=\"notice\">\(escaped(sentence($0)))</p>" }
     return """
       <section>
       <h2>\(escaped(sentence(current.step)))</h2>
       \(paused ?? "")
+      \(attempt ?? "")
       \(progress(of: current))
       <dl>
       \(facts(of: current).map { "<div><dt>\($0.0)</dt><dd>\($0.1)</dd></div>" }.joined(separator: "\n"))
@@ -129,8 +134,15 @@ public struct StatusPage: Sendable {
       """
   }
 
+  /// What is missing where, in words.
+  func shortage(_ shortage: StatusSnapshot.Shortage) -> String {
+    let needed = shortage.neededBytes.map { "\(byteSize($0)) are needed" } ?? "Space is needed"
+    let free = shortage.freeBytes.map { ", \(byteSize($0)) are free" } ?? ""
+    return "\(needed) for \(shortage.path)\(free)."
+  }
+
   private func progress(of current: StatusSnapshot.Current) -> String {
-    let left = current.secondsRemaining.map { "\(duration($0)) left" } ?? ""
+    let left = current.pausedBecause == nil ? snapshot.leftText(of: current) ?? "" : ""
     guard let share = current.progress else {
       return left.isEmpty ? "" : "<p class=\"hint\">\(escaped(left))</p>"
     }
@@ -157,7 +169,7 @@ public struct StatusPage: Sendable {
     }
     if let error = current.meanError { facts.append(("Mean relative error", escaped(percent(error)))) }
     facts.append(("Elapsed", escaped(duration(current.secondsElapsed))))
-    if current.attempt > 1 { facts.append(("Attempt", grouped(current.attempt))) }
+    if let last = current.lastProgressAt { facts.append(("Last progress", age(last))) }
     if let architecture = current.architecture { facts.append(("Architecture", name(architecture))) }
     facts.append(("Job", "<code>\(name(current.id))</code>"))
     return facts

@@ -7,8 +7,8 @@ import SystemIO
 /// It serves a socket that it is given, since an HTTP library that opens its own, as FlyingFox does, cannot
 /// work in a unit with `RestrictAddressFamilies=AF_UNIX`.
 ///
-/// One thread serves a few connections at a time. Each is closed after its answer, and in any case when its
-/// time is over, so that a client that says nothing takes nobody else's turn: browsers open such connections
+/// One thread serves some connections at a time. Each is closed after its answer, and in any case when its
+/// time is over. One that says nothing loses its place sooner if all places are taken: browsers open such connections
 /// in advance. A request that names a host other than this machine's is refused, for it comes from a page
 /// that had its own name lead here (DNS rebinding).
 public final class StatusServer: Sendable {
@@ -19,7 +19,9 @@ public final class StatusServer: Sendable {
     /// For a client to read on after the answer was sent.
     public var lingerSeconds = 1.0
     /// Connections at a time; further ones wait in the kernel.
-    public var connections = 8
+    public var connections = 32
+    /// After that time a connection that has said nothing gives way to others, where all places are taken.
+    public var silentSeconds = 2.0
 
     public init() {}
   }
@@ -32,6 +34,7 @@ public final class StatusServer: Sendable {
   private let hostNames: Set<String>
   private let limits: Limits
   private let snapshot: @Sendable () -> StatusSnapshot
+  private let details: (@Sendable () -> StatusDetails)?
   private let onFailure: @Sendable (SocketError) -> Void
   private let wake: WakeEvent
   private let isStopping = Atomic(false)
@@ -42,11 +45,13 @@ public final class StatusServer: Sendable {
   ///   - descriptor: a socket that listens; it belongs to the server from now on
   ///   - hostNames: names under which the endpoint may be asked for, beside `localhost` and IP addresses
   ///   - onFailure: called on the server's thread when the socket fails; the server goes on after a pause
+  ///   - details: what `/details.json` gives; nil where there is no such thing
   ///   - snapshot: called on the server's thread for each request
   /// - Throws: ``SocketError`` if the descriptor is no socket that listens.
   public init(
     listening descriptor: Int32, hostNames: [String] = [], limits: Limits = Limits(),
     onFailure: @escaping @Sendable (SocketError) -> Void = { _ in },
+    details: (@Sendable () -> StatusDetails)? = nil,
     snapshot: @escaping @Sendable () -> StatusSnapshot
   ) throws(SocketError) {
     wake = try WakeEvent()
@@ -56,6 +61,7 @@ public final class StatusServer: Sendable {
     self.hostNames = Set(hostNames.map { $0.lowercased() })
     self.limits = limits
     self.snapshot = snapshot
+    self.details = details
     self.onFailure = onFailure
     DispatchQueue(label: "status endpoint").async { [self] in
       serve()
@@ -71,6 +77,19 @@ public final class StatusServer: Sendable {
       throw SocketError(socket: "“\(address)”", operation: .listen, errno: .invalidArgument)
     }
     return try ListeningSocket.open(on: parsed, name: address)
+  }
+
+  /// Opens a socket at a path, for the commands of every user of this machine.
+  /// - Returns: the descriptor
+  public static func listen(atPath path: String) throws(SocketError) -> Int32 {
+    try ListeningSocket.open(atPath: path)
+  }
+
+  /// Whether nobody but this machine reaches an address such as `127.0.0.1:8188`.
+  public static func isForThisMachine(_ address: String) -> Bool {
+    guard let host = InternetAddress(address)?.host else { return false }
+    return host.first == 127 && host.count == 4
+      || host.count == 16 && host.last == 1 && host.dropLast().allSatisfy { $0 == 0 }
   }
 
   /// Ends the service and waits for its thread, which has no more than an answer to finish. Connections that
@@ -104,7 +123,8 @@ public final class StatusServer: Sendable {
     let hasRoom = connections.count < limits.connections
     var interests = connections.map(\.interest) + [.init(wake.descriptor, .reading)]
     if hasRoom { interests.append(.init(socket.descriptor, .reading)) }
-    let end = connections.map(\.deadline).min()
+    let end = connections.map { hasRoom ? $0.deadline : $0.deadline(silentSeconds: limits.silentSeconds) }
+      .min()
     let ready = try DescriptorWaiting.wait(
       for: interests, seconds: end.map { max(0, $0 - MonotonicClock.seconds()) })
 
@@ -112,9 +132,11 @@ public final class StatusServer: Sendable {
     for (index, connection) in connections.enumerated() where ready[index] || connection.deadline <= now {
       connection.advance(now: now, lingerSeconds: limits.lingerSeconds, answer: answer)
     }
-    connections.removeAll { $0.isOver }
+    connections.removeAll { connection in
+      connection.isOver || !hasRoom && connection.deadline(silentSeconds: limits.silentSeconds) <= now
+    }
     if hasRoom, ready[interests.count - 1], let connection = try socket.accept() {
-      connections.append(StatusConnection(connection, deadline: now + limits.seconds))
+      connections.append(StatusConnection(connection, start: now, deadline: now + limits.seconds))
     }
   }
 
@@ -137,6 +159,11 @@ public final class StatusServer: Sendable {
     case "/status.json":
       (try? snapshot().json()).map { HTTPResponse("application/json", $0) }
         ?? HTTPResponse(refusing: .serverError)
+    case "/details.json":
+      details.map { details in
+        (try? details().json()).map { HTTPResponse("application/json", $0) }
+          ?? HTTPResponse(refusing: .serverError)
+      } ?? HTTPResponse(refusing: .notFound)
     default: HTTPResponse(refusing: .notFound)
     }
   }

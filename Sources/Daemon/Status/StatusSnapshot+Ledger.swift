@@ -3,6 +3,7 @@ import FoundationEssentials
 import Pipeline
 import SystemIO
 
+// A snapshot is made of what the daemon knows.
 extension StatusSnapshot {
   /// Jobs that are over and are shown.
   private static let finishedLimit = 50
@@ -11,52 +12,75 @@ extension StatusSnapshot {
   ///   - jobs: in the order of arrival
   ///   - drops: what stands in the drop folder
   ///   - firstSeen: since when, by name, in seconds since 1970
+  ///   - hold: why none is worked on
   ///   - workingFor: how long the present worker has been at it
+  ///   - silentFor: how long it has said nothing
+  ///   - attempts: after how many without progress a job counts as failed
   public init(
     jobs: [JobRecord], counters: Counters, drops: [Drop], firstSeen: [String: Double] = [:],
-    service: Service, spool: Spool, cacheDirectory: String, workingFor: Duration? = nil
+    service: Service, hold: Hold? = nil, spool: Spool, cacheDirectory: String, workingFor: Duration? = nil,
+    silentFor: Duration? = nil, attempts: Int? = nil
   ) {
     self.init(
-      version: Producer.version, service: service, stateText: "", cacheBytes: Self.size(of: cacheDirectory),
+      version: Producer.version, service: service, stateText: "", hold: hold,
+      cacheBytes: Self.size(of: cacheDirectory),
       cacheFreeBytes: Self.freeBytes(cacheDirectory), spoolFreeBytes: Self.freeBytes(spool.root),
       counters: counters, madeAt: Date().timeIntervalSince1970)
-    // Where none is at work, a job that waits for the machine to mend is the one to show.
+    let turns = jobs.filter { $0.phase == .queued }.inTurn
+    // Where none is at work, a job that waits for the machine to mend is the one to show; or the one that is held.
     let shown =
       jobs.first { $0.phase == .running || $0.phase == .publishing }
-      ?? jobs.first { $0.phase == .queued && $0.pausedBecause != nil }
-    current = shown.map { Current($0, workingFor: workingFor, isRunning: service == .running, now: madeAt) }
-    queue = jobs.filter { $0.phase == .queued && $0.id != shown?.id }.map { job in
-      Queued(
-        name: job.name, id: job.id, state: job.pausedBecause == nil ? .queued : .paused,
-        reasons: job.pausedBecause.map { [$0] } ?? [],
-        arrivedAt: job.arrivedAt)
+      ?? turns.first { $0.pausedBecause != nil }
+      ?? (hold == nil ? nil : turns.first { $0.startedAt != nil && !$0.isHeld })
+    current = shown.map { job in
+      var current = Current(job, workingFor: workingFor, isRunning: service == .running, now: madeAt)
+      current.attemptLimit = attempts
+      if let silentFor { current.lastProgressAt = madeAt - silentFor.seconds }
+      if let hold, job.phase == .queued { current.pausedBecause = current.pausedBecause ?? hold.text }
+      return current
     }
+    queue = turns.filter { $0.id != shown?.id }.map(Queued.init)
     queue += drops.map { Queued($0, arrivedAt: firstSeen[$0.name] ?? madeAt) }
     let over = jobs.filter(\.phase.isOver).sorted { ($0.finishedAt ?? 0) > ($1.finishedAt ?? 0) }
     finished = over.prefix(Self.finishedLimit).map { Finished($0, in: spool) }
+    finishedCount = over.count
     stateText = text(spool)
   }
 
   private func text(_ spool: Spool) -> String {
     let waiting = queueLengths()
     guard let current else {
-      return (["idle, waiting for a checkpoint in \(spool.incoming)"] + waiting).joined(separator: " · ")
+      let head =
+        hold.map { "no job is worked on: \($0.text)" }
+        ?? "idle, waiting for a checkpoint in \(spool.incoming)"
+      return ([head] + waiting).joined(separator: " · ")
     }
     if let reason = current.pausedBecause {
-      return (["\(current.name) waits: \(reason)"] + waiting).joined(separator: " · ")
+      let retry = current.retryAt.map { ", tried again at \(Schedule.clock($0))" } ?? ""
+      return (["\(current.name) waits: \(reason)\(retry)"] + waiting).joined(separator: " · ")
     }
     var parts = [current.name]
-    if let layer = current.layer, let count = current.layerCount {
+    if let layer = current.layer, let count = current.layerCount, !current.isCatchingUp {
       parts[0] += " layer \(layer + 1)/\(count) \(current.linear ?? "")"
     } else {
       parts.append(current.step)
     }
-    if let error = current.errorPerLayer.compactMap(\.self).last {
-      parts.append("error \((error * 1e5).rounded() / 1e3) %")
-    }
-    if let seconds = current.secondsRemaining { parts.append("\(Self.clock(seconds)) left") }
+    if let error = current.meanError { parts.append("error \(percent(error))") }
+    if let left = leftText(of: current) { parts.append(left) }
+    if current.attempt > 1 || current.breakdown != nil { parts.append(current.attemptNumber) }
     return (parts + waiting).joined(separator: " · ")
   }
+
+  /// What is left of the job's time; where nothing comes of it any more, since when.
+  public func leftText(of current: Current) -> String? {
+    if let last = current.lastProgressAt, madeAt - last > Self.silence {
+      return "last progress \(Self.clock(madeAt - last)) ago"
+    }
+    return current.secondsRemaining.map { "\(Self.clock($0)) left" }
+  }
+
+  /// Workers say something every ten seconds while work goes on.
+  private static let silence = 60.0
 
   private static func clock(_ seconds: Double) -> String {
     if seconds < 90 { return "\(Int(max(0, seconds).rounded())) s" }
@@ -64,7 +88,7 @@ extension StatusSnapshot {
     return minutes < 90 ? "\(minutes) min" : "\(minutes / 60) h \(minutes % 60) min"
   }
 
-  private static func freeBytes(_ path: String) -> Int? {
+  fileprivate static func freeBytes(_ path: String) -> Int? {
     // A directory that is still to be made will lie where its parent does.
     var path = path
     while (try? FileSystem.exists(path)) == false { path = FileSystem.parent(of: path) }
@@ -98,12 +122,48 @@ extension StatusSnapshot.Current {
       layerCount: job.plan?.layerCount, linear: linear, linearsDone: job.linears.count,
       linearCount: job.plan?.linearCount ?? 0, errorPerLayer: job.errorPerLayer,
       secondsElapsed: job.secondsWorked + (workingFor?.seconds ?? sinceThen),
-      secondsRemaining: job.secondsRemaining,
+      secondsRemaining: job.secondsRemaining.map { $0 + (job.catchingUp?.secondsRemaining ?? 0) },
       attempt: max(1, job.attempts), step: job.step, pausedBecause: job.pausedBecause, warnings: job.warnings)
+    retryAt = job.retryAt
+    shortage = job.shortage.map(StatusSnapshot.Shortage.init)
+    breakdown = job.breakdowns?.last
+    lastProgressAt = job.phase == .running ? job.lastProgressAt : nil
+  }
+
+  /// Whether an earlier worker's work is repeated now.
+  var isCatchingUp: Bool { step.hasPrefix("catching up") }
+
+  /// Which attempt it is, where it is not the first one, and why.
+  public var attemptText: String? {
+    guard attempt > 1 || breakdown != nil else { return nil }
+    return attemptNumber + (breakdown.map { ": before, \($0)" } ?? "")
+  }
+
+  fileprivate var attemptNumber: String { "attempt \(attempt)" + (attemptLimit.map { " of \($0)" } ?? "") }
+}
+
+extension StatusSnapshot.Shortage {
+  init(_ shortage: JobFailure.Shortage) {
+    self.init(
+      path: shortage.path, neededBytes: shortage.neededBytes,
+      freeBytes: StatusSnapshot.freeBytes(shortage.path))
   }
 }
 
 extension StatusSnapshot.Queued {
+  init(_ job: JobRecord) {
+    let reason =
+      job.pausedBecause
+      ?? (job.isHeld ? "held back by 'quantease pause'; 'quantease resume' lets it go on" : nil)
+    self.init(
+      name: job.name, id: job.id, state: reason == nil ? .queued : .paused,
+      reasons: reason.map { [$0] } ?? [],
+      arrivedAt: job.arrivedAt)
+    retryAt = job.retryAt
+    shortage = job.shortage.map(StatusSnapshot.Shortage.init)
+    priority = job.priority == 0 ? nil : job.priority
+  }
+
   init(_ drop: Drop, arrivedAt: Double) {
     let (state, reasons): (StatusSnapshot.QueueState, [String]) =
       switch drop.state {
@@ -116,7 +176,7 @@ extension StatusSnapshot.Queued {
 }
 
 extension StatusSnapshot.Finished {
-  init(_ job: JobRecord, in spool: Spool) {
+  public init(_ job: JobRecord, in spool: Spool) {
     let outcome: StatusSnapshot.Outcome =
       switch job.phase {
       case .published: .published

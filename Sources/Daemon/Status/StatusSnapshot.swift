@@ -15,6 +15,10 @@ public struct StatusSnapshot: Codable, Sendable, Equatable {
   public var queue: [Queued]
   /// Newest first.
   public var finished: [Finished]
+  /// How many jobs are over; ``finished`` has the newest of them. Nil from a daemon of an earlier version.
+  public var finishedCount: Int?
+  /// Why no job is worked on though a daemon may run.
+  public var hold: Hold?
   /// What the activation cache takes on its disk; nil, as with the two below, where whoever asks may not look.
   public var cacheBytes: Int?
   public var cacheFreeBytes: Int?
@@ -25,7 +29,8 @@ public struct StatusSnapshot: Codable, Sendable, Equatable {
 
   public init(
     version: String, service: Service, stateText: String, current: Current? = nil, queue: [Queued] = [],
-    finished: [Finished] = [], cacheBytes: Int? = nil, cacheFreeBytes: Int? = nil, spoolFreeBytes: Int? = nil,
+    finished: [Finished] = [], hold: Hold? = nil, cacheBytes: Int? = nil, cacheFreeBytes: Int? = nil,
+    spoolFreeBytes: Int? = nil,
     counters: Counters = Counters(), madeAt: Double
   ) {
     self.version = version
@@ -34,6 +39,7 @@ public struct StatusSnapshot: Codable, Sendable, Equatable {
     self.current = current
     self.queue = queue
     self.finished = finished
+    self.hold = hold
     self.cacheBytes = cacheBytes
     self.cacheFreeBytes = cacheFreeBytes
     self.spoolFreeBytes = spoolFreeBytes
@@ -43,6 +49,34 @@ public struct StatusSnapshot: Codable, Sendable, Equatable {
 }
 
 extension StatusSnapshot {
+  /// A time at which no job is worked on, because a person or the schedule wants it so.
+  public struct Hold: Codable, Sendable, Equatable {
+    public var reason: String
+    /// Seconds since 1970; nil if nobody knows.
+    public var until: Double?
+
+    public init(reason: String, until: Double? = nil) {
+      self.reason = reason
+      self.until = until
+    }
+
+    public var text: String { reason + (until.map { ", until \(Schedule.clock($0))" } ?? "") }
+  }
+
+  /// The space that a job waits for.
+  public struct Shortage: Codable, Sendable, Equatable {
+    public var path: String
+    public var neededBytes: Int?
+    /// On the path's file system, now.
+    public var freeBytes: Int?
+
+    public init(path: String, neededBytes: Int? = nil, freeBytes: Int? = nil) {
+      self.path = path
+      self.neededBytes = neededBytes
+      self.freeBytes = freeBytes
+    }
+  }
+
   /// The job that is being worked on.
   public struct Current: Codable, Sendable, Equatable {
     public var id: String
@@ -67,6 +101,15 @@ extension StatusSnapshot {
     public var step: String
     /// Why the work waits, where it does.
     public var pausedBecause: String?
+    /// When it is tried again, in seconds since 1970.
+    public var retryAt: Double?
+    public var shortage: Shortage?
+    /// After how many attempts without progress it counts as failed.
+    public var attemptLimit: Int?
+    /// What the last worker ended of that got no further.
+    public var breakdown: String?
+    /// When the worker last got anything done, in seconds since 1970.
+    public var lastProgressAt: Double?
     /// What looked wrong and did not stop the job.
     public var warnings: [String]?
 
@@ -132,6 +175,11 @@ extension StatusSnapshot {
     public var reasons: [String]
     /// Seconds since 1970.
     public var arrivedAt: Double
+    /// When a paused one is tried again, in seconds since 1970.
+    public var retryAt: Double?
+    public var shortage: Shortage?
+    /// Where it is not 0.
+    public var priority: Int?
 
     public init(
       name: String, id: String? = nil, state: QueueState, reasons: [String] = [], arrivedAt: Double

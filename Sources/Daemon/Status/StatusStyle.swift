@@ -19,7 +19,7 @@ let statusStyle = """
     font-weight: 600; letter-spacing: 0; color: var(--soft); background: var(--mute);
   }
   .mood.working, .tag.published { color: var(--good); background: var(--good-soft) }
-  .mood.paused, .tag.arriving, .tag.paused { color: var(--warn); background: var(--warn-soft) }
+  .mood.paused, .mood.held, .tag.arriving, .tag.paused { color: var(--warn); background: var(--warn-soft) }
   .tag.queued { color: var(--accent); background: var(--mute) }
   .tag.failed, .tag.refused { color: var(--bad); background: var(--bad-soft) }
 
@@ -31,7 +31,7 @@ let statusStyle = """
   .amounts strong { font-size: 1.3rem; color: var(--text); font-variant-numeric: tabular-nums }
   .track { height: 12px; margin: 6px 0 20px; border-radius: 6px; background: var(--mute); overflow: hidden }
   .track span { display: block; height: 100%; min-width: 4px; border-radius: 6px; background: var(--accent) }
-  .track .paused { background: var(--warn) }
+  .track .paused, .track .held { background: var(--warn) }
   section dl { grid-template-columns: repeat(auto-fill, minmax(180px, 1fr)) }
   dl > div { min-width: 0 }
   .chart .series { --colour: var(--accent) }

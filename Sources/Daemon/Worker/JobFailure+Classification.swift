@@ -1,29 +1,48 @@
 import ActivationCache
+import Calibration
+import Foundation
 import Pipeline
 import SystemIO
 
 extension JobFailure {
   /// What an error of the engine asks for.
   public init(_ error: any Error) {
+    let text = Self.inJobWords("\(error)")
     let code = sysexit(of: error) ?? (error as? ConfigurationError)?.exitCode ?? 70
     switch error {
     case let failure as JobFailure: self = failure
     case let error as FileError where error.errno == .noSpace || error.errno == .diskQuotaExceeded:
-      self.init(.noSpace, "\(error)", code: code, path: error.path)
-    case CacheError.noSpace(let path, _): self.init(.noSpace, "\(error)", code: code, path: path)
-    case let error as FileError where error.errno == .ioError: self.init(.broken, "\(error)", code: code)
-    case let error as FileError where error.isOfTheMachine: self.init(.blocked, "\(error)", code: code)
-    case CacheError.file, CacheError.zstd: self.init(.blocked, "\(error)", code: code)
-    case CacheError.lmdb, CacheError.corrupt, CacheError.missing: self.init(.broken, "\(error)", code: code)
+      self.init(
+        .noSpace, text, code: code, shortage: Shortage(path: error.path, neededBytes: error.neededBytes))
+    case CacheError.noSpace(let path, _):
+      self.init(.noSpace, text, code: code, shortage: Shortage(path: path))
+    case let error as FileError where error.errno == .ioError: self.init(.broken, text, code: code)
+    case let error as FileError where error.isOfTheMachine: self.init(.blocked, text, code: code)
+    case CacheError.file, CacheError.zstd: self.init(.blocked, text, code: code)
+    case CacheError.lmdb, CacheError.corrupt, CacheError.missing: self.init(.broken, text, code: code)
     case FileLockError.file(let error): self = JobFailure(error)
-    case FileLockError.held: self.init(.blocked, "\(error)", code: code)
-    case let error as StateError: self.init(.blocked, "\(error)", code: 74)
-    case PipelineError.damagedJournal: self.init(.broken, "\(error)", code: code)
-    case PipelineError.notEnoughMemory: self.init(.blocked, "\(error)", code: code)
+    case FileLockError.held: self.init(.blocked, text, code: code)
+    case is StateError: self.init(.blocked, text, code: 74)
+    case PipelineError.damagedJournal: self.init(.broken, text, code: code)
+    case PipelineError.notEnoughMemory: self.init(.blocked, text, code: code)
     // EX_UNAVAILABLE: a program is missing here, or what it needs.
-    case _ where code == 69: self.init(.blocked, "\(error)", code: code)
-    default: self.init(.job, "\(error)", code: code)
+    case _ where code == 69: self.init(.blocked, text, code: code)
+    default: self.init(.job, text, code: code)
     }
+  }
+}
+
+extension JobFailure {
+  /// An error's text as it helps in a job, which has settings in place of a command's options.
+  static func inJobWords(_ text: String) -> String {
+    let keys = Set(SettingTable.job.map(\.key))
+    let words = text.replacing(/--([a-z-]+)(?: ([0-9]+|layer))?/) { match in
+      let key = String(match.1)
+      guard keys.contains(key) else { return String(match.0) }
+      return match.2.map { "'\(key): \($0)' in \(JobFile.name)" } ?? "'\(key)'"
+    }
+    return words.replacing(
+      "set \(Tokenizer.variable) to", with: "set 'python' in the daemon's configuration to")
   }
 }
 

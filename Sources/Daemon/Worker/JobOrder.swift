@@ -83,6 +83,7 @@ public struct JobFiles: Sendable {
   public var tokens: String { FileSystem.join(directory, "tokens.ids") }
   /// The job's digest, once it is known.
   public var identity: String { FileSystem.join(directory, "identity") }
+  var log: JobLog { JobLog(directory: directory) }
   public var journal: String { FileSystem.join(directory, "journal") }
   /// Held by the worker.
   public var lock: String { FileSystem.join(directory, "lock") }

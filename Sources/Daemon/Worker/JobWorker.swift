@@ -36,10 +36,11 @@ public struct JobWorker {
     // A worker whose daemon was killed goes a moment later than its daemon.
     let lock = try waitForLock()
     defer { withExtendedLifetime(lock) {} }
+    let kernels = backend.kernels(for: .bfloat16)
     if try !FileSystem.exists(files.checkpoint) {
       let calibration = try calibrationSet()
       let identity = try knownIdentity(calibration)
-      let result = JobIdentity.result(of: identity, by: backend.kernels(for: .bfloat16))
+      let result = JobIdentity.result(of: identity, by: kernels)
       send(.identity(result))
       if let summary = try reuse(result) { return send(.finished(summary)) }
       if try !FileSystem.exists(files.checkpoint) {
@@ -49,6 +50,14 @@ public struct JobWorker {
     }
     if try !FileSystem.exists(FileSystem.join(files.checkpoint, ChecksumManifest.fileName)) {
       send(.step("writing checksums"))
+      // Whose it is, so that the folders alone tell it.
+      var report = try Report(directory: files.checkpoint)
+      report.job = order.id
+      report.identity =
+        try FileSystem.exists(files.identity)
+        ? JobIdentity.result(of: storedIdentity(), by: kernels) : nil
+      try report.write(to: files.checkpoint)
+      try files.log.copy(into: files.checkpoint)
       try ChecksumManifest.write(into: files.checkpoint) { send(.advanced) }
       try FileSystem.synchronize(files.checkpoint)
     }
@@ -87,7 +96,7 @@ public struct JobWorker {
       }
       report.model.name = FileSystem.name(of: order.model)
       report.madeBy = result.job
-      let own = [Report.fileName, ReportPage.fileName, ChecksumManifest.fileName]
+      let own = [Report.fileName, ReportPage.fileName, ChecksumManifest.fileName, JobLog.fileName]
       let staging = FileSystem.join(order.directory, ".reused")
       try FileSystem.removeTree(staging)
       try FileSystem.linkTree(result.output, to: staging) { !own.contains($0) }
@@ -145,8 +154,18 @@ public struct JobWorker {
           architecture: run.description.modelType, layerCount: run.description.layerCount,
           linearCount: run.linearCount, memoryBytes: run.plan.peakBytes)))
     if !run.resumedLinears.isEmpty { send(.resumed(run.resumedLinears.map(WorkerEvent.Linear.init))) }
+    var repetition: (start: ContinuousClock.Instant, layer: Int)?
     _ = try run.run { event in
       switch event {
+      case .catchingUp(let layer, let until):
+        let first = repetition ?? (.now, layer)
+        repetition = first
+        let done = layer - first.layer
+        let pace = done > 0 ? (ContinuousClock.now - first.start).seconds / Double(done) : nil
+        send(
+          .catchingUp(
+            WorkerEvent.CatchingUp(
+              layer: layer, until: until, secondsRemaining: pace.map { $0 * Double(until - layer) })))
       case .step(let text): send(.step(text))
       case .warning(let text): send(.warning(text))
       case .advanced: send(.advanced)
@@ -182,13 +201,15 @@ public struct JobWorker {
   }
 
   private func knownIdentity(_ tokens: CalibrationSet) throws -> String {
-    if try FileSystem.exists(files.identity) {
-      return String(decoding: try FileSystem.contents(of: files.identity, limit: 128), as: UTF8.self)
-    }
+    if try FileSystem.exists(files.identity) { return try storedIdentity() }
     send(.step("reading the checkpoint"))
     let identity = try JobIdentity.digest(of: order, tokens: tokens) { send(.advanced) }
     try AtomicFile.write(identity, to: files.identity)
     return identity
+  }
+
+  private func storedIdentity() throws(FileError) -> String {
+    String(decoding: try FileSystem.contents(of: files.identity, limit: 128), as: UTF8.self)
   }
 
   /// The activation cache's file. Its name holds the machine's start: one that was written before is not to be

@@ -15,6 +15,8 @@ public enum WorkerEvent: Codable, Sendable, Equatable {
   /// Linears that an earlier worker had quantized, with their errors, by layer.
   case resumed([Linear])
   case linear(Linear, secondsRemaining: Double)
+  /// The worker repeats what an earlier one had done and no file holds, to go on from there.
+  case catchingUp(CatchingUp)
   /// The work has gone on; there is nothing to show.
   case advanced
   case finished(Summary)
@@ -25,6 +27,14 @@ public enum WorkerEvent: Codable, Sendable, Equatable {
     public var layerCount: Int
     public var linearCount: Int
     public var memoryBytes: Int
+  }
+
+  public struct CatchingUp: Codable, Sendable, Equatable {
+    /// The layer that is repeated now, and the one at which new work begins.
+    public var layer: Int
+    public var until: Int
+    /// Until then, by what it has taken so far; nil at its beginning.
+    public var secondsRemaining: Double?
   }
 
   public struct Linear: Codable, Sendable, Equatable {
@@ -69,13 +79,20 @@ public struct JobFailure: Error, Codable, Sendable, Equatable {
   public var message: String
   /// By sysexits(3).
   public var code: Int32
-  /// The path whose file system is full.
-  public var path: String?
+  /// What is missing, where a file system is full.
+  public var shortage: Shortage?
 
-  public init(_ kind: Kind, _ message: String, code: Int32, path: String? = nil) {
+  public struct Shortage: Codable, Sendable, Equatable {
+    /// On the file system that is full.
+    public var path: String
+    /// Bytes that were asked for at once; nil where that is not known.
+    public var neededBytes: Int?
+  }
+
+  public init(_ kind: Kind, _ message: String, code: Int32, shortage: Shortage? = nil) {
     self.kind = kind
     self.message = message
     self.code = code
-    self.path = path
+    self.shortage = shortage
   }
 }

@@ -7,13 +7,18 @@ import SystemIO
 struct SpoolOptions: ParsableArguments {
   @Option(
     help: ArgumentHelp(
-      "The daemon's configuration file. Default: \(DaemonConfiguration.defaultFile).", valueName: "file"))
+      "The daemon's configuration file. Default: \(DaemonConfiguration.defaultFile).", valueName: "file"),
+    completion: .file())
   var config: String?
 
-  @Option(help: ArgumentHelp("The drop folder, if it is not the configured one.", valueName: "dir"))
+  @Option(
+    help: ArgumentHelp("The drop folder, if it is not the configured one.", valueName: "dir"),
+    completion: .directory)
   var spool: String?
 
-  @Option(help: ArgumentHelp("The state directory, if it is not the configured one.", valueName: "dir"))
+  @Option(
+    help: ArgumentHelp("The state directory, if it is not the configured one.", valueName: "dir"),
+    completion: .directory)
   var state: String?
 
   /// The options that were given, as a command that is to be about the same daemon needs them; empty without any.
@@ -23,12 +28,13 @@ struct SpoolOptions: ParsableArguments {
     }.joined()
   }
 
-  func configuration() throws -> DaemonConfiguration {
-    let arguments = [("spool", spool), ("state", state)].compactMap { key, value in
+  /// - Parameter settings: keys with values over those of the file
+  func configuration(settings: [(key: String, value: String)] = []) throws -> DaemonConfiguration {
+    let places = [("spool", spool), ("state", state)].compactMap { key, value in
       value.map { (key: key, value: URL(fileURLWithPath: $0).path) }
     }
     let configuration = try DaemonConfiguration.load(
-      file: config, environment: ProcessInfo.processInfo.environment, arguments: arguments)
+      file: config, environment: ProcessInfo.processInfo.environment, arguments: settings + places)
     guard try FileSystem.kind(of: configuration.spool) == .directory else {
       throw SpoolError.noSpool(configuration.spool)
     }
@@ -96,7 +102,7 @@ func sysexit(ofDaemon error: any Error) -> Int32? {
   }
 }
 
-/// What spool and state tell, with or without a daemon.
+/// What a daemon knows, or spool and state tell where none answers.
 struct SpoolView {
   let configuration: DaemonConfiguration
   let spool: Spool
@@ -107,10 +113,15 @@ struct SpoolView {
   /// What a command of `quantease` needs at its end to be about the same daemon.
   let asTyped: String
 
-  init(_ options: SpoolOptions) throws {
+  /// - Parameter settings: keys with values over those of the configuration file
+  init(_ options: SpoolOptions, settings: [(key: String, value: String)] = []) throws {
     asTyped = options.asTyped
-    configuration = try options.configuration()
+    configuration = try options.configuration(settings: settings)
     spool = Spool(root: configuration.spool)
+    if let details = StatusClient.details(of: spool) {
+      (jobs, drops, snapshot) = (details.jobs, details.drops, details.snapshot)
+      return
+    }
     let store = try StateStore.reading(directory: configuration.stateDirectory)
     jobs = try store?.jobs().sorted { ($0.arrivedAt, $0.id) < ($1.arrivedAt, $1.id) } ?? []
     let refusals = try store?.refusals() ?? [:]
@@ -118,8 +129,9 @@ struct SpoolView {
       .scan(now: .now, claims: Spool.claims(of: jobs)).map { $0.knowing(refusals[$0.name]) }
     snapshot = StatusSnapshot(
       jobs: jobs, counters: try store?.counters() ?? StatusSnapshot.Counters(), drops: drops,
-      service: try FileLock.isHeld(spool.lock) ? .running : .stopped, spool: spool,
-      cacheDirectory: configuration.cacheDirectory)
+      service: try FileLock.isHeld(spool.lock) ? .running : .stopped,
+      hold: Supervisor.hold(heldSince: try store?.heldSince(), configuration.schedule), spool: spool,
+      cacheDirectory: configuration.cacheDirectory, attempts: configuration.attempts)
   }
 
   /// A job by its identifier, or the newest of a name.

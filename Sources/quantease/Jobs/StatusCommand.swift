@@ -7,20 +7,29 @@ struct StatusCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "status",
     abstract: "Says what the daemon is at, what waits, and what has come of the rest.",
-    discussion: "Reads the drop folder and the state database; it works without a daemon, too.")
+    discussion: """
+      Asks the daemon; where none runs, it reads the drop folder and the state database, which takes the right to.
+      """)
 
   @OptionGroup(title: "Daemon") var options: SpoolOptions
 
   @Flag(help: "Print JSON.")
   var json = false
 
+  @Flag(help: "Show it again every two seconds, until Ctrl-C.")
+  var watch = false
+
   func run() throws {
-    let view = try SpoolView(options)
-    if json {
-      try StandardOutput.write(try view.snapshot.json())
-    } else {
-      for line in Self.lines(view) { try Console.line(line) }
-    }
+    repeat {
+      let view = try SpoolView(options)
+      let text =
+        json
+        ? String(decoding: try view.snapshot.json(), as: UTF8.self)
+        : Self.lines(view).map { "\($0)\n" }.joined()
+      // The whole screen anew, where there is one.
+      try StandardOutput.write((watch && StandardOutput.isTerminal ? "\u{1B}[H\u{1B}[2J" : "") + text)
+      if watch { Thread.sleep(forTimeInterval: 2) }
+    } while watch
   }
 
   private static let finishedLimit = 10
@@ -32,21 +41,26 @@ struct StatusCommand: ParsableCommand {
     if let current = snapshot.current {
       lines += ["", current.pausedBecause.map { "paused: \($0)" } ?? "at work"]
       lines.append("  \(current.id)")
+      if let retry = current.retryAt { lines.append("  tried again at \(Schedule.clock(retry))") }
+      if let shortage = current.shortage { lines.append("  \(Self.text(shortage))") }
       if let progress = current.progress {
         let done = Int((progress * 30).rounded(.down))
         let bar = String(repeating: "█", count: done) + String(repeating: "░", count: 30 - done)
-        let left = current.secondsRemaining.map { ", \(Console.time($0)) left" } ?? ""
+        let left = snapshot.leftText(of: current).map { ", \($0)" } ?? ""
         lines.append("  \(bar) \(current.linearsDone) of \(current.linearCount) linears\(left)")
-      } else {
-        lines.append("  \(current.step)")
       }
+      if current.pausedBecause == nil { lines.append("  \(current.step)") }
+      if let attempt = current.attemptText { lines.append("  \(attempt)") }
       lines += warnings(current.warnings, of: current.id)
     }
     if !snapshot.queue.isEmpty {
       lines += ["", "to come"]
       for item in snapshot.queue {
         let state = item.state.rawValue.padding(toLength: 9, withPad: " ", startingAt: 0)
-        lines.append("  \(state)  \(item.id ?? item.name)  \(item.reasons.joined(separator: "; "))")
+        let retry = item.retryAt.map { ["tried again at \(Schedule.clock($0))"] } ?? []
+        let priority = item.priority.map { ["priority \($0)"] } ?? []
+        let words = (item.reasons + retry + (item.shortage.map { [Self.text($0)] } ?? []) + priority)
+        lines.append("  \(state)  \(item.id ?? item.name)  \(words.joined(separator: "; "))")
       }
     }
     if !snapshot.finished.isEmpty {
@@ -64,10 +78,16 @@ struct StatusCommand: ParsableCommand {
       }
       let rest = view.jobs.count(where: \.phase.isOver) - finishedLimit
       if rest > 0 {
-        lines.append("  and \(rest) more, the newest of them in: quantease status --json\(view.asTyped)")
+        lines.append("  and \(rest) more: quantease history\(view.asTyped)")
       }
     }
     return lines
+  }
+
+  private static func text(_ shortage: StatusSnapshot.Shortage) -> String {
+    let needed = shortage.neededBytes.map { "\(Console.bytes($0)) are needed" } ?? "space is needed"
+    let free = shortage.freeBytes.map { ", \(Console.bytes($0)) free" } ?? ""
+    return "\(needed) for \(shortage.path)\(free)"
   }
 
   /// The first warning, and where the others are.
@@ -93,9 +113,17 @@ struct WhyCommand: ParsableCommand {
     if let drop = view.drops.first(where: { $0.name == job }) {
       return try Console.line(Self.text(drop, in: view))
     }
-    guard let record = view.job(job) else { throw SpoolError.unknownJob(job) }
+    guard let record = view.job(job) else {
+      guard try FileSystem.exists(FileSystem.join(view.spool.incoming, job)) else {
+        throw SpoolError.unknownJob(job)
+      }
+      return try Console.line(
+        "\(job) is in \(view.spool.incoming), and is looked at at the daemon's next scan")
+    }
     try Console.line(Self.text(record, in: view))
-    if let source = try view.spool.source(of: record) { try Console.line("  source   \(source)") }
+    // Where it is may be for others to see.
+    if let source = try? view.spool.source(of: record) { try Console.line("  source   \(source)") }
+    for breakdown in record.breakdowns ?? [] { try Console.line("  ended    \(breakdown)") }
     for warning in record.warnings ?? [] { try Console.line("  warning  \(warning)") }
   }
 
@@ -114,9 +142,17 @@ struct WhyCommand: ParsableCommand {
     let spool = view.spool
     switch job.phase {
     case .queued:
-      return job.pausedBecause.map {
-        "\(job.id) is paused and tried again by itself: \($0)\n  now      quantease retry \(job.id)\(view.asTyped)"
-      } ?? "\(job.id) waits for its turn"
+      if let reason = job.pausedBecause {
+        let time = job.retryAt.map { " at \(Schedule.clock($0))" } ?? ""
+        return """
+          \(job.id) is paused and tried again by itself\(time): \(reason)
+            now      quantease retry \(job.id)\(view.asTyped)
+          """
+      }
+      if job.isHeld {
+        return "\(job.id) is held back\n  go on    quantease resume \(job.id)\(view.asTyped)"
+      }
+      return view.snapshot.hold.map { "\(job.id) waits: \($0.text)" } ?? "\(job.id) waits for its turn"
     case .running, .publishing:
       return
         "\(job.id) is at work: \(job.step), \(job.linears.count) of \(job.plan?.linearCount ?? 0) linears, "

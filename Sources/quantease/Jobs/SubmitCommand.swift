@@ -18,14 +18,15 @@ struct SubmitCommand: ParsableCommand {
         quantease submit ~/models/llama --recipe w4.yaml --wait
       """)
 
-  @Argument(help: ArgumentHelp("The checkpoint's directory.", valueName: "dir"))
+  @Argument(help: ArgumentHelp("The checkpoint's directory.", valueName: "dir"), completion: .directory)
   var directory: String
 
   @Option(help: "The name of the drop and of the result. Default: the directory's.")
   var name: String?
 
   @Option(
-    help: ArgumentHelp("A file of settings for this job: it becomes its quantease.yaml.", valueName: "file"))
+    help: ArgumentHelp("A file of settings for this job: it becomes its quantease.yaml.", valueName: "file"),
+    completion: .file())
   var recipe: String?
 
   @Flag(help: "Move the directory instead of copying it.")
