@@ -29,7 +29,7 @@ LONG_JOB_SECONDS = 900
 OURS = (
     "ready", "queued", "begun", "quantized", "published", "stopped", "refused", "recovered", "goes on",
     "configuration read anew", "reading", "checking", "embedding", "layer", "writing", "verifying", "computing",
-    "the job needs",
+    "the job needs", "paused", "pause as asked", "resume as asked", "no job is worked on", "jobs are worked on again",
 )
 
 
@@ -144,7 +144,7 @@ def digests(name: str) -> dict[str, str]:
     """The result's files, without those that hold times or the drop's name."""
     lines = (OUTPUT / name / "SHA256SUMS").read_text().splitlines()
     found = {path: digest for digest, path in (line.split("  ", 1) for line in lines)}
-    return {path: digest for path, digest in found.items() if not re.match(r"quantease_report|note\.txt", path)}
+    return {path: digest for path, digest in found.items() if not re.match(r"quantease_(report|job)|note\.txt", path)}
 
 
 def outcome(name: str) -> dict | None:
@@ -269,6 +269,40 @@ def page() -> None:
     check("state_text" in json.loads(fetch("/status.json")), "there is no status.json")
 
 
+def everybody() -> None:
+    """Who may do nothing here may ask, and members of the group may have the daemon wait."""
+    check("quanteased is running" in shell("quantease status", "bob"), "bob gets no status")
+    shell("quantease pause", "bob", fails=True)
+    shell("quantease pause", "alice")
+    said = shell("quantease status", "bob")
+    check("no job is worked on: held back" in said, f"bob sees {said}")
+    check("held back" in unit("StatusText"), f"systemd sees {unit('StatusText')}")
+    shell("quantease resume", "alice")
+    check("no job is worked on" not in shell("quantease status", "bob"), "it is held back still")
+
+
+def told() -> None:
+    """Programs of a unit of their own are told, and can write nothing into the spool."""
+    hook = Path("/etc/quantease/hooks/on-done")
+    hook.parent.mkdir()
+    hook.write_text(
+        "#!/bin/sh\n"
+        'echo "told of $QUANTEASE_EVENT $QUANTEASE_NAME, report $QUANTEASE_REPORT"\n'
+        f"touch {OUTPUT}/mine && echo the spool is open\n"
+        "python3 -c 'import socket; socket.socket()' && echo there is a network\n")
+    hook.chmod(0o755)
+    systemctl("enable --now quanteased-hooks.path")
+    shell(f"quantease submit {make('hooked', 'root')}")
+
+    def said() -> str:
+        return shell("journalctl --unit quanteased-hooks.service --output cat --no-pager")
+    await_that("the program is told", lambda: "told of done hooked" in said())
+    check(f"report {OUTPUT}/hooked/quantease_report.html" in said(), f"it says {said()}")
+    await_that("it has ended", lambda: not list((SPOOL / ".hooks").iterdir()))
+    check("there is a network" in said() and "the spool is open" not in said(), f"it says {said()}")
+    hook.unlink()
+
+
 def pipes() -> None:
     """A reader that goes, and a full disk: neither ends in a trap."""
     said = shell("set -o pipefail; quantease --help | true; sudo -u quantease quantease status | head -n 1")
@@ -379,6 +413,8 @@ def first_boot() -> None:
         return
     findings.attempt("units are active, exposure is at most 0.2", units)
     findings.attempt("page, metrics and status.json through the socket unit", page)
+    findings.attempt("every user may ask, and members of the group may pause", everybody)
+    findings.attempt("programs are told of events", told)
     findings.attempt("commands end well when nobody reads, and when nothing fits", pipes)
     findings.attempt("drops of all owners and modes", drop_all)
     for name, user, *_, end in DROPS:

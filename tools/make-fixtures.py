@@ -19,7 +19,7 @@ from pathlib import Path
 try:
     import torch
     import transformers
-    from safetensors.torch import save_file
+    from safetensors.torch import load_file, save_file
 except ImportError as missing:
     sys.exit(f"make-fixtures: {missing}; mend: pip install torch transformers")
 
@@ -204,6 +204,16 @@ def text_config(config: dict, **changes) -> dict:
 
 
 # The older spelling, `rope_theta` with `rope_scaling`, stands everywhere but in llama-rope-parameters.
+EXPERTS = {"moe_intermediate_size": 12, "num_experts_per_tok": 2}
+QWEN3_5_MOE = without(QWEN3_5, "intermediate_size") | EXPERTS | {
+    "architectures": ["Qwen3_5MoeForCausalLM"], "model_type": "qwen3_5_moe_text", "num_experts": 6,
+    "shared_expert_intermediate_size": 20,
+}
+MIXTRAL = LLAMA | {
+    "architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "num_local_experts": 6, "num_experts_per_tok": 2,
+    "sliding_window": 5, "tie_word_embeddings": False,
+}
+
 VARIANTS = {
     "llama": LLAMA_32 | {"tie_word_embeddings": False},
     "llama-tied": without(LLAMA, "head_dim"),
@@ -321,6 +331,33 @@ VARIANTS = {
         "architectures": ["Qwen3_5ForConditionalGeneration"], "model_type": "qwen3_5", "image_token_id": 60,
         "video_token_id": 61, "vision_start_token_id": 62, "vision_end_token_id": 63, "tie_word_embeddings": False,
         "vision_config": QWEN_VISION | {"num_position_embeddings": 16}, "text_config": text_config(QWEN3_5)},
+    "mixtral": MIXTRAL,
+    "qwen2-moe": without(LLAMA, "head_dim") | EXPERTS
+    | {"architectures": ["Qwen2MoeForCausalLM"], "model_type": "qwen2_moe", "num_experts": 6,
+       "shared_expert_intermediate_size": 20, "num_hidden_layers": 3, "mlp_only_layers": [1]},
+    # More experts than tokens go to, and a layer without.
+    "qwen3-moe": LLAMA | EXPERTS
+    | {"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "num_experts": 40, "norm_topk_prob": True,
+       "num_hidden_layers": 3, "decoder_sparse_step": 2, "tie_word_embeddings": False},
+    "qwen3-moe-raw": LLAMA | EXPERTS
+    | {"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "num_experts": 6, "norm_topk_prob": False},
+    "qwen3-5-moe": QWEN3_5_MOE,
+    "qwen3-5-moe-vision": {
+        "architectures": ["Qwen3_5MoeForConditionalGeneration"], "model_type": "qwen3_5_moe", "image_token_id": 60,
+        "video_token_id": 61, "vision_start_token_id": 62, "vision_end_token_id": 63, "tie_word_embeddings": False,
+        "vision_config": QWEN_VISION | {"num_position_embeddings": 16}, "text_config": text_config(QWEN3_5_MOE)},
+    "olmoe": without(LLAMA, "head_dim") | {
+        "architectures": ["OlmoeForCausalLM"], "model_type": "olmoe", "num_experts": 6, "num_experts_per_tok": 2,
+        "norm_topk_prob": False, "tie_word_embeddings": False},
+    # A group that a token's best experts are in is left out by the limit.
+    "glm4-moe": LLAMA | EXPERTS
+    | {"architectures": ["Glm4MoeForCausalLM"], "model_type": "glm4_moe", "n_routed_experts": 12, "n_group": 4,
+       "topk_group": 2, "routed_scaling_factor": 1.7, "n_shared_experts": 2, "first_k_dense_replace": 1,
+       "norm_topk_prob": True, "use_qk_norm": True, "attention_bias": True, "partial_rotary_factor": 0.5,
+       "num_hidden_layers": 3, "tie_word_embeddings": False, "num_experts_per_tok": 3},
+    "minimax-m2": LLAMA
+    | {"architectures": ["MiniMaxM2ForCausalLM"], "model_type": "minimax_m2", "num_local_experts": 6,
+       "num_experts_per_tok": 2, "rotary_dim": 4, "tie_word_embeddings": False, "intermediate_size": 12},
     "gpt-neox": GPT_NEOX,
     "gpt-neox-sequential": GPT_NEOX | {"use_parallel_residual": False, "rotary_pct": 1.0},
     "falcon-rw": FALCON | {"alibi": True, "bias": True, "multi_query": False, "parallel_attn": False},
@@ -417,7 +454,14 @@ def make(variant: str, root: Path) -> None:
     for name, buffer in model.named_buffers():
         if name.endswith("layer_scalar"):
             buffer.fill_(0.5 + torch.rand(1).item())
+        if name.endswith("e_score_correction_bias"):
+            buffer.copy_(0.3 * torch.randn_like(buffer))
     tensors = {name: parameter.data.to(dtype) for name, parameter in model.named_parameters()}
+    if any("experts" in name for name in tensors):
+        # One by one, as they are published; in memory they are stacks.
+        model.save_pretrained(folder / "saved")
+        tensors = load_file(folder / "saved/model.safetensors")
+        shutil.rmtree(folder / "saved")
     tensors |= {name: buffer for name, buffer in model.state_dict().items() if name.endswith("layer_scalar")}
     tensors = {published_name(variant, name): tensor.contiguous() for name, tensor in tensors.items()}
     write_weights(tensors, folder, SHARDS.get(variant, 1))

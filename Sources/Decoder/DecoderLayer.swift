@@ -26,11 +26,11 @@ public struct LayerState {
 public final class DecoderLayer {
   public let index: Int
   public let stages: [Stage]
-  private let model: ModelDescription
+  let model: ModelDescription
   private let description: LayerDescription
   private let source: any WeightSource
-  private let backend: any ComputeBackend
-  private let workspace: Workspace
+  let backend: any ComputeBackend
+  let workspace: Workspace
   private let tables: PositionTables
   private let operands: OperandType
   private var resident: [String: ResidentLinear] = [:]
@@ -38,13 +38,14 @@ public final class DecoderLayer {
   private let attentionNorm: NormalizationParameters?
   private let mlpNorm: NormalizationParameters?
   private let attentionOutputNorm: NormalizationParameters?
-  private let mlpOutputNorm: NormalizationParameters?
+  let mlpOutputNorm: NormalizationParameters?
   private let queryNorm: NormalizationParameters?
   private let keyNorm: NormalizationParameters?
   private let valueNorm: NormalizationParameters?
   private let linearAttention: GatedDeltaNet?
   /// A factor of the residual stream after the layer.
-  private let outputScale: Float
+  let outputScale: Float
+  let router: MixtureRouter?
 
   /// Reads the layer's norms and biases.
   /// - Throws: errors of the source for a missing tensor, a wrong shape, or a value that is not finite.
@@ -74,6 +75,9 @@ public final class DecoderLayer {
     linearAttention = try description.linearAttention.map {
       try GatedDeltaNet(
         $0, prefix: prefix, hiddenSize: model.hiddenSize, source: source, backend: backend)
+    }
+    router = try description.mixture.map {
+      try MixtureRouter($0, prefix: prefix, hiddenSize: model.hiddenSize, source: source, backend: backend)
     }
     queryNorm = try norm(linearAttention == nil ? attention.queryNorm : nil, size: attention.queryNormSize)
     keyNorm = try norm(linearAttention == nil ? attention.keyNorm : nil, size: attention.keyNormSize)
@@ -186,7 +190,8 @@ public final class DecoderLayer {
           linearAttention == nil
           ? attend(input, sequenceLength: sequenceLength)
           : attendLinearly(input, sequenceLength: sequenceLength)
-      case .expansion: state.intermediate = expand(input)
+      case .expansion: state.intermediate = expand(input, description.mlp)
+      case .mixture: runMixture(stage, input, &state)
       case .attentionOutput:
         addToResidual(.attentionOutput, input, norm: .attention, outputNorm: attentionOutputNorm, &state)
         state.context = nil
@@ -266,8 +271,7 @@ public final class DecoderLayer {
     return gate
   }
 
-  private func expand(_ input: Matrix) -> Matrix {
-    let mlp = description.mlp
+  func expand(_ input: Matrix, _ mlp: MLPDescription) -> Matrix {
     let up = workspace.matrix(.up, rows: input.rows, columns: mlp.intermediateSize)
     switch mlp.expansion {
     case .plain(let name):
@@ -276,16 +280,14 @@ public final class DecoderLayer {
       return up
     case .gated, .fused:
       let gate = workspace.matrix(.gate, rows: input.rows, columns: mlp.intermediateSize)
-      run(
-        description.linears(of: .expansion, hiddenSize: model.hiddenSize).map(\.name), on: input,
-        into: [gate, up])
+      run(mlp.expansionLinears(hiddenSize: model.hiddenSize).map(\.name), on: input, into: [gate, up])
       backend.activateGate(gate, up: up, mlp.activation)
       return gate
     }
   }
 
   /// Runs linears that read the same input, one of outputs each.
-  private func run(
+  func run(
     _ linears: [String], on input: Matrix, into outputs: [Matrix], adding isAdded: Bool = false
   ) {
     let products = linears.flatMap { weights($0).products }
@@ -305,10 +307,21 @@ public final class DecoderLayer {
     } else {
       let output = workspace.matrix(.blockOutput, rows: input.rows, columns: model.hiddenSize)
       run([linear.name], on: input, into: [output])
-      if let outputNorm { backend.normalize(output, outputNorm, into: output) }
-      if description.residualScale != 1 { backend.scale(output, by: description.residualScale) }
-      backend.add(output, into: state.residual)
+      return finish(output, norm: norm, outputNorm: outputNorm, &state)
     }
+    if description.placement == .after {
+      backend.normalize(state.residual, parameters(norm), into: state.residual)
+    }
+  }
+
+  /// Adds what a block has made to the residual stream.
+  /// - Parameter output: overwritten
+  func finish(
+    _ output: Matrix, norm: Stage.StageNorm, outputNorm: NormalizationParameters?, _ state: inout LayerState
+  ) {
+    if let outputNorm { backend.normalize(output, outputNorm, into: output) }
+    if description.residualScale != 1 { backend.scale(output, by: description.residualScale) }
+    backend.add(output, into: state.residual)
     if description.placement == .after {
       backend.normalize(state.residual, parameters(norm), into: state.residual)
     }

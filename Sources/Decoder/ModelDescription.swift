@@ -33,10 +33,22 @@ public struct ModelDescription: Sendable {
 
   /// Whether what a block makes is changed before it is added to the residual stream.
   public var hasBlockOutputs: Bool {
-    layers.contains { $0.attentionOutputNorm != nil || $0.mlpOutputNorm != nil || $0.residualScale != 1 }
+    layers.contains {
+      $0.attentionOutputNorm != nil || $0.mlpOutputNorm != nil || $0.residualScale != 1 || $0.mixture != nil
+    }
   }
 
+  /// Whether some layer sends its tokens to experts.
+  public var hasMixtures: Bool { layers.contains { $0.mixture != nil } }
+
   private func largest(_ size: (LayerDescription) -> Int) -> Int { layers.map(size).max() ?? 0 }
+
+  /// What decides how long a layer's attention takes, beside its linears: equal for layers that take the same time.
+  public func attentionKind(ofLayer index: Int) -> String {
+    let attention = layers[index].attention
+    let kind = layers[index].linearAttention == nil ? "scores" : "linear"
+    return "\(kind) \(attention.heads) \(attention.keyValueHeads) \(attention.window ?? 0)"
+  }
 
   /// The common beginning of the names of layer `index`'s tensors.
   public func layerPrefix(_ index: Int) -> String { "\(layers[index].prefix)\(index)." }
@@ -150,7 +162,10 @@ public struct LayerDescription: Sendable {
   var attention: AttentionDescription
   /// In place of the attention.
   var linearAttention: GatedDeltaNetDescription?
+  /// With a mixture, its largest expert.
   var mlp: MLPDescription
+  /// In place of the MLP.
+  var mixture: MixtureDescription?
   /// Nil where the block reads the residual stream as it is.
   var attentionNorm: NormDescription?
   /// Nil where the attention's norm, if there is one, serves both.

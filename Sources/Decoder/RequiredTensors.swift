@@ -31,11 +31,15 @@ extension ModelDescription {
     for norm in [layer.attentionNorm, layer.mlpNorm, layer.attentionOutputNorm, layer.mlpOutputNorm] {
       tensors += norm?.tensors(prefix: prefix, size: hiddenSize) ?? []
     }
-    if let scale = layer.outputScale { tensors.append(("\(prefix)\(scale)", [1])) }
-    if let mixer = layer.linearAttention {
-      tensors += keptLinears(ofLayer: index).map {
+    if let mixture = layer.mixture {
+      tensors += mixture.routers(hiddenSize: hiddenSize).map {
         ("\(prefix)\($0.name).weight", [$0.outFeatures, $0.inFeatures])
       }
+      if let correction = mixture.correction { tensors.append(("\(prefix)\(correction)", [mixture.count])) }
+    }
+    if let scale = layer.outputScale { tensors.append(("\(prefix)\(scale)", [1])) }
+    if let mixer = layer.linearAttention {
+      tensors += [mixer.decay, mixer.gate].map { ("\(prefix)\($0).weight", [mixer.valueHeads, hiddenSize]) }
       tensors.append(("\(prefix)\(mixer.convolution)", [mixer.channels, 1, mixer.taps]))
       for name in [mixer.decayLogarithms, mixer.decayBiases] {
         tensors.append(("\(prefix)\(name)", [mixer.valueHeads]))

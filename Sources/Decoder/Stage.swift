@@ -29,6 +29,18 @@ public struct Stage: Sendable {
     case attentionOutput
     /// The second half of the MLP, added to the residual stream.
     case contraction
+    /// A mixture of experts, the sum of which is added to the residual stream.
+    case mixture
+  }
+
+  /// One expert of a mixture, whose linears are quantized before those of the next one.
+  public struct Expert: Sendable {
+    /// Nil of the shared one, which every token goes through.
+    public let number: Int?
+    let mlp: MLPDescription
+    /// Its two halves, as stages of their own.
+    public let expansion: Stage
+    public let contraction: Stage
   }
 
   public let input: Input
@@ -42,6 +54,8 @@ public struct Stage: Sendable {
   public let intermediateSize: Int
   /// The linears of every part. Those of one part read the same input into one operation, and runtimes fuse them.
   public let linearsByPart: [[LayerLinear]]
+  /// Of a mixture, in the order in which they are worked on.
+  public let experts: [Expert]
 
   /// The linears of all parts, in the order in which they run.
   public var linears: [LayerLinear] { linearsByPart.flatMap { $0 } }
@@ -58,6 +72,8 @@ extension ModelDescription {
     let mlpInput = Stage.Input.residual(normalizedBy: normFirst && mlpNorm != nil ? .mlp : nil)
     let outline: [(Stage.Input, [Stage.Part])] =
       switch layer.arrangement {
+      case .sequential where layer.mixture != nil:
+        [(attentionInput, [.attention]), (.context, [.attentionOutput]), (mlpInput, [.mixture])]
       case .sequential:
         [
           (attentionInput, [.attention]), (.context, [.attentionOutput]),
@@ -76,10 +92,14 @@ extension ModelDescription {
         ]
       }
     return outline.map { input, parts in
-      Stage(
+      let experts = parts == [.mixture] ? layer.experts(reading: input, hiddenSize: hiddenSize) : []
+      return Stage(
         input: input, parts: parts, residualScale: layer.residualScale(of: parts), hiddenSize: hiddenSize,
         contextFeatures: layer.contextFeatures, intermediateSize: layer.mlp.intermediateSize,
-        linearsByPart: parts.map { layer.linears(of: $0, hiddenSize: hiddenSize) })
+        linearsByPart: experts.isEmpty
+          ? parts.map { layer.linears(of: $0, hiddenSize: hiddenSize) }
+          : experts.flatMap { $0.expansion.linearsByPart + $0.contraction.linearsByPart },
+        experts: experts)
     }
   }
 
@@ -91,10 +111,13 @@ extension ModelDescription {
 
   /// Linears of a layer that are always left as they are.
   public func keptLinears(ofLayer index: Int) -> [LayerLinear] {
-    guard let mixer = layers[index].linearAttention else { return [] }
-    return [mixer.decay, mixer.gate].map {
-      LayerLinear(name: $0, outFeatures: mixer.valueHeads, inFeatures: hiddenSize, hasBias: false)
+    let layer = layers[index]
+    let mixer = layer.linearAttention.map { mixer in
+      [mixer.decay, mixer.gate].map {
+        LayerLinear(name: $0, outFeatures: mixer.valueHeads, inFeatures: hiddenSize, hasBias: false)
+      }
     }
+    return (mixer ?? []) + (layer.mixture?.routers(hiddenSize: hiddenSize) ?? [])
   }
 
   /// Every linear of a layer, in the order of its stages.
@@ -102,6 +125,21 @@ extension ModelDescription {
 }
 
 extension LayerDescription {
+  fileprivate func experts(reading input: Stage.Input, hiddenSize: Int) -> [Stage.Expert] {
+    guard let mixture else { return [] }
+    return mixture.experts.enumerated().map { number, mlp in
+      func stage(_ input: Stage.Input, _ part: Stage.Part, _ linears: [LayerLinear]) -> Stage {
+        Stage(
+          input: input, parts: [part], residualScale: nil, hiddenSize: hiddenSize, contextFeatures: contextFeatures,
+          intermediateSize: mlp.intermediateSize, linearsByPart: [linears], experts: [])
+      }
+      return Stage.Expert(
+        number: number < mixture.count ? number : nil, mlp: mlp,
+        expansion: stage(input, .expansion, mlp.expansionLinears(hiddenSize: hiddenSize)),
+        contraction: stage(.intermediate, .contraction, [mlp.contractionLinear(hiddenSize: hiddenSize)]))
+    }
+  }
+
   fileprivate func residualScale(of parts: [Stage.Part]) -> Float? {
     switch parts {
     case [.attentionOutput] where attentionOutputNorm == nil: residualScale
@@ -154,22 +192,25 @@ extension LayerDescription {
           name: linearAttention?.output ?? attention.output, outFeatures: hiddenSize,
           inFeatures: contextFeatures, hasBias: linearAttention == nil && attention.outputHasBias)
       ]
-    case .expansion:
-      let outputs: [(String, Int)] =
-        switch mlp.expansion {
-        case .gated(let gate, let up): [(gate, mlp.intermediateSize), (up, mlp.intermediateSize)]
-        case .fused(let name): [(name, 2 * mlp.intermediateSize)]
-        case .plain(let up): [(up, mlp.intermediateSize)]
-        }
-      return outputs.map {
-        LayerLinear(name: $0, outFeatures: $1, inFeatures: hiddenSize, hasBias: mlp.hasBias)
-      }
-    case .contraction:
-      return [
-        LayerLinear(
-          name: mlp.down, outFeatures: hiddenSize, inFeatures: mlp.intermediateSize,
-          hasBias: mlp.hasBias)
-      ]
+    case .expansion: return mlp.expansionLinears(hiddenSize: hiddenSize)
+    case .contraction: return [mlp.contractionLinear(hiddenSize: hiddenSize)]
+    case .mixture: preconditionFailure("a mixture's linears are those of its experts")
     }
+  }
+}
+
+extension MLPDescription {
+  func expansionLinears(hiddenSize: Int) -> [LayerLinear] {
+    let outputs: [(String, Int)] =
+      switch expansion {
+      case .gated(let gate, let up): [(gate, intermediateSize), (up, intermediateSize)]
+      case .fused(let name): [(name, 2 * intermediateSize)]
+      case .plain(let up): [(up, intermediateSize)]
+      }
+    return outputs.map { LayerLinear(name: $0, outFeatures: $1, inFeatures: hiddenSize, hasBias: hasBias) }
+  }
+
+  func contractionLinear(hiddenSize: Int) -> LayerLinear {
+    LayerLinear(name: down, outFeatures: hiddenSize, inFeatures: intermediateSize, hasBias: hasBias)
   }
 }

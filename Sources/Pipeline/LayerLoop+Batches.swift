@@ -25,13 +25,24 @@ extension LayerLoop {
     }
     if batch + 1 < stream.batches.count { stream.states.prefetch(slots, batch: batch + 1) }
     times.measure(.forward) {
+      guard stage.experts.isEmpty else { return addMixture(of: stream, samples, layer, to: &state) }
       let input = layer.input(of: stage, state)
       layer.run(stage, input: input, sequenceLength: calibration.sequenceLength, state: &state)
     }
     try store(
       state, by: step, batch, layer: layer.index,
-      after: stage.linears.map(\.name).joined(separator: ", "))
+      after: stage.experts.isEmpty ? stage.linears.map(\.name).joined(separator: ", ") : "the experts")
     return reached(state)
+  }
+
+  /// Adds what a mixture has made of a batch.
+  private func addMixture(
+    of stream: Stream, _ samples: Range<Int>, _ layer: DecoderLayer, to state: inout LayerState
+  ) {
+    let length = calibration.sequenceLength
+    let sums = mixtureOutputs[stream === quantized ? 0 : 1].sums
+    layer.addMixture(
+      backend.upload(sums.rows(samples.lowerBound * length..<samples.upperBound * length)), to: &state)
   }
 
   /// Stores what a stage has left of a batch; a value that is not finite is reported by its place in the model.

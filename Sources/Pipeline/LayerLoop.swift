@@ -3,6 +3,7 @@ import Calibration
 import Compute
 import Decoder
 import Solvers
+import SystemIO
 import Tensors
 
 /// What the quantized layers are to come close to.
@@ -35,13 +36,17 @@ protocol KnownLinears {
 /// adds up the Gram matrix of the next. Every linear runs once; with ``Target/original`` the original linears
 /// run beside them on the first samples, on hidden states of their own.
 final class LayerLoop {
-  private let quantized: Stream
-  private let original: Stream?
+  let quantized: Stream
+  let original: Stream?
   let calibration: CalibrationSet
-  private let backend: any ComputeBackend
+  let backend: any ComputeBackend
+  /// Where files without names are made.
+  let scratchDirectory: String
+  /// What the mixture at hand makes of all tokens, of the quantized stream and of the original one.
+  var mixtureOutputs: [MixtureOutput] = []
   private let batches: [Range<Int>]
-  private let beforeReading: () throws -> Void
-  private let advanced: () -> Void
+  let beforeReading: () throws -> Void
+  let advanced: () -> Void
   private let repeating: (_ layer: Int, _ until: Int) -> Void
   private let begun: () -> Void
   /// Whether an earlier run has begun to take the batches to the next stage, and some of them are there.
@@ -67,7 +72,7 @@ final class LayerLoop {
   }
 
   /// The stage of a layer that every stream has reached.
-  private struct Position {
+  struct Position {
     let stage: Stage
     let quantized: DecoderLayer
     let original: DecoderLayer?
@@ -112,6 +117,7 @@ final class LayerLoop {
     }
     self.calibration = calibration
     self.backend = backend
+    scratchDirectory = FileSystem.parent(of: store.path)
     self.batches = batches
     self.beforeReading = beforeReading
     self.advanced = advanced
@@ -144,8 +150,12 @@ final class LayerLoop {
     var here: Position?
     if first > 0 {
       let last = position(layers, places[first - 1].number)
-      try known?.restore(last.stage, in: last.quantized)
-      try load(last.stage, in: last.quantized)
+      if last.stage.experts.isEmpty {
+        try known?.restore(last.stage, in: last.quantized)
+        try load(last.stage, in: last.quantized)
+      } else {
+        try runMixture(last, shared: nil, knowing: known, quantize)
+      }
       here = last
     }
     var passed: [DecoderLayer] = []
@@ -162,12 +172,21 @@ final class LayerLoop {
       isTakingOver = index == first && first > 0
       let statistics = try enter(position, from: here, gathering: index >= open)
       here?.unload()
+      mixtureOutputs = []
+      guard position.stage.experts.isEmpty else {
+        try runMixture(position, shared: statistics?.gram, knowing: known, quantize)
+        here = position
+        continue
+      }
       // The solver reads weights of its own, in fp32.
       position.quantized.unload(position.stage)
       try known?.restore(position.stage, in: position.quantized)
       if let statistics {
         try beforeReading()
-        let problem = try times.measure(.solver) { try makeProblem(position, statistics) }
+        let problem = try times.measure(.solver) {
+          try makeProblem(
+            position.quantized, position.stage, gram: statistics.gram.values, correction: statistics.correction)
+        }
         try times.measure(.solver) { try quantize(position.quantized, position.stage, problem) }
       }
       try load(position.stage, in: position.quantized)
@@ -192,7 +211,7 @@ final class LayerLoop {
   }
 
   /// Reads the weights of a stage, for one stream.
-  private func load(_ stage: Stage, in layer: DecoderLayer) throws {
+  func load(_ stage: Stage, in layer: DecoderLayer) throws {
     try times.measure(.loading) {
       try beforeReading()
       try layer.load(stage)
@@ -228,17 +247,17 @@ final class LayerLoop {
       stage: layers.quantized.stages[stage], quantized: layers.quantized, original: layers.original)
   }
 
-  private func makeProblem(_ here: Position, _ statistics: Statistics) throws -> LayerProblem {
-    let gram = statistics.gram.values
+  func makeProblem(
+    _ layer: DecoderLayer, _ stage: Stage, gram: Matrix, correction: Matrix?
+  ) throws -> LayerProblem {
     if let feature = backend.diagonal(of: gram).firstIndex(where: { !$0.isFinite }) {
       throw PipelineError.overflowingInputs(
-        layer: here.quantized.index, of: here.stage.linears.map(\.name).joined(separator: ", "),
-        feature: feature)
+        layer: layer.index, of: stage.linears.map(\.name).joined(separator: ", "), feature: feature)
     }
-    return LayerProblem(gram: gram, correction: statistics.correction, backend: backend)
+    return LayerProblem(gram: gram, correction: correction, backend: backend)
   }
 
-  private func makeGramMatrix(_ stage: Stage) -> GramMatrix {
+  func makeGramMatrix(_ stage: Stage) -> GramMatrix {
     GramMatrix(inFeatures: stage.inFeatures, operands: quantized.model.operands, backend: backend)
   }
 
@@ -283,7 +302,7 @@ final class LayerLoop {
         DriftSum(next.stage.linears[0], scale: $0, operands: quantized.model.operands, backend: backend)
       }
     var correction: Matrix?
-    if let layer = here.original { try load(here.stage, in: layer) }
+    if let layer = here.original, here.stage.experts.isEmpty { try load(here.stage, in: layer) }
     // The drift is that of the stage's linear before it is quantized.
     if sum != nil { try load(next.stage, in: next.quantized) }
     let step = quantized.states.transition(through: here.stage)

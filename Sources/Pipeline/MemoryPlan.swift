@@ -85,7 +85,12 @@ public struct MemoryPlan: Sendable, Equatable {
 
   /// The plan for given sizes, whatever memory there is.
   init(_ work: Work, batchSamples: Int, panelRows: Int) {
-    let stages = (0..<work.model.layerCount).flatMap { work.model.stages(ofLayer: $0) }
+    // Of a mixture one expert is there at a time.
+    let stages = (0..<work.model.layerCount).flatMap { work.model.stages(ofLayer: $0) }.flatMap { stage in
+      stage.experts.isEmpty
+        ? [stage]
+        : [stage.experts.first, stage.experts.last].compactMap(\.self).flatMap { [$0.expansion, $0.contraction] }
+    }
     let needs = Needs(work: work, batchSamples: batchSamples, panelRows: panelRows, stages: stages)
     self.batchSamples = batchSamples
     self.panelRows = panelRows
@@ -182,7 +187,13 @@ private struct Needs {
       + (model.hasBlockOutputs ? model.hiddenSize : 0)
     let embeddings = model.hiddenSize
     let forward = (states + working) * (batchTokens + originalTokens) + embeddings * batchTokens
-    return Self.base + forward * Self.float + writtenValue + valuesAhead
+    return Self.base + (forward + mixture) * Self.float + writtenValue + valuesAhead
+  }
+
+  /// What all experts share: the Gram matrix of what they read, the rows of one of them, what it makes, and a batch's sum.
+  private var mixture: Int {
+    guard model.hasMixtures else { return 0 }
+    return model.hiddenSize * (model.hiddenSize + 3 * max(batchTokens, Self.packedTokens))
   }
 
   private var widestSlot: Int { max(model.intermediateSize, model.contextFeatures, model.hiddenSize) }

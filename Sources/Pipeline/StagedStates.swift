@@ -202,7 +202,7 @@ extension Stage {
         switch part {
         case .attention: .context
         case .expansion: .intermediate
-        case .attentionOutput, .contraction: .residual
+        case .attentionOutput, .contraction, .mixture: .residual
         }
       })
   }

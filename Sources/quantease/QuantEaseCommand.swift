@@ -12,7 +12,7 @@ struct QuantEaseCommand: ParsableCommand {
     discussion: """
       A model goes through in three commands:
 
-        quantease inspect MODEL
+        quantease plan MODEL
         quantease quantize MODEL --output DIR --calibration text.txt
         quantease eval DIR --text other.txt
 
@@ -23,7 +23,7 @@ struct QuantEaseCommand: ParsableCommand {
     version: Producer.version,
     groupedSubcommands: [
       CommandGroup(
-        name: "Models", subcommands: [QuantizeCommand.self, EvaluateCommand.self, InspectCommand.self]),
+        name: "Models", subcommands: [QuantizeCommand.self, EvaluateCommand.self, InspectCommand.self, PlanCommand.self]),
       CommandGroup(
         name: "The daemon quanteased",
         subcommands: [

@@ -37,13 +37,7 @@ struct QuantizeCommand: ParsableCommand {
 
   @OptionGroup(title: "Grid") var grid: GridOptions
   @OptionGroup(title: "Solver") var solver: SolverOptions
-
-  @Option(
-    help: ArgumentHelp(
-      "\(OutputFormatName.allCases.map(\.rawValue).joined(separator: ", ")). "
-        + "Several may be given: each then gets a directory of its own under --output.",
-      valueName: "format"))
-  var format: [OutputFormatName] = [.compressedTensors]
+  @OptionGroup(title: "Run") var options: RunOptions
 
   @Option(
     help: ArgumentHelp(
@@ -51,45 +45,10 @@ struct QuantizeCommand: ParsableCommand {
       valueName: "file"), completion: .file())
   var calibration: String
 
-  @Option(help: "Sequences to draw from the calibration file.")
-  var samples = 128
-
-  @Option(help: "Tokens of a sequence.")
-  var sequenceLength = 2_048
-
   @Option(help: "Decides which sequences are drawn.")
   var seed: UInt64 = 0
 
-  @Option(
-    name: .customLong("rule"),
-    help: ArgumentHelp(
-      """
-      PATTERN=SETTING,SETTING…: other settings for the linears whose name the regular expression finds; may be \
-      repeated, later rules win. Settings: skip, bits:3, group-size:128, symmetric, asymmetric, solver:gptq, \
-      outliers:0.01.
-      """, valueName: "rule"))
-  var rules: [String] = []
-
   @OptionGroup(title: "Machine") var machine: MachineOptions
-
-  @Option(
-    help: ArgumentHelp(
-      "Memory to stay within, in GB. Default: what is available now.", valueName: "gigabytes"))
-  var memory: Double?
-
-  var memoryBudgetBytes: Int {
-    get throws {
-      if let memory { return Int(memory * 1e9) }
-      return try ProcessMemory.availableBytes()
-    }
-  }
-
-  @Option(
-    help: """
-      auto: checkpoints in bfloat16 are multiplied in bfloat16, and summed up in fp32, where the processor is fast at \
-      it (AMX, or AVX-512 BF16 of AMD); exact: fp32 throughout.
-      """)
-  var precision = QuantizationSettings.Precision.auto
 
   @Flag(
     help: "Stop at blocks of weights that are all zero, as after an incomplete download. Default: a warning.")
@@ -100,7 +59,7 @@ struct QuantizeCommand: ParsableCommand {
 
   func validate() throws {
     try machine.validate()
-    guard memory.map({ $0 > 0 }) ?? true else { throw ValidationError("--memory must be above 0") }
+    try options.validate()
     do { try settings.validate() } catch {
       throw ValidationError("--\(error.key) \(error.value) is not possible: \(error.mend)")
     }
@@ -110,12 +69,8 @@ struct QuantizeCommand: ParsableCommand {
     var settings = QuantizationSettings()
     grid.set(&settings)
     solver.set(&settings)
-    settings.rules = rules
-    settings.formats = format
-    settings.samples = samples
-    settings.sequenceLength = sequenceLength
+    options.set(&settings)
     settings.seed = seed
-    settings.precision = precision
     settings.strict = strict
     return settings
   }
@@ -123,7 +78,7 @@ struct QuantizeCommand: ParsableCommand {
   func run() throws {
     KernelSet.useBest()
     if try FileSystem.exists(output) { throw PipelineError.outputExists(output) }
-    let backend = OpenBLASBackend(threads: machine.threads, bfloat16: precision == .auto ? .best : nil)
+    let backend = OpenBLASBackend(threads: machine.threads, bfloat16: options.precision == .auto ? .best : nil)
     ProcessMemory.returnLargeBlocks()
     try QuantizationRun.open(model, symlinks: .follow)
     let progress = ProgressLine()
@@ -133,11 +88,11 @@ struct QuantizeCommand: ParsableCommand {
     let run = try QuantizationRun(
       QuantizationRequest(
         model: model, output: output, recipe: try settings.recipe(), target: settings.resolvedTarget,
-        targetShare: settings.resolvedTargetShare, formats: format,
+        targetShare: settings.resolvedTargetShare, formats: options.format,
         calibration: try CalibrationSet(
-          drawing: samples, sequenceLength: sequenceLength, from: rows, seed: seed),
+          drawing: options.samples, sequenceLength: options.sequenceLength, from: rows, seed: seed),
         seed: seed, calibrationSource: calibration, cacheDirectory: machine.cacheDir,
-        memoryBudgetBytes: try memoryBudgetBytes, isStrict: strict),
+        memoryBudgetBytes: try options.memoryBudgetBytes, isStrict: strict),
       backend: backend)
     let interruption = try Interruption { run.discard() }
     let report = try withExtendedLifetime(interruption) { try run.run(progress: progress.show) }
@@ -260,6 +215,63 @@ struct SolverOptions: ParsableArguments {
     settings.pairMoves = pairMoves
     settings.outliers = outliers
     settings.structuredOutliers = structuredOutliers
+  }
+}
+
+/// What a run works on, and with how much memory.
+struct RunOptions: ParsableArguments {
+  @Option(
+    help: ArgumentHelp(
+      "\(OutputFormatName.allCases.map(\.rawValue).joined(separator: ", ")). "
+        + "Several may be given: each then gets a directory of its own under --output.",
+      valueName: "format"))
+  var format: [OutputFormatName] = [.compressedTensors]
+
+  @Option(help: "Sequences to draw from the calibration file.")
+  var samples = 128
+
+  @Option(help: "Tokens of a sequence.")
+  var sequenceLength = 2_048
+
+  @Option(
+    name: .customLong("rule"),
+    help: ArgumentHelp(
+      """
+      PATTERN=SETTING,SETTING…: other settings for the linears whose name the regular expression finds; may be \
+      repeated, later rules win. Settings: skip, bits:3, group-size:128, symmetric, asymmetric, solver:gptq, \
+      outliers:0.01.
+      """, valueName: "rule"))
+  var rules: [String] = []
+
+  @Option(
+    help: ArgumentHelp(
+      "Memory to stay within, in GB. Default: what is available now.", valueName: "gigabytes"))
+  var memory: Double?
+
+  var memoryBudgetBytes: Int {
+    get throws {
+      if let memory { return Int(memory * 1e9) }
+      return try ProcessMemory.availableBytes()
+    }
+  }
+
+  @Option(
+    help: """
+      auto: checkpoints in bfloat16 are multiplied in bfloat16, and summed up in fp32, where the processor is fast at \
+      it (AMX, or AVX-512 BF16 of AMD); exact: fp32 throughout.
+      """)
+  var precision = QuantizationSettings.Precision.auto
+
+  func validate() throws {
+    guard memory.map({ $0 > 0 }) ?? true else { throw ValidationError("--memory must be above 0") }
+  }
+
+  func set(_ settings: inout QuantizationSettings) {
+    settings.rules = rules
+    settings.formats = format
+    settings.samples = samples
+    settings.sequenceLength = sequenceLength
+    settings.precision = precision
   }
 }
 

@@ -21,6 +21,27 @@ extension Architecture {
   static let qwen3_5 = Architecture(
     modelTypes: ["qwen3_5_text"], wrappers: ["qwen3_5": ["qwen3_5_text"]]
   ) { config in
+    try .qwen3_5(config)
+  }
+
+  /// The same with experts.
+  static let qwen3_5MoE = Architecture(
+    modelTypes: ["qwen3_5_moe_text"], wrappers: ["qwen3_5_moe": ["qwen3_5_moe_text"]]
+  ) { config in
+    // What a model without dense layers has no use for, and llama's layer asks for.
+    let config = config.filled(with: ["num_key_value_heads": 2, "intermediate_size": 1])
+    var mixture = try config.mixture(renormalizes: true)
+    mixture.renormalizes = true
+    try mixture.share("mlp.shared_expert", width: config.integer("shared_expert_intermediate_size", default: 512))
+    mixture.sharedGate = "mlp.shared_expert_gate"
+    return try .qwen3_5(config) { try $0.mix(mixture) }
+  }
+}
+
+extension ModelDescription {
+  fileprivate static func qwen3_5(
+    _ config: ConfigurationReader, change: (inout LayerDescription) throws -> Void = { _ in }
+  ) throws -> ModelDescription {
     let config = config.filled(with: ["num_key_value_heads": 4])
     let hasBias = try config.flag("attention_bias", default: false)
     try config.require("attn_output_gate", true, default: true)
@@ -38,19 +59,20 @@ extension Architecture {
     guard mixer.valueHeads.isMultiple(of: mixer.keyHeads) else {
       throw DecoderError.inconsistentHeads(heads: mixer.valueHeads, keyValueHeads: mixer.keyHeads)
     }
-    return try .llamaLike(
+    return try llamaLike(
       config, norm: .rootMeanSquare(epsilon: epsilon, addingOne: true), projectionHasBias: hasBias,
       outputHasBias: hasBias, normalizesHeads: true, headDimension: 256, rotary: RotaryStyle(partial: 0.25)
     ) { layer, index in
       layer.attention.hasOutputGate = true
       if isLinear[index] { layer.linearAttention = mixer }
+      try change(&layer)
     }
   }
 }
 
 extension ConfigurationReader {
   /// The window of every layer: the first layers have none.
-  fileprivate func qwenWindows() throws(DecoderError) -> [Int?] {
+  func qwenWindows() throws(DecoderError) -> [Int?] {
     guard try flag("use_sliding_window", default: false), try window(default: 4_096) != nil else {
       return Array(repeating: nil, count: try layerCount())
     }

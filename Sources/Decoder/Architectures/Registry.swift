@@ -14,7 +14,7 @@ struct Architecture: Sendable {
     .phi3, .olmo2,
     .olmo3,
     .exaone4, .smolLM3, .granite, .cohere, .cohere2, .glm4, .seedOSS, .ernie, .arcee, .stableLM, .starcoder2,
-    .nemotron, .gptNeoX,
+    .nemotron, .gptNeoX, .mixtral, .qwen2MoE, .qwen3MoE, .qwen3_5MoE, .olmoe, .glm4MoE, .minimaxM2,
   ]
 }
 

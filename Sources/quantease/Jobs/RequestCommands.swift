@@ -98,6 +98,8 @@ private struct RequestDesk {
     let job = try name.map(find)
     let request = JobRequest(action, job: job?.id)
     let what = job?.id ?? "quanteased"
+    // The lock is for those who may do all that the daemon may.
+    if view.isTold { return try leave(request, about: what, job) }
     do {
       let lock = try FileLock(path: view.spool.lock, purpose: "quantease \(action.rawValue)")
       try withExtendedLifetime(lock) {
@@ -110,15 +112,21 @@ private struct RequestDesk {
       }
       try Console.line("\(what): \(action.rawValue) done; the daemon is not running")
     } catch FileLockError.held {
-      // Refused at once is what the daemon would refuse in its log.
-      if let job { try request.check(job) }
-      try request.leave(in: view.spool)
-      for _ in 0..<100 {
-        if try request.isDone(in: view.spool) { return try Console.line("\(what): \(action.rawValue) done") }
-        Thread.sleep(forTimeInterval: 0.1)
-      }
-      throw SpoolError.notDone("\(action.rawValue) \(what)")
+      try leave(request, about: what, job)
     }
+  }
+
+  private func leave(_ request: JobRequest, about what: String, _ job: JobRecord?) throws {
+    // Refused at once is what the daemon would refuse in its log.
+    if let job { try request.check(job) }
+    try request.leave(in: view.spool)
+    for _ in 0..<100 {
+      if try request.isDone(in: view.spool) {
+        return try Console.line("\(what): \(request.action.rawValue) done")
+      }
+      Thread.sleep(forTimeInterval: 0.1)
+    }
+    throw SpoolError.notDone("\(request.action.rawValue) \(what)")
   }
 
   private func find(_ name: String) throws -> JobRecord {

@@ -110,6 +110,8 @@ struct SpoolView {
   let jobs: [JobRecord]
   let drops: [Drop]
   let snapshot: StatusSnapshot
+  /// Whether a daemon has said so.
+  let isTold: Bool
   /// What a command of `quantease` needs at its end to be about the same daemon.
   let asTyped: String
 
@@ -120,8 +122,10 @@ struct SpoolView {
     spool = Spool(root: configuration.spool)
     if let details = StatusClient.details(of: spool) {
       (jobs, drops, snapshot) = (details.jobs, details.drops, details.snapshot)
+      isTold = true
       return
     }
+    isTold = false
     let store = try StateStore.reading(directory: configuration.stateDirectory)
     jobs = try store?.jobs().sorted { ($0.arrivedAt, $0.id) < ($1.arrivedAt, $1.id) } ?? []
     let refusals = try store?.refusals() ?? [:]

@@ -87,26 +87,12 @@ struct SubmitCommand: ParsableCommand {
 
   /// What the job would need.
   private static func show(_ submission: Submission, _ configuration: DaemonConfiguration) throws {
-    KernelSet.useBest()
-    let settings = submission.settings.settings
-    let backend = OpenBLASBackend(
-      threads: configuration.threads, bfloat16: settings.precision == .auto ? .best : nil)
     let budget = try configuration.memoryGB.map { Int($0 * 1e9) } ?? ProcessMemory.availableBytes()
-    let free = try FileSystem.freeBytes(configuration.spool)
-    try Console.line(
-      """
-      \(submission.model.modelType): \(submission.linearCount) linears to \(settings.bits) bits, solver \(settings.solver.rawValue)
-      input    \(Console.bytes(submission.inputBytes))
-      result   about \(Console.bytes(submission.resultBytes)), \(Console.bytes(free)) free in \(configuration.spool)
-      cache    at most \(Console.bytes(submission.cacheBytes)), in \(configuration.cacheDirectory)
-      """)
-    do {
-      let plan = try submission.memoryPlan(backend: backend, budgetBytes: budget)
-      try Console.line(
-        "memory   \(Console.bytes(plan.peakBytes)) at the peak, of \(Console.bytes(budget)) for a job")
-    } catch {
-      try Console.line("memory   too little now, the job would wait: \(error)")
-    }
+    let needs = try Needs(
+      submission.plan, threads: configuration.threads, budgetBytes: budget,
+      places: Needs.Places(
+        output: configuration.spool, journal: configuration.spool, cache: configuration.cacheDirectory))
+    for line in needs.lines { try Console.line(line) }
     try Console.line("nothing was copied")
   }
 

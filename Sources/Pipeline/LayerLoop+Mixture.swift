@@ -1,0 +1,183 @@
+import ActivationCache
+import Calibration
+import Compute
+import Decoder
+import Glibc
+import Solvers
+import SystemIO
+import Tensors
+
+/// What a mixture makes of every token of a stream, one expert after the other.
+final class MixtureOutput {
+  /// What the experts read, `[tokens, hiddenSize]`, and the sum of what they make of it; in the host's memory.
+  let inputs: Matrix
+  let sums: Matrix
+  fileprivate(set) var routing: Routing
+
+  /// - Parameter directory: where the file is that holds both
+  fileprivate init(tokens: Int, hiddenSize: Int, experts: Int, directory: String) throws {
+    let both = Matrix(
+      rows: 2 * tokens, columns: hiddenSize,
+      memory: ScratchMemory(
+        try ScratchMapping(directory: directory, byteCount: max(1, 2 * tokens * hiddenSize) * MemoryLayout<Float>.stride)))
+    inputs = both.rows(0..<tokens)
+    sums = both.rows(tokens..<2 * tokens)
+    routing = Routing(experts: experts)
+  }
+}
+
+/// A matrix in a file without a name.
+private final class ScratchMemory: MatrixMemory {
+  private let mapping: ScratchMapping
+
+  init(_ mapping: ScratchMapping) { self.mapping = mapping }
+
+  @unsafe var pointer: UnsafeMutablePointer<Float> {
+    unsafe mapping.start.assumingMemoryBound(to: Float.self)
+  }
+}
+
+// A layer's mixture: the tokens are routed once, and then every expert is quantized and run on its own tokens, so that
+// the memory of one expert is enough. Their order is fixed, and so are the sums, to the bit.
+extension LayerLoop {
+  /// Tokens that an expert is run on at a time.
+  private static let chunkTokens = 4_096
+
+  /// Quantizes and runs a mixture; what it makes of every token is added to the residual stream when the batches are taken
+  /// to the next stage.
+  /// - Parameters:
+  ///   - shared: the Gram matrix of what all experts read; nil if nothing is to be quantized
+  ///   - quantize: see ``run(knowing:_:)``
+  func runMixture(
+    _ position: Position, shared: GramMatrix?, knowing known: (any KnownLinears)?,
+    _ quantize: (_ layer: DecoderLayer, _ stage: Stage, _ problem: LayerProblem) throws -> Void
+  ) throws {
+    let (stage, layer) = (position.stage, position.quantized)
+    let output = try route(stage, layer, quantized)
+    let originalOutput = try position.original.flatMap { original in
+      try self.original.map { try route(stage, original, $0) }
+    }
+    for (index, expert) in stage.experts.enumerated() {
+      advanced()
+      if let original = position.original, let originalOutput {
+        for half in [expert.expansion, expert.contraction] { try load(half, in: original) }
+        add(expert, index, original, to: originalOutput)
+        for half in [expert.expansion, expert.contraction] { original.unload(half) }
+      }
+      try known?.restore(expert.expansion, in: layer)
+      if let shared, known?.isKnown(expert.expansion, inLayer: layer.index) != true {
+        let gram = times.measure(.gram) { expansionGram(expert, index, layer, output, shared) }
+        try solve(expert.expansion, in: layer, gram, quantize)
+      }
+      try load(expert.expansion, in: layer)
+      try known?.restore(expert.contraction, in: layer)
+      if shared != nil, known?.isKnown(expert.contraction, inLayer: layer.index) != true {
+        let gram = times.measure(.gram) { contractionGram(expert, index, layer, output) }
+        try solve(expert.contraction, in: layer, gram, quantize)
+      }
+      try load(expert.contraction, in: layer)
+      add(expert, index, layer, to: output)
+      for half in [expert.expansion, expert.contraction] {
+        layer.unload(half)
+        layer.forget(half)
+      }
+    }
+    mixtureOutputs = [output] + (originalOutput.map { [$0] } ?? [])
+  }
+
+  private func solve(
+    _ half: Stage, in layer: DecoderLayer, _ gram: Matrix,
+    _ quantize: (_ layer: DecoderLayer, _ stage: Stage, _ problem: LayerProblem) throws -> Void
+  ) throws {
+    try beforeReading()
+    let problem = try times.measure(.solver) { try makeProblem(layer, half, gram: gram, correction: nil) }
+    try times.measure(.solver) { try quantize(layer, half, problem) }
+  }
+
+  /// Reads what the experts read, of every batch that is still to be taken further, and decides who goes where.
+  private func route(_ stage: Stage, _ layer: DecoderLayer, _ stream: Stream) throws -> MixtureOutput {
+    let length = calibration.sequenceLength
+    let output = try MixtureOutput(
+      tokens: (stream.batches.last?.upperBound ?? 0) * length, hiddenSize: stage.hiddenSize,
+      experts: stage.experts.count, directory: scratchDirectory)
+    let step = stream.states.peek(through: stage)
+    for (batch, samples) in stream.batches.enumerated() where try !step.isWritten(batch: batch) {
+      advanced()
+      let state = try times.measure(.cache) {
+        try stream.states.read([.residual], batch: batch, tokens: samples.count * length)
+      }
+      times.measure(.forward) {
+        let input = layer.input(of: stage, state)
+        let tokens = samples.lowerBound * length..<samples.upperBound * length
+        backend.withHostMatrix(input, for: .reading) { output.inputs.rows(tokens).copy(from: $0) }
+        output.routing.append(layer.route(input), offset: tokens.lowerBound)
+      }
+    }
+    return output
+  }
+
+  /// Lends the rows that an expert reads, some at a time.
+  /// - Parameter body: gets `[count, hiddenSize]`, and which of the tokens they are
+  private func forEachChunk(
+    of tokens: [Int], _ layer: DecoderLayer, _ output: MixtureOutput,
+    _ body: (_ rows: Matrix, _ range: Range<Int>) -> Void
+  ) {
+    for start in stride(from: 0, to: tokens.count, by: Self.chunkTokens) {
+      let range = start..<min(start + Self.chunkTokens, tokens.count)
+      let rows = layer.expertInput(rows: range.count)
+      backend.withHostMatrix(rows, for: .writing) { $0.gather(tokens[range], from: output.inputs) }
+      body(rows, range)
+    }
+  }
+
+  /// Σ of an expert's first half: of its own tokens, and of a mean token as often as half its width. An expert that few
+  /// tokens reach is solved for all of them.
+  private func expansionGram(
+    _ expert: Stage.Expert, _ index: Int, _ layer: DecoderLayer, _ output: MixtureOutput, _ shared: GramMatrix
+  ) -> Matrix {
+    let gram = makeGramMatrix(expert.expansion)
+    backend.copy(shared.values, into: gram.values)
+    backend.scale(gram.values, by: Float(expert.expansion.inFeatures) / 2 / Float(max(shared.tokens, 1)))
+    forEachChunk(of: output.routing.shares[index].tokens, layer, output) { rows, _ in gram.accumulate(rows) }
+    return gram.values
+  }
+
+  /// Σ of its second half: of its own tokens, each by its weight, and of tokens from all over as often as half its width.
+  private func contractionGram(
+    _ expert: Stage.Expert, _ index: Int, _ layer: DecoderLayer, _ output: MixtureOutput
+  ) -> Matrix {
+    let gram = makeGramMatrix(expert.contraction)
+    let width = expert.contraction.inFeatures
+    let share = output.routing.shares[index]
+    // Every so manyth, of all that there are.
+    let all = output.inputs.rows
+    let count = min(all, Self.priorTokens * width)
+    let others = (0..<count).map { $0 * all / max(count, 1) }
+    forEachChunk(of: others, layer, output) { rows, _ in gram.accumulate(layer.intermediate(of: expert, rows)) }
+    let energy = share.factors.reduce(0) { $0 + $1 * $1 }
+    let mean = share.factors.isEmpty ? 1 : energy / Float(share.factors.count)
+    backend.scale(gram.values, by: mean * Float(width) / 2 / Float(max(count, 1)))
+    forEachChunk(of: share.tokens, layer, output) { rows, range in
+      let inner = layer.intermediate(of: expert, rows)
+      backend.withHostMatrix(inner, for: .changing) { $0.multiplyRows(by: share.factors[range]) }
+      gram.accumulate(inner)
+    }
+    return gram.values
+  }
+
+  /// Tokens from all over for the second half, as a multiple of its width.
+  private static let priorTokens = 2
+
+  /// Adds what an expert makes of its tokens.
+  private func add(_ expert: Stage.Expert, _ index: Int, _ layer: DecoderLayer, to output: MixtureOutput) {
+    times.measure(.forward) {
+      let share = output.routing.shares[index]
+      forEachChunk(of: share.tokens, layer, output) { rows, range in
+        let made = layer.output(of: expert, intermediate: layer.intermediate(of: expert, rows))
+        backend.withHostMatrix(made, for: .reading) {
+          output.sums.add($0, times: share.factors[range], toRows: share.tokens[range])
+        }
+      }
+    }
+  }
+}

@@ -1,0 +1,92 @@
+import Checkpoint
+import Compute
+import Decoder
+import Export
+import SystemIO
+import Tensors
+
+/// What a run will need, from config.json and the shards' headers alone.
+public struct RunPlan: Sendable {
+  public let model: ModelDescription
+  public let settings: QuantizationSettings
+  /// Of the checkpoint's tensors.
+  public let inputBytes: Int
+  let modelType: DType
+  let treatments: [String: Treatment]
+  /// Of the tensors that are copied.
+  private let otherBytes: Int
+
+  /// - Parameters:
+  ///   - path: the checkpoint's directory
+  ///   - symlinks: whether its files may be links
+  /// - Throws: errors of the checkpoint, the settings and the recipe
+  public init(model path: String, settings: QuantizationSettings, symlinks: SymlinkPolicy) throws {
+    let checkpoint: CheckpointReader
+    (checkpoint, model) = try QuantizationRun.open(path, symlinks: symlinks)
+    self.settings = settings
+    let treatments = try settings.recipe().resolve(for: model)
+    self.treatments = treatments
+    modelType = checkpoint.weightType(of: model)
+    inputBytes = checkpoint.tensors.values.reduce(0) { $0 + $1.byteRange.count }
+    otherBytes = checkpoint.tensors.values.reduce(0) { sum, tensor in
+      let isQuantized = tensor.name.hasSuffix(".weight") && treatments[String(tensor.name.dropLast(7))] != nil
+      return sum + (isQuantized ? 0 : tensor.byteCount)
+    }
+  }
+
+  /// The linears that are to be quantized.
+  public var linearCount: Int { treatments.count }
+
+  /// About what all formats of the result take.
+  public var resultBytes: Int {
+    settings.formats.reduce(0) { sum, format in
+      sum + otherBytes
+        + weights.reduce(0) { $0 + (format == .dense ? $1.count * modelType.byteWidth : $1.count * $1.bits / 8) }
+    }
+  }
+
+  /// About what a daemon's journal of the linears that are done takes until the result is published.
+  public var journalBytes: Int { weights.reduce(0) { $0 + $1.count * $1.bits / 8 } }
+
+  /// Hidden states of all sequences at the turn from one stage to the next, before compression.
+  public var cacheBytes: Int {
+    let tokens = (settings.samples + work(.float32).originalSamples) * settings.sequenceLength
+    // What experts read and make stands beside them, in fp32.
+    let mixture = model.hasMixtures ? 2 * 4 * model.hiddenSize : 0
+    return tokens * (2 * (model.hiddenSize + max(model.intermediateSize, model.contextFeatures)) + mixture)
+  }
+
+  /// The memory that the run would plan with.
+  /// - Throws: ``PipelineError/notEnoughMemory(needed:available:phase:mend:)``
+  public func memoryPlan(backend: any ComputeBackend, budgetBytes: Int) throws -> MemoryPlan {
+    try MemoryPlan(work(backend.operandType(for: modelType)), budgetBytes: budgetBytes)
+  }
+
+  /// The time that the run would take, found out by a trial of some seconds on this machine.
+  /// - Parameters:
+  ///   - memory: the sizes of batches and panels
+  ///   - directory: where the activation cache would be
+  /// - Throws: ``CacheError``, ``SolverError``
+  public func timePlan(backend: any ComputeBackend, memory: MemoryPlan, cacheDirectory directory: String) throws
+    -> TimePlan
+  {
+    try TimeTrial(plan: self, memory: memory, backend: backend, cacheDirectory: directory).run()
+  }
+
+  func work(_ operands: OperandType) -> MemoryPlan.Work {
+    MemoryPlan.Work(
+      model: model, samples: settings.samples, sequenceLength: settings.sequenceLength,
+      originalSamples: settings.originalSamples, operands: operands,
+      keepsOutliers: treatments.values.contains { $0.outliers != nil })
+  }
+
+  /// Of every linear that is to be quantized: its weights, and the bits of one.
+  private var weights: [(count: Int, bits: Int)] {
+    (0..<model.layerCount).flatMap { index in
+      model.linears(ofLayer: index).compactMap { linear in
+        guard let grid = treatments[model.layerPrefix(index) + linear.name]?.gridFormat else { return nil }
+        return (linear.outFeatures * linear.inFeatures, grid.bitWidth.rawValue)
+      }
+    }
+  }
+}

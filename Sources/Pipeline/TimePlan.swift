@@ -1,0 +1,264 @@
+import ActivationCache
+import Calibration
+import Checkpoint
+import Compute
+import Decoder
+import Solvers
+import SystemIO
+import Tensors
+
+/// How long a run will take on this machine.
+public struct TimePlan: Sendable {
+  public enum Phase: String, Sendable, CaseIterable {
+    /// The layers on every batch, those of the original model included.
+    case forward
+    /// Gram matrices, and what moves the targets.
+    case gram
+    case solver
+    /// Hidden states into the activation cache and out of it.
+    case cache
+    /// Reading the checkpoint and writing the result.
+    case files
+  }
+
+  public let secondsPerPhase: [Phase: Double]
+  /// What was tried to find it out, in words.
+  public let basis: String
+
+  public var seconds: Double { secondsPerPhase.values.reduce(0, +) }
+}
+
+/// Runs one layer of each kind, with weights by chance, on a part of a batch, its solver on some rows, and the cache on a
+/// batch; the run is so much more of the same.
+///
+/// Cheap as it is, it sees what counting does not: kernels at these very shapes, what norms and rotations take, other
+/// programs. It does not see how well the weights' own problems are conditioned, on which the number of descent passes
+/// depends.
+struct TimeTrial {
+  let plan: RunPlan
+  let memory: MemoryPlan
+  let backend: any ComputeBackend
+  let cacheDirectory: String
+
+  /// Operations of a trial's forward pass; at a tenth of a TFLOP/s some seconds.
+  private static let operations = 2e11
+  /// The widest Gram matrix that is tried; wider ones are so much more of it.
+  private static let width = 2_048
+  private static let rows = (few: 128, many: 512)
+  private static let repetitions = 3
+  /// What local disks give, since trying them would only show what is in memory already.
+  private static let bytesReadPerSecond = 1.5e9
+  private static let bytesWrittenPerSecond = 0.5e9
+
+  private var operands: OperandType { backend.operandType(for: plan.modelType) }
+
+  func run() throws -> TimePlan {
+    let work = plan.work(operands)
+    let tokens = Double(work.samples * work.sequenceLength)
+    let originalTokens = Double(work.originalSamples * work.sequenceLength)
+    var seconds: [TimePlan.Phase: Double] = [:]
+    var solvers: [Int: SolverCost] = [:]
+    let cache = try cacheCost()
+    seconds[.cache] = cache.write * Double(plan.model.hiddenSize) * (tokens + originalTokens)
+    let kinds = Dictionary(grouping: plan.model.layers.indices, by: kind)
+    var triedTokens = 0
+    for layers in kinds.values.sorted(by: { $0[0] < $1[0] }) {
+      let stages = plan.model.stages(ofLayer: layers[0])
+      let trial = try forwardCost(ofLayer: layers[0])
+      triedTokens = max(triedTokens, trial.tokens)
+      let count = Double(layers.count)
+      seconds[.forward, default: 0] += count * trial.forward * (tokens + originalTokens)
+      seconds[.gram, default: 0] += count * trial.gram * tokens
+      for stage in stages {
+        let weights = stage.linears.reduce(0) { $0 + $1.outFeatures * $1.inFeatures }
+        if work.originalSamples > 0, stage.residualScale != nil {
+          // The drift and its product with the inputs, at the rate of the layer's products.
+          seconds[.gram, default: 0] += count * 2 * Double(weights) * trial.secondsPerProduct * originalTokens
+        }
+        let written = stage.writes.reduce(0) { $0 + stage.columns(of: $1) }
+        let read = stage.reads.reduce(0) { $0 + stage.columns(of: $1) }
+        seconds[.cache, default: 0] +=
+          count * (tokens + originalTokens) * (cache.write * Double(written) + cache.read * Double(read))
+        let cost = try solvers[stage.inFeatures] ?? solverCost(stage, layer: layers[0])
+        solvers[stage.inFeatures] = cost
+        let rows = stage.linears.reduce(0) { $0 + $1.outFeatures }
+        seconds[.solver, default: 0] += count * (cost.perStage + cost.perRow * Double(rows))
+      }
+    }
+    seconds[.files] =
+      Double(plan.inputBytes) / Self.bytesReadPerSecond + Double(plan.resultBytes) / Self.bytesWrittenPerSecond
+    return TimePlan(
+      secondsPerPhase: seconds,
+      basis: "a trial here: \(kinds.count == 1 ? "a layer" : "\(kinds.count) kinds of layer") with weights by chance on "
+        + "\(triedTokens) tokens, the solver on \(Self.rows.many) rows, by \(backend.kernels(for: operands)); disks as "
+        + "local ones usually are")
+  }
+
+  /// What makes a layer take the time that it takes.
+  private func kind(_ index: Int) -> String {
+    let linears = plan.model.linears(ofLayer: index).map { "\($0.name) \($0.outFeatures) \($0.inFeatures)" }
+    return (linears + [plan.model.attentionKind(ofLayer: index)]).joined(separator: ",")
+  }
+
+  // MARK: Trials
+
+  /// Of one token.
+  private struct ForwardCost {
+    let tokens: Int
+    let forward: Double
+    let gram: Double
+    /// Of a multiplication and an addition in the layer's linears.
+    let secondsPerProduct: Double
+  }
+
+  private func forwardCost(ofLayer index: Int) throws -> ForwardCost {
+    var model = plan.model
+    model.layers = [model.layers[index]]
+    let products = model.linears(ofLayer: 0).reduce(0) { $0 + $1.outFeatures * $1.inFeatures }
+    // Whole sequences where there is time for one, as attention grows with their length.
+    let possible = max(64, Int(Self.operations / (2 * Double(products))))
+    let length = min(plan.settings.sequenceLength, possible)
+    let samples = max(1, min(memory.batchSamples, possible / length))
+    let tokens = length * samples
+    let source = ChanceWeights(model)
+    let decoder = try DecoderModel(
+      model, source: source, backend: backend, sequenceLength: length, operands: operands)
+    let layer = try decoder.layer(0)
+    let start = matrix(rows: tokens, columns: model.hiddenSize, scale: 1)
+    var forward: [Double] = []
+    var gram: [Double] = []
+    let squares = layer.stages.map { stage in
+      let width = min(stage.inFeatures, 2 * Self.width)
+      return GramMatrix(inFeatures: width, operands: operands, backend: backend)
+    }
+    for _ in 0..<Self.repetitions {
+      var state = LayerState(residual: backend.copy(of: start))
+      var times = (forward: 0.0, gram: 0.0)
+      for (stage, square) in zip(layer.stages, squares) {
+        let width = square.values.rows
+        let isWhole = width == stage.inFeatures
+        let narrow = isWhole ? nil : matrix(rows: tokens, columns: width, scale: 1)
+        let input = layer.input(of: stage, state)
+        let share = Double(stage.inFeatures) / Double(width)
+        times.gram += time { square.accumulate(narrow ?? input) } * share * share
+        times.forward += time { layer.run(stage, input: input, sequenceLength: length, state: &state) }
+      }
+      forward.append(times.forward)
+      gram.append(times.gram)
+    }
+    let perToken = median(forward) / Double(tokens)
+    return ForwardCost(
+      tokens: tokens, forward: perToken, gram: median(gram) / Double(tokens),
+      secondsPerProduct: perToken / Double(products))
+  }
+
+  private struct SolverCost {
+    /// What the linears of a stage share.
+    let perStage: Double
+    let perRow: Double
+  }
+
+  private func solverCost(_ stage: Stage, layer index: Int) throws -> SolverCost {
+    let names = stage.linears.map { plan.model.layerPrefix(index) + $0.name }
+    guard let treatment = names.compactMap({ plan.treatments[$0] }).first else {
+      return SolverCost(perStage: 0, perRow: 0)
+    }
+    let width = min(stage.inFeatures, Self.width)
+    func seconds(rows: Int) throws -> Double {
+      let gram = correlatedGram(width)
+      let weights = matrix(rows: rows, columns: width, scale: 0.02)
+      return try time {
+        _ = try treatment.quantizer.quantize(
+          name: "trial", weights: weights,
+          problem: LayerProblem(gram: gram, backend: backend).damped(by: treatment.quantizer.damping),
+          format: treatment.gridFormat, backend: backend, panelRows: memory.panelRows)
+      }
+    }
+    _ = try seconds(rows: Self.rows.few)
+    let (few, many) = (try seconds(rows: Self.rows.few), try seconds(rows: Self.rows.many))
+    let perRow = max(0, many - few) / Double(Self.rows.many - Self.rows.few)
+    let shared = max(0, few - perRow * Double(Self.rows.few))
+    // A row's descent is quadratic in the width, a factor cubic.
+    let share = Double(stage.inFeatures) / Double(width)
+    return SolverCost(perStage: shared * share * share * share, perRow: perRow * share * share)
+  }
+
+  /// Seconds of a value, written and read.
+  private func cacheCost() throws -> (write: Double, read: Double) {
+    let path = FileSystem.join(cacheDirectory, "plan-\(ThisProcess.identifier).activations.mdb")
+    let store = try HiddenStatesStore(path: path, elementType: plan.modelType, threads: backend.threads)
+    let rows = max(1, min(4_096, (1 << 22) / plan.model.hiddenSize))
+    let values = matrix(rows: rows, columns: plan.model.hiddenSize, scale: 1)
+    var (writes, reads): ([Double], [Double]) = ([], [])
+    for batch in 0..<Self.repetitions {
+      let key = HiddenStatesKey(stream: 0, stage: 0, batch: batch)
+      try backend.withHostMatrix(values, for: .changing) { host in
+        writes.append(try time { try store.write(host, key: key) })
+        reads.append(try time { try store.read(key, into: host) })
+      }
+    }
+    let count = Double(values.count)
+    return (median(writes) / count, median(reads) / count)
+  }
+
+  // MARK: Numbers by chance
+
+  private func matrix(rows: Int, columns: Int, scale: Float) -> Matrix {
+    let matrix = backend.makeMatrix(rows: rows, columns: columns)
+    backend.withHostMatrix(matrix, for: .writing) { ChanceWeights.fill($0, scale: scale) }
+    return matrix
+  }
+
+  /// As inputs are: neighbours much alike, and some columns large.
+  private func correlatedGram(_ width: Int) -> Matrix {
+    let gram = backend.makeMatrix(rows: width, columns: width)
+    backend.withHostMatrix(gram, for: .writing) { host in
+      host.withMutableSpan { span in
+        func size(_ column: Int) -> Float { column % 64 == 0 ? 3 : 1 }
+        for row in 0..<width {
+          var correlation = size(row)
+          for column in stride(from: row, through: 0, by: -1) {
+            span[row * width + column] = correlation * size(column)
+            span[column * width + row] = correlation * size(column)
+            correlation *= 0.98
+          }
+        }
+      }
+    }
+    return gram
+  }
+
+  private func time(_ body: () throws -> Void) rethrows -> Double {
+    let start = ContinuousClock.now
+    try body()
+    return (ContinuousClock.now - start).seconds
+  }
+
+  private func median(_ values: [Double]) -> Double { values.sorted()[values.count / 2] }
+}
+
+/// A model's tensors by chance, of the size that a layer's outputs stay in.
+private struct ChanceWeights: WeightSource {
+  private let shapes: [String: [Int]]
+
+  init(_ model: ModelDescription) {
+    shapes = Dictionary(model.requiredTensors.map { ($0.name, $0.shape) }) { first, _ in first }
+  }
+
+  func shape(of tensor: String) -> [Int]? { shapes[tensor] }
+
+  func read(_ tensor: String, rows: Range<Int>, into panel: Matrix) {
+    Self.fill(panel, scale: 1 / Float(max(panel.columns, 1)).squareRoot())
+  }
+
+  static func fill(_ matrix: Matrix, scale: Float) {
+    var state: UInt64 = 0x9E37_79B9_7F4A_7C15
+    matrix.withMutableSpan { span in
+      for index in span.indices {
+        state = state &* 6_364_136_223_846_793_005 &+ 1_442_695_040_888_963_407
+        // Evenly from -√3 to √3, which varies as much as 1.
+        span[index] = scale * 1.732 * (Float(state >> 40) / Float(1 << 23) - 1)
+      }
+    }
+  }
+}
