@@ -41,7 +41,9 @@ public struct RunPlan: Sendable {
   public var resultBytes: Int {
     settings.formats.reduce(0) { sum, format in
       sum + otherBytes
-        + weights.reduce(0) { $0 + (format == .dense ? $1.count * modelType.byteWidth : $1.count * $1.bits / 8) }
+        + weights.reduce(0) {
+          $0 + (format == .dense ? $1.count * modelType.byteWidth : $1.count * $1.bits / 8)
+        }
     }
   }
 
@@ -67,7 +69,8 @@ public struct RunPlan: Sendable {
   ///   - memory: the sizes of batches and panels
   ///   - directory: where the activation cache would be
   /// - Throws: ``CacheError``, ``SolverError``
-  public func timePlan(backend: any ComputeBackend, memory: MemoryPlan, cacheDirectory directory: String) throws
+  public func timePlan(backend: any ComputeBackend, memory: MemoryPlan, cacheDirectory directory: String)
+    throws
     -> TimePlan
   {
     try TimeTrial(plan: self, memory: memory, backend: backend, cacheDirectory: directory).run()

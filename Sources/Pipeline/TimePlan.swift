@@ -86,10 +86,12 @@ struct TimeTrial {
       }
     }
     seconds[.files] =
-      Double(plan.inputBytes) / Self.bytesReadPerSecond + Double(plan.resultBytes) / Self.bytesWrittenPerSecond
+      Double(plan.inputBytes) / Self.bytesReadPerSecond + Double(plan.resultBytes)
+      / Self.bytesWrittenPerSecond
     return TimePlan(
       secondsPerPhase: seconds,
-      basis: "a trial here: \(kinds.count == 1 ? "a layer" : "\(kinds.count) kinds of layer") with weights by chance on "
+      basis:
+        "a trial here: \(kinds.count == 1 ? "a layer" : "\(kinds.count) kinds of layer") with weights by chance on "
         + "\(triedTokens) tokens, the solver on \(Self.rows.many) rows, by \(backend.kernels(for: operands)); disks as "
         + "local ones usually are")
   }
@@ -132,6 +134,7 @@ struct TimeTrial {
       return GramMatrix(inFeatures: width, operands: operands, backend: backend)
     }
     for _ in 0..<Self.repetitions {
+      flushCaches()
       var state = LayerState(residual: backend.copy(of: start))
       var times = (forward: 0.0, gram: 0.0)
       for (stage, square) in zip(layer.stages, squares) {
@@ -146,9 +149,9 @@ struct TimeTrial {
       forward.append(times.forward)
       gram.append(times.gram)
     }
-    let perToken = median(forward) / Double(tokens)
+    let perToken = mean(forward) / Double(tokens)
     return ForwardCost(
-      tokens: tokens, forward: perToken, gram: median(gram) / Double(tokens),
+      tokens: tokens, forward: perToken, gram: mean(gram) / Double(tokens),
       secondsPerProduct: perToken / Double(products))
   }
 
@@ -198,7 +201,7 @@ struct TimeTrial {
       }
     }
     let count = Double(values.count)
-    return (median(writes) / count, median(reads) / count)
+    return (mean(writes) / count, mean(reads) / count)
   }
 
   // MARK: Numbers by chance
@@ -228,13 +231,20 @@ struct TimeTrial {
     return gram
   }
 
+  /// What a layer reads has been in memory for a while when its turn comes.
+  private func flushCaches() {
+    let other = Matrix(uninitializedRows: 1, columns: 1 << 24)
+    ChanceWeights.fill(other, scale: 1)
+  }
+
   private func time(_ body: () throws -> Void) rethrows -> Double {
     let start = ContinuousClock.now
     try body()
     return (ContinuousClock.now - start).seconds
   }
 
-  private func median(_ values: [Double]) -> Double { values.sorted()[values.count / 2] }
+  /// Of all repetitions, the first one too: a run seldom finds in the processor's caches what a repetition does.
+  private func mean(_ values: [Double]) -> Double { values.reduce(0, +) / Double(values.count) }
 }
 
 /// A model's tensors by chance, of the size that a layer's outputs stay in.

@@ -51,7 +51,8 @@ struct PlanCommand: ParsableCommand {
 
   func run() throws {
     let model = URL(fileURLWithPath: model).standardizedFileURL.path
-    let place = output.map { URL(fileURLWithPath: $0).standardizedFileURL.path } ?? FileSystem.parent(of: model)
+    let place =
+      output.map { URL(fileURLWithPath: $0).standardizedFileURL.path } ?? FileSystem.parent(of: model)
     let needs = try Needs(
       RunPlan(model: model, settings: settings, symlinks: .follow), threads: machine.threads,
       budgetBytes: try options.memoryBudgetBytes,
@@ -96,7 +97,8 @@ struct Needs: Encodable {
   private let title: String
 
   private enum CodingKeys: String, CodingKey {
-    case architecture, linears, inputBytes, outputSpace, journalSpace, cacheSpace, memoryBytes, memoryBytesPerPhase
+    case architecture, linears, inputBytes, outputSpace, journalSpace, cacheSpace, memoryBytes,
+      memoryBytesPerPhase
     case memoryBudgetBytes, memoryShortage, seconds, secondsPerPhase, basis
   }
 
@@ -116,7 +118,9 @@ struct Needs: Encodable {
     cacheSpace = try space(plan.cacheBytes, in: places.cache)
     memoryBudgetBytes = budgetBytes
     var (memory, shortage): (MemoryPlan?, String?)
-    do { memory = try plan.memoryPlan(backend: backend, budgetBytes: budgetBytes) } catch let error as PipelineError {
+    do { memory = try plan.memoryPlan(backend: backend, budgetBytes: budgetBytes) } catch let error
+      as PipelineError
+    {
       shortage = "\(error)"
     }
     memoryBytes = memory?.peakBytes
@@ -127,7 +131,11 @@ struct Needs: Encodable {
     // Where the cache may not be tried, a temporary file tells nearly as well.
     let directory = try existing(places.cache)
     let place = FileSystem.isWritable(directory) ? directory : FileManager.default.temporaryDirectory.path
-    let time = try memory.map { try plan.timePlan(backend: backend, memory: $0, cacheDirectory: place) }
+    // A trial of a layer would have all of its experts in memory.
+    let isTried = !plan.model.hasMixtures
+    let time = try (isTried ? memory : nil).map {
+      try plan.timePlan(backend: backend, memory: $0, cacheDirectory: place)
+    }
     seconds = time?.seconds
     secondsPerPhase = time.map { time in
       Dictionary(uniqueKeysWithValues: time.secondsPerPhase.map { ($0.rawValue, $1) })
@@ -138,17 +146,27 @@ struct Needs: Encodable {
   var lines: [String] {
     func text(_ space: Space) -> String {
       let verdict = space.bytes > space.freeBytes ? ": too few" : ""
-      return "\(Console.bytes(space.bytes)) of \(Console.bytes(space.freeBytes)) free in \(space.path)\(verdict)"
+      return
+        "\(Console.bytes(space.bytes)) of \(Console.bytes(space.freeBytes)) free in \(space.path)\(verdict)"
     }
-    var lines = ["\(architecture): \(title)", "input    \(Console.bytes(inputBytes))", "result   about \(text(outputSpace))"]
-    if let journalSpace { lines.append("journal  about \(text(journalSpace)), until the result is published") }
+    var lines = [
+      "\(architecture): \(title)", "input    \(Console.bytes(inputBytes))",
+      "result   about \(text(outputSpace))",
+    ]
+    if let journalSpace {
+      lines.append("journal  about \(text(journalSpace)), until the result is published")
+    }
     lines.append("cache    at most \(text(cacheSpace))")
-    guard let memoryBytes, let memoryBytesPerPhase, let seconds, let secondsPerPhase, let basis else {
+    guard let memoryBytes, let memoryBytesPerPhase else {
       return lines + ["memory   too little now, the run would wait or stop: \(memoryShortage ?? "")"]
     }
     let phases = memoryBytesPerPhase.sorted { $0.key < $1.key }.map { "\($0.key) \(Console.bytes($0.value))" }
     lines.append(
-      "memory   \(Console.bytes(memoryBytes)) at the peak of \(Console.bytes(memoryBudgetBytes)) (\(phases.joined(separator: ", ")))")
+      "memory   \(Console.bytes(memoryBytes)) at the peak of \(Console.bytes(memoryBudgetBytes)) (\(phases.joined(separator: ", ")))"
+    )
+    guard let seconds, let secondsPerPhase, let basis else {
+      return lines + ["time     not estimated: mixtures of experts are not tried"]
+    }
     let parts = secondsPerPhase.sorted { $0.value > $1.value }.map { "\($0.key) \(Console.time($0.value))" }
     lines.append("time     about \(Console.time(seconds)) (\(parts.joined(separator: ", ")))")
     return lines + ["basis    \(basis)"]

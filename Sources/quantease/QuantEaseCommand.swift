@@ -23,7 +23,8 @@ struct QuantEaseCommand: ParsableCommand {
     version: Producer.version,
     groupedSubcommands: [
       CommandGroup(
-        name: "Models", subcommands: [QuantizeCommand.self, EvaluateCommand.self, InspectCommand.self, PlanCommand.self]),
+        name: "Models",
+        subcommands: [QuantizeCommand.self, EvaluateCommand.self, InspectCommand.self, PlanCommand.self]),
       CommandGroup(
         name: "The daemon quanteased",
         subcommands: [

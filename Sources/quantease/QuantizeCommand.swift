@@ -78,7 +78,8 @@ struct QuantizeCommand: ParsableCommand {
   func run() throws {
     KernelSet.useBest()
     if try FileSystem.exists(output) { throw PipelineError.outputExists(output) }
-    let backend = OpenBLASBackend(threads: machine.threads, bfloat16: options.precision == .auto ? .best : nil)
+    let backend = OpenBLASBackend(
+      threads: machine.threads, bfloat16: options.precision == .auto ? .best : nil)
     ProcessMemory.returnLargeBlocks()
     try QuantizationRun.open(model, symlinks: .follow)
     let progress = ProgressLine()

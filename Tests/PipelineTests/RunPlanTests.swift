@@ -1,0 +1,67 @@
+import ComputeOpenBLAS
+import SystemIO
+import TestSupport
+import Testing
+
+@testable import Pipeline
+
+/// What a run is said to need. Times are nothing that a test can hold to; that there are some, for every kind of layer, is.
+struct RunPlanTests {
+  private func plan(
+    _ fixture: String, _ change: (inout QuantizationSettings) -> Void = { _ in }
+  ) throws -> RunPlan {
+    var settings = QuantizationSettings()
+    (settings.samples, settings.sequenceLength) = (4, 12)
+    change(&settings)
+    return try RunPlan(model: TestFiles.model(fixture), settings: settings, symlinks: .follow)
+  }
+
+  @Test(arguments: [
+    "llama", "opt-post-350m", "bloom", "falcon-40b", "gemma4", "qwen3-5", "llama-bf16-sharded",
+  ])
+  func `every phase of every kind of layer takes time, and a trial leaves nothing behind`(_ fixture: String)
+    throws
+  {
+    let directory = try TemporaryDirectory()
+    let backend = OpenBLASBackend(threads: 2)
+    let plan = try plan(fixture)
+    let memory = try plan.memoryPlan(backend: backend, budgetBytes: 1 << 34)
+    let time = try plan.timePlan(backend: backend, memory: memory, cacheDirectory: directory.path)
+    for phase in TimePlan.Phase.allCases { #expect(time.secondsPerPhase[phase] ?? 0 > 0, "\(phase)") }
+    #expect(time.seconds < 3_600)
+    #expect(try FileSystem.names(in: directory.path) == [])
+  }
+
+  @Test func `more of the same takes longer in proportion`() throws {
+    let directory = try TemporaryDirectory()
+    let backend = OpenBLASBackend(threads: 1)
+    func forward(_ samples: Int) throws -> Double {
+      let plan = try plan("llama") { $0.samples = samples }
+      let memory = try plan.memoryPlan(backend: backend, budgetBytes: 1 << 34)
+      return try plan.timePlan(backend: backend, memory: memory, cacheDirectory: directory.path)
+        .secondsPerPhase[.forward] ?? 0
+    }
+    // A hundred times as many; what is measured may differ by ten.
+    #expect(try forward(40_000) > 10 * forward(400))
+  }
+
+  @Test func `formats, bits and experts count`() throws {
+    let four = try plan("llama")
+    let eight = try plan("llama") { $0.bits = 8 }
+    let both = try plan("llama") { $0.formats = [.compressedTensors, .gptq] }
+    #expect(four.linearCount == 14)
+    #expect(eight.journalBytes == 2 * four.journalBytes)
+    #expect(both.resultBytes == 2 * four.resultBytes)
+    #expect(try plan("llama") { $0.formats = [.dense] }.resultBytes == four.inputBytes)
+    let mixture = try plan("qwen3-moe")
+    // The residual stream and context or expansion in 16 bits, and what experts read and make in 32.
+    #expect(mixture.cacheBytes > 4 * 12 * 2 * 4 * mixture.model.hiddenSize)
+  }
+
+  @Test func `settings that cannot be and memory that is not there are errors`() throws {
+    #expect(throws: SettingsError.self) { try plan("llama") { $0.bits = 5 } }
+    #expect(throws: PipelineError.self) {
+      try plan("llama").memoryPlan(backend: OpenBLASBackend(threads: 1), budgetBytes: 1 << 20)
+    }
+  }
+}
