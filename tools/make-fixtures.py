@@ -342,6 +342,8 @@ VARIANTS = {
     "qwen3-moe-raw": LLAMA | EXPERTS
     | {"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "num_experts": 6, "norm_topk_prob": False},
     "qwen3-5-moe": QWEN3_5_MOE,
+    # As released: the experts of a layer in two stacks.
+    "qwen3-5-moe-stacked": QWEN3_5_MOE,
     "qwen3-5-moe-vision": {
         "architectures": ["Qwen3_5MoeForConditionalGeneration"], "model_type": "qwen3_5_moe", "image_token_id": 60,
         "video_token_id": 61, "vision_start_token_id": 62, "vision_end_token_id": 63, "tie_word_embeddings": False,
@@ -457,7 +459,7 @@ def make(variant: str, root: Path) -> None:
         if name.endswith("e_score_correction_bias"):
             buffer.copy_(0.3 * torch.randn_like(buffer))
     tensors = {name: parameter.data.to(dtype) for name, parameter in model.named_parameters()}
-    if any("experts" in name for name in tensors):
+    if any("experts" in name for name in tensors) and not variant.endswith("-stacked"):
         # One by one, as they are published; in memory they are stacks.
         model.save_pretrained(folder / "saved")
         tensors = load_file(folder / "saved/model.safetensors")

@@ -76,22 +76,26 @@ public final class CheckpointReader: WeightSource {
     var tensors: [String: TensorInfo] = [:]
     var tensorNames: [String] = []
     var metadata: [String: String] = [:]
+    // By the names that they have in the files.
+    var stacks: [String: TensorInfo] = [:]
+    let hiddenSize = (configuration["text_config"]?["hidden_size"] ?? configuration["hidden_size"])?.int
     for shard in shards {
       let file = try MappedFile(path: FileSystem.join(directory, shard), symlinks: symlinks)
       let contents = try Self.contents(of: file)
-      for tensor in contents.tensors {
+      for tensor in StackedExperts.unstacked(contents.tensors, hiddenSize: hiddenSize) {
         if let other = tensors.updateValue(tensor, forKey: tensor.name) {
           throw CheckpointError.duplicateTensor(
             tensor: tensor.name, shards: [other.file, tensor.file])
         }
         tensorNames.append(tensor.name)
       }
+      for tensor in contents.tensors where tensor.shape.count == 3 { stacks[tensor.name] = tensor }
       metadata.merge(contents.metadata) { first, _ in first }
       files[file.path] = file
     }
     for (tensor, shard) in shardOfTensor.sorted(by: { $0.key < $1.key }) {
       let path = FileSystem.join(directory, shard)
-      guard tensors[tensor]?.file == path else {
+      guard (tensors[tensor] ?? stacks[tensor])?.file == path else {
         throw CheckpointError.tensorNotInShard(tensor: tensor, shard: path)
       }
     }

@@ -57,7 +57,8 @@ struct MixtureDescription: Sendable {
   /// The linears that decide which experts a token goes through, and how much of each counts.
   func routers(hiddenSize: Int) -> [LayerLinear] {
     [(router, count)].map { LayerLinear(name: $0, outFeatures: $1, inFeatures: hiddenSize, hasBias: false) }
-      + (sharedGate.map { [LayerLinear(name: $0, outFeatures: 1, inFeatures: hiddenSize, hasBias: false)] } ?? [])
+      + (sharedGate.map { [LayerLinear(name: $0, outFeatures: 1, inFeatures: hiddenSize, hasBias: false)] }
+        ?? [])
   }
 }
 
@@ -100,7 +101,9 @@ struct MixtureRouter {
     self.backend = backend
     weights = try source.matrix(
       "\(prefix)\(description.router).weight", shape: [description.count, hiddenSize], for: backend)
-    corrections = try description.correction.map { try source.vector("\(prefix)\($0)", count: description.count) }
+    corrections = try description.correction.map {
+      try source.vector("\(prefix)\($0)", count: description.count)
+    }
     sharedGate = try description.sharedGate.map {
       try source.matrix("\(prefix)\($0).weight", shape: [1, hiddenSize], for: backend)
     }
@@ -238,7 +241,8 @@ extension Matrix {
         for (row, (place, factor)) in zip(rows, factors).enumerated() {
           precondition(place >= 0 && (place + 1) * columns <= span.count, "rows outside the matrix")
           for column in 0..<columns {
-            unsafe span[unchecked: place * columns + column] += factor * source[unchecked: row * columns + column]
+            unsafe span[unchecked: place * columns + column] +=
+              factor * source[unchecked: row * columns + column]
           }
         }
       }

@@ -130,7 +130,8 @@ extension LayerDescription {
     return mixture.experts.enumerated().map { number, mlp in
       func stage(_ input: Stage.Input, _ part: Stage.Part, _ linears: [LayerLinear]) -> Stage {
         Stage(
-          input: input, parts: [part], residualScale: nil, hiddenSize: hiddenSize, contextFeatures: contextFeatures,
+          input: input, parts: [part], residualScale: nil, hiddenSize: hiddenSize,
+          contextFeatures: contextFeatures,
           intermediateSize: mlp.intermediateSize, linearsByPart: [linears], experts: [])
       }
       return Stage.Expert(

@@ -7,7 +7,8 @@ import Tensors
 /// Not for concurrent use: a workspace belongs to one forward pass at a time.
 final class Workspace {
   enum Role: Hashable {
-    case normalized, queries, keys, values, context, gate, up, blockOutput, expertInput, expertOutput, attentionGate, embeddings,
+    case normalized, queries, keys, values, context, gate, up, blockOutput, expertInput, expertOutput,
+      attentionGate, embeddings,
       projected, headInput,
       logits
   }

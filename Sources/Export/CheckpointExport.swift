@@ -22,6 +22,7 @@ public final class CheckpointExport: Sendable {
   private let quantized: [String: LinearDescription]
   private let outputs: [Output]
   private let leftOut: Set<String>
+  private let hasExperts: Bool
   private let towers: [String]
 
   /// Bytes of a tensor that are copied at once.
@@ -48,7 +49,7 @@ public final class CheckpointExport: Sendable {
   public init(
     source: CheckpointReader, linears: [LinearDescription], formats: [OutputFormatName],
     directory: String, shardSizeLimit: Int = 5_000_000_000, leavingOut leftOut: Set<String> = [],
-    besides towers: [String] = []
+    besides towers: [String] = [], hasExperts: Bool = false
   ) throws {
     precondition(!formats.isEmpty && Set(formats).count == formats.count, "each format once")
     precondition(Set(linears.map(\.name)).count == linears.count, "a linear is described twice")
@@ -60,6 +61,7 @@ public final class CheckpointExport: Sendable {
     self.linears = linears
     self.leftOut = leftOut
     self.towers = towers
+    self.hasExperts = hasExperts
     self.quantized = Dictionary(uniqueKeysWithValues: quantized.map { ($0.name, $0) })
     var outputs: [Output] = []
     for name in formats {
@@ -235,7 +237,7 @@ public final class CheckpointExport: Sendable {
     outputs.flatMap { output in
       var supports: [RuntimeSupport] = []
       for grid in Set(quantized.values.compactMap(\.gridFormat)) {
-        for support in output.format.runtimes(for: grid) {
+        for support in output.format.runtimes(for: grid, ofExperts: hasExperts) {
           if let index = supports.firstIndex(where: { $0.runtime == support.runtime }) {
             if supports[index].loads && !support.loads { supports[index] = support }
           } else {

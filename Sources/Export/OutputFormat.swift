@@ -52,7 +52,8 @@ public protocol OutputFormat: Sendable {
   func files(configuration: JSONValue) -> [String: JSONValue]
 
   /// What is known of the runtimes that read such a grid in this format.
-  func runtimes(for grid: GridFormat) -> [RuntimeSupport]
+  /// - Parameter hasExperts: whether the model has mixtures of experts, which runtimes have layouts of their own for
+  func runtimes(for grid: GridFormat, ofExperts hasExperts: Bool) -> [RuntimeSupport]
 }
 
 extension OutputFormat {

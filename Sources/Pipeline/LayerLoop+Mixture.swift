@@ -19,7 +19,8 @@ final class MixtureOutput {
     let both = Matrix(
       rows: 2 * tokens, columns: hiddenSize,
       memory: ScratchMemory(
-        try ScratchMapping(directory: directory, byteCount: max(1, 2 * tokens * hiddenSize) * MemoryLayout<Float>.stride)))
+        try ScratchMapping(
+          directory: directory, byteCount: max(1, 2 * tokens * hiddenSize) * MemoryLayout<Float>.stride)))
     inputs = both.rows(0..<tokens)
     sums = both.rows(tokens..<2 * tokens)
     routing = Routing(experts: experts)
@@ -153,7 +154,8 @@ extension LayerLoop {
     let all = output.inputs.rows
     let count = min(all, Self.priorTokens * width)
     let others = (0..<count).map { $0 * all / max(count, 1) }
-    forEachChunk(of: others, layer, output) { rows, _ in gram.accumulate(layer.intermediate(of: expert, rows)) }
+    forEachChunk(of: others, layer, output) { rows, _ in gram.accumulate(layer.intermediate(of: expert, rows))
+    }
     let energy = share.factors.reduce(0) { $0 + $1 * $1 }
     let mean = share.factors.isEmpty ? 1 : energy / Float(share.factors.count)
     backend.scale(gram.values, by: mean * Float(width) / 2 / Float(max(count, 1)))

@@ -185,7 +185,8 @@ final class LayerLoop {
         try beforeReading()
         let problem = try times.measure(.solver) {
           try makeProblem(
-            position.quantized, position.stage, gram: statistics.gram.values, correction: statistics.correction)
+            position.quantized, position.stage, gram: statistics.gram.values,
+            correction: statistics.correction)
         }
         try times.measure(.solver) { try quantize(position.quantized, position.stage, problem) }
       }

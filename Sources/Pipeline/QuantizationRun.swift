@@ -125,7 +125,10 @@ public final class QuantizationRun: Sendable {
       source: checkpoint, linears: linears + others.linears, formats: request.formats,
       directory: staging.path,
       shardSizeLimit: request.shardSizeLimit, leavingOut: [FileSystem.name(of: request.calibrationSource)],
-      besides: others.towers)
+      besides: others.towers, hasExperts: description.hasMixtures)
+    for support in export.runtimes where description.hasMixtures && !support.loads {
+      progress(.warning("\(support)"))
+    }
     if let request = request.resume, let journal, journal.head == nil {
       try journal.begin(
         ResumeJournal.Head(

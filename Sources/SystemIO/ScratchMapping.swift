@@ -12,7 +12,8 @@ import SystemPackage
   /// - Throws: ``FileError``, ENOSPC if there is no space for all of it: running out later would be a signal
   public init(directory: String, byteCount: Int) throws(FileError) {
     precondition(byteCount > 0, "a mapping has bytes")
-    let path = FileSystem.join(directory, ".scratch-\(ThisProcess.identifier)-\(UInt32.random(in: 0...UInt32.max))")
+    let path = FileSystem.join(
+      directory, ".scratch-\(ThisProcess.identifier)-\(UInt32.random(in: 0...UInt32.max))")
     let file = try FileError.attempt(.create, path) { () throws(Errno) in
       let file = try SystemCall.open(path, flags: O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, mode: 0o600)
       try SystemCall.unlink(path)

@@ -54,6 +54,19 @@ struct SwitchTests {
     + ["qwen2-window", "gemma2", "gemma3", "olmo3", "exaone4", "cohere2"].map { fixture in
       Switch(fixture, "the windows of other layers") { $0.layers = $0.layers.shifted }
     } + [
+      .layers("qwen3-moe", "weights as they are") { $0.mixture?.renormalizes = false },
+      .layers("qwen3-moe-raw", "weights renormalized") { $0.mixture?.renormalizes = true },
+      .layers("qwen3-moe", "one expert less") { $0.mixture?.perToken -= 1 },
+      .layers("qwen2-moe", "no gate of the shared expert") { $0.mixture?.sharedGate = nil },
+      .layers("qwen3-5-moe", "no gate of the shared expert") { $0.mixture?.sharedGate = nil },
+      .layers("olmoe", "weights renormalized") { $0.mixture?.renormalizes = true },
+      .layers("mixtral", "a wider window") { $0.attention.window = $0.attention.window.map { $0 + 1 } },
+      .layers("glm4-moe", "no groups") { $0.mixture?.groups = nil },
+      .layers("glm4-moe", "no correction") { $0.mixture?.correction = nil },
+      .layers("glm4-moe", "no factor of the experts") { $0.mixture?.scale = 1 },
+      .layers("glm4-moe", "scores over all experts") { $0.mixture?.scoring = .softmax },
+      .layers("minimax-m2", "no correction") { $0.mixture?.correction = nil },
+      .layers("minimax-m2", "scores over all experts") { $0.mixture?.scoring = .softmax },
       .layers("gemma2", "no cap of scores") { $0.attention.softcap = nil },
       Switch("gemma2", "no cap of logits") { $0.head.softcap = nil },
       Switch("gemma2", "embeddings as they are") { $0.embedding.scale = 1 },

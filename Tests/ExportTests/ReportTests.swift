@@ -41,7 +41,8 @@ func sampleReport(layers: Int, name: String = "SmolLM2-135M-Instruct") -> Report
       formats: formats,
       calibration: .init(
         samples: 32, sequenceLength: 512, seed: 0, source: "smollm2-calibration-32x512.safetensors")),
-    linears: linears, totals: totals, loadsIn: formats.flatMap { $0.format.runtimes(for: grid) })
+    linears: linears, totals: totals,
+    loadsIn: formats.flatMap { $0.format.runtimes(for: grid, ofExperts: false) })
 }
 
 struct ReportTests {

@@ -394,6 +394,45 @@ struct QuantizeTests {
     #expect(try FileManager.default.contentsOfDirectory(atPath: cache) == [])
   }
 
+  @Test func `a plan tells of memory, space and time, and of what is not estimated`() throws {
+    let json = try Quantease.json(
+      "plan", TestFiles.model("llama"), "--samples", "4", "--sequence-length", "32")
+    #expect(json["architecture"]?.string == "llama" && json["linears"]?.int == 14)
+    #expect(json["memory_bytes"]?.int ?? 0 > 0 && json["seconds"]?.double ?? 0 > 0)
+    #expect(json["basis"]?.string?.contains("a layer with weights by chance") == true)
+    #expect(json["output_space"]?["free_bytes"]?.int ?? 0 > 0 && json["journal_space"] == nil)
+    let mixture = try Quantease([
+      "plan", TestFiles.model("qwen3-moe"), "--samples", "4", "--sequence-length", "32",
+    ])
+    #expect(mixture.status == 0 && mixture.output.contains("time     not estimated"), "\(mixture)")
+    let tight = try Quantease([
+      "plan", TestFiles.model("llama"), "--samples", "4", "--sequence-length", "32", "--memory", "0.001",
+    ])
+    #expect(tight.status == 0 && tight.output.contains("memory   too little now"), "\(tight)")
+    #expect(try Quantease(["plan", TestFiles.model("llama"), "--bits", "5"]).status == 64)
+  }
+
+  @Test func `experts on asymmetric grids are warned about before the work, and reported`() throws {
+    let directory = try TemporaryDirectory()
+    let tokens = try directory.write(randomTokens: 4, of: 32, vocabulary: 64, seed: 1)
+    let common = [
+      "quantize", TestFiles.model("qwen3-moe"), "--calibration", tokens, "--samples", "4",
+      "--sequence-length", "32",
+    ]
+    let asymmetric = try Quantease(common + ["--output", directory.file("a")])
+    #expect(asymmetric.status == 0)
+    #expect(
+      asymmetric.errors.contains("mixtures of experts only with symmetric grids"), "\(asymmetric.errors)")
+    let symmetric = try Quantease(common + ["--output", directory.file("b"), "--symmetric"])
+    #expect(symmetric.status == 0 && !symmetric.errors.contains("mixtures"), "\(symmetric.errors)")
+    #expect(symmetric.output.contains("transformers loads it"))
+    let ignored = try JSONValue(contentsOf: directory.file("b") + "/config.json")["quantization_config"]?[
+      "ignore"]?.array?
+      .compactMap(\.string)
+    #expect(
+      ignored?.contains { $0.contains("mlp") && $0.contains("gate") && !$0.contains("experts") } == true)
+  }
+
   @Test(.enabled(if: Python.hasTokenizers, "needs a Python with tokenizers; set QUANTEASE_PYTHON"))
   func `a text goes through the model's tokenizer`() throws {
     let bench = try Workbench()

@@ -17,7 +17,7 @@ struct LayerLoopTests {
   /// One for every arrangement of stages.
   static let fixtures = [
     "llama", "opt-pre", "opt-post-350m", "bloom", "falcon-7b", "falcon-40b", "falcon-rw", "gemma3", "gemma4",
-    "qwen3-5", "granite", "phi3", "cohere2",
+    "qwen3-5", "granite", "phi3", "cohere2", "qwen2-moe", "qwen3-moe", "glm4-moe", "qwen3-5-moe",
   ]
 
   @Test(arguments: fixtures, [1, 3, 4])
@@ -101,7 +101,7 @@ struct LayerLoopTests {
 }
 
 /// A loop over a fixture that rounds every linear to nearest and remembers what it was given.
-private final class LoopRun {
+final class LoopRun {
   let description: ModelDescription
   let calibration: CalibrationSet
   let backend = OpenBLASBackend(threads: 2)
@@ -162,6 +162,25 @@ private final class LoopRun {
     let weights: Matrix
   }
 
+  /// Calls `body` for every mixture, with what its experts read of all samples when all before them is quantized.
+  func forEachMixture(_ body: (DecoderLayer, Stage, Matrix) throws -> Void) throws {
+    let model = try DecoderModel(
+      description, source: checkpoint, backend: backend, sequenceLength: calibration.sequenceLength)
+    var state = LayerState(residual: try model.embed(calibration.tokens).copy())
+    for index in 0..<description.layerCount {
+      let layer = try model.layer(index)
+      for linear in description.linears(ofLayer: index) {
+        guard let weights = quantized[layer.moduleName(of: linear)] else { continue }
+        layer.replaceWeights(of: linear) { store in store(weights) }
+      }
+      for stage in layer.stages {
+        let input = layer.input(of: stage, state)
+        if !stage.experts.isEmpty { try body(layer, stage, input.copy()) }
+        layer.run(stage, input: input, sequenceLength: calibration.sequenceLength, state: &state)
+      }
+    }
+  }
+
   /// What every linear reads of the first samples, with all of them quantized or none: the input of a stage depends
   /// on stages before it alone.
   func inputs(quantized isQuantized: Bool, samples: Int) throws -> [Reading] {
@@ -179,7 +198,8 @@ private final class LoopRun {
       }
       for stage in layer.stages {
         let input = layer.input(of: stage, state)
-        inputs += try stage.linears.map {
+        // Experts read some of the tokens each: see MixtureTests.
+        inputs += try (stage.experts.isEmpty ? stage.linears : []).map {
           Reading(
             module: layer.moduleName(of: $0), inputs: input.copy(), residual: state.residual.copy(),
             weights: try layer.storedWeights(of: $0))

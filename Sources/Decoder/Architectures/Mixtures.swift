@@ -115,7 +115,9 @@ extension LayerDescription {
     }
     self.mixture = mixture
     // The largest, as buffers are made for it.
-    mlp = mixture.shared.flatMap { $0.intermediateSize > mixture.expert.intermediateSize ? $0 : nil } ?? mixture.mlp(of: 0)
+    mlp =
+      mixture.shared.flatMap { $0.intermediateSize > mixture.expert.intermediateSize ? $0 : nil }
+      ?? mixture.mlp(of: 0)
   }
 }
 

@@ -32,7 +32,8 @@ extension Architecture {
     let config = config.filled(with: ["num_key_value_heads": 2, "intermediate_size": 1])
     var mixture = try config.mixture(renormalizes: true)
     mixture.renormalizes = true
-    try mixture.share("mlp.shared_expert", width: config.integer("shared_expert_intermediate_size", default: 512))
+    try mixture.share(
+      "mlp.shared_expert", width: config.integer("shared_expert_intermediate_size", default: 512))
     mixture.sharedGate = "mlp.shared_expert_gate"
     return try .qwen3_5(config) { try $0.mix(mixture) }
   }

@@ -148,13 +148,19 @@ public struct CompressedTensorsFormat: OutputFormat {
     return .object(weights)
   }
 
-  public func runtimes(for grid: GridFormat) -> [RuntimeSupport] {
+  public func runtimes(for grid: GridFormat, ofExperts hasExperts: Bool) -> [RuntimeSupport] {
     let isCommon = grid.bitWidth == .four || grid.bitWidth == .eight
+    if hasExperts && !grid.isSymmetric {
+      return ["vLLM", "transformers"].map {
+        RuntimeSupport(
+          format: name, runtime: $0, loads: false, note: "mixtures of experts only with symmetric grids")
+      }
+    }
     let vLLM =
       switch (isCommon, grid.isSymmetric) {
       case (true, true): RuntimeSupport(format: name, runtime: "vLLM", loads: true)
       case (true, false):
-        RuntimeSupport(format: name, runtime: "vLLM", loads: true, note: "but no mixtures of experts")
+        RuntimeSupport(format: name, runtime: "vLLM", loads: true)
       case (false, true):
         RuntimeSupport(
           format: name, runtime: "vLLM", loads: true, note: "on GPUs of compute capability 7.5 and above")

@@ -39,7 +39,7 @@ public struct DenseFormat: OutputFormat {
     of linears: [LinearDescription], besides towers: [String]
   ) -> JSONValue? { nil }
 
-  public func runtimes(for grid: GridFormat) -> [RuntimeSupport] {
+  public func runtimes(for grid: GridFormat, ofExperts hasExperts: Bool) -> [RuntimeSupport] {
     ["vLLM", "transformers"].map { RuntimeSupport(format: name, runtime: $0, loads: true) }
   }
 }

@@ -128,7 +128,7 @@ public struct GPTQFormat: OutputFormat {
     ["quantize_config.json": configuration]
   }
 
-  public func runtimes(for grid: GridFormat) -> [RuntimeSupport] {
+  public func runtimes(for grid: GridFormat, ofExperts hasExperts: Bool) -> [RuntimeSupport] {
     let isCommon = grid.bitWidth == .four || grid.bitWidth == .eight
     let loadsInVLLM = isCommon && grid.isSymmetric
     let vLLM = RuntimeSupport(
@@ -140,7 +140,7 @@ public struct GPTQFormat: OutputFormat {
     let note =
       isRefused
       ? "GPTQModel reads asymmetric version 1 files only if it wrote them: use gptq-v2"
-      : "through gptqmodel"
+      : "through gptqmodel" + (hasExperts ? ", which was not tried with mixtures of experts" : "")
     return [vLLM, RuntimeSupport(format: name, runtime: "transformers", loads: !isRefused, note: note)]
   }
 }

@@ -1,0 +1,106 @@
+import Compute
+import ComputeOpenBLAS
+import Pipeline
+import Tensors
+import TestSupport
+import Testing
+
+@testable import Decoder
+
+/// Mixtures of experts, one expert after the other, against what they are to come to.
+struct MixtureTests {
+  static let fixtures = [
+    "mixtral", "qwen2-moe", "qwen3-moe", "qwen3-5-moe", "olmoe", "glm4-moe", "minimax-m2",
+  ]
+
+  @Test func `many experts are reached by no token, and are quantized all the same`() throws {
+    let run = try LoopRun("qwen3-moe", batchSamples: 2)
+    var idle = 0
+    try run.forEachMixture { layer, stage, input in
+      for (expert, share) in zip(stage.experts, layer.route(input).shares) where share.tokens.isEmpty {
+        idle += 1
+        #expect(run.modules.contains(layer.moduleName(of: expert.expansion.linears[0])))
+      }
+    }
+    #expect(idle > 0)
+  }
+
+  /// Σ of an expert's halves: of its own tokens, and as often as half their width of what all tokens are like.
+  @Test(arguments: fixtures)
+  func `every expert is solved for its own tokens and a prior of all`(_ fixture: String) throws {
+    let run = try LoopRun(fixture, batchSamples: 3)
+    let backend = run.backend
+    func gram(_ rows: Matrix) -> Matrix {
+      let gram = Matrix(rows: rows.columns, columns: rows.columns)
+      if rows.rows > 0 { backend.accumulateGram(rows, into: gram) }
+      backend.symmetrize(gram)
+      return gram
+    }
+    func expect(_ module: String, _ own: Matrix, _ prior: Matrix, times factor: Float) throws {
+      let expected = own
+      backend.scale(prior, by: factor)
+      backend.add(prior, into: expected)
+      let found = try #require(run.grams[module])
+      let largest = expected.elements.map(abs).max() ?? 0
+      let difference = zip(found.elements, expected.elements).map { abs($0 - $1) }.max() ?? .infinity
+      #expect(difference <= 2e-4 * largest, "\(module): \(difference) of \(largest)")
+    }
+    try run.forEachMixture { layer, stage, input in
+      for (expert, share) in zip(stage.experts, layer.route(input).shares) {
+        let rows = Matrix(rows: share.tokens.count, columns: input.columns)
+        rows.gather(share.tokens[...], from: input)
+        let width = Float(input.columns)
+        for linear in expert.expansion.linears {
+          try expect(
+            layer.moduleName(of: linear), gram(rows), gram(input), times: width / 2 / Float(input.rows))
+        }
+        // A quantized expert's own halves, as the layer has all of them quantized here.
+        let inner = rows.rows > 0 ? layer.intermediate(of: expert, rows).copy() : nil
+        let weighted = inner ?? Matrix(rows: 0, columns: expert.contraction.linears[0].inFeatures)
+        weighted.multiplyRows(by: share.factors[...])
+        let innerWidth = weighted.columns
+        let count = min(input.rows, 2 * innerWidth)
+        let others = Matrix(rows: count, columns: input.columns)
+        others.gather((0..<count).map { $0 * input.rows / count }[...], from: input)
+        let prior = gram(layer.intermediate(of: expert, others).copy())
+        let energy = share.factors.reduce(0) { $0 + $1 * $1 }
+        let mean = share.factors.isEmpty ? 1 : energy / Float(share.factors.count)
+        try expect(
+          layer.moduleName(of: expert.contraction.linears[0]), gram(weighted), prior,
+          times: mean * Float(innerWidth) / 2 / Float(count))
+      }
+    }
+  }
+
+  static let cases = [
+    ResumeCase("qwen2-moe"), ResumeCase("qwen3-moe", "layer") { $0.target = .layer },
+    ResumeCase("qwen3-5-moe", "all samples") { $0.targetShare = 1 },
+    ResumeCase("glm4-moe", "rules") { $0.rules = [#"experts\.3\.=skip"#, "shared_experts=bits:8"] },
+  ]
+
+  @Test(arguments: cases)
+  func `a process that ends anywhere leaves enough to go on to the same bytes`(_ test: ResumeCase) throws {
+    let bench = try ResumeBench(test)
+    let expected = try bench.uninterrupted()
+    let run = try bench.watchedRun()
+    #expect(run.result == expected)
+    let moments = run.moments.filter(\.isAfterLinear)
+    // Some within a layer's experts, and the last one.
+    for index in stride(from: 1, to: moments.count, by: max(1, moments.count / 7)) {
+      #expect(try bench.goOn(from: moments[index]).result == expected, "\(moments[index])")
+      var moment = moments[index]
+      moment.cache = nil
+      #expect(try bench.goOn(from: moment).result == expected, "\(moments[index]), without its cache")
+    }
+    let last = try #require(moments.last)
+    #expect(try bench.goOn(from: last).result == expected)
+  }
+
+  @Test(arguments: cases)
+  func `the threads make no difference`(_ test: ResumeCase) throws {
+    let results = try [1, 2].map { threads in
+      try ResumeBench(test, backend: OpenBLASBackend(threads: threads)).uninterrupted()
+    }
+    #expect(results[0] == results[1])
+  }
+}
