@@ -65,6 +65,17 @@ public struct Recipe: Sendable {
           first = first ?? (module, treatment?.gridFormat)
         }
       }
+      for stage in model.stages(ofLayer: layer) {
+        let experts = stage.experts.filter { $0.number != nil }.flatMap {
+          $0.expansion.linears + $0.contraction.linears
+        }
+        let modules = experts.map { model.layerPrefix(layer) + $0.name }
+        if let other = modules.first(where: {
+          treatments[$0]?.gridFormat != treatments[modules[0]]?.gridFormat
+        }) {
+          throw .fusedModulesDiffer(modules[0], other)
+        }
+      }
     }
     if let unused = used.firstIndex(of: false) { throw .matchesNothing(rules[unused].pattern) }
     return treatments

@@ -1,3 +1,4 @@
+import Checkpoint
 import Compute
 import ComputeOpenBLAS
 import Pipeline
@@ -75,8 +76,21 @@ struct MixtureTests {
   static let cases = [
     ResumeCase("qwen2-moe"), ResumeCase("qwen3-moe", "layer") { $0.target = .layer },
     ResumeCase("qwen3-5-moe", "all samples") { $0.targetShare = 1 },
-    ResumeCase("glm4-moe", "rules") { $0.rules = [#"experts\.3\.=skip"#, "shared_experts=bits:8"] },
+    ResumeCase("glm4-moe", "rules") { $0.rules = [#"\.1\.mlp\.experts=skip"#, "shared_experts=bits:8"] },
   ]
+
+  @Test func `the experts of a layer go onto one grid, as runtimes have them in one matrix`() throws {
+    let checkpoint = try CheckpointReader(directory: TestFiles.model("glm4-moe"))
+    let model = try ModelDescription(checking: checkpoint, source: checkpoint)
+    var settings = QuantizationSettings()
+    settings.rules = [#"experts\.3\.=skip"#]
+    let expected = RecipeError.fusedModulesDiffer(
+      "model.layers.1.mlp.experts.0.gate_proj", "model.layers.1.mlp.experts.3.gate_proj")
+    #expect(throws: expected) { try settings.recipe().resolve(for: model) }
+    // Layers among themselves, and the shared expert, may differ.
+    settings.rules = [#"\.1\.mlp\.experts=bits:8"#, "shared_experts=bits:3"]
+    _ = try settings.recipe().resolve(for: model)
+  }
 
   @Test(arguments: cases)
   func `a process that ends anywhere leaves enough to go on to the same bytes`(_ test: ResumeCase) throws {

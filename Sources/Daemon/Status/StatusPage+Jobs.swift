@@ -97,7 +97,7 @@ extension StatusPage {
   // MARK: Time
 
   /// How long ago something was, as a person says it; the moment itself stands behind it.
-  func age(_ seconds: Double) -> String {
+  private func age(_ seconds: Double) -> String {
     let age = snapshot.madeAt - seconds
     // A clock that was set back is no reason to speak of the future.
     let words =

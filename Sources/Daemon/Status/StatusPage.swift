@@ -169,7 +169,6 @@ public struct StatusPage: Sendable {
     }
     if let error = current.meanError { facts.append(("Mean relative error", escaped(percent(error)))) }
     facts.append(("Elapsed", escaped(duration(current.secondsElapsed))))
-    if let last = current.lastProgressAt { facts.append(("Last progress", age(last))) }
     if let architecture = current.architecture { facts.append(("Architecture", name(architecture))) }
     facts.append(("Job", "<code>\(name(current.id))</code>"))
     return facts
