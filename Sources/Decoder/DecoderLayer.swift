@@ -27,14 +27,14 @@ public final class DecoderLayer {
   public let index: Int
   public let stages: [Stage]
   let model: ModelDescription
-  private let description: LayerDescription
-  private let source: any WeightSource
+  let description: LayerDescription
+  let source: any WeightSource
   let backend: any ComputeBackend
   let workspace: Workspace
   private let tables: PositionTables
-  private let operands: OperandType
-  private var resident: [String: ResidentLinear] = [:]
-  private let biases: [String: [Float]]
+  let operands: OperandType
+  var resident: [String: ResidentLinear] = [:]
+  let biases: [String: [Float]]
   private let attentionNorm: NormalizationParameters?
   private let mlpNorm: NormalizationParameters?
   private let attentionOutputNorm: NormalizationParameters?
@@ -91,74 +91,6 @@ public final class DecoderLayer {
       biases[linear.name] = try source.vector("\(prefix)\(linear.name).bias", count: linear.outFeatures)
     }
     self.biases = biases
-  }
-
-  /// Reads the weights of a stage's linears, those that are not resident.
-  /// - Throws: errors of the source for a missing tensor, a wrong shape, or a value that is not finite.
-  public func load(_ stage: Stage) throws {
-    for linear in stage.linears where resident[linear.name] == nil {
-      let weights = makeResident(linear)
-      try source.forEachPanel(of: weightName(linear), shape: shape(linear)) { rows, panel in
-        weights.store(panel, firstRow: rows.lowerBound, by: backend)
-      }
-      resident[linear.name] = weights
-    }
-  }
-
-  /// Gives the memory of the weights of a stage's linears back, and forgets what they were replaced by.
-  public func unload(_ stage: Stage) {
-    for linear in stage.linears { resident[linear.name] = nil }
-  }
-
-  /// Has the operating system forget what it keeps of the weights of a stage's linears, which will not be read again soon.
-  public func forget(_ stage: Stage) {
-    for linear in stage.linears { source.forget(weightName(linear)) }
-  }
-
-  /// The same of all stages.
-  public func forget() {
-    for stage in stages { forget(stage) }
-  }
-
-  /// A linear's weights as the checkpoint has them, `[outFeatures, inFeatures]`, read anew, in the backend's memory.
-  /// - Throws: errors of the source for a missing tensor, a wrong shape, or a value that is not finite.
-  public func storedWeights(of linear: LayerLinear) throws -> Matrix {
-    try source.matrix(weightName(linear), shape: shape(linear), for: backend)
-  }
-
-  /// Has the layer run with other weights of a linear, until its stage is unloaded.
-  /// - Parameter panels: gives the weights by calling what it is given with rows `[count, inFeatures]` in the host's
-  ///   memory, in order, until there are `outFeatures`
-  public func replaceWeights(of linear: LayerLinear, _ panels: ((_ rows: Matrix) -> Void) throws -> Void)
-    rethrows
-  {
-    // What it had is not needed meanwhile.
-    resident[linear.name] = nil
-    let weights = makeResident(linear)
-    var firstRow = 0
-    try panels { rows in
-      weights.store(rows, firstRow: firstRow, by: backend)
-      firstRow += rows.rows
-    }
-    precondition(firstRow == linear.outFeatures, "the weights have other rows")
-    resident[linear.name] = weights
-  }
-
-  /// outputs ← outputs + inputs · Wᵀ for the resident weights W of a linear that is not fused.
-  public func addProduct(of inputs: Matrix, with linear: LayerLinear, to outputs: Matrix) {
-    let weights = weights(linear.name)
-    precondition(weights.parts.count == 1, "the linear is fused")
-    backend.linear(inputs, [LinearProduct(weights.parts[0], into: outputs, adding: true)])
-  }
-
-  private func weightName(_ linear: LayerLinear) -> String { "\(moduleName(of: linear)).weight" }
-
-  private func shape(_ linear: LayerLinear) -> [Int] { [linear.outFeatures, linear.inFeatures] }
-
-  private func makeResident(_ linear: LayerLinear) -> ResidentLinear {
-    ResidentLinear(
-      rows: description.rows(of: linear), inFeatures: linear.inFeatures, bias: biases[linear.name],
-      operands: operands, backend: backend)
   }
 
   /// The full name of a linear's module in the checkpoint.
@@ -337,7 +269,7 @@ public final class DecoderLayer {
     return parameters
   }
 
-  private func weights(_ name: String) -> ResidentLinear {
+  func weights(_ name: String) -> ResidentLinear {
     guard let weights = resident[name] else { preconditionFailure("\(name) is not loaded") }
     return weights
   }
@@ -345,50 +277,5 @@ public final class DecoderLayer {
   private func pending(_ matrix: Matrix?, _ name: String) -> Matrix {
     guard let matrix else { preconditionFailure("the stage before left no \(name)") }
     return matrix
-  }
-}
-
-/// The tables that the position embeddings of a model need, for one sequence length.
-struct PositionTables: Sendable {
-  typealias Table = (rotary: RotaryTable?, alibi: Matrix?)
-
-  private var tables: [AttentionDescription.Positions: Table] = [:]
-
-  init(_ layers: [LayerDescription], sequenceLength: Int, backend: any ComputeBackend) {
-    for attention in layers.map(\.attention) where tables[attention.positions] == nil {
-      switch attention.positions {
-      case .none: tables[.none] = (nil, nil)
-      case .rotary(let embedding):
-        tables[attention.positions] = (
-          embedding.table(sequenceLength: sequenceLength, backend: backend), nil
-        )
-      case .alibi(let slopes):
-        let bias = slopes.bias(sequenceLength: sequenceLength, scoreScale: attention.scoreScale)
-        tables[attention.positions] = (nil, backend.upload(bias))
-      }
-    }
-  }
-
-  subscript(positions: AttentionDescription.Positions) -> Table { tables[positions] ?? (nil, nil) }
-}
-
-extension WeightSource {
-  /// The whole of a tensor, `[out, in]`, in the memory of a backend.
-  /// - Throws: As ``matrix(_:shape:)`` does.
-  func matrix(_ tensor: String, shape: [Int], for backend: any ComputeBackend) throws -> Matrix {
-    let (columns, panels) = try panels(of: tensor, shape: shape)
-    let matrix = backend.makeMatrix(rows: panels.last?.upperBound ?? 0, columns: columns)
-    for rows in panels {
-      try backend.withHostMatrix(matrix.rows(rows), for: .writing) { try read(tensor, rows: rows, into: $0) }
-    }
-    return matrix
-  }
-
-  func norm(_ norm: NormDescription, prefix: String = "", size: Int) throws -> NormalizationParameters {
-    NormalizationParameters(
-      kind: norm.kind,
-      weight: try vector("\(prefix)\(norm.name).weight", count: size).map { norm.addsOne ? $0 + 1 : $0 },
-      bias: norm.hasBias ? try vector("\(prefix)\(norm.name).bias", count: size) : nil,
-      epsilon: norm.epsilon)
   }
 }

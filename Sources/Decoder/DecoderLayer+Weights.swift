@@ -1,0 +1,95 @@
+import Checkpoint
+import Compute
+import Tensors
+
+// The weights that a layer runs with: read, replaced by what was quantized, and given back, stage by stage.
+extension DecoderLayer {
+  /// Reads the weights of a stage's linears, those that are not resident.
+  /// - Throws: errors of the source for a missing tensor, a wrong shape, or a value that is not finite.
+  public func load(_ stage: Stage) throws {
+    for linear in stage.linears where resident[linear.name] == nil {
+      let weights = makeResident(linear)
+      try source.forEachPanel(of: weightName(linear), shape: shape(linear)) { rows, panel in
+        weights.store(panel, firstRow: rows.lowerBound, by: backend)
+      }
+      resident[linear.name] = weights
+    }
+  }
+
+  /// Gives the memory of the weights of a stage's linears back, and forgets what they were replaced by.
+  public func unload(_ stage: Stage) {
+    for linear in stage.linears { resident[linear.name] = nil }
+  }
+
+  /// Has the operating system forget what it keeps of the weights of a stage's linears, which will not be read again soon.
+  public func forget(_ stage: Stage) {
+    for linear in stage.linears { source.forget(weightName(linear)) }
+  }
+
+  /// The same of all stages.
+  public func forget() {
+    for stage in stages { forget(stage) }
+  }
+
+  /// A linear's weights as the checkpoint has them, `[outFeatures, inFeatures]`, read anew, in the backend's memory.
+  /// - Throws: errors of the source for a missing tensor, a wrong shape, or a value that is not finite.
+  public func storedWeights(of linear: LayerLinear) throws -> Matrix {
+    try source.matrix(weightName(linear), shape: shape(linear), for: backend)
+  }
+
+  /// Has the layer run with other weights of a linear, until its stage is unloaded.
+  /// - Parameter panels: gives the weights by calling what it is given with rows `[count, inFeatures]` in the host's
+  ///   memory, in order, until there are `outFeatures`
+  public func replaceWeights(of linear: LayerLinear, _ panels: ((_ rows: Matrix) -> Void) throws -> Void)
+    rethrows
+  {
+    // What it had is not needed meanwhile.
+    resident[linear.name] = nil
+    let weights = makeResident(linear)
+    var firstRow = 0
+    try panels { rows in
+      weights.store(rows, firstRow: firstRow, by: backend)
+      firstRow += rows.rows
+    }
+    precondition(firstRow == linear.outFeatures, "the weights have other rows")
+    resident[linear.name] = weights
+  }
+
+  /// outputs ← outputs + inputs · Wᵀ for the resident weights W of a linear that is not fused.
+  public func addProduct(of inputs: Matrix, with linear: LayerLinear, to outputs: Matrix) {
+    let weights = weights(linear.name)
+    precondition(weights.parts.count == 1, "the linear is fused")
+    backend.linear(inputs, [LinearProduct(weights.parts[0], into: outputs, adding: true)])
+  }
+
+  private func weightName(_ linear: LayerLinear) -> String { "\(moduleName(of: linear)).weight" }
+
+  private func shape(_ linear: LayerLinear) -> [Int] { [linear.outFeatures, linear.inFeatures] }
+
+  private func makeResident(_ linear: LayerLinear) -> ResidentLinear {
+    ResidentLinear(
+      rows: description.rows(of: linear), inFeatures: linear.inFeatures, bias: biases[linear.name],
+      operands: operands, backend: backend)
+  }
+}
+
+extension WeightSource {
+  /// The whole of a tensor, `[out, in]`, in the memory of a backend.
+  /// - Throws: As ``matrix(_:shape:)`` does.
+  func matrix(_ tensor: String, shape: [Int], for backend: any ComputeBackend) throws -> Matrix {
+    let (columns, panels) = try panels(of: tensor, shape: shape)
+    let matrix = backend.makeMatrix(rows: panels.last?.upperBound ?? 0, columns: columns)
+    for rows in panels {
+      try backend.withHostMatrix(matrix.rows(rows), for: .writing) { try read(tensor, rows: rows, into: $0) }
+    }
+    return matrix
+  }
+
+  func norm(_ norm: NormDescription, prefix: String = "", size: Int) throws -> NormalizationParameters {
+    NormalizationParameters(
+      kind: norm.kind,
+      weight: try vector("\(prefix)\(norm.name).weight", count: size).map { norm.addsOne ? $0 + 1 : $0 },
+      bias: norm.hasBias ? try vector("\(prefix)\(norm.name).bias", count: size) : nil,
+      epsilon: norm.epsilon)
+  }
+}
