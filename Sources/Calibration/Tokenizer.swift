@@ -1,4 +1,5 @@
 import Foundation
+import SystemIO
 
 /// Turns texts into token ids by Hugging Face's `tokenizers`, in a helper process of one Python script that
 /// the binary carries along.
@@ -37,16 +38,10 @@ public struct Tokenizer: Sendable {
 
   /// A file without a name: whatever ends this process, nothing of it stays in the temporary folder.
   private func nameless() throws -> FileHandle {
-    var template = Array(
-      FileManager.default.temporaryDirectory.appendingPathComponent("quantease-XXXXXX").path.utf8CString)
-    let descriptor = unsafe mkstemp(&template)
-    guard descriptor >= 0 else {
-      throw CalibrationError.tokenizerUnavailable(
-        interpreter: interpreter,
-        reason: "no file can be made in \(FileManager.default.temporaryDirectory.path) (errno \(errno))")
-    }
-    _ = unsafe unlink(template)
-    return FileHandle(fileDescriptor: descriptor, closeOnDealloc: true)
+    do {
+      let directory = FileManager.default.temporaryDirectory.path
+      return FileHandle(fileDescriptor: try FileSystem.openNameless(in: directory), closeOnDealloc: true)
+    } catch { throw CalibrationError.tokenizerUnavailable(interpreter: interpreter, reason: "\(error)") }
   }
 
   private func run(arguments: [String], output: FileHandle) throws {

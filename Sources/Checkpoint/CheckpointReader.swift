@@ -76,8 +76,8 @@ public final class CheckpointReader: WeightSource {
     var tensors: [String: TensorInfo] = [:]
     var tensorNames: [String] = []
     var metadata: [String: String] = [:]
-    // By the names that they have in the files.
-    var stacks: [String: TensorInfo] = [:]
+    // By the names that tensors have in the files.
+    var fileOfTensor: [String: String] = [:]
     let hiddenSize = (configuration["text_config"]?["hidden_size"] ?? configuration["hidden_size"])?.int
     for shard in shards {
       let file = try MappedFile(path: FileSystem.join(directory, shard), symlinks: symlinks)
@@ -89,13 +89,13 @@ public final class CheckpointReader: WeightSource {
         }
         tensorNames.append(tensor.name)
       }
-      for tensor in contents.tensors where tensor.shape.count == 3 { stacks[tensor.name] = tensor }
+      for tensor in contents.tensors { fileOfTensor[tensor.name] = tensor.file }
       metadata.merge(contents.metadata) { first, _ in first }
       files[file.path] = file
     }
     for (tensor, shard) in shardOfTensor.sorted(by: { $0.key < $1.key }) {
       let path = FileSystem.join(directory, shard)
-      guard (tensors[tensor] ?? stacks[tensor])?.file == path else {
+      guard fileOfTensor[tensor] == path else {
         throw CheckpointError.tensorNotInShard(tensor: tensor, shard: path)
       }
     }

@@ -3,16 +3,20 @@ import SystemIO
 
 /// Times at which no job is worked on: a person wants it so, or the schedule.
 extension Supervisor {
-  /// Why nothing is worked on; nil if it may be.
+  /// Whether nothing is worked on.
+  var isHeld: Bool {
+    ledger.heldSince != nil
+      || !configuration.schedule.isOpen(at: Schedule.LocalTime(Date().timeIntervalSince1970))
+  }
+
+  /// Why nothing is worked on, and until when; nil if it may be.
   var hold: StatusSnapshot.Hold? {
     Self.hold(heldSince: ledger.heldSince, configuration.schedule)
   }
 
   /// - Parameter heldSince: since when a person wants it so
   public static func hold(heldSince: Double?, _ schedule: Schedule) -> StatusSnapshot.Hold? {
-    if heldSince != nil {
-      return .init(reason: "held back by 'quantease pause'; 'quantease resume' lets it go on")
-    }
+    if heldSince != nil { return .byHand }
     let now = Date().timeIntervalSince1970
     if schedule.isOpen(at: Schedule.LocalTime(now)) { return nil }
     return .init(reason: "outside of the schedule", until: schedule.nextOpening(after: now))

@@ -164,7 +164,7 @@ public final class Supervisor {
       ledger.job(pause.key).map { $0.phase == .queued && !$0.isHeld } ?? false
     }
     .map(\.value.until)
-    if worker == nil, hold == nil, let resumption = resumptions.min() { next = min(next, resumption) }
+    if worker == nil, !isHeld, let resumption = resumptions.min() { next = min(next, resumption) }
     if let mendAt { next = min(next, mendAt) }
     var time = max(.zero, next - .now)
     if let interval = notifier.watchdogInterval { time = min(time, interval) }
@@ -192,7 +192,7 @@ public final class Supervisor {
   // MARK: Jobs
 
   private func startNext() {
-    guard worker == nil, hold == nil else { return }
+    guard worker == nil, !isHeld else { return }
     let now = ContinuousClock.now
     let next = ledger.jobs.inTurn.first { job in
       job.phase == .queued && !job.isHeld && (pauses[job.id]?.until ?? now) <= now
@@ -207,17 +207,8 @@ public final class Supervisor {
   /// - Throws: ``ConfigurationError``, ``JobFailure``
   func settings(of source: String) throws -> JobSettings {
     let settings = try JobFile.read(directory: source, defaults: configuration.defaults)
-    guard let calibration = settings.calibrationPath(in: source) else {
-      throw JobFailure(
-        .job,
-        "no calibration text: name one as 'calibration' in \(source)/\(JobFile.name), or for all jobs under "
-          + "'defaults' in the daemon's configuration", code: 78)
-    }
-    guard try FileSystem.kind(of: calibration) == .regular else {
-      throw JobFailure(
-        .job,
-        "\(calibration): the calibration text is not there; put it there, or name another one as "
-          + "'calibration' in \(source)/\(JobFile.name)", code: 66)
+    do { _ = try settings.presentCalibration(in: source) } catch let error as SubmissionError {
+      throw JobFailure(.job, "\(error)", code: error == .noCalibration ? 78 : 66)
     }
     return settings
   }

@@ -123,7 +123,7 @@ public final class DecoderLayer {
           ? attend(input, sequenceLength: sequenceLength)
           : attendLinearly(input, sequenceLength: sequenceLength)
       case .expansion: state.intermediate = expand(input, description.mlp)
-      case .mixture: runMixture(stage, input, &state)
+      case .mixture: runMixture(stage, input, state)
       case .attentionOutput:
         addToResidual(.attentionOutput, input, norm: .attention, outputNorm: attentionOutputNorm, &state)
         state.context = nil
@@ -239,24 +239,22 @@ public final class DecoderLayer {
     } else {
       let output = workspace.matrix(.blockOutput, rows: input.rows, columns: model.hiddenSize)
       run([linear.name], on: input, into: [output])
-      return finish(output, norm: norm, outputNorm: outputNorm, &state)
+      add(output, outputNorm, to: state.residual)
     }
-    if description.placement == .after {
-      backend.normalize(state.residual, parameters(norm), into: state.residual)
-    }
+    normalizeAfter(norm, state.residual)
   }
 
   /// Adds what a block has made to the residual stream.
   /// - Parameter output: overwritten
-  func finish(
-    _ output: Matrix, norm: Stage.StageNorm, outputNorm: NormalizationParameters?, _ state: inout LayerState
-  ) {
+  func add(_ output: Matrix, _ outputNorm: NormalizationParameters?, to residual: Matrix) {
     if let outputNorm { backend.normalize(output, outputNorm, into: output) }
     if description.residualScale != 1 { backend.scale(output, by: description.residualScale) }
-    backend.add(output, into: state.residual)
-    if description.placement == .after {
-      backend.normalize(state.residual, parameters(norm), into: state.residual)
-    }
+    backend.add(output, into: residual)
+  }
+
+  /// Normalizes the residual stream where norms stand behind the blocks.
+  func normalizeAfter(_ norm: Stage.StageNorm, _ residual: Matrix) {
+    if description.placement == .after { backend.normalize(residual, parameters(norm), into: residual) }
   }
 
   private func parameters(_ norm: Stage.StageNorm) -> NormalizationParameters {

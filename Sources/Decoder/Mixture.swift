@@ -167,8 +167,15 @@ struct MixtureRouter {
   }
 
   /// The places of the largest values, of equal ones the first.
-  private static func largest(_ values: [Float], _ count: Int) -> ArraySlice<Int> {
-    values.indices.sorted { (-values[$0], $0) < (-values[$1], $1) }.prefix(count)
+  private static func largest(_ values: [Float], _ count: Int) -> [Int] {
+    // Few of many: every token asks for them.
+    var best: [Int] = []
+    for index in values.indices {
+      if best.count == count, let last = best.last, values[index] <= values[last] { continue }
+      best.insert(index, at: best.firstIndex { values[$0] < values[index] } ?? best.endIndex)
+      if best.count > count { best.removeLast() }
+    }
+    return best
   }
 }
 
@@ -198,13 +205,14 @@ extension DecoderLayer {
 
   /// Adds what all experts have made of a batch to the residual stream.
   /// - Parameter output: overwritten
-  public func addMixture(_ output: Matrix, to state: inout LayerState) {
-    finish(output, norm: .mlp, outputNorm: mlpOutputNorm, &state)
+  public func addMixture(_ output: Matrix, to state: LayerState) {
+    add(output, mlpOutputNorm, to: state.residual)
+    normalizeAfter(.mlp, state.residual)
     if outputScale != 1 { backend.scale(state.residual, by: outputScale) }
   }
 
   /// Runs a mixture, all of which is loaded, on one batch.
-  func runMixture(_ stage: Stage, _ input: Matrix, _ state: inout LayerState) {
+  func runMixture(_ stage: Stage, _ input: Matrix, _ state: LayerState) {
     let output = workspace.matrix(.blockOutput, rows: input.rows, columns: model.hiddenSize)
     backend.fill(output, with: 0)
     for (expert, share) in zip(stage.experts, route(input).shares) where !share.tokens.isEmpty {
@@ -219,7 +227,7 @@ extension DecoderLayer {
         }
       }
     }
-    addMixture(output, to: &state)
+    addMixture(output, to: state)
   }
 }
 

@@ -176,22 +176,12 @@ public struct Report: Codable, Sendable, Equatable {
 
   /// The report as JSON, keys in snake_case and in order.
   public func json() throws -> [UInt8] {
-    let encoder = JSONEncoder()
-    encoder.keyEncodingStrategy = .convertToSnakeCase
-    encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
-    // An error that is not a number must not cost a person the report.
-    encoder.nonConformingFloatEncodingStrategy = .convertToString(
-      positiveInfinity: "Infinity", negativeInfinity: "-Infinity", nan: "NaN")
-    return Array(try encoder.encode(self)) + [UInt8(ascii: "\n")]
+    try JSONEncoder.ofReports.lines(self)
   }
 
   /// Reads what ``json()`` gives.
   public init(json: [UInt8]) throws {
-    let decoder = JSONDecoder()
-    decoder.keyDecodingStrategy = .convertFromSnakeCase
-    decoder.nonConformingFloatDecodingStrategy = .convertFromString(
-      positiveInfinity: "Infinity", negativeInfinity: "-Infinity", nan: "NaN")
-    self = try decoder.decode(Report.self, from: Data(json))
+    self = try JSONDecoder.ofReports.decode(Report.self, from: Data(json))
   }
 
   /// Writes the report and its page into `directory`.

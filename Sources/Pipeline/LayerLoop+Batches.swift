@@ -25,7 +25,7 @@ extension LayerLoop {
     }
     if batch + 1 < stream.batches.count { stream.states.prefetch(slots, batch: batch + 1) }
     times.measure(.forward) {
-      guard stage.experts.isEmpty else { return addMixture(of: stream, samples, layer, to: &state) }
+      guard stage.experts.isEmpty else { return addMixture(of: stream, samples, layer, to: state) }
       let input = layer.input(of: stage, state)
       layer.run(stage, input: input, sequenceLength: calibration.sequenceLength, state: &state)
     }
@@ -37,12 +37,12 @@ extension LayerLoop {
 
   /// Adds what a mixture has made of a batch.
   private func addMixture(
-    of stream: Stream, _ samples: Range<Int>, _ layer: DecoderLayer, to state: inout LayerState
+    of stream: Stream, _ samples: Range<Int>, _ layer: DecoderLayer, to state: LayerState
   ) {
     let length = calibration.sequenceLength
     let sums = mixtureOutputs[stream === quantized ? 0 : 1].sums
     layer.addMixture(
-      backend.upload(sums.rows(samples.lowerBound * length..<samples.upperBound * length)), to: &state)
+      backend.upload(sums.rows(samples.lowerBound * length..<samples.upperBound * length)), to: state)
   }
 
   /// Stores what a stage has left of a batch; a value that is not finite is reported by its place in the model.

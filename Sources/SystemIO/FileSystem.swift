@@ -217,6 +217,25 @@ public enum FileSystem {
     try synchronize(directory)
   }
 
+  /// A new file without a name, to be read and written: whatever ends this process, nothing of it stays.
+  /// - Parameter directory: on whose file system it is
+  /// - Returns: its descriptor, which the caller closes
+  public static func openNameless(in directory: String) throws(FileError) -> Int32 {
+    let path = join(directory, ".scratch-\(ThisProcess.identifier)-\(UInt32.random(in: 0...UInt32.max))")
+    return try FileError.attempt(.create, path) { () throws(Errno) in
+      let file = try SystemCall.open(path, flags: O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, mode: 0o600)
+      try SystemCall.unlink(path)
+      return try SystemCall.duplicate(file)
+    }
+  }
+
+  /// The path, or the nearest directory above it that is there.
+  public static func nearestExisting(_ path: String) throws(FileError) -> String {
+    var path = path
+    while try !exists(path) { path = parent(of: path) }
+    return path
+  }
+
   /// `name` inside `directory`.
   public static func join(_ directory: String, _ name: String) -> String {
     FilePath(directory).appending(name).string

@@ -12,19 +12,13 @@ import SystemPackage
   /// - Throws: ``FileError``, ENOSPC if there is no space for all of it: running out later would be a signal
   public init(directory: String, byteCount: Int) throws(FileError) {
     precondition(byteCount > 0, "a mapping has bytes")
-    let path = FileSystem.join(
-      directory, ".scratch-\(ThisProcess.identifier)-\(UInt32.random(in: 0...UInt32.max))")
-    let file = try FileError.attempt(.create, path) { () throws(Errno) in
-      let file = try SystemCall.open(path, flags: O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, mode: 0o600)
-      try SystemCall.unlink(path)
-      return file
-    }
+    let file = Descriptor(owning: try FileSystem.openNameless(in: directory))
     do { try SystemCall.reserve(file, byteCount: byteCount) } catch {
-      throw FileError(path: path, operation: .reserve, errno: error, neededBytes: byteCount)
+      throw FileError(path: directory, operation: .reserve, errno: error, neededBytes: byteCount)
     }
     let mapping = unsafe mmap(nil, byteCount, PROT_READ | PROT_WRITE, MAP_SHARED, file.number, 0)
     guard let mapping = unsafe mapping, unsafe mapping != MAP_FAILED else {
-      throw FileError(path: path, operation: .map, errno: Errno(rawValue: errno))
+      throw FileError(path: directory, operation: .map, errno: Errno(rawValue: errno))
     }
     unsafe start = mapping
     self.byteCount = byteCount

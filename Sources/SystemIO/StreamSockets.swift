@@ -35,10 +35,14 @@ public final class ListeningSocket: Sendable {
       }
       try SystemCall.bind(socket, to: address)
     }
-    return try SocketError.attempt(.listen, name) { () throws(Errno) in
+    return try listen(socket, name)
+  }
+
+  private static func listen(_ socket: borrowing Descriptor, _ name: String) throws(SocketError) -> Int32 {
+    do throws(Errno) {
       try SystemCall.listen(socket, backlog: 16)
       return try SystemCall.duplicate(socket)
-    }
+    } catch { throw SocketError(socket: name, operation: .listen, errno: error) }
   }
 
   /// Opens a socket at a path of this machine, in the place of one that nobody listens on any more, for every user, and
@@ -54,10 +58,7 @@ public final class ListeningSocket: Sendable {
       try SystemCall.bind(socket, to: address)
       try SystemCall.openToAll(path)
     }
-    return try SocketError.attempt(.listen, path) { () throws(Errno) in
-      try SystemCall.listen(socket, backlog: 16)
-      return try SystemCall.duplicate(socket)
-    }
+    return try listen(socket, path)
   }
 
   public var descriptor: Int32 { socket.number }

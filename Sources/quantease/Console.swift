@@ -1,3 +1,4 @@
+import Export
 import Foundation
 import Pipeline
 import SystemIO
@@ -17,10 +18,7 @@ enum Console {
 
   /// `value` as pretty JSON with keys in snake_case and in order.
   static func json(_ value: some Encodable) throws {
-    let encoder = JSONEncoder()
-    encoder.keyEncodingStrategy = .convertToSnakeCase
-    encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
-    try line(String(decoding: try encoder.encode(value), as: UTF8.self))
+    try StandardOutput.write(JSONEncoder.ofReports.lines(value))
   }
 
   /// A share in percent with three significant digits.

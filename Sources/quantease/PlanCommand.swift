@@ -36,18 +36,10 @@ struct PlanCommand: ParsableCommand {
   func validate() throws {
     try machine.validate()
     try options.validate()
-    do { try settings.validate() } catch {
-      throw ValidationError("--\(error.key) \(error.value) is not possible: \(error.mend)")
-    }
+    try settings.requirePossible()
   }
 
-  private var settings: QuantizationSettings {
-    var settings = QuantizationSettings()
-    grid.set(&settings)
-    solver.set(&settings)
-    options.set(&settings)
-    return settings
-  }
+  private var settings: QuantizationSettings { QuantizationSettings(grid, solver, options) }
 
   func run() throws {
     let model = URL(fileURLWithPath: model).standardizedFileURL.path
@@ -111,7 +103,7 @@ struct Needs: Encodable {
     title = "\(plan.linearCount) linears to \(settings.bits) bits, solver \(settings.solver.rawValue)"
     inputBytes = plan.inputBytes
     func space(_ bytes: Int, in path: String) throws -> Space {
-      Space(path: path, bytes: bytes, freeBytes: try FileSystem.freeBytes(existing(path)))
+      Space(path: path, bytes: bytes, freeBytes: try FileSystem.freeBytes(FileSystem.nearestExisting(path)))
     }
     outputSpace = try space(plan.resultBytes, in: places.output)
     journalSpace = try places.journal.map { try space(plan.journalBytes, in: $0) }
@@ -129,7 +121,7 @@ struct Needs: Encodable {
     }
     memoryShortage = shortage
     // Where the cache may not be tried, a temporary file tells nearly as well.
-    let directory = try existing(places.cache)
+    let directory = try FileSystem.nearestExisting(places.cache)
     let place = FileSystem.isWritable(directory) ? directory : FileManager.default.temporaryDirectory.path
     // A trial of a layer would have all of its experts in memory.
     let isTried = !plan.model.hasMixtures
@@ -171,11 +163,4 @@ struct Needs: Encodable {
     lines.append("time     about \(Console.time(seconds)) (\(parts.joined(separator: ", ")))")
     return lines + ["basis    \(basis)"]
   }
-}
-
-/// The path, or the nearest directory above it that is there.
-private func existing(_ path: String) throws -> String {
-  var path = path
-  while try !FileSystem.exists(path) { path = FileSystem.parent(of: path) }
-  return path
 }

@@ -60,16 +60,11 @@ struct QuantizeCommand: ParsableCommand {
   func validate() throws {
     try machine.validate()
     try options.validate()
-    do { try settings.validate() } catch {
-      throw ValidationError("--\(error.key) \(error.value) is not possible: \(error.mend)")
-    }
+    try settings.requirePossible()
   }
 
   private var settings: QuantizationSettings {
-    var settings = QuantizationSettings()
-    grid.set(&settings)
-    solver.set(&settings)
-    options.set(&settings)
+    var settings = QuantizationSettings(grid, solver, options)
     settings.seed = seed
     settings.strict = strict
     return settings
@@ -273,6 +268,22 @@ struct RunOptions: ParsableArguments {
     settings.samples = samples
     settings.sequenceLength = sequenceLength
     settings.precision = precision
+  }
+}
+
+extension QuantizationSettings {
+  init(_ grid: GridOptions, _ solver: SolverOptions, _ options: RunOptions) {
+    self.init()
+    grid.set(&self)
+    solver.set(&self)
+    options.set(&self)
+  }
+
+  /// Refuses values that exclude each other, as a mistake on the command line.
+  func requirePossible() throws {
+    do { try validate() } catch {
+      throw ValidationError("--\(error.key) \(error.value) is not possible: \(error.mend)")
+    }
   }
 }
 

@@ -23,6 +23,16 @@ public struct JobSettings: Codable, Sendable, Equatable {
     calibration.map { $0.hasPrefix("/") ? $0 : FileSystem.join(directory, $0) }
   }
 
+  /// The same, which has to be there.
+  /// - Throws: ``SubmissionError`` if it is not; ``FileError``
+  func presentCalibration(in directory: String) throws -> String {
+    guard let calibration = calibrationPath(in: directory) else { throw SubmissionError.noCalibration }
+    guard try FileSystem.kind(of: calibration) == .regular else {
+      throw SubmissionError.missingCalibration(calibration)
+    }
+    return calibration
+  }
+
   /// Whether a relative path stays below the directory that it starts from.
   static func isPossible(calibration path: String) -> Bool {
     !path.contains("\0") && (path.hasPrefix("/") || !path.split(separator: "/").contains(".."))

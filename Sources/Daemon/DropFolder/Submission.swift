@@ -16,10 +16,7 @@ public struct Submission: Sendable {
       try recipe.map { try JobFile.read(file: $0, defaults: configuration.defaults) }
       ?? JobFile.read(directory: source, defaults: configuration.defaults)
     plan = try RunPlan(model: source, settings: settings.settings, symlinks: .follow)
-    guard let calibration = settings.calibrationPath(in: source) else { throw SubmissionError.noCalibration }
-    guard try FileSystem.kind(of: calibration) == .regular else {
-      throw SubmissionError.missingCalibration(calibration)
-    }
+    _ = try settings.presentCalibration(in: source)
   }
 }
 

@@ -1,3 +1,4 @@
+import Export
 import FoundationEssentials
 import SystemIO
 
@@ -44,7 +45,7 @@ public struct HookEvent: Codable, Sendable, Equatable {
     var variables = ["QUANTEASE_EVENT": kind.rawValue, "QUANTEASE_NAME": name]
     let facts: [(String, String?)] = [
       ("JOB", job), ("REASON", reason), ("MEND", mend), ("OUTPUT", output), ("SOURCE", source),
-      ("REPORT", output.map { FileSystem.join($0, "quantease_report.html") }),
+      ("REPORT", output.map { FileSystem.join($0, ReportPage.fileName) }),
       ("SECONDS", seconds.map { "\(Int($0.rounded()))" }), ("ERROR", meanRelativeError.map { "\($0)" }),
     ]
     // All of them are there, so that a shell that minds unset ones minds none.

@@ -1,8 +1,8 @@
 import FoundationEssentials
 import SystemIO
 
-/// What a person asks of a job, or of the whole daemon: a file in the spool's `.requests/`, which the daemon takes away when it is done.
-/// Without a daemon, whoever asks takes the spool's lock and does it.
+/// What a person asks of a job, or of the whole daemon: a file in the spool's `.requests/`, which the daemon takes away
+/// when it is done. Without a daemon, whoever asks takes the spool's lock and does it.
 public struct JobRequest: Sendable, Equatable {
   public enum Action: String, Sendable, CaseIterable {
     case cancel, retry

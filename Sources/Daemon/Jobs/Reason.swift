@@ -1,3 +1,4 @@
+import Export
 import FoundationEssentials
 import SystemIO
 
@@ -18,21 +19,16 @@ struct Reason: Codable, Equatable {
   let source: String
 
   func write(to directory: String) throws {
-    let encoder = JSONEncoder()
-    encoder.keyEncodingStrategy = .convertToSnakeCase
-    encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
     let path = FileSystem.join(directory, Self.fileName)
     try AtomicFile.removeLeftovers(of: path)
-    try AtomicFile.write(Array(try encoder.encode(self)) + [UInt8(ascii: "\n")], to: path)
+    try AtomicFile.write(JSONEncoder.ofReports.lines(self), to: path)
   }
 
   /// Reads the one in `directory`; nil if there is none, or none that can be read.
   init?(directory: String) {
     let path = FileSystem.join(directory, Self.fileName)
-    let decoder = JSONDecoder()
-    decoder.keyDecodingStrategy = .convertFromSnakeCase
     guard let bytes = try? FileSystem.contents(of: path, limit: 1 << 20, symlinks: .refuse),
-      let reason = try? decoder.decode(Reason.self, from: Data(bytes))
+      let reason = try? JSONDecoder.ofReports.decode(Reason.self, from: Data(bytes))
     else { return nil }
     self = reason
   }

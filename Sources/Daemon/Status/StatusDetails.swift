@@ -1,3 +1,4 @@
+import Export
 import FoundationEssentials
 
 /// All that the daemon knows of its jobs, for the commands around it.
@@ -14,19 +15,9 @@ public struct StatusDetails: Codable, Sendable {
     self.drops = drops
   }
 
-  private static let (positive, negative, none) = ("Infinity", "-Infinity", "NaN")
-
-  func json() throws -> [UInt8] {
-    let encoder = JSONEncoder()
-    encoder.nonConformingFloatEncodingStrategy = .convertToString(
-      positiveInfinity: Self.positive, negativeInfinity: Self.negative, nan: Self.none)
-    return Array(try encoder.encode(self))
-  }
+  func json() throws -> [UInt8] { try JSONEncoder.ofReports.lines(self) }
 
   init(json: some Sequence<UInt8>) throws {
-    let decoder = JSONDecoder()
-    decoder.nonConformingFloatDecodingStrategy = .convertFromString(
-      positiveInfinity: Self.positive, negativeInfinity: Self.negative, nan: Self.none)
-    self = try decoder.decode(StatusDetails.self, from: Data(json))
+    self = try JSONDecoder.ofReports.decode(StatusDetails.self, from: Data(json))
   }
 }

@@ -15,10 +15,7 @@ extension StatusPage {
         """
     }
     let items = snapshot.queue.prefix(Self.queueLimit).map { job in
-      let retry = job.retryAt.map { ["tried again at \(Schedule.clock($0, now: snapshot.madeAt))"] } ?? []
-      let space = job.shortage.map { [shortage($0)] } ?? []
-      let priority = job.priority.map { ["priority \($0)"] } ?? []
-      let reasons = (job.reasons + retry + space + priority).map { "<li>\(escaped($0))</li>" }.joined()
+      let reasons = job.notes(now: snapshot.madeAt).map { "<li>\(escaped($0))</li>" }.joined()
       return """
         <li class="job">
         <p class="top"><strong>\(name(job.name))</strong>\

@@ -115,7 +115,7 @@ public struct StatusPage: Sendable {
     guard let current = snapshot.current else { return "" }
     let paused = current.pausedBecause.map { reason in
       let retry = current.retryAt.map { " Tried again at \(Schedule.clock($0, now: snapshot.madeAt))." } ?? ""
-      let space = current.shortage.map { " \(shortage($0))" } ?? ""
+      let space = current.shortage.map { " \(sentence($0.text))." } ?? ""
       return "<p class=\"notice\"><strong>Paused:</strong> \(escaped(reason + retry + space))</p>"
     }
     let attempt = current.attemptText.map { "<p class=\"notice\">\(escaped(sentence($0)))</p>" }
@@ -132,13 +132,6 @@ public struct StatusPage: Sendable {
       </section>
       \(chart(of: current))
       """
-  }
-
-  /// What is missing where, in words.
-  func shortage(_ shortage: StatusSnapshot.Shortage) -> String {
-    let needed = shortage.neededBytes.map { "\(byteSize($0)) are needed" } ?? "Space is needed"
-    let free = shortage.freeBytes.map { ", \(byteSize($0)) are free" } ?? ""
-    return "\(needed) for \(shortage.path)\(free)."
   }
 
   private func progress(of current: StatusSnapshot.Current) -> String {

@@ -156,16 +156,15 @@ public final class StatusServer: Sendable {
     switch path {
     case "/": HTTPResponse(StatusPage.contentType, Array(StatusPage(snapshot()).html.utf8))
     case "/metrics": HTTPResponse(Metrics.contentType, Array(Metrics(snapshot()).text.utf8))
-    case "/status.json":
-      (try? snapshot().json()).map { HTTPResponse("application/json", $0) }
-        ?? HTTPResponse(refusing: .serverError)
+    case "/status.json": json { try snapshot().json() }
     case "/details.json":
-      details.map { details in
-        (try? details().json()).map { HTTPResponse("application/json", $0) }
-          ?? HTTPResponse(refusing: .serverError)
-      } ?? HTTPResponse(refusing: .notFound)
+      details.map { details in json { try details().json() } } ?? HTTPResponse(refusing: .notFound)
     default: HTTPResponse(refusing: .notFound)
     }
+  }
+
+  private func json(_ text: () throws -> [UInt8]) -> HTTPResponse {
+    (try? text()).map { HTTPResponse("application/json", $0) } ?? HTTPResponse(refusing: .serverError)
   }
 
   /// Whether a host is this machine. An address written out cannot be rebound to another machine.

@@ -60,7 +60,7 @@ extension StatusSnapshot {
       return (["\(current.name) waits: \(reason)\(retry)"] + waiting).joined(separator: " · ")
     }
     var parts = [current.name]
-    if let layer = current.layer, let count = current.layerCount, !current.isCatchingUp {
+    if let layer = current.layer, let count = current.layerCount, current.isCatchingUp != true {
       parts[0] += " layer \(layer + 1)/\(count) \(current.linear ?? "")"
     } else {
       parts.append(current.step)
@@ -90,9 +90,7 @@ extension StatusSnapshot {
 
   fileprivate static func freeBytes(_ path: String) -> Int? {
     // A directory that is still to be made will lie where its parent does.
-    var path = path
-    while (try? FileSystem.exists(path)) == false { path = FileSystem.parent(of: path) }
-    return try? FileSystem.freeBytes(path)
+    (try? FileSystem.nearestExisting(path)).flatMap { try? FileSystem.freeBytes($0) }
   }
 
   private static func size(of path: String) -> Int? {
@@ -127,11 +125,9 @@ extension StatusSnapshot.Current {
     retryAt = job.retryAt
     shortage = job.shortage.map(StatusSnapshot.Shortage.init)
     breakdown = job.breakdowns?.last
+    isCatchingUp = job.catchingUp == nil ? nil : true
     lastProgressAt = job.phase == .running ? job.lastProgressAt : nil
   }
-
-  /// Whether an earlier worker's work is repeated now.
-  var isCatchingUp: Bool { step.hasPrefix("catching up") }
 
   /// Which attempt it is, where it is not the first one, and why.
   public var attemptText: String? {
@@ -143,6 +139,13 @@ extension StatusSnapshot.Current {
 }
 
 extension StatusSnapshot.Shortage {
+  /// What is missing where, in words.
+  public var text: String {
+    let needed = neededBytes.map { "\(byteSize($0)) are needed" } ?? "space is needed"
+    let free = freeBytes.map { ", \(byteSize($0)) are free" } ?? ""
+    return "\(needed) for \(path)\(free)"
+  }
+
   init(_ shortage: JobFailure.Shortage) {
     self.init(
       path: shortage.path, neededBytes: shortage.neededBytes,
@@ -151,10 +154,18 @@ extension StatusSnapshot.Shortage {
 }
 
 extension StatusSnapshot.Queued {
+  /// Why it waits and what is to be said of it besides, each in words.
+  /// - Parameter now: in seconds since 1970
+  public func notes(now: Double) -> [String] {
+    reasons
+      + [
+        retryAt.map { "tried again at \(Schedule.clock($0, now: now))" }, shortage?.text,
+        priority.map { "priority \($0)" },
+      ].compactMap(\.self)
+  }
+
   init(_ job: JobRecord) {
-    let reason =
-      job.pausedBecause
-      ?? (job.isHeld ? "held back by 'quantease pause'; 'quantease resume' lets it go on" : nil)
+    let reason = job.pausedBecause ?? (job.isHeld ? StatusSnapshot.Hold.byHand.reason : nil)
     self.init(
       name: job.name, id: job.id, state: reason == nil ? .queued : .paused,
       reasons: reason.map { [$0] } ?? [],

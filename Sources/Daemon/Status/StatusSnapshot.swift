@@ -1,3 +1,4 @@
+import Export
 import FoundationEssentials
 
 /// What the daemon is doing, at one moment: `quantease status --json`, the page and the metrics are
@@ -55,6 +56,10 @@ extension StatusSnapshot {
     /// Seconds since 1970; nil if nobody knows.
     public var until: Double?
 
+    /// What a person wants so.
+    public static let byHand = Hold(
+      reason: "held back by 'quantease pause'; 'quantease resume' lets it go on")
+
     public init(reason: String, until: Double? = nil) {
       self.reason = reason
       self.until = until
@@ -108,6 +113,8 @@ extension StatusSnapshot {
     public var attemptLimit: Int?
     /// What the last worker ended of that got no further.
     public var breakdown: String?
+    /// Whether an earlier worker's work is repeated; nil if not.
+    public var isCatchingUp: Bool?
     /// When the worker last got anything done, in seconds since 1970.
     public var lastProgressAt: Double?
     /// What looked wrong and did not stop the job.
@@ -267,20 +274,11 @@ extension StatusSnapshot {
   /// The snapshot as JSON, keys in snake_case and in order, with a line feed at its end. A number that is
   /// none is a string, as in the report.
   public func json() throws -> [UInt8] {
-    let encoder = JSONEncoder()
-    encoder.keyEncodingStrategy = .convertToSnakeCase
-    encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
-    encoder.nonConformingFloatEncodingStrategy = .convertToString(
-      positiveInfinity: "Infinity", negativeInfinity: "-Infinity", nan: "NaN")
-    return Array(try encoder.encode(self)) + [UInt8(ascii: "\n")]
+    try JSONEncoder.ofReports.lines(self)
   }
 
   /// Reads what ``json()`` gives.
   public init(json: [UInt8]) throws {
-    let decoder = JSONDecoder()
-    decoder.keyDecodingStrategy = .convertFromSnakeCase
-    decoder.nonConformingFloatDecodingStrategy = .convertFromString(
-      positiveInfinity: "Infinity", negativeInfinity: "-Infinity", nan: "NaN")
-    self = try decoder.decode(StatusSnapshot.self, from: Data(json))
+    self = try JSONDecoder.ofReports.decode(StatusSnapshot.self, from: Data(json))
   }
 }

@@ -42,7 +42,7 @@ struct StatusCommand: ParsableCommand {
       lines += ["", current.pausedBecause.map { "paused: \($0)" } ?? "at work"]
       lines.append("  \(current.id)")
       if let retry = current.retryAt { lines.append("  tried again at \(Schedule.clock(retry))") }
-      if let shortage = current.shortage { lines.append("  \(Self.text(shortage))") }
+      if let shortage = current.shortage { lines.append("  \(shortage.text)") }
       if let progress = current.progress {
         let done = Int((progress * 30).rounded(.down))
         let bar = String(repeating: "█", count: done) + String(repeating: "░", count: 30 - done)
@@ -57,10 +57,8 @@ struct StatusCommand: ParsableCommand {
       lines += ["", "to come"]
       for item in snapshot.queue {
         let state = item.state.rawValue.padding(toLength: 9, withPad: " ", startingAt: 0)
-        let retry = item.retryAt.map { ["tried again at \(Schedule.clock($0))"] } ?? []
-        let priority = item.priority.map { ["priority \($0)"] } ?? []
-        let words = (item.reasons + retry + (item.shortage.map { [Self.text($0)] } ?? []) + priority)
-        lines.append("  \(state)  \(item.id ?? item.name)  \(words.joined(separator: "; "))")
+        lines.append(
+          "  \(state)  \(item.id ?? item.name)  \(item.notes(now: snapshot.madeAt).joined(separator: "; "))")
       }
     }
     if !snapshot.finished.isEmpty {
@@ -82,12 +80,6 @@ struct StatusCommand: ParsableCommand {
       }
     }
     return lines
-  }
-
-  private static func text(_ shortage: StatusSnapshot.Shortage) -> String {
-    let needed = shortage.neededBytes.map { "\(Console.bytes($0)) are needed" } ?? "space is needed"
-    let free = shortage.freeBytes.map { ", \(Console.bytes($0)) free" } ?? ""
-    return "\(needed) for \(shortage.path)\(free)"
   }
 
   /// The first warning, and where the others are.
