@@ -186,8 +186,8 @@ public struct Report: Codable, Sendable, Equatable {
 
   /// Writes the report and its page into `directory`.
   public func write(to directory: String) throws {
-    try AtomicFile.write(try json(), to: FileSystem.join(directory, Self.fileName))
+    try AtomicFile.rewrite(try json(), to: FileSystem.join(directory, Self.fileName))
     let page = ReportPage(report: self).html
-    try AtomicFile.write(page, to: FileSystem.join(directory, ReportPage.fileName))
+    try AtomicFile.rewrite(Array(page.utf8), to: FileSystem.join(directory, ReportPage.fileName))
   }
 }

@@ -23,6 +23,13 @@ public enum AtomicFile {
     try FileSystem.synchronize(FileSystem.parent(of: path))
   }
 
+  /// The same for a file that one process at a time writes, and that others look through the directory of: what earlier
+  /// ones left beside it, which were ended while they wrote it, goes first.
+  public static func rewrite(_ bytes: [UInt8], to path: String) throws(FileError) {
+    try removeLeftovers(of: path)
+    try write(bytes, to: path)
+  }
+
   /// Removes what was left beside `path` by processes that were ended while they wrote it.
   public static func removeLeftovers(of path: String) throws(FileError) {
     let directory = FileSystem.parent(of: path)

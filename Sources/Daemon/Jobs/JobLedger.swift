@@ -81,8 +81,7 @@ public final class JobLedger {
   private func note(_ source: SourceFiles, of id: String) throws {
     let files = files(of: id)
     try FileSystem.createDirectories(files.directory)
-    try AtomicFile.removeLeftovers(of: files.source)
-    try AtomicFile.write(Array(try JSONEncoder().encode(source)), to: files.source)
+    try AtomicFile.rewrite(Array(try JSONEncoder().encode(source)), to: files.source)
   }
 
   /// How the database was found; see ``rebuild()``.

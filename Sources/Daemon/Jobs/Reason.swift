@@ -19,9 +19,7 @@ struct Reason: Codable, Equatable {
   let source: String
 
   func write(to directory: String) throws {
-    let path = FileSystem.join(directory, Self.fileName)
-    try AtomicFile.removeLeftovers(of: path)
-    try AtomicFile.write(JSONEncoder.ofReports.lines(self), to: path)
+    try AtomicFile.rewrite(JSONEncoder.ofReports.lines(self), to: FileSystem.join(directory, Self.fileName))
   }
 
   /// Reads the one in `directory`; nil if there is none, or none that can be read.

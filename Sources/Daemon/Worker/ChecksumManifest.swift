@@ -8,6 +8,7 @@ public enum ChecksumManifest {
   /// - Parameter advanced: called as parts of files are read
   /// - Throws: ``FileError``
   public static func write(into directory: String, advanced: () -> Void = {}) throws {
+    // Before the files are listed.
     try AtomicFile.removeLeftovers(of: FileSystem.join(directory, fileName))
     var lines = ""
     for name in try files(below: directory) where name != fileName {
