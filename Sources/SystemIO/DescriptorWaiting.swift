@@ -1,4 +1,5 @@
 import Glibc
+import Synchronization
 import SystemPackage
 
 /// Waits for descriptors.
@@ -46,22 +47,22 @@ public enum DescriptorWaiting {
 /// Lets one thread wake another one that waits in ``DescriptorWaiting``.
 public final class WakeEvent: Sendable {
   private let reading: Descriptor
-  private let writing: Descriptor
+  private let writing: Mutex<Descriptor?>
 
   public init() throws(SocketError) {
     let ends = try SocketError.attempt(.open, "waking a thread") { () throws(Errno) in
       try SystemCall.pipe()
     }
     reading = Descriptor(owning: ends.reading)
-    writing = Descriptor(owning: ends.writing)
+    writing = Mutex(Descriptor(owning: ends.writing))
   }
 
   /// Readable once ``signal()`` was called, for good.
   public var descriptor: Int32 { reading.number }
 
   public func signal() {
-    // Nothing can be done about a failure, and with both ends open none is known.
-    _ = try? SystemCall.writeOnce(writing.number, [1])
+    // The other end is told of a pipe that is closed, and nothing keeps one from being closed, as a write may be.
+    writing.withLock { $0 = nil }
   }
 }
 

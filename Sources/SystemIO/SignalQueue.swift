@@ -30,7 +30,9 @@ public final class SignalQueue: Sendable {
         try SystemCall.handle(number) { number in
           let failure = errno
           var byte = UInt8(truncatingIfNeeded: number)
-          _ = unsafe write(signalPipe, &byte, 1)
+          // A signal that is not told of is one that nobody obeys. A pipe that is full tells of others.
+          var tries = 3
+          while tries > 0, unsafe write(signalPipe, &byte, 1) != 1, errno != EAGAIN { tries -= 1 }
           errno = failure
         }
       }

@@ -106,8 +106,10 @@ class SpoolUnderTest:
         settle(lambda: not names(self.root / "working", hidden=True))
         check(len(names(self.root / "done")) == 1, f"done/ holds {names(self.root / 'done')}")
         self.check_nothing_left("working", "failed", "output/.partial", "incoming")
-        counters = self.status()["counters"]
-        check(counters["published"] == 1, f"published counts {counters['published']}")
+        # Counted once the source is out of the way.
+        settle(lambda: self.status()["counters"]["published"] == 1)
+        published = self.status()["counters"]["published"]
+        check(published == 1, f"published counts {published}")
         output = self.root / "output" / NAME
         if expected is None:
             return digests(output)
