@@ -13,7 +13,6 @@ public struct SafetensorsError: FormatError, Equatable, Sendable {
     case duplicateTensor(String, byte: Int)
     case metadataNotStrings
     case invalidField(String, tensor: String)
-    case unknownDType(String, tensor: String)
     case shapeOverflows([Int], tensor: String)
     case offsetsReversed(begin: Int, end: Int, tensor: String)
     case wrongByteCount(Int, expected: Int, tensor: String)
@@ -48,8 +47,6 @@ public struct SafetensorsError: FormatError, Equatable, Sendable {
       "\(SafetensorsHeader.metadataKey) is not an object of strings"
     case .invalidField(let field, let tensor):
       "tensor \(tensor): the header's \(field) is missing or malformed"
-    case .unknownDType(let name, let tensor):
-      "tensor \(tensor): unknown dtype \(name)"
     case .shapeOverflows(let shape, let tensor):
       "tensor \(tensor): the shape \(shape) has more bytes than can be counted"
     case .offsetsReversed(let begin, let end, let tensor):
@@ -74,8 +71,6 @@ public struct SafetensorsError: FormatError, Equatable, Sendable {
       GitLFSPointer.mend
     case .noHeaderLength, .headerTruncated, .outOfRange:
       "copy or download the file again, it is incomplete"
-    case .unknownDType:
-      "convert the checkpoint to F32, F16 or BF16"
     case .headerTooLong, .headerNotJSON, .headerNotObject:
       "check that it is a safetensors file, and download it again if it is"
     default:

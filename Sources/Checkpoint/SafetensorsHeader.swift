@@ -14,6 +14,11 @@ public struct TensorInfo: Sendable, Hashable {
   public let byteRange: Range<Int>
   /// Where it is stored in 8-bit floats and read as what those stand for.
   public internal(set) var scaling: WeightScaling?
+  /// Whether the file has it the other way round, `[in, out]`: a linear of GPT-2's.
+  public internal(set) var isTransposed = false
+
+  /// As the file has it.
+  public var storedShape: [Int] { isTransposed ? shape.reversed() : shape }
 
   /// The tensor as a matrix: the first extent makes the rows, and a vector is one row.
   public var matrixDimensions: (rows: Int, columns: Int) {
@@ -22,11 +27,11 @@ public struct TensorInfo: Sendable, Hashable {
     return (rows, rows == 0 ? 0 : elements / rows)
   }
 
-  /// Bytes of an element in the file.
+  /// Bytes of an element in the file, of a type of whole bytes.
   var storedWidth: Int { scaling == nil ? dtype.byteWidth : 1 }
 
   /// Bytes of the tensor in ``dtype``.
-  public var byteCount: Int { byteRange.count / storedWidth * dtype.byteWidth }
+  public var byteCount: Int { scaling == nil ? byteRange.count : byteRange.count * dtype.byteWidth }
 }
 
 /// The header of one safetensors file, checked against the file it describes.
@@ -140,21 +145,22 @@ private struct HeaderChecker {
     guard let typeName = entry["dtype"]?.string else {
       throw error(.invalidField("dtype", tensor: name))
     }
-    guard let dtype = DType(rawValue: typeName) else {
-      throw error(.unknownDType(typeName, tensor: name))
-    }
+    let dtype = DType(rawValue: typeName)
     let shape = try integers("shape", entry, tensor: name)
     let offsets = try integers("data_offsets", entry, tensor: name)
     guard offsets.count == 2 else { throw error(.invalidField("data_offsets", tensor: name)) }
-    guard let byteCount = dtype.byteCount(ofShape: shape) else {
-      throw error(.shapeOverflows(shape, tensor: name))
-    }
     guard offsets[0] <= offsets[1] else {
       throw error(.offsetsReversed(begin: offsets[0], end: offsets[1], tensor: name))
     }
-    guard offsets[1] - offsets[0] == byteCount else {
-      throw error(
-        .wrongByteCount(offsets[1] - offsets[0], expected: byteCount, tensor: name))
+    // Of a type that is not known, the file alone says how large a tensor is.
+    if dtype.bitWidth != nil {
+      guard let byteCount = dtype.byteCount(ofShape: shape) else {
+        throw error(.shapeOverflows(shape, tensor: name))
+      }
+      guard offsets[1] - offsets[0] == byteCount else {
+        throw error(
+          .wrongByteCount(offsets[1] - offsets[0], expected: byteCount, tensor: name))
+      }
     }
     guard offsets[1] <= dataByteCount else {
       throw error(.outOfRange(end: offsets[1], available: dataByteCount, tensor: name))
@@ -199,16 +205,16 @@ private struct HeaderChecker {
 }
 
 extension DType {
-  /// Bytes of a tensor of this type, or nil if they are more than an `Int` counts.
+  /// Bytes of a tensor of this type, or nil if they are more than an `Int` counts, or the type is not known.
   func byteCount(ofShape shape: [Int]) -> Int? {
     // A zero anywhere makes the tensor empty, whatever the other extents multiply to.
     if shape.contains(0) { return 0 }
-    var byteCount = byteWidth
+    guard var bits = bitWidth else { return nil }
     for extent in shape {
-      let (product, overflow) = byteCount.multipliedReportingOverflow(by: extent)
+      let (product, overflow) = bits.multipliedReportingOverflow(by: extent)
       if overflow { return nil }
-      byteCount = product
+      bits = product
     }
-    return byteCount
+    return bits / 8 + (bits % 8 == 0 ? 0 : 1)
   }
 }

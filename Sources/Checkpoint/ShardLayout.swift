@@ -25,7 +25,7 @@ struct ShardLayout {
 
   private init(_ plan: [TensorPlan], metadata: [String: String]) {
     // Wide elements first: behind a header of whole words, every tensor is then aligned to its type.
-    let ordered = plan.sorted { $0.dtype.byteWidth > $1.dtype.byteWidth }
+    let ordered = plan.sorted { $0.dtype.bitWidth ?? 0 > $1.dtype.bitWidth ?? 0 }
     var entries: [String] = []
     if !metadata.isEmpty {
       let strings = JSONValue.object(metadata.mapValues { .string($0) })

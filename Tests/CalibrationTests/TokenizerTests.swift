@@ -1,21 +1,29 @@
 import Calibration
 import Foundation
+import SystemIO
 import TestSupport
 import Testing
 
-/// Whether the interpreter has tokenizers, and something that reads .zst.
-private let hasPackages: Bool = {
-  let process = Process()
-  process.executableURL = URL(fileURLWithPath: "/usr/bin/env")
-  process.arguments = [Tokenizer().interpreter, "-c", "import tokenizers, zstandard"]
-  process.standardError = FileHandle.nullDevice
-  guard (try? process.run()) != nil else { return false }
-  process.waitUntilExit()
-  return process.terminationStatus == 0
-}()
+/// The interpreter that tokenizes.
+private enum Python {
+  static func has(_ packages: String) -> Bool { (try? run("import \(packages)")) != nil }
+
+  static func run(_ program: String) throws {
+    let process = Process()
+    process.executableURL = URL(fileURLWithPath: "/usr/bin/env")
+    process.arguments = [Tokenizer().interpreter, "-c", program]
+    process.standardError = FileHandle.nullDevice
+    try process.run()
+    process.waitUntilExit()
+    if process.terminationStatus != 0 { throw Failure() }
+  }
+
+  struct Failure: Error {}
+}
 
 /// The helper process, with a tokenizer of whole words.
-@Suite(.enabled(if: hasPackages, "needs a Python with tokenizers; set QUANTEASE_PYTHON"))
+@Suite(
+  .enabled(if: Python.has("tokenizers, zstandard"), "needs a Python with tokenizers; set QUANTEASE_PYTHON"))
 struct TokenizerTests {
   private let model: TemporaryDirectory
 
@@ -77,6 +85,48 @@ struct TokenizerTests {
 
   @Test func `an empty text has no tokens but the special ones`() throws {
     #expect(try tokenize("", as: "text.txt") == [0])
+  }
+
+  @Test func `without a tokenizer.json, GPT-2's files are read`() throws {
+    let other = try TemporaryDirectory()
+    try other.write(
+      ##"{"<s>":0,"o":1,"n":2,"e":3,"Ġ":4,"on":5,"one":6,"Ġone":7,"Ċ":8}"##, to: "vocab.json")
+    try other.write("#version: 0.2\no n\non e\nĠ one\n", to: "merges.txt")
+    let text = try other.write("one one\non", to: "text.txt")
+    func ids() throws -> [Int32] {
+      try Tokenizer().tokenize(text: text, model: other.path).rows.flatMap { $0 }
+    }
+    #expect(try ids() == [6, 7, 8, 5])
+    try other.write(
+      ##"{"add_bos_token": true, "bos_token": {"content": "<s>"}}"##, to: "tokenizer_config.json")
+    #expect(try ids() == [0, 6, 7, 8, 5])
+    try FileSystem.removeTree(other.file("tokenizer_config.json"))
+    try other.write(##"{"add_bos_token": true, "bos_token": "</s>"}"##, to: "tokenizer_config.json")
+    try expectFailure(65, "tokenizer_config.json", "bos_token") { try ids() }
+  }
+
+  @Test(.enabled(if: Python.has("sentencepiece"), "needs a Python with sentencepiece"))
+  func `a tokenizer.model is read by sentencepiece`() throws {
+    let other = try TemporaryDirectory()
+    let lines = (0..<200).map { "the \($0) houses of the town are \($0 * 7) feet high" }
+    let corpus = try other.write(lines.joined(separator: "\n"), to: "corpus.txt")
+    try Python.run(
+      """
+      import sentencepiece
+      sentencepiece.SentencePieceTrainer.train(
+          input="\(corpus)", model_prefix="\(other.file("tokenizer"))", vocab_size=60, minloglevel=2)
+      """)
+    let text = try other.write("the town of the houses", to: "text.txt")
+    func ids() throws -> [Int32] {
+      try Tokenizer().tokenize(text: text, model: other.path).rows.flatMap { $0 }
+    }
+    let withFirst = try ids()
+    #expect(withFirst.first == 1 && withFirst.count > 3)
+    try other.write(##"{"add_bos_token": false}"##, to: "tokenizer_config.json")
+    #expect(try ids() == Array(withFirst.dropFirst()))
+    try FileSystem.removeTree(other.file("tokenizer.model"))
+    try other.write("no model", to: "tokenizer.model")
+    try expectFailure(65, "tokenizer.model", "get the file anew") { try ids() }
   }
 
   @Test func `a missing tokenizer is named, with a way to make it`() throws {

@@ -81,7 +81,18 @@ import Testing
     (#"{"t":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}}"#, .invalidField("shape", tensor: "t")),
     (#"{"t":{"dtype":"F32","shape":[1.0],"data_offsets":[0,4]}}"#, .invalidField("shape", tensor: "t")),
     (#"{"t":{"dtype":"F32","shape":[1],"data_offsets":[0]}}"#, .invalidField("data_offsets", tensor: "t")),
-    (#"{"t":{"dtype":"F99","shape":[1],"data_offsets":[0,4]}}"#, .unknownDType("F99", tensor: "t")),
+    (
+      #"{"t":{"dtype":"F4","shape":[3,2],"data_offsets":[0,4]}}"#,
+      .wrongByteCount(4, expected: 3, tensor: "t")
+    ),
+    (
+      #"{"t":{"dtype":"F99","shape":[1],"data_offsets":[0,8]}}"#,
+      .outOfRange(end: 8, available: 4, tensor: "t")
+    ),
+    (
+      #"{"t":{"dtype":"F99","shape":[1],"data_offsets":[4,0]}}"#,
+      .offsetsReversed(begin: 4, end: 0, tensor: "t")
+    ),
     (
       "{\(entry("t", shape: [1 << 31, 1 << 31], offsets: (0, 4)))}",
       .shapeOverflows([1 << 31, 1 << 31], tensor: "t")
@@ -98,6 +109,12 @@ import Testing
     text: String, expected: SafetensorsError.Violation
   ) throws {
     #expect(try violation(safetensors(text, data: [0, 0, 0, 0])) == expected)
+  }
+
+  @Test func `a type that is not known is one all the same`() throws {
+    let text = #"{"t":{"dtype":"F99","shape":[7],"data_offsets":[0,4]}}"#
+    let tensor = try header(safetensors(text, data: [1, 2, 3, 4])).tensors[0]
+    #expect(tensor.dtype.rawValue == "F99" && tensor.shape == [7] && tensor.byteRange.count == 4)
   }
 
   @Test func `a tensor named twice is found although JSON would hide the first`() throws {
