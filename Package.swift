@@ -36,6 +36,8 @@ let package = Package(
         "Quantization", "Solvers", "Tensors",
       ]),
     .library(name: "COpenBLAS", targets: ["COpenBLAS"]),
+    // What Tests/Fuzz, another package, feeds with anything.
+    .library(name: "CheckpointReading", targets: ["Checkpoint", "SystemIO", "Tensors"]),
   ],
   dependencies: [
     .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.0"),
