@@ -133,6 +133,48 @@ COHERE = without(LLAMA, "head_dim", "rms_norm_eps") | {
     "pad_token_id": 0,
     "eos_token_id": 1,
 }
+PHI = without(LLAMA, "head_dim", "rms_norm_eps", "tie_word_embeddings") | {
+    "architectures": ["PhiForCausalLM"],
+    "model_type": "phi",
+    "hidden_size": 32,
+    "hidden_act": "gelu_new",
+    "layer_norm_eps": 1e-3,
+    "num_key_value_heads": 4,
+    "rope_theta": 100.0,
+    "partial_rotary_factor": 0.5,
+    "tie_word_embeddings": False,
+}
+GPT2 = {
+    "architectures": ["GPT2LMHeadModel"],
+    "model_type": "gpt2",
+    "vocab_size": 64,
+    "n_embd": 16,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 32,
+    "layer_norm_epsilon": 1e-3,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
+GPTJ = GPT2 | {
+    "architectures": ["GPTJForCausalLM"],
+    "model_type": "gptj",
+    "n_embd": 32,
+    "rotary_dim": 4,
+    "tie_word_embeddings": False,
+}
+# Six heads, so that the slopes of alibi leave the powers of two.
+MPT = {
+    "architectures": ["MptForCausalLM"],
+    "model_type": "mpt",
+    "vocab_size": 64,
+    "d_model": 24,
+    "n_heads": 6,
+    "n_layers": 2,
+    "max_seq_len": 32,
+    "layer_norm_epsilon": 1e-3,
+    "attn_config": {"alibi": True},
+}
 GPT_NEOX = without(SHAPE) | {
     "architectures": ["GPTNeoXForCausalLM"],
     "model_type": "gpt_neox",
@@ -283,6 +325,9 @@ VARIANTS = {
     "stablelm-parallel": without(LLAMA, "head_dim", "rms_norm_eps")
     | {"architectures": ["StableLmForCausalLM"], "model_type": "stablelm", "hidden_size": 32, "layer_norm_eps": 1e-3,
        "partial_rotary_factor": 0.25, "use_parallel_residual": True},
+    "stablelm-qk-norm": without(LLAMA, "head_dim", "rms_norm_eps")
+    | {"architectures": ["StableLmForCausalLM"], "model_type": "stablelm", "hidden_size": 32, "layer_norm_eps": 1e-3,
+       "qk_layernorm": True},
     "starcoder2": without(LLAMA, "head_dim", "rms_norm_eps")
     | {"architectures": ["Starcoder2ForCausalLM"], "model_type": "starcoder2", "norm_epsilon": 1e-3,
        "hidden_act": "gelu_pytorch_tanh", "use_bias": True, "sliding_window": 7},
@@ -360,6 +405,21 @@ VARIANTS = {
     "minimax-m2": LLAMA
     | {"architectures": ["MiniMaxM2ForCausalLM"], "model_type": "minimax_m2", "num_local_experts": 6,
        "num_experts_per_tok": 2, "rotary_dim": 4, "tie_word_embeddings": False, "intermediate_size": 12},
+    # As published, with a norm for every head that has weights of its own.
+    "cohere-qk-norm": COHERE | {"use_qk_norm": True},
+    "phi": PHI,
+    "phi-qk-norm": PHI | {"qk_layernorm": True, "num_key_value_heads": 2},
+    "apertus": without(LLAMA, "rope_theta") | {
+        "architectures": ["ApertusForCausalLM"], "model_type": "apertus", "hidden_act": "xielu",
+        "tie_word_embeddings": False, "rope_theta": 100.0, "rope_scaling": LLAMA3_SCALING},
+    "hunyuan": LLAMA | {
+        "architectures": ["HunYuanDenseV1ForCausalLM"], "model_type": "hunyuan_v1_dense", "attention_bias": True,
+        "rope_theta": 100.0, "rope_scaling": {"type": "dynamic", "alpha": 5.0, "factor": 1.0}},
+    "gpt2": GPT2,
+    "gpt2-scaled": GPT2 | {"scale_attn_by_inverse_layer_idx": True, "n_inner": 24},
+    "gptj": GPTJ,
+    "mpt": MPT,
+    "mpt-clip": MPT | {"n_heads": 4, "attn_config": {"alibi": True, "clip_qkv": 0.7, "softmax_scale": 0.5}},
     "gpt-neox": GPT_NEOX,
     "gpt-neox-sequential": GPT_NEOX | {"use_parallel_residual": False, "rotary_pct": 1.0},
     "falcon-rw": FALCON | {"alibi": True, "bias": True, "multi_query": False, "parallel_attn": False},
@@ -464,7 +524,8 @@ def make(variant: str, root: Path) -> None:
         model.save_pretrained(folder / "saved")
         tensors = load_file(folder / "saved/model.safetensors")
         shutil.rmtree(folder / "saved")
-    tensors |= {name: buffer for name, buffer in model.state_dict().items() if name.endswith("layer_scalar")}
+    stored = ("layer_scalar", "act_fn.beta", "act_fn.eps")
+    tensors |= {name: buffer for name, buffer in model.state_dict().items() if name.endswith(stored)}
     tensors = {published_name(variant, name): tensor.contiguous() for name, tensor in tensors.items()}
     write_weights(tensors, folder, SHARDS.get(variant, 1))
 

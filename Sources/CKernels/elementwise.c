@@ -187,6 +187,19 @@ QE_DISPATCH void qe_softcap(float *x, ptrdiff_t count, float cap) {
   }
 }
 
+QE_DISPATCH void qe_clamp(float *x, ptrdiff_t count, float limit) {
+  for (ptrdiff_t i = 0; i < count; i++) x[i] = x[i] < -limit ? -limit : x[i] > limit ? limit : x[i];
+}
+
+QE_DISPATCH void qe_xielu(float *x, ptrdiff_t count, float positive, float negative, float linear) {
+  for (ptrdiff_t i = 0; i < count; i++) {
+    const float below = x[i] < 0 ? x[i] : 0;
+    const float bent =
+        x[i] < 0 ? negative * (exponential(below) - 1.0f - below) : positive * x[i] * x[i];
+    x[i] = bent + linear * x[i];
+  }
+}
+
 // x ← exp(x − shift); returns the sum.
 INLINED float exponentiate(float *x, ptrdiff_t count, float shift) {
   for (ptrdiff_t i = 0; i < count; i++) x[i] = exponential(x[i] - shift);

@@ -82,7 +82,9 @@ public final class CheckpointReader: WeightSource {
     for shard in shards {
       let file = try MappedFile(path: FileSystem.join(directory, shard), symlinks: symlinks)
       let contents = try Self.contents(of: file)
-      for tensor in StackedExperts.unstacked(contents.tensors, hiddenSize: hiddenSize) {
+      let read = StackedExperts.unstacked(
+        TransposedLinears.turned(contents.tensors, configuration: configuration), hiddenSize: hiddenSize)
+      for tensor in read {
         if let other = tensors.updateValue(tensor, forKey: tensor.name) {
           throw CheckpointError.duplicateTensor(
             tensor: tensor.name, shards: [other.file, tensor.file])
@@ -147,9 +149,14 @@ public final class CheckpointReader: WeightSource {
     precondition(rows.lowerBound >= 0 && rows.upperBound <= rowCount, "rows outside the tensor")
     precondition(panel.rows == rows.count && panel.columns == columns, "the panel does not fit")
     let rowByteCount = columns * info.storedWidth
-    let bytes = rows.lowerBound * rowByteCount..<rows.upperBound * rowByteCount
+    let bytes =
+      info.isTransposed
+      ? 0..<info.byteRange.count : rows.lowerBound * rowByteCount..<rows.upperBound * rowByteCount
     willNeed(tensor, bytes)
     let isFinite = try withBytes(of: tensor, bytes) { bytes in
+      if info.isTransposed {
+        return convertTransposed(bytes, info.dtype, rows: rows, of: rowCount, into: panel)
+      }
       if let scaling = info.scaling {
         return try convert(bytes, scaling, to: info.dtype, rows: rows, into: panel)
       }

@@ -9,6 +9,14 @@ public struct TensorPlan: Sendable, Hashable {
   public let shape: [Int]
   public let byteCount: Int
 
+  /// A tensor as another file has it.
+  public init(copying tensor: TensorInfo) {
+    name = tensor.name
+    dtype = tensor.dtype
+    shape = tensor.storedShape
+    byteCount = tensor.byteCount
+  }
+
   public init(name: String, dtype: DType, shape: [Int]) {
     precondition(shape.allSatisfy { $0 >= 0 }, "a tensor has no negative extent")
     guard let byteCount = dtype.byteCount(ofShape: shape) else {

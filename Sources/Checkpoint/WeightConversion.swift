@@ -25,6 +25,30 @@ func convertWeights(_ bytes: RawSpan, _ dtype: DType, into panel: inout MutableS
   }
 }
 
+/// Converts rows of weights that are stored the other way round, `[columns, count]`.
+/// - Parameters:
+///   - bytes: of the whole tensor
+///   - panel: `[rows.count, columns]`
+/// - Returns: Whether every element is finite.
+func convertTransposed(
+  _ bytes: RawSpan, _ dtype: DType, rows: Range<Int>, of count: Int, into panel: Matrix
+) -> Bool {
+  let columns = panel.columns
+  let line = Matrix(rows: 1, columns: rows.count)
+  var isFinite = true
+  for column in 0..<columns {
+    let start = (column * count + rows.lowerBound) * dtype.byteWidth
+    let stored = bytes.extracting(start..<start + rows.count * dtype.byteWidth)
+    isFinite = line.withMutableSpan { convertWeights(stored, dtype, into: &$0) } && isFinite
+    panel.withMutableSpan { panel in
+      line.withSpan { line in
+        for row in line.indices { panel[row * columns + column] = line[row] }
+      }
+    }
+  }
+  return isFinite
+}
+
 /// The loop for one type: written so that the compiler vectorises it, finiteness included. An exponent
 /// of all ones, and no other, carries into the sign's place when its lowest bit is added.
 @inline(__always)

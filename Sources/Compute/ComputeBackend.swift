@@ -122,6 +122,8 @@ public protocol DecoderOperations: MatrixStorage {
   func linear(_ inputs: Matrix, _ products: [LinearProduct])
 
   /// Normalises every row; `inputs` and `outputs` may be the same matrix.
+  ///
+  /// Weights, and biases, for several rows are used in turn: heads that have some of their own.
   func normalize(_ inputs: Matrix, _ normalization: NormalizationParameters, into outputs: Matrix)
 
   /// Rotary position embedding in place, on `[tokens, heads · headDimension]`.
@@ -153,6 +155,9 @@ public protocol DecoderOperations: MatrixStorage {
   /// gate ← function(gate) ⊙ up.
   func activateGate(_ gate: Matrix, up: Matrix, _ function: ActivationFunction)
 
+  /// Applies an activation function with parameters that were learned, in place.
+  func activate(_ states: Matrix, _ function: XIELU)
+
   /// y ← y + x.
   func add(_ x: Matrix, into y: Matrix)
 
@@ -161,6 +166,9 @@ public protocol DecoderOperations: MatrixStorage {
 
   /// x ← cap · tanh(x / cap).
   func softcap(_ x: Matrix, at cap: Float)
+
+  /// x ← x moved to between −limit and limit.
+  func clamp(_ x: Matrix, to limit: Float)
 
   /// −log softmax(logits)[target] of every row, `[tokens, vocabulary]` → one value a row.
   func negativeLogLikelihoods(logits: Matrix, targets: [Int32]) -> [Float]
@@ -183,6 +191,14 @@ public struct NormalizationParameters: Sendable {
     self.weight = weight
     self.bias = bias
     self.epsilon = epsilon
+  }
+
+  /// So many rows, one after the other, have weights of their own.
+  public func groups(of inputs: Matrix) -> Int {
+    let groups = weight.count / max(inputs.columns, 1)
+    precondition(groups > 0 && groups * inputs.columns == weight.count, "the weight has another length")
+    precondition(bias == nil || bias?.count == weight.count, "the bias has another length")
+    return groups
   }
 }
 
@@ -309,6 +325,23 @@ public enum ActivationFunction: String, Sendable, CaseIterable {
   /// max(x, 0)²
   case reluSquared = "relu_squared"
   case sigmoid
+}
+
+/// xIELU (arXiv 2411.13010): αₚx² + βx above 0, and αₙ(eˣ − 1 − x) + βx below.
+public struct XIELU: Sendable {
+  public let positive: Float
+  public let negative: Float
+  public let linear: Float
+
+  /// - Parameters:
+  ///   - positive: αₚ
+  ///   - negative: αₙ
+  ///   - linear: β
+  public init(positive: Float, negative: Float, linear: Float) {
+    self.positive = positive
+    self.negative = negative
+    self.linear = linear
+  }
 }
 
 public enum ComputeError: Error, Sendable, Equatable, CustomStringConvertible {

@@ -24,20 +24,36 @@ extension OpenBLASBackend: DecoderOperations {
   ) {
     let features = inputs.columns
     precondition(outputs.rows == inputs.rows && outputs.columns == features, "the shapes differ")
-    precondition(normalization.weight.count == features, "the weight has another length")
-    precondition(
-      normalization.bias == nil || normalization.bias?.count == features, "the bias has another length")
+    let groups = normalization.groups(of: inputs)
     runRows(of: inputs) { rows in
-      let x = inputs.rows(rows)
-      let y = outputs.rows(rows)
+      guard groups > 1 else {
+        return normalize(inputs, normalization, rows: rows, firstWeight: 0, into: outputs)
+      }
+      for row in rows {
+        normalize(
+          inputs, normalization, rows: row..<row + 1, firstWeight: row % groups * features, into: outputs)
+      }
+    }
+  }
+
+  private func normalize(
+    _ inputs: Matrix, _ normalization: NormalizationParameters, rows: Range<Int>, firstWeight: Int,
+    into outputs: Matrix
+  ) {
+    let x = inputs.rows(rows)
+    let y = outputs.rows(rows)
+    unsafe normalization.weight.withUnsafeBufferPointer { weights in
+      guard let weights = weights.baseAddress else { return }
+      let weight = unsafe weights + firstWeight
       switch normalization.kind {
       case .rootMeanSquare:
-        unsafe qe_rms_norm(
-          x.pointer, y.pointer, rows.count, features, normalization.weight, normalization.epsilon)
+        unsafe qe_rms_norm(x.pointer, y.pointer, rows.count, x.columns, weight, normalization.epsilon)
       case .layer:
-        unsafe qe_layer_norm(
-          x.pointer, y.pointer, rows.count, features, normalization.weight, normalization.bias,
-          normalization.epsilon)
+        unsafe (normalization.bias ?? []).withUnsafeBufferPointer { biases in
+          let bias = unsafe biases.isEmpty ? nil : biases.baseAddress.map { unsafe $0 + firstWeight }
+          unsafe qe_layer_norm(
+            x.pointer, y.pointer, rows.count, x.columns, weight, bias, normalization.epsilon)
+        }
       }
     }
   }
@@ -120,6 +136,14 @@ extension OpenBLASBackend: DecoderOperations {
     }
   }
 
+  public func activate(_ states: Matrix, _ function: XIELU) {
+    runElements(of: states) { elements in
+      unsafe qe_xielu(
+        states.pointer + elements.lowerBound, elements.count, function.positive, function.negative,
+        function.linear)
+    }
+  }
+
   public func add(_ x: Matrix, into y: Matrix) {
     precondition(x.rows == y.rows && x.columns == y.columns, "the shapes differ")
     runElements(of: y) { elements in
@@ -134,6 +158,11 @@ extension OpenBLASBackend: DecoderOperations {
   public func softcap(_ x: Matrix, at cap: Float) {
     precondition(cap > 0, "nothing is capped at \(cap)")
     runElements(of: x) { unsafe qe_softcap(x.pointer + $0.lowerBound, $0.count, cap) }
+  }
+
+  public func clamp(_ x: Matrix, to limit: Float) {
+    precondition(limit > 0, "nothing is left within \(limit)")
+    runElements(of: x) { unsafe qe_clamp(x.pointer + $0.lowerBound, $0.count, limit) }
   }
 
   public func negativeLogLikelihoods(logits: Matrix, targets: [Int32]) -> [Float] {

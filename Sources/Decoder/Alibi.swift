@@ -5,7 +5,7 @@ import Tensors
 struct Alibi: Sendable, Hashable {
   let heads: Int
   /// Falcon adds the bias before it scales the scores, in bfloat16; BLOOM after, in full precision.
-  let isScaledWithScores: Bool
+  var isScaledWithScores = false
 
   /// One slope per head: powers of 2^(−8/n) for n heads, n a power of two; further heads take every
   /// second slope of the next power of two.

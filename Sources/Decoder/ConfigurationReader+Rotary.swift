@@ -28,7 +28,8 @@ extension ConfigurationReader {
     let dimension = Int(Double(headDimension) * share)
     try requireRotary(dimension)
     return RotaryEmbedding(
-      headDimension: dimension, theta: theta, scaling: try scaling(rope, pairs: dimension / 2),
+      headDimension: dimension, theta: try rope.stretched(theta, dimension: dimension),
+      scaling: try scaling(rope, pairs: dimension / 2),
       isInterleaved: style.isInterleaved)
   }
 
@@ -64,7 +65,8 @@ extension ConfigurationReader {
 
   private func scaling(_ rope: RopeSettings, pairs: Int) throws(DecoderError) -> RotaryEmbedding.Scaling {
     switch rope.kind {
-    case "default": return .none
+    // Scaled for sequences beyond the model's positions alone, or once and for all by an alpha, which theta has.
+    case "default", "dynamic": return .none
     // Of text, all three positions of a token are the same.
     case "mrope" where isWrapped: return .none
     case "linear": return .linear(factor: try rope.required("factor"))
@@ -97,7 +99,8 @@ extension ConfigurationReader {
         factor: try rope.number("factor", default: 1))
     default:
       throw .unsupportedSetting(
-        key: "rope_scaling.rope_type", value: rope.kind, supported: "default, linear, llama3, yarn, longrope")
+        key: "rope_scaling.rope_type", value: rope.kind,
+        supported: "default, dynamic, linear, llama3, yarn, longrope")
     }
   }
 
@@ -150,6 +153,12 @@ private struct RopeSettings {
   ) throws(DecoderError) -> Double {
     if let number = try number(key) { return number }
     return try fallback()
+  }
+
+  /// Theta as a fixed alpha stretches it.
+  func stretched(_ theta: Double, dimension: Int) throws(DecoderError) -> Double {
+    guard kind == "dynamic", dimension > 2, let alpha = try number("alpha") else { return theta }
+    return theta * pow(alpha, Double(dimension) / Double(dimension - 2))
   }
 
   func required(_ key: String) throws(DecoderError) -> Double {

@@ -1,5 +1,6 @@
 import Checkpoint
 import Compute
+import Glibc
 import Tensors
 
 // The weights that a layer runs with: read, replaced by what was quantized, and given back, stage by stage.
@@ -85,11 +86,40 @@ extension WeightSource {
     return matrix
   }
 
+  /// The norm of an attention's queries, or keys.
+  func headNorm(
+    _ norm: NormDescription, of attention: AttentionDescription, heads: Int, prefix: String
+  ) throws -> NormalizationParameters {
+    let tensors = attention.normTensors(norm, heads: heads, prefix: prefix)
+    let values = try tensors.map { try matrix($0.name, shape: $0.shape).elements }
+    let weights = norm.hasBias ? values.dropLast() : values[...]
+    return NormalizationParameters(
+      kind: norm.kind, weight: weights.flatMap { $0 }.map { norm.addsOne ? $0 + 1 : $0 },
+      bias: norm.hasBias ? values.last : nil, epsilon: norm.epsilon)
+  }
+
+  /// The xIELU of a layer, whose parameters are stored as what softplus makes them of.
+  func xielu(_ module: String) throws -> XIELU {
+    let stored = try XIELU.tensors(module).map { Double(try vector($0.name, count: 1)[0]) }
+    func softplus(_ x: Double) -> Double { x > 30 ? x : log1p(exp(x)) }
+    // A constant of the family's, which checkpoints have as well.
+    let linear = shape(of: "\(module).beta") == [] ? try matrix("\(module).beta", shape: [])[0, 0] : 0.5
+    return XIELU(
+      positive: Float(softplus(stored[0])), negative: linear + Float(softplus(stored[1])), linear: linear)
+  }
+
   func norm(_ norm: NormDescription, prefix: String = "", size: Int) throws -> NormalizationParameters {
     NormalizationParameters(
       kind: norm.kind,
       weight: try vector("\(prefix)\(norm.name).weight", count: size).map { norm.addsOne ? $0 + 1 : $0 },
       bias: norm.hasBias ? try vector("\(prefix)\(norm.name).bias", count: size) : nil,
       epsilon: norm.epsilon)
+  }
+}
+
+extension XIELU {
+  /// What a checkpoint has of one.
+  static func tensors(_ module: String) -> [(name: String, shape: [Int])] {
+    ["alpha_p", "alpha_n"].map { ("\(module).\($0)", [1]) }
   }
 }

@@ -41,6 +41,7 @@ public final class DecoderLayer {
   let mlpOutputNorm: NormalizationParameters?
   private let queryNorm: NormalizationParameters?
   private let keyNorm: NormalizationParameters?
+  private let xielu: XIELU?
   private let valueNorm: NormalizationParameters?
   private let linearAttention: GatedDeltaNet?
   /// A factor of the residual stream after the layer.
@@ -79,8 +80,13 @@ public final class DecoderLayer {
     router = try description.mixture.map {
       try MixtureRouter($0, prefix: prefix, hiddenSize: model.hiddenSize, source: source, backend: backend)
     }
-    queryNorm = try norm(linearAttention == nil ? attention.queryNorm : nil, size: attention.queryNormSize)
-    keyNorm = try norm(linearAttention == nil ? attention.keyNorm : nil, size: attention.keyNormSize)
+    func headNorm(_ norm: NormDescription?, heads: Int) throws -> NormalizationParameters? {
+      guard let norm, description.linearAttention == nil else { return nil }
+      return try source.headNorm(norm, of: attention, heads: heads, prefix: prefix)
+    }
+    queryNorm = try headNorm(attention.queryNorm, heads: attention.heads)
+    keyNorm = try headNorm(attention.keyNorm, heads: attention.keyValueHeads)
+    xielu = try description.mlp.xielu.map { try source.xielu(prefix + $0) }
     valueNorm = attention.valueNormEpsilon.map {
       NormalizationParameters(
         kind: .rootMeanSquare, weight: [Float](repeating: 1, count: attention.headDimension), epsilon: $0)
@@ -164,16 +170,18 @@ public final class DecoderLayer {
     } else {
       run(projections, on: input, into: [queries] + (gate.map { [$0] } ?? []) + [keys, values])
     }
-    for (states, norm) in [(queries, queryNorm), (keys, keyNorm), (values, valueNorm)] {
-      guard let norm else { continue }
-      let heads = states.reshaped(rows: states.count / norm.weight.count, columns: norm.weight.count)
-      backend.normalize(heads, norm, into: heads)
+    if let clip = attention.clip {
+      for states in [queries, keys, values] { backend.clamp(states, to: clip) }
     }
     let positions = tables[attention.positions]
-    if let rotary = positions.rotary {
-      backend.rotate(queries, headDimension: attention.headDimension, table: rotary)
-      backend.rotate(keys, headDimension: attention.headDimension, table: rotary)
+    if attention.turnsFirst { turn(queries, keys, positions.rotary) }
+    for (states, norm) in [(queries, queryNorm), (keys, keyNorm), (values, valueNorm)] {
+      guard let norm else { continue }
+      let size = attention.normSize(states.columns)
+      let heads = states.reshaped(rows: states.count / size, columns: size)
+      backend.normalize(heads, norm, into: heads)
     }
+    if !attention.turnsFirst { turn(queries, keys, positions.rotary) }
     let context = workspace.matrix(.context, rows: tokens, columns: attention.queryFeatures)
     let parameters = AttentionParameters(
       heads: attention.heads, keyValueHeads: attention.keyValueHeads,
@@ -184,6 +192,13 @@ public final class DecoderLayer {
     guard let gate else { return context }
     backend.activateGate(gate, up: context, .sigmoid)
     return gate
+  }
+
+  private func turn(_ queries: Matrix, _ keys: Matrix, _ table: RotaryTable?) {
+    guard let table else { return }
+    for states in [queries, keys] {
+      backend.rotate(states, headDimension: description.attention.headDimension, table: table)
+    }
   }
 
   private func attendLinearly(_ input: Matrix, sequenceLength: Int) -> Matrix {
@@ -208,7 +223,7 @@ public final class DecoderLayer {
     switch mlp.expansion {
     case .plain(let name):
       run([name], on: input, into: [up])
-      backend.activate(up, mlp.activation)
+      if let xielu { backend.activate(up, xielu) } else { backend.activate(up, mlp.activation) }
       return up
     case .gated, .fused:
       let gate = workspace.matrix(.gate, rows: input.rows, columns: mlp.intermediateSize)

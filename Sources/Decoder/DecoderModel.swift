@@ -96,7 +96,8 @@ public final class DecoderModel {
         try source.matrix($0, shape: [head.width, description.hiddenSize], for: backend)
       },
       weights: try source.matrix(
-        head.weights, shape: [description.vocabularySize, head.width], for: backend))
+        head.weights, shape: [description.vocabularySize, head.width], for: backend),
+      bias: try head.bias.map { try source.vector($0, count: description.vocabularySize) })
   }
 }
 
@@ -108,6 +109,7 @@ public struct DecoderHead {
   let norm: NormalizationParameters?
   let projection: Matrix?
   let weights: Matrix
+  let bias: [Float]?
 
   /// Logits `[tokens, vocabulary]` of hidden states `[tokens, hiddenSize]`; valid until the next call.
   public func logits(_ hiddenStates: Matrix) -> Matrix {
@@ -123,7 +125,7 @@ public struct DecoderHead {
       states = projected
     }
     let logits = workspace.matrix(.logits, rows: states.rows, columns: weights.rows)
-    backend.linear(states, weights: weights, bias: nil, into: logits)
+    backend.linear(states, weights: weights, bias: bias, into: logits)
     if description.scale != 1 { backend.scale(logits, by: description.scale) }
     if let cap = description.softcap { backend.softcap(logits, at: cap) }
     return logits

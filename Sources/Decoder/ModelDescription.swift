@@ -107,6 +107,8 @@ public struct HeadDescription: Sendable {
   /// `[vocabulary, width]`; the token embeddings where they are tied.
   let weights: String
   let width: Int
+  /// What is added to the logits, `[vocabulary]`.
+  var bias: String?
   /// A factor of the logits.
   var scale: Float = 1
   /// Logits l, scaled, become cap · tanh(l / cap).
@@ -128,6 +130,10 @@ struct NormDescription: Sendable {
   let epsilon: Float
   /// Whether the checkpoint has the weight less 1.
   let addsOne: Bool
+
+  func renamed(_ name: String) -> NormDescription {
+    NormDescription(name: name, kind: kind, hasBias: hasBias, epsilon: epsilon, addsOne: addsOne)
+  }
 
   static func rootMeanSquare(_ name: String, epsilon: Float) -> NormDescription {
     NormStyle.rootMeanSquare(epsilon: epsilon)(name)
@@ -248,6 +254,18 @@ struct AttentionDescription: Sendable {
     case blocks
   }
 
+  /// What the norms of queries and keys are over.
+  enum HeadNorm: Sendable {
+    /// Each head, all with the same weights.
+    case ofEachHead
+    /// Each head with weights of its own: `<name>.weight`, `[heads, headDimension]`.
+    case ofEachHeadByItsOwn
+    /// The same in tensors of their own: `<name>.norms.<head>.weight`.
+    case ofEachHeadByItsOwnTensor
+    /// All heads together.
+    case ofWhole
+  }
+
   enum Positions: Sendable, Hashable {
     case none
     case rotary(RotaryEmbedding)
@@ -271,8 +289,11 @@ struct AttentionDescription: Sendable {
   /// Norms of queries and keys.
   var queryNorm: NormDescription?
   var keyNorm: NormDescription?
-  /// Whether they are over all heads together, and not over each.
-  var normalizesWhole = false
+  var headNorm = HeadNorm.ofEachHead
+  /// Whether heads turn before they are normalized.
+  var turnsFirst = false
+  /// Queries, keys and values are moved to between this, negative, and this.
+  var clip: Float?
   /// Whether the query linear has for every head the rows of its queries and then those of a gate, whose sigmoid what the
   /// head gathers is multiplied by.
   var hasOutputGate = false
@@ -306,9 +327,30 @@ struct AttentionDescription: Sendable {
   var queryFeatures: Int { heads * headDimension }
   var keyFeatures: Int { keyValueHeads * headDimension }
 
-  /// Values that a norm of queries, or of keys, is over.
-  var queryNormSize: Int { normalizesWhole ? queryFeatures : headDimension }
-  var keyNormSize: Int { normalizesWhole ? keyFeatures : headDimension }
+  /// Values that a norm of queries or keys is over.
+  /// - Parameter features: of all heads
+  func normSize(_ features: Int) -> Int { headNorm == .ofWhole ? features : headDimension }
+
+  /// The tensors of the norms of queries and keys.
+  func normTensors(prefix: String) -> [(name: String, shape: [Int])] {
+    [(queryNorm, heads), (keyNorm, keyValueHeads)].flatMap { norm, heads in
+      norm.map { self.normTensors($0, heads: heads, prefix: prefix) } ?? []
+    }
+  }
+
+  /// The weights, in the order of the heads, and then the bias, if there is one.
+  func normTensors(
+    _ norm: NormDescription, heads: Int, prefix: String
+  ) -> [(name: String, shape: [Int])] {
+    let name = "\(prefix)\(norm.name)"
+    switch headNorm {
+    case .ofEachHead: return norm.tensors(prefix: prefix, size: headDimension)
+    case .ofWhole: return norm.tensors(prefix: prefix, size: heads * headDimension)
+    case .ofEachHeadByItsOwn: return [("\(name).weight", [heads, headDimension])]
+    case .ofEachHeadByItsOwnTensor:
+      return (0..<heads).map { ("\(name).norms.\($0).weight", [headDimension]) }
+    }
+  }
 }
 
 struct MLPDescription: Sendable {
@@ -327,7 +369,19 @@ struct MLPDescription: Sendable {
   var down: String
   var intermediateSize: Int
   var activation: ActivationFunction
+  /// The module of an xIELU that is applied instead.
+  var xielu: String?
   var hasBias: Bool
+
+  init(
+    expansion: Expansion, down: String, intermediateSize: Int, activation: ActivationFunction, hasBias: Bool
+  ) {
+    self.expansion = expansion
+    self.down = down
+    self.intermediateSize = intermediateSize
+    self.activation = activation
+    self.hasBias = hasBias
+  }
 }
 
 /// One linear of a layer, as a stage of the layer's forward pass sees it.

@@ -1,3 +1,5 @@
+import Compute
+
 extension ModelDescription {
   /// Every tensor that a forward pass reads, with the shape that config.json gives it.
   public var requiredTensors: [(name: String, shape: [Int])] {
@@ -14,6 +16,7 @@ extension ModelDescription {
     }
     if let projection = embedding.projection { tensors.append((projection, [hiddenSize, embedding.width])) }
     if let projection = head.projection { tensors.append((projection, [head.width, hiddenSize])) }
+    if let bias = head.bias { tensors.append((bias, [vocabularySize])) }
     for norm in [embedding.norm, head.norm] {
       tensors += norm?.tensors(prefix: "", size: hiddenSize) ?? []
     }
@@ -37,6 +40,7 @@ extension ModelDescription {
       }
       if let correction = mixture.correction { tensors.append(("\(prefix)\(correction)", [mixture.count])) }
     }
+    if let xielu = layer.mlp.xielu { tensors += XIELU.tensors(prefix + xielu) }
     if let scale = layer.outputScale { tensors.append(("\(prefix)\(scale)", [1])) }
     if let mixer = layer.linearAttention {
       tensors += [mixer.decay, mixer.gate].map { ("\(prefix)\($0).weight", [mixer.valueHeads, hiddenSize]) }
@@ -48,14 +52,12 @@ extension ModelDescription {
       return tensors
     }
     let attention = layer.attention
-    tensors += attention.queryNorm?.tensors(prefix: prefix, size: attention.queryNormSize) ?? []
-    tensors += attention.keyNorm?.tensors(prefix: prefix, size: attention.keyNormSize) ?? []
-    return tensors
+    return tensors + attention.normTensors(prefix: prefix)
   }
 }
 
 extension NormDescription {
-  fileprivate func tensors(prefix: String, size: Int) -> [(name: String, shape: [Int])] {
+  func tensors(prefix: String, size: Int) -> [(name: String, shape: [Int])] {
     let names = hasBias ? ["weight", "bias"] : ["weight"]
     return names.map { ("\(prefix)\(name).\($0)", [size]) }
   }

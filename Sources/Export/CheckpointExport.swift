@@ -22,7 +22,7 @@ public final class CheckpointExport: Sendable {
   private let quantized: [String: LinearDescription]
   private let outputs: [Output]
   private let leftOut: Set<String>
-  private let hasExperts: Bool
+  private let traits: ModelTraits
   private let towers: [String]
 
   /// Bytes of a tensor that are copied at once.
@@ -49,7 +49,7 @@ public final class CheckpointExport: Sendable {
   public init(
     source: CheckpointReader, linears: [LinearDescription], formats: [OutputFormatName],
     directory: String, shardSizeLimit: Int = 5_000_000_000, leavingOut leftOut: Set<String> = [],
-    besides towers: [String] = [], hasExperts: Bool = false
+    besides towers: [String] = [], traits: ModelTraits = []
   ) throws {
     precondition(!formats.isEmpty && Set(formats).count == formats.count, "each format once")
     precondition(Set(linears.map(\.name)).count == linears.count, "a linear is described twice")
@@ -61,7 +61,8 @@ public final class CheckpointExport: Sendable {
     self.linears = linears
     self.leftOut = leftOut
     self.towers = towers
-    self.hasExperts = hasExperts
+    let isTransposed = source.tensors.values.contains(where: \.isTransposed)
+    self.traits = isTransposed ? traits.union(.transposedLinears) : traits
     self.quantized = Dictionary(uniqueKeysWithValues: quantized.map { ($0.name, $0) })
     var outputs: [Output] = []
     for name in formats {
@@ -101,11 +102,11 @@ public final class CheckpointExport: Sendable {
     source.tensorNames.flatMap { name -> [TensorPlan] in
       guard let tensor = source.tensors[name] else { return [] }
       if let linear = quantized[module(of: name, "weight")], let grid = linear.gridFormat {
-        return format.tensors(of: linear, grid: grid, modelType: tensor.dtype)
+        return format.tensors(of: linear, grid: grid, inPlaceOf: tensor)
       }
-      let isBias = quantized[module(of: name, "bias")] != nil
-      let dtype = isBias ? format.biasType(modelType: tensor.dtype) : tensor.dtype
-      return [TensorPlan(name: name, dtype: dtype, shape: tensor.shape)]
+      guard quantized[module(of: name, "bias")] != nil else { return [TensorPlan(copying: tensor)] }
+      let type = format.biasType(modelType: tensor.dtype)
+      return [TensorPlan(name: name, dtype: type, shape: tensor.shape)]
     }
   }
 
@@ -140,7 +141,7 @@ public final class CheckpointExport: Sendable {
       "\(linear.name) differs from its description")
     let stored = linear.withStoredScales
     for output in outputs {
-      try output.format.write(stored, modelType: weight.dtype, to: output.writer)
+      try output.format.write(stored, inPlaceOf: weight, to: output.writer)
       if let writer = output.outlierWriter, let outliers = linear.outliers {
         try OutlierFile.write(outliers, of: linear.name, to: writer)
       }
@@ -237,7 +238,7 @@ public final class CheckpointExport: Sendable {
     outputs.flatMap { output in
       var supports: [RuntimeSupport] = []
       for grid in Set(quantized.values.compactMap(\.gridFormat)) {
-        for support in output.format.runtimes(for: grid, ofExperts: hasExperts) {
+        for support in output.format.runtimes(for: grid, of: traits) {
           if let index = supports.firstIndex(where: { $0.runtime == support.runtime }) {
             if supports[index].loads && !support.loads { supports[index] = support }
           } else {

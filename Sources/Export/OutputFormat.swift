@@ -38,11 +38,12 @@ public protocol OutputFormat: Sendable {
   func check(_ linears: [LinearDescription]) throws(ExportError)
 
   /// The tensors that stand for a linear's weight, its bias and outliers aside.
-  func tensors(of linear: LinearDescription, grid: GridFormat, modelType: DType) -> [TensorPlan]
+  /// - Parameter weight: the source's
+  func tensors(of linear: LinearDescription, grid: GridFormat, inPlaceOf weight: TensorInfo) -> [TensorPlan]
 
   /// Writes those tensors.
   /// - Parameter linear: with scales as they are stored, see ``QuantizedLinear/withStoredScales``
-  func write(_ linear: QuantizedLinear, modelType: DType, to writer: CheckpointWriter) throws
+  func write(_ linear: QuantizedLinear, inPlaceOf weight: TensorInfo, to writer: CheckpointWriter) throws
 
   /// `quantization_config` for config.json; nil for a checkpoint like any other.
   /// - Parameter towers: parts of modules' names whose linears stay as they are
@@ -52,8 +53,7 @@ public protocol OutputFormat: Sendable {
   func files(configuration: JSONValue) -> [String: JSONValue]
 
   /// What is known of the runtimes that read such a grid in this format.
-  /// - Parameter hasExperts: whether the model has mixtures of experts, which runtimes have layouts of their own for
-  func runtimes(for grid: GridFormat, ofExperts hasExperts: Bool) -> [RuntimeSupport]
+  func runtimes(for grid: GridFormat, of traits: ModelTraits) -> [RuntimeSupport]
 }
 
 extension OutputFormat {
@@ -61,6 +61,17 @@ extension OutputFormat {
   public func biasType(modelType: DType) -> DType { modelType }
   public func check(_ linears: [LinearDescription]) throws(ExportError) {}
   public func files(configuration: JSONValue) -> [String: JSONValue] { [:] }
+}
+
+/// What a model has that runtimes have layouts, or modules, of their own for.
+public struct ModelTraits: OptionSet, Sendable {
+  public let rawValue: Int
+
+  public init(rawValue: Int) { self.rawValue = rawValue }
+
+  public static let experts = ModelTraits(rawValue: 1)
+  /// Linears that are stored the other way round.
+  public static let transposedLinears = ModelTraits(rawValue: 2)
 }
 
 /// One linear of the source checkpoint and what is to become of it.

@@ -37,7 +37,7 @@ extension QuantizationRun {
       if parts.first == "model" { parts.removeFirst() }
       switch parts.first {
       case nil, "lm_head", "embed_out": continue
-      case "layers", "language_model", "transformer", "decoder", "h":
+      case "layers", "language_model", "transformer", "decoder", "h", "blocks":
         guard shape.count == 2 else { continue }
         linears.append(
           LinearDescription(

@@ -125,7 +125,7 @@ public final class QuantizationRun: Sendable {
       source: checkpoint, linears: linears + others.linears, formats: request.formats,
       directory: staging.path,
       shardSizeLimit: request.shardSizeLimit, leavingOut: [FileSystem.name(of: request.calibrationSource)],
-      besides: others.towers, hasExperts: description.hasMixtures)
+      besides: others.towers, traits: description.hasMixtures ? .experts : [])
     for support in export.runtimes where description.hasMixtures && !support.loads {
       progress(.warning("\(support)"))
     }

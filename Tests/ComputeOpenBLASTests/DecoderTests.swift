@@ -35,6 +35,22 @@ import Testing
     }
   }
 
+  @Test(arguments: [NormalizationParameters.Kind.rootMeanSquare, .layer], [false, true])
+  func `rows that have weights of their own agree with the definition`(
+    kind: NormalizationParameters.Kind, hasBias: Bool
+  ) {
+    let (groups, features) = (3, 17)
+    let parameters = NormalizationParameters(
+      kind: kind, weight: Matrix.random(groups, features, seed: 4).elements,
+      bias: hasBias && kind == .layer ? Matrix.random(groups, features, seed: 5).elements : nil,
+      epsilon: 1e-5)
+    expectAgreement(within: 2e-6) { backend in
+      let states = Matrix.random(groups * 50, features, seed: 6)
+      backend.normalize(states, parameters, into: states)
+      return states
+    }
+  }
+
   @Test func `layer normalization does without a bias`() {
     let parameters = NormalizationParameters(kind: .layer, weight: [1, 2, 3], epsilon: 1e-5)
     expectAgreement(within: 2e-6) { backend in
@@ -115,8 +131,12 @@ import Testing
   }
 
   @Test(arguments: [(1, 1), (33, 4001)], [0.3, 2, 30] as [Float])
-  func `scaling and capping agree with their definitions`(_ shape: (rows: Int, columns: Int), cap: Float) {
-    for change in [{ $0.scale($1, by: cap) }, { $0.softcap($1, at: cap) }]
+  func `what changes every element agrees with its definition`(_ shape: (rows: Int, columns: Int), cap: Float)
+  {
+    for change in [
+      { $0.scale($1, by: cap) }, { $0.softcap($1, at: cap) }, { $0.clamp($1, to: cap) },
+      { $0.activate($1, XIELU(positive: 0.7, negative: 1.1, linear: cap)) },
+    ]
       as [(any Operations, Matrix) -> Void]
     {
       expectAgreement(within: 1e-6) { backend in

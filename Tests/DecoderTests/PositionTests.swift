@@ -52,12 +52,12 @@ struct PositionTests {
     (1, [-8]),
   ])
   func `alibi slopes are powers of two`(_ heads: Int, _ exponents: [Double]) {
-    let slopes = Alibi(heads: heads, isScaledWithScores: false).slopes
+    let slopes = Alibi(heads: heads).slopes
     expectClose(slopes, exponents.map { Float(exp2($0)) })
   }
 
   @Test func `alibi adds a slope per position, of falcon before the scores are scaled`() {
-    let plain = Alibi(heads: 2, isScaledWithScores: false).bias(sequenceLength: 4, scoreScale: 0.5)
+    let plain = Alibi(heads: 2).bias(sequenceLength: 4, scoreScale: 0.5)
     #expect(plain.elements == [0, 1, 2, 3].map { 0.0625 * $0 } + [0, 1, 2, 3].map { 0.003_906_25 * $0 })
     let scaled = Alibi(heads: 2, isScaledWithScores: true).bias(sequenceLength: 4, scoreScale: 0.5)
     #expect(scaled.elements == plain.elements.map { $0 / 2 })

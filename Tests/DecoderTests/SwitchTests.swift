@@ -67,6 +67,27 @@ struct SwitchTests {
       .layers("glm4-moe", "scores over all experts") { $0.mixture?.scoring = .softmax },
       .layers("minimax-m2", "no correction") { $0.mixture?.correction = nil },
       .layers("minimax-m2", "scores over all experts") { $0.mixture?.scoring = .softmax },
+      .layers("cohere-qk-norm", "heads as they are") {
+        $0.attention.queryNorm = nil
+        $0.attention.keyNorm = nil
+      },
+      .layers("stablelm-qk-norm", "heads as they are") { $0.attention.keyNorm = nil },
+      .layers("phi-qk-norm", "heads as they are") { $0.attention.queryNorm = nil },
+      Switch("phi", "no bias of the head") { $0.head.bias = nil },
+      .rotary("phi", "whole heads", RotaryEmbedding(headDimension: 8, theta: 100)),
+      .layers("apertus", "another activation") { $0.mlp.xielu = nil },
+      .rotary("apertus", "no scaling", RotaryEmbedding(headDimension: 8, theta: 100)),
+      .layers("hunyuan", "normalized first") { $0.attention.turnsFirst = false },
+      .rotary("hunyuan", "no alpha", RotaryEmbedding(headDimension: 8, theta: 100)),
+      .layers("gpt2-scaled", "equal scales of the scores") { $0.attention.scoreScale = 0.5 },
+      Switch("gptj", "no bias of the head") { $0.head.bias = nil },
+      .rotary("gptj", "pairs of halves", RotaryEmbedding(headDimension: 4, theta: 10_000)),
+      .rotary("gptj", "whole heads", RotaryEmbedding(headDimension: 8, theta: 10_000, isInterleaved: true)),
+      .layers("mpt-clip", "nothing clipped") { $0.attention.clip = nil },
+      .layers("mpt-clip", "scores by the head's width") {
+        $0.attention.scoreScale = 1 / Float(6).squareRoot()
+      },
+      .layers("mpt", "no positions") { $0.attention.positions = .none },
       .layers("gemma2", "no cap of scores") { $0.attention.softcap = nil },
       Switch("gemma2", "no cap of logits") { $0.head.softcap = nil },
       Switch("gemma2", "embeddings as they are") { $0.embedding.scale = 1 },

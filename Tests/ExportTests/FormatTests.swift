@@ -163,7 +163,7 @@ struct FormatTests {
   @Test func `the table of runtimes knows what they refuse`() {
     func loads(_ name: OutputFormatName, _ bits: BitWidth, symmetric: Bool, _ runtime: String) -> Bool? {
       let format = GridFormat(bitWidth: bits, groupSize: .channel, isSymmetric: symmetric)
-      return name.format.runtimes(for: format, ofExperts: false).first { $0.runtime == runtime }?.loads
+      return name.format.runtimes(for: format, of: []).first { $0.runtime == runtime }?.loads
     }
     #expect(loads(.compressedTensors, .four, symmetric: true, "vLLM") == true)
     #expect(loads(.compressedTensors, .three, symmetric: false, "vLLM") == false)

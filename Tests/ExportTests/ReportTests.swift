@@ -42,7 +42,7 @@ func sampleReport(layers: Int, name: String = "SmolLM2-135M-Instruct") -> Report
       calibration: .init(
         samples: 32, sequenceLength: 512, seed: 0, source: "smollm2-calibration-32x512.safetensors")),
     linears: linears, totals: totals,
-    loadsIn: formats.flatMap { $0.format.runtimes(for: grid, ofExperts: false) })
+    loadsIn: formats.flatMap { $0.format.runtimes(for: grid, of: []) })
 }
 
 struct ReportTests {

@@ -278,6 +278,22 @@ struct QuantizeTests {
     }
   }
 
+  @Test func `a tensor of a type that is not known is copied`() throws {
+    let bench = try Workbench()
+    let bytes: [UInt8] = [7, 1, 250]
+    try bench.damage { file in
+      let end = file.data.count
+      file.data += bytes
+      file.header["towers.scales"] = [
+        "dtype": "F99", "shape": [2, 5], "data_offsets": [.integer(end), .integer(end + 3)],
+      ]
+    }
+    try bench.report()
+    let output = try TensorFile(bench.output + "/model.safetensors")
+    #expect(output.header["towers.scales"]?["dtype"]?.string == "F99")
+    #expect(Array(output.data[output.offsets(of: "towers.scales")]) == bytes)
+  }
+
   @Test func `several formats stand in directories of their names, the report above them`() throws {
     let bench = try Workbench()
     bench.options = ["--format", "gptq", "--format", "dense"]
@@ -345,7 +361,11 @@ struct QuantizeTests {
         > 1)
   }
 
-  @Test(arguments: ["opt-pre", "opt-post-350m", "bloom", "falcon-7b", "falcon-40b", "falcon-rw", "qwen3"])
+  @Test(arguments: [
+    "opt-pre", "opt-post-350m", "bloom", "falcon-7b", "falcon-40b", "falcon-rw", "qwen3", "gptj", "gpt2",
+    "mpt-clip",
+    "apertus", "stablelm-qk-norm",
+  ])
   func `every kind of layer goes through`(_ fixture: String) throws {
     let bench = try Workbench(fixture)
     bench.options = ["--bits", "8", "--format", "dense"]

@@ -171,6 +171,12 @@ public struct GuardedBackend: ComputeBackend {
 
   public func softcap(_ x: Matrix, at cap: Float) { opening(x) { base.softcap(x, at: cap) } }
 
+  public func clamp(_ x: Matrix, to limit: Float) { opening(x) { base.clamp(x, to: limit) } }
+
+  public func activate(_ states: Matrix, _ function: XIELU) {
+    opening(states) { base.activate(states, function) }
+  }
+
   public func negativeLogLikelihoods(logits: Matrix, targets: [Int32]) -> [Float] {
     opening(logits) { base.negativeLogLikelihoods(logits: logits, targets: targets) }
   }

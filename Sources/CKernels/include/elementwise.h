@@ -48,6 +48,12 @@ void qe_scale(float *x, ptrdiff_t count, float factor);
 /// x ← cap · tanh(x / cap), with an absolute error below 1e-6 · cap.
 void qe_softcap(float *x, ptrdiff_t count, float cap);
 
+/// x ← x moved to between −limit and limit.
+void qe_clamp(float *x, ptrdiff_t count, float limit);
+
+/// x ← positive · x² + linear · x where x > 0, and negative · (exp(x) − 1 − x) + linear · x elsewhere.
+void qe_xielu(float *x, ptrdiff_t count, float positive, float negative, float linear);
+
 /// Turns the first `2 · pairs` elements of every head of one row by the angles of its position: the pairs (i, i + pairs),
 /// or, `interleaved`, (2i, 2i + 1).
 /// - cosines, sines: `pairs` values

@@ -31,9 +31,9 @@ extension ReferenceBackend: DecoderOperations {
   ) {
     let features = inputs.columns
     precondition(outputs.rows == inputs.rows && outputs.columns == features, "the shapes do not fit")
-    precondition(normalization.weight.count == features, "the shapes do not fit")
-    precondition(normalization.bias == nil || normalization.bias?.count == features, "the shapes do not fit")
+    let groups = normalization.groups(of: inputs)
     for row in 0..<inputs.rows {
+      let first = row % groups * features
       let x = (0..<features).map { inputs.value(row, $0) }
       let center =
         switch normalization.kind {
@@ -43,8 +43,8 @@ extension ReferenceBackend: DecoderOperations {
       let spread = sum(0..<features) { (x[$0] - center) * (x[$0] - center) } / Double(features)
       let deviation = (spread + Double(normalization.epsilon)).squareRoot()
       for column in 0..<features {
-        let scaled = (x[column] - center) / deviation * Double(normalization.weight[column])
-        outputs[row, column] = Float(scaled + Double(normalization.bias?[column] ?? 0))
+        let scaled = (x[column] - center) / deviation * Double(normalization.weight[first + column])
+        outputs[row, column] = Float(scaled + Double(normalization.bias?[first + column] ?? 0))
       }
     }
   }
@@ -171,6 +171,18 @@ extension ReferenceBackend: DecoderOperations {
 
   public func softcap(_ x: Matrix, at cap: Float) {
     x.setEach { row, column in Double(cap) * tanh(x.value(row, column) / Double(cap)) }
+  }
+
+  public func clamp(_ x: Matrix, to limit: Float) {
+    x.setEach { row, column in min(max(x.value(row, column), -Double(limit)), Double(limit)) }
+  }
+
+  public func activate(_ states: Matrix, _ function: XIELU) {
+    states.setEach { row, column in
+      let x = states.value(row, column)
+      let bent = x > 0 ? Double(function.positive) * x * x : Double(function.negative) * (expm1(x) - x)
+      return bent + Double(function.linear) * x
+    }
   }
 
   public func negativeLogLikelihoods(logits: Matrix, targets: [Int32]) -> [Float] {

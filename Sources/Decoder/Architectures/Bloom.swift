@@ -28,7 +28,7 @@ extension Architecture {
           output: "self_attention.dense",
           projectionHasBias: true,
           outputHasBias: true,
-          positions: .alibi(Alibi(heads: heads, isScaledWithScores: false))),
+          positions: .alibi(Alibi(heads: heads))),
         mlp: MLPDescription(
           expansion: .plain(up: "mlp.dense_h_to_4h"),
           down: "mlp.dense_4h_to_h",

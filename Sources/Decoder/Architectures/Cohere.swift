@@ -1,9 +1,15 @@
 extension Architecture {
   /// Command R: attention and MLP side by side behind one layer norm without a bias, scaled logits.
   static let cohere = Architecture(modelTypes: ["cohere"]) { config in
-    // A norm for every head, with weights of its own each (Command R+).
-    try config.require("use_qk_norm", false, default: false)
-    return try .cohereLike(config) { _, _ in }
+    let norm = try NormStyle.layer(epsilon: config.epsilon("layer_norm_eps", default: 1e-5), hasBias: false)
+    // Command R+.
+    let normalizesHeads = try config.flag("use_qk_norm", default: false)
+    return try .cohereLike(config) { layer, _ in
+      guard normalizesHeads else { return }
+      layer.attention.queryNorm = norm("self_attn.q_norm")
+      layer.attention.keyNorm = norm("self_attn.k_norm")
+      layer.attention.headNorm = .ofEachHeadByItsOwn
+    }
   }
 
   /// Command R7B and A: three of four layers see a window, the fourth all and knows no positions.

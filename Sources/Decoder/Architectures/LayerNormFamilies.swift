@@ -4,13 +4,18 @@ extension Architecture {
   static let stableLM = Architecture(modelTypes: ["stablelm"]) { config in
     let epsilon = try config.epsilon("layer_norm_eps", default: 1e-5)
     let isParallel = try config.flag("use_parallel_residual", default: false)
-    // A norm for every head, with weights of its own each.
-    try config.require("qk_layernorm", false, default: false)
+    let normalizesHeads = try config.flag("qk_layernorm", default: false)
+    let headNorm = NormStyle.layer(epsilon: epsilon, hasBias: false)
     return try .llamaLike(
       config, norm: .layer(epsilon: epsilon),
       projectionHasBias: config.flag("use_qkv_bias", default: false),
       rotary: RotaryStyle(partial: 0.25)
     ) { layer, _ in
+      if normalizesHeads {
+        layer.attention.queryNorm = headNorm("self_attn.q_layernorm")
+        layer.attention.keyNorm = headNorm("self_attn.k_layernorm")
+        layer.attention.headNorm = .ofEachHeadByItsOwnTensor
+      }
       guard isParallel else { return }
       layer.arrangement = .parallelSharedNorm
       layer.mlpNorm = nil

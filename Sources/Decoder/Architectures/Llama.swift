@@ -37,6 +37,43 @@ extension Architecture {
     }
   }
 
+  /// The Swiss AI Initiative's Apertus: queries and keys normalized head by head, an MLP without a gate whose activation has
+  /// learned parameters.
+  static let apertus = Architecture(modelTypes: ["apertus"]) { config in
+    let hasBias = try config.flag("attention_bias", default: false)
+    let norm = try NormStyle.rootMeanSquare(epsilon: config.epsilon("rms_norm_eps", default: 1e-5))
+    let filled = config.filled(with: [
+      "rope_parameters": [
+        "rope_type": "llama3", "rope_theta": 12_000_000, "factor": 8, "low_freq_factor": 1,
+        "high_freq_factor": 4, "original_max_position_embeddings": 8_192,
+      ]
+    ])
+    let hasScaling = config.values["rope_scaling"] ?? .null != .null
+    let isLearned = config.values["hidden_act"]?.string ?? "xielu" == "xielu"
+    return try .llamaLike(
+      hasScaling ? config : filled, norm: norm, projectionHasBias: hasBias, outputHasBias: hasBias,
+      normalizesHeads: true, activation: isLearned ? .relu : nil,
+      rotary: RotaryStyle(defaultTheta: 12_000_000)
+    ) { layer, _ in
+      layer.attentionNorm = norm("attention_layernorm")
+      layer.mlpNorm = norm("feedforward_layernorm")
+      layer.mlp.expansion = .plain(up: "mlp.up_proj")
+      if isLearned { layer.mlp.xielu = "mlp.act_fn" }
+    }
+  }
+
+  /// Tencent's Hunyuan, dense: heads are normalized after they have turned.
+  static let hunyuan = Architecture(modelTypes: ["hunyuan_v1_dense"]) { config in
+    let hasBias = try config.flag("attention_bias", default: false)
+    let norm = try NormStyle.rootMeanSquare(epsilon: config.epsilon("rms_norm_eps", default: 1e-5))
+    return try .llamaLike(config, norm: norm, projectionHasBias: hasBias, outputHasBias: hasBias) {
+      layer, _ in
+      layer.attention.queryNorm = norm("self_attn.query_layernorm")
+      layer.attention.keyNorm = norm("self_attn.key_layernorm")
+      layer.attention.turnsFirst = true
+    }
+  }
+
   static let seedOSS = Architecture(modelTypes: ["seed_oss"]) { config in
     try .llamaLike(
       config, projectionHasBias: config.flag("attention_bias", default: true),

@@ -25,7 +25,7 @@ extension Architecture {
       config, normalizesHeads: true, headDimension: 128,
       rotary: RotaryStyle(defaultTheta: 5_000_000, partial: Double(rotated) / Double(headDimension))
     ) { layer, _ in
-      layer.attention.normalizesWhole = true
+      layer.attention.headNorm = .ofWhole
       try layer.mix(mixture)
     }
   }
@@ -39,7 +39,7 @@ extension Architecture {
     return try .llamaLike(
       config, norm: norm, projectionHasBias: hasBias, outputHasBias: hasBias, normalizesHeads: true
     ) { layer, _ in
-      layer.attention.normalizesWhole = true
+      layer.attention.headNorm = .ofWhole
       try layer.mix(mixture)
     }
   }

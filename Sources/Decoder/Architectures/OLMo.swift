@@ -40,7 +40,7 @@ extension ModelDescription {
       normalizesHeads: true,
       rotary: RotaryStyle(layerType: "full_attention")
     ) { layer, index in
-      layer.attention.normalizesWhole = true
+      layer.attention.headNorm = .ofWhole
       try config.moveNormsToOutputs(of: &layer)
       try change(&layer, index)
     }

@@ -14,7 +14,8 @@ struct Architecture: Sendable {
     .phi3, .olmo2,
     .olmo3,
     .exaone4, .smolLM3, .granite, .cohere, .cohere2, .glm4, .seedOSS, .ernie, .arcee, .stableLM, .starcoder2,
-    .nemotron, .gptNeoX, .mixtral, .qwen2MoE, .qwen3MoE, .qwen3_5MoE, .olmoe, .glm4MoE, .minimaxM2,
+    .nemotron, .apertus, .hunyuan, .phi, .mpt, .gptJ, .gpt2, .gptNeoX, .mixtral, .qwen2MoE, .qwen3MoE,
+    .qwen3_5MoE, .olmoe, .glm4MoE, .minimaxM2,
   ]
 }
 

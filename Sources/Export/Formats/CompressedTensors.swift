@@ -33,7 +33,7 @@ public struct CompressedTensorsFormat: OutputFormat {
   }
 
   public func tensors(
-    of linear: LinearDescription, grid: GridFormat, modelType: DType
+    of linear: LinearDescription, grid: GridFormat, inPlaceOf weight: TensorInfo
   ) -> [TensorPlan] {
     let bits = grid.bitWidth.rawValue
     let groups = grid.groupSize.groupCount(inFeatures: linear.inFeatures)
@@ -42,7 +42,7 @@ public struct CompressedTensorsFormat: OutputFormat {
       TensorPlan(
         name: "\(linear.name).weight_packed", dtype: .int32, shape: [linear.outFeatures, words]),
       TensorPlan(
-        name: "\(linear.name).weight_scale", dtype: modelType, shape: [linear.outFeatures, groups]),
+        name: "\(linear.name).weight_scale", dtype: weight.dtype, shape: [linear.outFeatures, groups]),
       TensorPlan(name: "\(linear.name).weight_shape", dtype: .int64, shape: [2]),
     ]
     if !grid.isSymmetric {
@@ -54,11 +54,13 @@ public struct CompressedTensorsFormat: OutputFormat {
     return plan
   }
 
-  public func write(_ linear: QuantizedLinear, modelType: DType, to writer: CheckpointWriter) throws {
+  public func write(_ linear: QuantizedLinear, inPlaceOf weight: TensorInfo, to writer: CheckpointWriter)
+    throws
+  {
     let grid = linear.grid
     let bits = grid.format.bitWidth.rawValue
     try writePacked(linear, bits: bits, to: writer)
-    try writer.write("\(linear.name).weight_scale", encodeScales(grid.scales, as: modelType))
+    try writer.write("\(linear.name).weight_scale", encodeScales(grid.scales, as: weight.dtype))
     let shape = [Int64(linear.outFeatures).littleEndian, Int64(linear.inFeatures).littleEndian]
     try writer.write("\(linear.name).weight_shape", littleEndian: shape)
     if !grid.format.isSymmetric {
@@ -148,9 +150,9 @@ public struct CompressedTensorsFormat: OutputFormat {
     return .object(weights)
   }
 
-  public func runtimes(for grid: GridFormat, ofExperts hasExperts: Bool) -> [RuntimeSupport] {
+  public func runtimes(for grid: GridFormat, of traits: ModelTraits) -> [RuntimeSupport] {
     let isCommon = grid.bitWidth == .four || grid.bitWidth == .eight
-    if hasExperts && !grid.isSymmetric {
+    if traits.contains(.experts) && !grid.isSymmetric {
       return ["vLLM", "transformers"].map {
         RuntimeSupport(
           format: name, runtime: $0, loads: false, note: "mixtures of experts only with symmetric grids")
@@ -173,6 +175,12 @@ public struct CompressedTensorsFormat: OutputFormat {
     if !grid.isSymmetric {
       note += note.isEmpty ? "" : "; "
       note += "transformers 5.23 needs CompressedTensorsConfig(dequantize=True)"
+    }
+    if traits.contains(.transposedLinears) {
+      let support = RuntimeSupport(
+        format: name, runtime: "transformers", loads: false,
+        note: "the model's linears are Conv1D there, which compressed-tensors does not know: use dense")
+      return [vLLM, support]
     }
     return [vLLM, RuntimeSupport(format: name, runtime: "transformers", loads: true, note: note)]
   }

@@ -12,26 +12,32 @@ public struct DenseFormat: OutputFormat {
   public func scaleTypes(modelType: DType) -> [DType] { [] }
 
   public func tensors(
-    of linear: LinearDescription, grid: GridFormat, modelType: DType
+    of linear: LinearDescription, grid: GridFormat, inPlaceOf weight: TensorInfo
   ) -> [TensorPlan] {
-    [
-      TensorPlan(
-        name: "\(linear.name).weight", dtype: modelType,
-        shape: [linear.outFeatures, linear.inFeatures])
-    ]
+    [TensorPlan(name: weight.name, dtype: weight.dtype, shape: weight.storedShape)]
   }
 
-  public func write(_ linear: QuantizedLinear, modelType: DType, to writer: CheckpointWriter) throws {
-    let columns = linear.inFeatures
-    let panelRows = max(1, min(linear.outFeatures, codesPerPanel / max(columns, 1)))
+  public func write(_ linear: QuantizedLinear, inPlaceOf weight: TensorInfo, to writer: CheckpointWriter)
+    throws
+  {
+    let (rows, columns) = (linear.outFeatures, linear.inFeatures)
+    let width = weight.dtype.byteWidth
+    let panelRows = max(1, min(rows, codesPerPanel / max(columns, 1)))
     let panel = Matrix(rows: panelRows, columns: columns)
-    for first in stride(from: 0, to: linear.outFeatures, by: panelRows) {
-      let rows = first..<min(first + panelRows, linear.outFeatures)
-      let weights = panel.prefix(rows.count)
-      linear.dequantize(rows: rows, into: weights)
-      let bytes = weights.withSpan { encode($0, as: modelType) }
-      try writer.write(
-        "\(linear.name).weight", bytes, at: first * columns * modelType.byteWidth)
+    for first in stride(from: 0, to: rows, by: panelRows) {
+      let range = first..<min(first + panelRows, rows)
+      let weights = panel.prefix(range.count)
+      linear.dequantize(rows: range, into: weights)
+      guard weight.isTransposed else {
+        let bytes = weights.withSpan { encode($0, as: weight.dtype) }
+        try writer.write(weight.name, bytes, at: first * columns * width)
+        continue
+      }
+      for column in 0..<columns {
+        let line = Matrix(rows: 1, columns: range.count, (0..<range.count).map { weights[$0, column] })
+        let bytes = line.withSpan { encode($0, as: weight.dtype) }
+        try writer.write(weight.name, bytes, at: (column * rows + first) * width)
+      }
     }
   }
 
@@ -39,7 +45,7 @@ public struct DenseFormat: OutputFormat {
     of linears: [LinearDescription], besides towers: [String]
   ) -> JSONValue? { nil }
 
-  public func runtimes(for grid: GridFormat, ofExperts hasExperts: Bool) -> [RuntimeSupport] {
+  public func runtimes(for grid: GridFormat, of traits: ModelTraits) -> [RuntimeSupport] {
     ["vLLM", "transformers"].map { RuntimeSupport(format: name, runtime: $0, loads: true) }
   }
 }

@@ -46,7 +46,7 @@ public struct GPTQFormat: OutputFormat {
   }
 
   public func tensors(
-    of linear: LinearDescription, grid: GridFormat, modelType: DType
+    of linear: LinearDescription, grid: GridFormat, inPlaceOf weight: TensorInfo
   ) -> [TensorPlan] {
     let bits = grid.bitWidth.rawValue
     let (name, outFeatures, inFeatures) = (linear.name, linear.outFeatures, linear.inFeatures)
@@ -59,7 +59,9 @@ public struct GPTQFormat: OutputFormat {
     ]
   }
 
-  public func write(_ linear: QuantizedLinear, modelType: DType, to writer: CheckpointWriter) throws {
+  public func write(_ linear: QuantizedLinear, inPlaceOf weight: TensorInfo, to writer: CheckpointWriter)
+    throws
+  {
     let grid = linear.grid
     let bits = grid.format.bitWidth.rawValue
     try writePacked(linear, bits: bits, to: writer)
@@ -128,7 +130,7 @@ public struct GPTQFormat: OutputFormat {
     ["quantize_config.json": configuration]
   }
 
-  public func runtimes(for grid: GridFormat, ofExperts hasExperts: Bool) -> [RuntimeSupport] {
+  public func runtimes(for grid: GridFormat, of traits: ModelTraits) -> [RuntimeSupport] {
     let isCommon = grid.bitWidth == .four || grid.bitWidth == .eight
     let loadsInVLLM = isCommon && grid.isSymmetric
     let vLLM = RuntimeSupport(
@@ -140,7 +142,8 @@ public struct GPTQFormat: OutputFormat {
     let note =
       isRefused
       ? "GPTQModel reads asymmetric version 1 files only if it wrote them: use gptq-v2"
-      : "through gptqmodel" + (hasExperts ? ", which was not tried with mixtures of experts" : "")
+      : "through gptqmodel"
+        + (traits.contains(.experts) ? ", which was not tried with mixtures of experts" : "")
     return [vLLM, RuntimeSupport(format: name, runtime: "transformers", loads: !isRefused, note: note)]
   }
 }
