@@ -2,7 +2,8 @@
 """Writes tiny random checkpoints of every family variant, with the logits that transformers computes.
 
 Each folder OUTPUT_DIR/<variant>/ gets config.json, the weights as safetensors, and expected.safetensors:
-`input_ids` int64 [2, 17] and `logits` float32 [2, 17, vocabulary], computed in float32.
+`input_ids` int64 [2, 17] and `logits` float32 [2, 17, vocabulary], computed in float32; and saved.json, the
+configuration as transformers writes it.
 
     tools/make-fixtures.py Tests/Fixtures/models
 
@@ -475,6 +476,13 @@ def write_json(value: dict, file: Path) -> None:
     file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
+def write_saved_configuration(folder: Path) -> None:
+    """saved.json: config.json as transformers writes it, which has other spellings than what is published."""
+    transformers.AutoConfig.from_pretrained(folder).save_pretrained(folder / "saved")
+    (folder / "saved/config.json").replace(folder / "saved.json")
+    shutil.rmtree(folder / "saved")
+
+
 def load(folder: Path) -> torch.nn.Module:
     """The checkpoint as any client reads it; a name that does not match is an error."""
     # Falcon's eager attention in transformers 5.23 adds alibi twice; its default, sdpa, as the model was trained.
@@ -536,6 +544,7 @@ def make(variant: str, root: Path) -> None:
     logits = model(input_ids).logits
     require_live_parameters(model, logits, variant)
     save_file({"input_ids": input_ids, "logits": logits.detach()}, folder / "expected.safetensors")
+    write_saved_configuration(folder)
     print(f"{variant}: {len(tensors)} tensors, largest logit {logits.abs().max():.2f}")
 
 
@@ -546,10 +555,14 @@ def main() -> None:
     arguments.add_argument("output", type=Path, metavar="OUTPUT_DIR", help="gets one folder per variant")
     arguments.add_argument("--variant", choices=VARIANTS, metavar="NAME", action="append",
                            help=f"only this one, may be repeated; one of {', '.join(VARIANTS)}")
+    arguments.add_argument("--saved-only", action="store_true", help="write saved.json alone")
     options = arguments.parse_args()
     transformers.logging.disable_progress_bar()
     for variant in options.variant or VARIANTS:
-        make(variant, options.output)
+        if options.saved_only:
+            write_saved_configuration(options.output / variant)
+        else:
+            make(variant, options.output)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ struct ConfigurationTests {
       ("mpt", "attn_config", ["qk_ln": true], "qk_ln"),
       ("mpt", "attn_config", ["clip_qkv": -1], "clip_qkv"),
       ("mpt", "no_bias", false, "no_bias"),
+      ("gemma4", "per_layer_config", ["1": ["sliding_window": 4]], "per_layer_config.1.sliding_window"),
       ("gptj", "rotary_dim", 10, "rotary_dim"),
       ("gpt2", "add_cross_attention", true, "add_cross_attention"),
       ("glm4", "partial_rotary_factor", 2, "partial_rotary_factor"),

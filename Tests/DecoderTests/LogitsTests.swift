@@ -26,6 +26,15 @@ struct LogitsTests {
     try expectAgreement(of: Fixture(name), by: ReferenceBackend())
   }
 
+  @Test(arguments: TestFiles.models)
+  func `a configuration as transformers writes it is the same model`(_ name: String) throws {
+    let fixture = try Fixture(name)
+    let saved = try JSONValue(contentsOf: TestFiles.model("\(name)/saved.json"))
+    let description = try ModelDescription(configuration: saved) { fixture.checkpoint.shape(of: $0) != nil }
+    let backend = OpenBLASBackend(threads: 1)
+    #expect(try fixture.logits(by: backend, as: description) == fixture.logits(by: backend))
+  }
+
   @Test func `logits do not depend on the number of threads`() throws {
     let fixture = try Fixture("llama")
     let results = try [1, 2, 3].map { try fixture.logits(by: OpenBLASBackend(threads: $0)) }

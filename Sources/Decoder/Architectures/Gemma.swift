@@ -79,6 +79,11 @@ extension Architecture {
             "num_global_key_value_heads", default: layer.attention.keyValueHeads)
         }
       }
+      if let own = try config.ownSettings(ofLayer: index, known: ["head_dim", "num_key_value_heads"]) {
+        layer.attention.headDimension = try own.integer("head_dim", default: layer.attention.headDimension)
+        layer.attention.keyValueHeads = try own.integer(
+          "num_key_value_heads", default: layer.attention.keyValueHeads)
+      }
       layer.attention.positions = .rotary(
         try config.gemma4Rotary(
           headDimension: layer.attention.headDimension, isSliding: isSliding[index]))
@@ -121,6 +126,20 @@ extension ModelDescription {
 extension ConfigurationReader {
   fileprivate func gemmaNorm() throws(DecoderError) -> NormStyle {
     .rootMeanSquare(epsilon: try epsilon("rms_norm_eps", default: 1e-6), addingOne: true)
+  }
+
+  /// What transformers writes for a layer that differs from the others.
+  /// - Parameter known: what may be said of it
+  fileprivate func ownSettings(
+    ofLayer index: Int, known: Set<String>
+  ) throws(DecoderError) -> ConfigurationReader? {
+    guard let own = values["per_layer_config"]?["\(index)"]?.object else { return nil }
+    if let other = own.keys.sorted().first(where: { !known.contains($0) }) {
+      throw .unsupportedSetting(
+        key: "per_layer_config.\(index).\(other)", value: (own[other] ?? .null).compactText,
+        supported: known.sorted().joined(separator: ", "))
+    }
+    return ConfigurationReader(values: .object(own), hasTensor: hasTensor)
   }
 
   /// `null` is no cap.

@@ -140,7 +140,7 @@ extension ConfigurationReader {
     count: String = "num_experts", width: String = "moe_intermediate_size", renormalizes: Bool = false
   ) throws(DecoderError) -> MixtureDescription {
     MixtureDescription(
-      router: "mlp.gate", count: try integer(count), perToken: try integer("num_experts_per_tok"),
+      router: "mlp.gate", count: try integer(count, "num_local_experts"), perToken: try integer("num_experts_per_tok"),
       renormalizes: try flag("norm_topk_prob", default: renormalizes),
       expert: MLPDescription(
         expansion: .gated(gate: "mlp.experts.#.gate_proj", up: "mlp.experts.#.up_proj"),
