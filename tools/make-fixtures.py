@@ -252,6 +252,31 @@ QWEN3_5_MOE = without(QWEN3_5, "intermediate_size") | EXPERTS | {
     "architectures": ["Qwen3_5MoeForCausalLM"], "model_type": "qwen3_5_moe_text", "num_experts": 6,
     "shared_expert_intermediate_size": 20,
 }
+DEEPSEEK = without(LLAMA, "head_dim") | EXPERTS | {
+    "num_key_value_heads": 4,
+    "architectures": ["DeepseekV3ForCausalLM"],
+    "model_type": "deepseek_v3",
+    "num_hidden_layers": 3,
+    "tie_word_embeddings": False,
+    "q_lora_rank": 10,
+    "kv_lora_rank": 14,
+    "qk_nope_head_dim": 6,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 5,
+    "rope_theta": 100.0,
+    "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8, "beta_fast": 2,
+                     "beta_slow": 1, "mscale": 0.7, "mscale_all_dim": 1.0},
+    "n_routed_experts": 12,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 3,
+    "n_group": 4,
+    "topk_group": 2,
+    "routed_scaling_factor": 1.7,
+    "norm_topk_prob": True,
+    "first_k_dense_replace": 1,
+    "scoring_func": "sigmoid",
+    "topk_method": "noaux_tc",
+}
 MIXTRAL = LLAMA | {
     "architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "num_local_experts": 6, "num_experts_per_tok": 2,
     "sliding_window": 5, "tie_word_embeddings": False,
@@ -403,6 +428,21 @@ VARIANTS = {
        "topk_group": 2, "routed_scaling_factor": 1.7, "n_shared_experts": 2, "first_k_dense_replace": 1,
        "norm_topk_prob": True, "use_qk_norm": True, "attention_bias": True, "partial_rotary_factor": 0.5,
        "num_hidden_layers": 3, "tie_word_embeddings": False, "num_experts_per_tok": 3},
+    # A limit of groups that bites, a dense layer first; scores grow with stretched positions.
+    "deepseek-v3": DEEPSEEK,
+    "deepseek-v3-dense": DEEPSEEK | {"num_hidden_layers": 2, "first_k_dense_replace": 2},
+    # Queries are made of hidden states, whole heads of pairs of halves.
+    "deepseek-v3-direct": DEEPSEEK | {"q_lora_rank": None, "rope_interleave": False, "attention_bias": True,
+                                      "rope_scaling": None, "n_group": 1, "topk_group": 1},
+    "deepseek-v2": without(DEEPSEEK, "n_group", "topk_group") | {
+        "architectures": ["DeepseekV2ForCausalLM"], "model_type": "deepseek_v2", "topk_method": "group_limited_greedy",
+        "scoring_func": "softmax", "norm_topk_prob": False, "n_group": 4, "topk_group": 2},
+    "deepseek-v2-lite": DEEPSEEK | {
+        "architectures": ["DeepseekV2ForCausalLM"], "model_type": "deepseek_v2", "q_lora_rank": None,
+        "topk_method": "greedy", "scoring_func": "softmax", "norm_topk_prob": False, "n_group": 1, "topk_group": 1},
+    "glm4-moe-lite": without(DEEPSEEK, "rope_scaling", "first_k_dense_replace", "topk_method", "scoring_func") | {
+        "architectures": ["Glm4MoeLiteForCausalLM"], "model_type": "glm4_moe_lite", "n_group": 1, "topk_group": 1,
+        "v_head_dim": 10, "mlp_layer_types": ["dense", "sparse", "sparse"]},
     "minimax-m2": LLAMA
     | {"architectures": ["MiniMaxM2ForCausalLM"], "model_type": "minimax_m2", "num_local_experts": 6,
        "num_experts_per_tok": 2, "rotary_dim": 4, "tie_word_embeddings": False, "intermediate_size": 12},

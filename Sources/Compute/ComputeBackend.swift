@@ -134,10 +134,17 @@ public protocol DecoderOperations: MatrixStorage {
   /// - Parameters:
   ///   - queries: `[tokens, heads · headDimension]`, tokens a multiple of the sequence length
   ///   - keys: `[tokens, keyValueHeads · headDimension]`; query head h reads key head h / (heads / keyValueHeads)
-  ///   - values: as `keys`
-  ///   - outputs: as `queries`
+  ///   - values: `[tokens, keyValueHeads · valueDimension]`
+  ///   - outputs: `[tokens, heads · valueDimension]`
   func attend(
     queries: Matrix, keys: Matrix, values: Matrix, _ parameters: AttentionParameters, into outputs: Matrix)
+
+  /// Sets a part of every head of every row.
+  /// - Parameters:
+  ///   - states: `[tokens, heads · headDimension]`
+  ///   - part: of a head
+  ///   - source: `[tokens, heads · part.count]`, or, `isShared`, `[tokens, part.count]` for all heads
+  func setHeads(of states: Matrix, headDimension: Int, part: Range<Int>, to source: Matrix, isShared: Bool)
 
   /// Linear attention by the gated delta rule, sequence by sequence: a causal convolution over every channel with silu, and
   /// then for every value head S ← e^g S, S += k ⊗ β (v − kᵀS), out = qᵀS, with normalized q and k.
@@ -224,7 +231,9 @@ public struct RotaryTable: Sendable {
 public struct AttentionParameters: Sendable {
   public let heads: Int
   public let keyValueHeads: Int
+  /// Of queries and keys.
   public let headDimension: Int
+  public let valueDimension: Int
   public let sequenceLength: Int
   /// The factor of q·k, as a rule 1 / sqrt(headDimension).
   public let scale: Float
@@ -234,21 +243,26 @@ public struct AttentionParameters: Sendable {
   public let window: Int?
   /// Scaled scores s become cap · tanh(s / cap).
   public let softcap: Float?
+  /// A score of every head that counts for the sum that probabilities are divided by, and for nothing else.
+  public let sinks: [Float]?
   /// What queries, keys, values and probabilities are rounded to.
   public let operands: OperandType
 
   public init(
-    heads: Int, keyValueHeads: Int, headDimension: Int, sequenceLength: Int, scale: Float,
-    positionBias: Matrix? = nil, window: Int? = nil, softcap: Float? = nil, operands: OperandType = .float32
+    heads: Int, keyValueHeads: Int, headDimension: Int, valueDimension: Int? = nil, sequenceLength: Int,
+    scale: Float, positionBias: Matrix? = nil, window: Int? = nil, softcap: Float? = nil,
+    sinks: [Float]? = nil, operands: OperandType = .float32
   ) {
     self.heads = heads
     self.keyValueHeads = keyValueHeads
     self.headDimension = headDimension
+    self.valueDimension = valueDimension ?? headDimension
     self.sequenceLength = sequenceLength
     self.scale = scale
     self.positionBias = positionBias
     self.window = window
     self.softcap = softcap
+    self.sinks = sinks
     self.operands = operands
   }
 }

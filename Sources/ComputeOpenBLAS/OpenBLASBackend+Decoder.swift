@@ -91,6 +91,7 @@ extension OpenBLASBackend: DecoderOperations {
       let first = chunk.sequence * parameters.sequenceLength
       let keyRows = first..<first + block.upperBound
       let keyColumns = parameters.columns(ofHead: chunk.keyHead)
+      let valueColumns = parameters.valueColumns(ofHead: chunk.keyHead)
 
       let scores = scratch.block(rows: 0..<block.count, columns: 0..<block.upperBound)
       scores.multiply(
@@ -98,11 +99,29 @@ extension OpenBLASBackend: DecoderOperations {
         keys.block(rows: keyRows, columns: keyColumns), transposingB: true, scale: parameters.scale,
         keeping: 0)
       let bias = parameters.positionBias?.block(rows: head..<head + 1, columns: 0..<block.upperBound)
-      unsafe qe_causal_softmax(
-        scores.pointer, scores.rows, scores.columns, scores.stride, block.lowerBound + 1,
-        parameters.window ?? .max, parameters.softcap ?? 0, bias?.pointer)
-      outputs.block(rows: queryRows, columns: queryColumns).multiply(
-        scores, values.block(rows: keyRows, columns: keyColumns), keeping: 0)
+      parameters.applySoftmax(scores, firstCount: block.lowerBound + 1, head: head, bias: bias)
+      outputs.block(rows: queryRows, columns: parameters.valueColumns(ofHead: head)).multiply(
+        scores, values.block(rows: keyRows, columns: valueColumns), keeping: 0)
+    }
+  }
+
+  public func setHeads(
+    of states: Matrix, headDimension: Int, part: Range<Int>, to source: Matrix, isShared: Bool
+  ) {
+    let heads = states.columns / headDimension
+    precondition(states.columns == heads * headDimension, "the states are no whole number of heads")
+    precondition(part.lowerBound >= 0 && part.upperBound <= headDimension, "the part lies outside a head")
+    precondition(
+      source.rows == states.rows && source.columns == part.count * (isShared ? 1 : heads),
+      "the source has another shape")
+    runRows(of: states) { rows in
+      for row in rows {
+        for head in 0..<heads {
+          let target = unsafe states.pointer + row * states.columns + head * headDimension + part.lowerBound
+          let start = unsafe source.pointer + row * source.columns + (isShared ? 0 : head * part.count)
+          unsafe target.update(from: start, count: part.count)
+        }
+      }
     }
   }
 
@@ -202,10 +221,11 @@ extension AttentionParameters {
     precondition(queries.rows % sequenceLength == 0, "the tokens are no whole number of sequences")
     precondition(queries.columns == heads * headDimension, "queries have another width")
     precondition(keys.columns == keyValueHeads * headDimension, "keys have another width")
-    precondition(values.columns == keys.columns, "keys and values differ in their width")
+    precondition(values.columns == keyValueHeads * valueDimension, "values have another width")
     precondition(keys.rows == queries.rows && values.rows == queries.rows, "the tokens differ")
     precondition(
-      outputs.rows == queries.rows && outputs.columns == queries.columns, "outputs have another shape")
+      outputs.rows == queries.rows && outputs.columns == heads * valueDimension, "outputs have another shape")
+    precondition(sinks == nil || sinks?.count == heads, "there is a sink for every head")
     if let positionBias {
       precondition(
         positionBias.rows == heads && positionBias.columns == sequenceLength, "the bias has another shape")
@@ -263,6 +283,19 @@ struct AttentionChunks {
 extension AttentionParameters {
   /// The columns of a head, or of a key head.
   func columns(ofHead head: Int) -> Range<Int> { head * headDimension..<(head + 1) * headDimension }
+
+  /// The same of values, and of what is gathered of them.
+  func valueColumns(ofHead head: Int) -> Range<Int> { head * valueDimension..<(head + 1) * valueDimension }
+
+  /// Makes probabilities of a block of scores.
+  /// - Parameters:
+  ///   - firstCount: the keys that the first row may see
+  ///   - bias: of the head
+  func applySoftmax(_ scores: MatrixBlock, firstCount: Int, head: Int, bias: MatrixBlock?) {
+    unsafe qe_causal_softmax(
+      scores.pointer, scores.rows, scores.columns, scores.stride, firstCount, window ?? .max, softcap ?? 0,
+      bias?.pointer, sinks?[head] ?? -.infinity)
+  }
 }
 
 extension LinearProduct {

@@ -10,16 +10,17 @@ extension OpenBLASBackend {
   ) {
     let kernels = packedKernels
     let (length, dimension) = (parameters.sequenceLength, parameters.headDimension)
+    let width = parameters.valueDimension
     let sequences = queries.rows / length
     let packed = PackedHeads(
-      count: sequences * parameters.keyValueHeads, sequenceLength: length, headDimension: dimension)
+      count: sequences * parameters.keyValueHeads, sequenceLength: length, headDimension: dimension,
+      valueDimension: width)
     team.run(chunks: packed.count) { chunk in
       let (sequence, head) = chunk.quotientAndRemainder(dividingBy: parameters.keyValueHeads)
       let rows = sequence * length..<(sequence + 1) * length
-      let columns = parameters.columns(ofHead: head)
       packed.store(
-        keys: keys.block(rows: rows, columns: columns), values: values.block(rows: rows, columns: columns),
-        at: chunk)
+        keys: keys.block(rows: rows, columns: parameters.columns(ofHead: head)),
+        values: values.block(rows: rows, columns: parameters.valueColumns(ofHead: head)), at: chunk)
     }
     let chunks = AttentionChunks(parameters, tokens: queries.rows, multipleOf: PackedOperand.panel)
     let scratch = { Scratch(rows: chunks.largestBlock, sequenceLength: length, headDimension: dimension) }
@@ -35,35 +36,36 @@ extension OpenBLASBackend {
         rows: 0..<block.count, packed.keys(place), columns: 0..<block.upperBound, into: scores,
         keeping: false, by: kernels)
       let bias = parameters.positionBias?.block(rows: head..<head + 1, columns: 0..<block.upperBound)
-      unsafe qe_causal_softmax(
-        scores.pointer, scores.rows, scores.columns, scores.stride, block.lowerBound + 1,
-        parameters.window ?? .max, parameters.softcap ?? 0, bias?.pointer)
+      parameters.applySoftmax(scores, firstCount: block.lowerBound + 1, head: head, bias: bias)
       let probabilities = scratch.probabilities.reshaped(rows: block.count, inner: block.upperBound)
       probabilities.pack(scores)
       probabilities.multiply(
-        rows: 0..<block.count, packed.values(place), columns: 0..<dimension, inner: block.upperBound,
-        into: outputs.block(rows: rows, columns: columns), keeping: false, by: kernels)
+        rows: 0..<block.count, packed.values(place), columns: 0..<width, inner: block.upperBound,
+        into: outputs.block(rows: rows, columns: parameters.valueColumns(ofHead: head)), keeping: false,
+        by: kernels)
     }
   }
 }
 
-/// Keys, `[sequenceLength, headDimension]`, and transposed values of some heads as right operands.
+/// Keys, `[sequenceLength, headDimension]`, and transposed values, `[valueDimension, sequenceLength]`, of some heads as right operands.
 private struct PackedHeads {
   let count: Int
   private let sequenceLength: Int
   private let headDimension: Int
+  private let valueDimension: Int
   private let keyPanels: Matrix
   private let valuePanels: Matrix
 
-  init(count: Int, sequenceLength: Int, headDimension: Int) {
+  init(count: Int, sequenceLength: Int, headDimension: Int, valueDimension: Int) {
     self.count = count
     self.sequenceLength = sequenceLength
     self.headDimension = headDimension
+    self.valueDimension = valueDimension
     func panels(rows: Int, inner: Int) -> Matrix {
       Matrix(uninitializedRows: count, columns: PackedOperand.elements(rows: rows, inner: inner))
     }
     keyPanels = panels(rows: sequenceLength, inner: headDimension)
-    valuePanels = panels(rows: headDimension, inner: sequenceLength)
+    valuePanels = panels(rows: valueDimension, inner: sequenceLength)
   }
 
   func keys(_ place: Int) -> PackedOperand {
@@ -71,7 +73,7 @@ private struct PackedHeads {
   }
 
   func values(_ place: Int) -> PackedOperand {
-    PackedOperand(rows: headDimension, inner: sequenceLength, memory: valuePanels.rows(place..<place + 1))
+    PackedOperand(rows: valueDimension, inner: sequenceLength, memory: valuePanels.rows(place..<place + 1))
   }
 
   func store(keys: MatrixBlock, values: MatrixBlock, at place: Int) {

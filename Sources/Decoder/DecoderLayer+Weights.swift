@@ -8,7 +8,7 @@ extension DecoderLayer {
   /// Reads the weights of a stage's linears, those that are not resident.
   /// - Throws: errors of the source for a missing tensor, a wrong shape, or a value that is not finite.
   public func load(_ stage: Stage) throws {
-    for linear in stage.linears where resident[linear.name] == nil {
+    for linear in stage.linears + stage.companions where resident[linear.name] == nil {
       let weights = makeResident(linear)
       try source.forEachPanel(of: weightName(linear), shape: shape(linear)) { rows, panel in
         weights.store(panel, firstRow: rows.lowerBound, by: backend)
@@ -21,6 +21,15 @@ extension DecoderLayer {
   public func unload(_ stage: Stage) {
     for linear in stage.linears { resident[linear.name] = nil }
   }
+
+  /// Gives the memory back of what no batch needs any more once a stage is behind it.
+  public func leave(_ stage: Stage) {
+    if stage.isRunAgain { return }
+    unload(stage)
+    for linear in stage.companions { resident[linear.name] = nil }
+  }
+
+  public func isLoaded(_ linear: LayerLinear) -> Bool { resident[linear.name] != nil }
 
   /// Has the operating system forget what it keeps of the weights of a stage's linears, which will not be read again soon.
   public func forget(_ stage: Stage) {

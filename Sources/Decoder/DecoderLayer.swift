@@ -8,14 +8,15 @@ public struct LayerState {
   public var residual: Matrix
   /// What the attention gathered, `[tokens, heads · headDimension]`, until its output projection reads it.
   public var context: Matrix?
+  /// The latents that queries are made of, or the queries; those that keys and values are made of; and the part of keys
+  /// that turns, turned: until the attention reads them.
+  public var queryLatents: Matrix?
+  public var latents: Matrix?
+  public var rotaryKeys: Matrix?
   /// The activations between the MLP's halves, `[tokens, intermediateSize]`, until the second half reads them.
   public var intermediate: Matrix?
 
-  public init(residual: Matrix, context: Matrix? = nil, intermediate: Matrix? = nil) {
-    self.residual = residual
-    self.context = context
-    self.intermediate = intermediate
-  }
+  public init(residual: Matrix) { self.residual = residual }
 }
 
 /// One decoder layer, run stage by stage; resident, as the backend multiplies by them, are the weights of the stages that
@@ -44,6 +45,7 @@ public final class DecoderLayer {
   private let xielu: XIELU?
   private let valueNorm: NormalizationParameters?
   private let linearAttention: GatedDeltaNet?
+  let latentNorms: LatentNorms?
   /// A factor of the residual stream after the layer.
   let outputScale: Float
   let router: MixtureRouter?
@@ -76,6 +78,9 @@ public final class DecoderLayer {
     linearAttention = try description.linearAttention.map {
       try GatedDeltaNet(
         $0, prefix: prefix, hiddenSize: model.hiddenSize, source: source, backend: backend)
+    }
+    latentNorms = try description.latentAttention.map {
+      try LatentNorms($0, prefix: prefix, source: source)
     }
     router = try description.mixture.map {
       try MixtureRouter($0, prefix: prefix, hiddenSize: model.hiddenSize, source: source, backend: backend)
@@ -113,6 +118,8 @@ public final class DecoderLayer {
         .normalized, rows: state.residual.rows, columns: state.residual.columns)
       backend.normalize(state.residual, parameters(norm), into: output)
       return output
+    case .queryLatents: return pending(state.queryLatents, "latents of queries")
+    case .latents: return pending(state.latents, "latents")
     case .context: return pending(state.context, "context")
     case .intermediate: return pending(state.intermediate, "intermediate activations")
     }
@@ -128,6 +135,8 @@ public final class DecoderLayer {
           linearAttention == nil
           ? attend(input, sequenceLength: sequenceLength)
           : attendLinearly(input, sequenceLength: sequenceLength)
+      case .latents, .queryExpansion, .latentAttention:
+        runLatents(part, input, sequenceLength: sequenceLength, &state)
       case .expansion: state.intermediate = expand(input, description.mlp)
       case .mixture: runMixture(stage, input, state)
       case .attentionOutput:
@@ -193,6 +202,20 @@ public final class DecoderLayer {
     backend.activateGate(gate, up: context, .sigmoid)
     return gate
   }
+
+  private func runLatents(
+    _ part: Stage.Part, _ input: Matrix, sequenceLength: Int, _ state: inout LayerState
+  ) {
+    guard let latent = description.latentAttention else { preconditionFailure("the layer has no latents") }
+    if part == .latents { makeLatents(input, latent, &state) }
+    if part == .latentAttention {
+      state.context = attendToLatents(input, latent, sequenceLength: sequenceLength, state)
+      (state.queryLatents, state.latents, state.rotaryKeys) = (nil, nil, nil)
+    }
+  }
+
+  /// Of the layer's positions.
+  var rotaryTable: RotaryTable? { tables[description.attention.positions].rotary }
 
   private func turn(_ queries: Matrix, _ keys: Matrix, _ table: RotaryTable?) {
     guard let table else { return }
@@ -287,7 +310,7 @@ public final class DecoderLayer {
     return weights
   }
 
-  private func pending(_ matrix: Matrix?, _ name: String) -> Matrix {
+  func pending(_ matrix: Matrix?, _ name: String) -> Matrix {
     guard let matrix else { preconditionFailure("the stage before left no \(name)") }
     return matrix
   }

@@ -13,10 +13,12 @@ struct MixtureDescription: Sendable {
     case sigmoid
   }
 
-  /// Experts in groups, of which a token chooses some first, by the sum of the two best scores of each.
+  /// Experts in groups, of which a token chooses some first.
   struct Groups: Sendable {
     let count: Int
     let chosen: Int
+    /// Scores of a group whose sum it is chosen by, the best ones.
+    var best = 2
   }
 
   /// The linear whose outputs are the experts' scores; it stays as it is.
@@ -155,7 +157,7 @@ struct MixtureRouter {
     if let groups = description.groups, groups.chosen < groups.count {
       let size = ranks.count / groups.count
       let best = (0..<groups.count).map { group in
-        ranks[group * size..<(group + 1) * size].sorted(by: >).prefix(2).reduce(0, +)
+        ranks[group * size..<(group + 1) * size].sorted(by: >).prefix(groups.best).reduce(0, +)
       }
       for group in Self.largest(best, best.count).dropFirst(groups.chosen) {
         for expert in group * size..<(group + 1) * size { ranks[expert] = -.infinity }

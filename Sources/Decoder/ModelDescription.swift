@@ -20,6 +20,8 @@ public struct ModelDescription: Sendable {
   /// What the attention of one token gathers, heads · head dimension, where that is most.
   public var contextFeatures: Int { largest(\.contextFeatures) }
   public var intermediateSize: Int { largest { $0.mlp.intermediateSize } }
+  /// What a token takes as latents, where keys and values are made of some.
+  public var latentFeatures: Int { largest { $0.latentAttention?.latents.features ?? 0 } }
   /// What a token's keys, or values, take.
   public var keyFeatures: Int { largest { $0.attention.keyFeatures } }
 
@@ -168,6 +170,8 @@ public struct LayerDescription: Sendable {
   var attention: AttentionDescription
   /// In place of the attention.
   var linearAttention: GatedDeltaNetDescription?
+  /// What makes the attention's queries, keys and values, in place of its projection.
+  var latentAttention: LatentAttentionDescription?
   /// With a mixture, its largest expert.
   var mlp: MLPDescription
   /// In place of the MLP.
@@ -203,9 +207,12 @@ public struct LayerDescription: Sendable {
 
 extension LayerDescription {
   /// What the first half of the layer gathers of a token.
-  var contextFeatures: Int { linearAttention?.valueFeatures ?? attention.queryFeatures }
+  var contextFeatures: Int {
+    linearAttention?.valueFeatures ?? latentAttention?.valueFeatures ?? attention.queryFeatures
+  }
 
   var mixerFeatures: Int {
+    if let latentAttention { return latentAttention.mixerFeatures }
     if let linearAttention { return linearAttention.channels + 2 * linearAttention.valueFeatures }
     return attention.queryFeatures * (attention.hasOutputGate ? 3 : 2) + 2 * attention.keyFeatures
   }

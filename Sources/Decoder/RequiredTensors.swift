@@ -52,6 +52,9 @@ extension ModelDescription {
       return tensors
     }
     let attention = layer.attention
+    if let latent = layer.latentAttention {
+      return tensors + latent.norms.flatMap { $0.norm.tensors(prefix: prefix, size: $0.size) }
+    }
     return tensors + attention.normTensors(prefix: prefix)
   }
 }

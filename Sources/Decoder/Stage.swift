@@ -8,6 +8,10 @@ public struct Stage: Sendable {
   public enum Input: Sendable {
     /// The residual stream, normalised where a norm comes first.
     case residual(normalizedBy: StageNorm?)
+    /// The latents that queries are made of.
+    case queryLatents
+    /// The latents that keys and values are made of.
+    case latents
     /// What the attention has gathered.
     case context
     /// The activations between the MLP's two halves.
@@ -23,6 +27,12 @@ public struct Stage: Sendable {
   public enum Part: Sendable, Hashable {
     /// Queries, keys and values, then attention: leaves the context.
     case attention
+    /// Latents, of which the attention's queries, keys and values will be made.
+    case latents
+    /// Queries of latents: leaves nothing, as ``latentAttention`` makes them again, which costs less than to keep them.
+    case queryExpansion
+    /// Keys and values of latents, then attention: leaves the context.
+    case latentAttention
     /// The first half of the MLP: leaves the intermediate activations.
     case expansion
     /// The attention's output projection, added to the residual stream.
@@ -31,6 +41,18 @@ public struct Stage: Sendable {
     case contraction
     /// A mixture of experts, the sum of which is added to the residual stream.
     case mixture
+  }
+
+  /// What a token takes as latents.
+  public struct Latents: Sendable {
+    /// Of queries, or the queries themselves.
+    public let queries: Int
+    /// Of keys and values.
+    public let shared: Int
+    /// The part of keys that turns.
+    public let rotary: Int
+
+    public var features: Int { queries + shared + rotary }
   }
 
   /// One expert of a mixture, whose linears are quantized before those of the next one.
@@ -52,6 +74,9 @@ public struct Stage: Sendable {
   public let hiddenSize: Int
   public let contextFeatures: Int
   public let intermediateSize: Int
+  public let latents: Latents?
+  /// Linears of the stage before, which run once more in this one.
+  public let companions: [LayerLinear]
   /// The linears of every part. Those of one part read the same input into one operation, and runtimes fuse them.
   public let linearsByPart: [[LayerLinear]]
   /// Of a mixture, in the order in which they are worked on.
@@ -59,6 +84,9 @@ public struct Stage: Sendable {
 
   /// The linears of all parts, in the order in which they run.
   public var linears: [LayerLinear] { linearsByPart.flatMap { $0 } }
+
+  /// Whether the next stage needs the linears once more.
+  public var isRunAgain: Bool { parts == [.queryExpansion] }
 }
 
 extension ModelDescription {
@@ -72,13 +100,10 @@ extension ModelDescription {
     let mlpInput = Stage.Input.residual(normalizedBy: normFirst && mlpNorm != nil ? .mlp : nil)
     let outline: [(Stage.Input, [Stage.Part])] =
       switch layer.arrangement {
-      case .sequential where layer.mixture != nil:
-        [(attentionInput, [.attention]), (.context, [.attentionOutput]), (mlpInput, [.mixture])]
       case .sequential:
-        [
-          (attentionInput, [.attention]), (.context, [.attentionOutput]),
-          (mlpInput, [.expansion]), (.intermediate, [.contraction]),
-        ]
+        layer.mixerOutline(attentionInput) + [(.context, [.attentionOutput])]
+          + (layer.mixture == nil
+            ? [(mlpInput, [.expansion]), (.intermediate, [.contraction])] : [(mlpInput, [.mixture])])
       case .parallelSharedNorm:
         [
           (attentionInput, [.attention, .expansion]), (.context, [.attentionOutput]),
@@ -96,6 +121,9 @@ extension ModelDescription {
       return Stage(
         input: input, parts: parts, residualScale: layer.residualScale(of: parts), hiddenSize: hiddenSize,
         contextFeatures: layer.contextFeatures, intermediateSize: layer.mlp.intermediateSize,
+        latents: layer.latentAttention?.latents,
+        companions: parts == [.latentAttention]
+          ? layer.linears(of: .queryExpansion, hiddenSize: hiddenSize) : [],
         linearsByPart: experts.isEmpty
           ? parts.map { layer.linears(of: $0, hiddenSize: hiddenSize) }
           : experts.flatMap { $0.expansion.linearsByPart + $0.contraction.linearsByPart },
@@ -125,6 +153,14 @@ extension ModelDescription {
 }
 
 extension LayerDescription {
+  /// The stages up to the context.
+  fileprivate func mixerOutline(_ input: Stage.Input) -> [(Stage.Input, [Stage.Part])] {
+    guard let latentAttention else { return [(input, [.attention])] }
+    let queries: [(Stage.Input, [Stage.Part])] =
+      latentAttention.queryRank == nil ? [] : [(.queryLatents, [.queryExpansion])]
+    return [(input, [.latents])] + queries + [(.latents, [.latentAttention])]
+  }
+
   fileprivate func experts(reading input: Stage.Input, hiddenSize: Int) -> [Stage.Expert] {
     guard let mixture else { return [] }
     return mixture.experts.enumerated().map { number, mlp in
@@ -132,7 +168,8 @@ extension LayerDescription {
         Stage(
           input: input, parts: [part], residualScale: nil, hiddenSize: hiddenSize,
           contextFeatures: contextFeatures,
-          intermediateSize: mlp.intermediateSize, linearsByPart: [linears], experts: [])
+          intermediateSize: mlp.intermediateSize, latents: nil, companions: [], linearsByPart: [linears],
+          experts: [])
       }
       return Stage.Expert(
         number: number < mixture.count ? number : nil, mlp: mlp,
@@ -151,6 +188,7 @@ extension LayerDescription {
 
   /// The rows of a linear's matrix in the checkpoint that each of its outputs is made of, in order.
   func rows(of linear: LayerLinear) -> [[Range<Int>]] {
+    if let rows = latentAttention?.rows(of: linear.name) { return rows }
     if case .separate(linear.name, _, _) = attention.projection, attention.hasOutputGate {
       let size = attention.headDimension
       return [0, 1].map { part in
@@ -187,6 +225,9 @@ extension LayerDescription {
           name: name, outFeatures: outFeatures, inFeatures: hiddenSize,
           hasBias: attention.projectionHasBias)
       }
+    case .latents: return latentAttention?.downLinears(hiddenSize: hiddenSize) ?? []
+    case .queryExpansion: return [latentAttention?.queryLinear].compactMap(\.self)
+    case .latentAttention: return [latentAttention?.upLinear].compactMap(\.self)
     case .attentionOutput:
       return [
         LayerLinear(

@@ -8,7 +8,7 @@ import Tensors
 final class Workspace {
   enum Role: Hashable {
     case normalized, queries, keys, values, context, gate, up, blockOutput, expertInput, expertOutput,
-      attentionGate, embeddings,
+      attentionGate, queryLatents, latents, rotaryKeys, embeddings,
       projected, headInput,
       logits
   }

@@ -19,7 +19,8 @@ struct JournalledLinears: KnownLinears {
   }
 
   func restore(_ stage: Stage, in layer: DecoderLayer) throws {
-    for linear in stage.linears {
+    let companions = stage.companions.filter { !layer.isLoaded($0) }
+    for linear in companions + stage.linears {
       guard let known = try journal.linear(layer.moduleName(of: linear)) else { continue }
       layer.replaceWeights(of: linear, by: known)
     }

@@ -15,7 +15,7 @@ extension LayerLoop {
     if isTakingOver, try step.isWritten(batch: batch) {
       let tokens = samples.count * calibration.sequenceLength
       let state = try times.measure(.cache) {
-        try step.readWritten(next.reads, batch: batch, tokens: tokens)
+        try step.readWritten(next.reads.union([next.inputSlot]), batch: batch, tokens: tokens)
       }
       return reached(state)
     }
@@ -25,6 +25,7 @@ extension LayerLoop {
     }
     if batch + 1 < stream.batches.count { stream.states.prefetch(slots, batch: batch + 1) }
     times.measure(.forward) {
+      if stage.isRunAgain { return }
       guard stage.experts.isEmpty else { return addMixture(of: stream, samples, layer, to: state) }
       let input = layer.input(of: stage, state)
       layer.run(stage, input: input, sequenceLength: calibration.sequenceLength, state: &state)

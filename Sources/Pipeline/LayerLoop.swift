@@ -79,8 +79,8 @@ final class LayerLoop {
 
     /// Every batch is past the stage: its weights are not needed any more.
     func unload() {
-      quantized.unload(stage)
-      original?.unload(stage)
+      quantized.leave(stage)
+      original?.leave(stage)
       quantized.forget(stage)
     }
   }

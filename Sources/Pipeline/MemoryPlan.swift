@@ -182,10 +182,10 @@ private struct Needs {
   /// What is there all the time: the program, and the buffers of the forward pass and of the cache, which are kept from
   /// batch to batch.
   private var standing: Int {
-    let states = model.hiddenSize + model.contextFeatures + model.intermediateSize
+    let states = model.hiddenSize + model.contextFeatures + model.intermediateSize + model.latentFeatures
     // Normalised inputs, queries, keys and values and their context, expansion, and what a block makes.
     let working =
-      model.hiddenSize + model.mixerFeatures + model.expansionFeatures
+      model.hiddenSize + model.mixerFeatures + model.latentFeatures + model.expansionFeatures
       + (model.hasBlockOutputs ? model.hiddenSize : 0)
     let embeddings = model.hiddenSize
     let forward = (states + working) * (batchTokens + originalTokens) + embeddings * batchTokens
@@ -219,7 +219,8 @@ private struct Needs {
 
   /// The same as the forward pass has them.
   private func residentWeights(_ stage: Stage) -> Int {
-    codes(stage) * (work.operands == .bfloat16 ? 2 : Self.float)
+    let companions = stage.companions.reduce(0) { $0 + $1.outFeatures * $1.inFeatures }
+    return (codes(stage) + companions) * (work.operands == .bfloat16 ? 2 : Self.float)
   }
 
   /// In the order in which 16-bit products read them: inputs, some tokens at a time, once for each side of a Gram matrix;

@@ -19,7 +19,7 @@ import Tensors
 final class ResumeJournal: Sendable {
   /// What the first record says.
   struct Head: Codable, Equatable {
-    static let version = 2
+    static let version = 3
     var version = Head.version
     let identity: String
     /// The sums of a run depend on these in their last digits.

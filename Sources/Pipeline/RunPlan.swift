@@ -55,7 +55,9 @@ public struct RunPlan: Sendable {
     let tokens = (settings.samples + work(.float32).originalSamples) * settings.sequenceLength
     // What experts read and make stands beside them, in fp32.
     let mixture = model.hasMixtures ? 2 * 4 * model.hiddenSize : 0
-    return tokens * (2 * (model.hiddenSize + max(model.intermediateSize, model.contextFeatures)) + mixture)
+    return tokens
+      * (2 * (model.hiddenSize + max(model.intermediateSize, model.contextFeatures + model.latentFeatures))
+        + mixture)
   }
 
   /// The memory that the run would plan with.

@@ -9,7 +9,7 @@ import Tensors
 /// transaction that stores what came of it.
 final class StagedStates {
   enum Slot: Int, CaseIterable {
-    case residual, context, intermediate
+    case residual, context, intermediate, queryLatents, latents, rotaryKeys
   }
 
   fileprivate struct Version: Hashable {
@@ -68,9 +68,10 @@ final class StagedStates {
       }
       return buffer
     }
-    return LayerState(
-      residual: try matrix(.residual) ?? buffer(.residual, rows: 0, columns: description.hiddenSize),
-      context: try matrix(.context), intermediate: try matrix(.intermediate))
+    var state = LayerState(
+      residual: try matrix(.residual) ?? buffer(.residual, rows: 0, columns: description.hiddenSize))
+    for slot in Slot.allCases where slot != .residual { state[slot] = try matrix(slot) }
+    return state
   }
 
   /// Begins reading a batch ahead of its use.
@@ -137,10 +138,7 @@ final class StagedStates {
 
     /// Whether what the stage leaves of a batch is in the cache.
     func isWritten(batch: Int) throws -> Bool {
-      try written.allSatisfy { slot in
-        guard let version = after[slot] else { return true }
-        return try states.store.contains(states.key(slot, version, batch))
-      }
+      try after.allSatisfy { try states.store.contains(states.key($0.key, $0.value, batch)) }
     }
 
     /// What the stage has left of a batch, of `slots`.
@@ -170,10 +168,25 @@ final class StagedStates {
 
 extension LayerState {
   subscript(slot: StagedStates.Slot) -> Matrix? {
-    switch slot {
-    case .residual: residual
-    case .context: context
-    case .intermediate: intermediate
+    get {
+      switch slot {
+      case .residual: residual
+      case .context: context
+      case .intermediate: intermediate
+      case .queryLatents: queryLatents
+      case .latents: latents
+      case .rotaryKeys: rotaryKeys
+      }
+    }
+    set {
+      switch slot {
+      case .residual: if let newValue { residual = newValue }
+      case .context: context = newValue
+      case .intermediate: intermediate = newValue
+      case .queryLatents: queryLatents = newValue
+      case .latents: latents = newValue
+      case .rotaryKeys: rotaryKeys = newValue
+      }
     }
   }
 }
@@ -183,6 +196,8 @@ extension Stage {
   var inputSlot: StagedStates.Slot {
     switch input {
     case .residual: .residual
+    case .queryLatents: .queryLatents
+    case .latents: .latents
     case .context: .context
     case .intermediate: .intermediate
     }
@@ -190,7 +205,11 @@ extension Stage {
 
   /// The slots that running the stage reads.
   var reads: Set<StagedStates.Slot> {
+    // It leaves nothing, and so need not run.
+    if parts == [.queryExpansion] { return [] }
     var slots: Set = [inputSlot]
+    // What comes next may look at the residual stream.
+    if parts == [.latentAttention] { slots.formUnion([.queryLatents, .rotaryKeys, .residual]) }
     if writes.contains(.residual) { slots.insert(.residual) }
     return slots
   }
@@ -198,11 +217,13 @@ extension Stage {
   /// The slots that running the stage writes.
   var writes: Set<StagedStates.Slot> {
     Set(
-      parts.map { part in
+      parts.flatMap { part -> [StagedStates.Slot] in
         switch part {
-        case .attention: .context
-        case .expansion: .intermediate
-        case .attentionOutput, .contraction, .mixture: .residual
+        case .attention, .latentAttention: [.context]
+        case .latents: [.queryLatents, .latents, .rotaryKeys]
+        case .queryExpansion: []
+        case .expansion: [.intermediate]
+        case .attentionOutput, .contraction, .mixture: [.residual]
         }
       })
   }
@@ -213,11 +234,18 @@ extension Stage {
     case .residual: hiddenSize
     case .context: contextFeatures
     case .intermediate: intermediateSize
+    case .queryLatents: latents?.queries ?? 0
+    case .latents: latents?.shared ?? 0
+    case .rotaryKeys: latents?.rotary ?? 0
     }
   }
 
   /// The slots that are used up once the stage has run.
   var consumes: Set<StagedStates.Slot> {
-    inputSlot == .residual ? [] : [inputSlot]
+    switch parts {
+    case [.queryExpansion]: []
+    case [.latentAttention]: [.queryLatents, .latents, .rotaryKeys]
+    default: inputSlot == .residual ? [] : [inputSlot]
+    }
   }
 }

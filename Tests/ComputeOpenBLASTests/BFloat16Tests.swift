@@ -140,18 +140,20 @@ import Testing
 
   @Test(arguments: BFloat16Kernels.available, [1, 17, 128, 300])
   func `attention agrees with its definition`(_ kernels: BFloat16Kernels, length: Int) {
-    for (heads, keyValueHeads, dimension) in [(1, 1, 8), (4, 2, 6), (3, 1, 64), (2, 2, 80)] {
+    for (heads, keyValueHeads, dimension, width) in [
+      (1, 1, 8, 8), (4, 2, 6, 6), (3, 1, 64, 64), (2, 2, 80, 80), (2, 1, 40, 24), (2, 2, 9, 17),
+    ] {
       let tokens = 2 * length
       let queries = Matrix.random(tokens, heads * dimension, seed: 11)
       let keys = Matrix.random(tokens, keyValueHeads * dimension, seed: 12)
-      let values = Matrix.random(tokens, keyValueHeads * dimension, seed: 13)
+      let values = Matrix.random(tokens, keyValueHeads * width, seed: 13)
       for bias in [nil, Matrix.random(heads, length, seed: 14)] {
         let parameters = AttentionParameters(
-          heads: heads, keyValueHeads: keyValueHeads, headDimension: dimension, sequenceLength: length,
-          scale: 0.3, positionBias: bias, operands: .bfloat16)
+          heads: heads, keyValueHeads: keyValueHeads, headDimension: dimension, valueDimension: width,
+          sequenceLength: length, scale: 0.3, positionBias: bias, operands: .bfloat16)
         // A probability on the edge between two bfloat16 goes either way.
         expectAgreement(within: 2e-3, by: kernels) { backend in
-          let outputs = Matrix(rows: tokens, columns: queries.columns)
+          let outputs = Matrix(rows: tokens, columns: heads * width)
           outputs.fill(.nan)
           backend.attend(queries: queries, keys: keys, values: values, parameters, into: outputs)
           return outputs

@@ -65,6 +65,20 @@ struct SwitchTests {
       .layers("glm4-moe", "no correction") { $0.mixture?.correction = nil },
       .layers("glm4-moe", "no factor of the experts") { $0.mixture?.scale = 1 },
       .layers("glm4-moe", "scores over all experts") { $0.mixture?.scoring = .softmax },
+      .layers("deepseek-v3", "no groups") { $0.mixture?.groups = nil },
+      .layers("deepseek-v3", "groups by their best expert") { $0.mixture?.groups?.best = 1 },
+      .layers("deepseek-v3", "scores as if not stretched") {
+        $0.attention.scoreScale = 1 / Float(10).squareRoot()
+      },
+      .rotary(
+        "deepseek-v3", "no scaling", RotaryEmbedding(headDimension: 4, theta: 100, isInterleaved: true)),
+      .rotary(
+        "deepseek-v3-direct", "pairs of neighbours",
+        RotaryEmbedding(headDimension: 4, theta: 100, isInterleaved: true)),
+      .layers("deepseek-v2", "no groups") { $0.mixture?.groups = nil },
+      .layers("deepseek-v2", "groups by two experts") { $0.mixture?.groups?.best = 2 },
+      .layers("deepseek-v2", "no factor of the experts") { $0.mixture?.scale = 1 },
+      .layers("glm4-moe-lite", "no correction") { $0.mixture?.correction = nil },
       .layers("minimax-m2", "no correction") { $0.mixture?.correction = nil },
       .layers("minimax-m2", "scores over all experts") { $0.mixture?.scoring = .softmax },
       .layers("cohere-qk-norm", "heads as they are") {

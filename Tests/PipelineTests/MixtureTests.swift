@@ -11,7 +11,8 @@ import Testing
 /// Mixtures of experts, one expert after the other, against what they are to come to.
 struct MixtureTests {
   static let fixtures = [
-    "mixtral", "qwen2-moe", "qwen3-moe", "qwen3-5-moe", "olmoe", "glm4-moe", "minimax-m2",
+    "mixtral", "qwen2-moe", "qwen3-moe", "qwen3-5-moe", "olmoe", "glm4-moe", "minimax-m2", "deepseek-v3",
+    "deepseek-v2-lite",
   ]
 
   @Test func `many experts are reached by no token, and are quantized all the same`() throws {

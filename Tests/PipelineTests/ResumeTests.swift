@@ -15,6 +15,7 @@ struct ResumeTests {
     ResumeCase("gemma4"),
     ResumeCase("qwen3-5"),
     ResumeCase("cohere2"),
+    ResumeCase("deepseek-v3-dense"),
     ResumeCase("llama", "layer") { $0.target = .layer },
     ResumeCase("llama", "original, all samples") { $0.targetShare = 1 },
     ResumeCase("falcon-40b", "layer") { $0.target = .layer },

@@ -140,6 +140,14 @@ public struct GuardedBackend: ComputeBackend {
     }
   }
 
+  public func setHeads(
+    of states: Matrix, headDimension: Int, part: Range<Int>, to source: Matrix, isShared: Bool
+  ) {
+    opening(states, source) {
+      base.setHeads(of: states, headDimension: headDimension, part: part, to: source, isShared: isShared)
+    }
+  }
+
   public func attend(
     queries: Matrix, keys: Matrix, values: Matrix, _ parameters: AttentionParameters,
     into outputs: Matrix

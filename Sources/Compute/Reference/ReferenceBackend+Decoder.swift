@@ -78,6 +78,9 @@ extension ReferenceBackend: DecoderOperations {
     let headsPerKey = parameters.heads / parameters.keyValueHeads
     precondition(queries.columns == parameters.heads * dimension, "the shapes do not fit")
     precondition(keys.columns == parameters.keyValueHeads * dimension, "the shapes do not fit")
+    let width = parameters.valueDimension
+    precondition(values.columns == parameters.keyValueHeads * width, "the shapes do not fit")
+    precondition(outputs.columns == parameters.heads * width, "the shapes do not fit")
     let operands = parameters.operands
     let queries = Matrix(
       rows: queries.rows, columns: queries.columns, queries.elements.map { $0 * parameters.scale }
@@ -97,13 +100,28 @@ extension ReferenceBackend: DecoderOperations {
           let capped = parameters.softcap.map { Double($0) * tanh(product / Double($0)) } ?? product
           return capped + (parameters.positionBias?.value(head, key) ?? 0)
         }
-        let logSum = logSumExp(scores)
-        for index in 0..<dimension {
+        let logSum = logSumExp(scores + (parameters.sinks.map { [Double($0[head])] } ?? []))
+        for index in 0..<width {
           let weighted = sum(0..<scores.count) {
             Float(exp(scores[$0] - logSum)).rounded(to: operands)
-              * values.value(first + firstKey + $0, keyStart + index)
+              * values.value(first + firstKey + $0, head / headsPerKey * width + index)
           }
-          outputs[row, queryStart + index] = Float(weighted)
+          outputs[row, head * width + index] = Float(weighted)
+        }
+      }
+    }
+  }
+
+  public func setHeads(
+    of states: Matrix, headDimension: Int, part: Range<Int>, to source: Matrix, isShared: Bool
+  ) {
+    let heads = states.columns / headDimension
+    precondition(source.columns == part.count * (isShared ? 1 : heads), "the shapes do not fit")
+    for token in 0..<states.rows {
+      for head in 0..<heads {
+        for index in 0..<part.count {
+          states[token, head * headDimension + part.lowerBound + index] =
+            source[token, isShared ? index : head * part.count + index]
         }
       }
     }

@@ -140,7 +140,8 @@ extension ConfigurationReader {
     count: String = "num_experts", width: String = "moe_intermediate_size", renormalizes: Bool = false
   ) throws(DecoderError) -> MixtureDescription {
     MixtureDescription(
-      router: "mlp.gate", count: try integer(count, "num_local_experts"), perToken: try integer("num_experts_per_tok"),
+      router: "mlp.gate", count: try integer(count, "num_local_experts"),
+      perToken: try integer("num_experts_per_tok"),
       renormalizes: try flag("norm_topk_prob", default: renormalizes),
       expert: MLPDescription(
         expansion: .gated(gate: "mlp.experts.#.gate_proj", up: "mlp.experts.#.up_proj"),
@@ -164,7 +165,7 @@ extension ConfigurationReader {
   }
 
   /// A number that may be 0.
-  fileprivate func count(_ key: String, default fallback: Int) throws(DecoderError) -> Int {
+  func count(_ key: String, default fallback: Int) throws(DecoderError) -> Int {
     guard let value = values[key], value != .null else { return fallback }
     guard let count = value.int, (0...1 << 20).contains(count) else {
       throw .unsupportedSetting(key: key, value: "\(value)", supported: "a whole number from 0")
