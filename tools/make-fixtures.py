@@ -443,6 +443,20 @@ VARIANTS = {
     "glm4-moe-lite": without(DEEPSEEK, "rope_scaling", "first_k_dense_replace", "topk_method", "scoring_func") | {
         "architectures": ["Glm4MoeLiteForCausalLM"], "model_type": "glm4_moe_lite", "n_group": 1, "topk_group": 1,
         "v_head_dim": 10, "mlp_layer_types": ["dense", "sparse", "sparse"]},
+    "qwen3-next": without(QWEN3_5_MOE, "attn_output_gate") | {
+        "architectures": ["Qwen3NextForCausalLM"], "model_type": "qwen3_next", "intermediate_size": 24,
+        "mlp_only_layers": [0], "norm_topk_prob": True},
+    "ernie-moe": LLAMA | {
+        "architectures": ["Ernie4_5_MoeForCausalLM"], "model_type": "ernie4_5_moe", "rope_theta": 100.0,
+        "num_hidden_layers": 4, "moe_intermediate_size": 12, "moe_k": 2, "moe_num_experts": 6,
+        "moe_num_shared_experts": 2, "moe_layer_start_index": 1, "moe_layer_end_index": 2},
+    "hunyuan-moe": LLAMA | {
+        "architectures": ["HunYuanMoEV1ForCausalLM"], "model_type": "hunyuan_v1_moe", "num_experts": 6, "moe_topk": 2,
+        "intermediate_size": 12, "rope_theta": 100.0, "rope_scaling": {"type": "dynamic", "alpha": 5.0, "factor": 1.0}},
+    "hy-v3": LLAMA | EXPERTS | {
+        "architectures": ["HYV3ForCausalLM"], "model_type": "hy_v3", "num_experts": 6, "num_shared_experts": 2,
+        "router_scaling_factor": 1.7, "mlp_layer_types": ["sparse", "dense", "sparse"], "num_hidden_layers": 3,
+        "tie_word_embeddings": False},
     "minimax-m2": LLAMA
     | {"architectures": ["MiniMaxM2ForCausalLM"], "model_type": "minimax_m2", "num_local_experts": 6,
        "num_experts_per_tok": 2, "rotary_dim": 4, "tie_word_embeddings": False, "intermediate_size": 12},
@@ -544,6 +558,8 @@ def require_live_parameters(model: torch.nn.Module, logits: torch.Tensor, varian
         if not any(part in name for part in ["vision", "visual", "multi_modal", "audio"])
     }
     dead = {name for name, parameter in text.items() if parameter.grad is None or parameter.grad.abs().max() < 1e-3}
+    # They decide which experts are taken, and have no gradient.
+    dead = {name for name in dead if not name.endswith("e_score_correction_bias")}
     if variant.startswith("opt"):
         # Without rotary positions a key bias adds the same to all of a query's scores.
         dead = {name for name in dead if not name.endswith("k_proj.bias")}
@@ -564,7 +580,7 @@ def make(variant: str, root: Path) -> None:
     for name, buffer in model.named_buffers():
         if name.endswith("layer_scalar"):
             buffer.fill_(0.5 + torch.rand(1).item())
-        if name.endswith("e_score_correction_bias"):
+        if name.endswith(("e_score_correction_bias", "expert_bias")):
             buffer.copy_(0.3 * torch.randn_like(buffer))
     tensors = {name: parameter.data.to(dtype) for name, parameter in model.named_parameters()}
     if any("experts" in name for name in tensors) and not variant.endswith("-stacked"):

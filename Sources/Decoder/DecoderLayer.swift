@@ -233,7 +233,7 @@ public final class DecoderLayer {
     let mixed = matrix(.queries, mixer.channels)
     let gate = matrix(.attentionGate, mixer.valueFeatures)
     let context = matrix(.context, mixer.valueFeatures)
-    run([mixer.mixed, mixer.outputGate], on: input, into: [mixed, gate])
+    run(mixer.linears(hiddenSize: model.hiddenSize).map(\.name), on: input, into: [mixed, gate])
     linearAttention.run(
       input, mixed: mixed, decays: matrix(.keys, mixer.valueHeads), gates: matrix(.values, mixer.valueHeads),
       sequenceLength: sequenceLength, into: context)

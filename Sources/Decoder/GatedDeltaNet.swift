@@ -21,12 +21,24 @@ struct GatedDeltaNet {
   ) throws {
     self.description = description
     self.backend = backend
-    func linear(_ name: String) throws -> Matrix {
-      try source.matrix(
-        "\(prefix)\(name).weight", shape: [description.valueHeads, hiddenSize], for: backend)
+    func rows(_ name: String, _ count: Int) throws -> Matrix {
+      try source.matrix("\(prefix)\(name).weight", shape: [count, hiddenSize])
     }
-    decay = try linear(description.decay)
-    gate = try linear(description.gate)
+    if description.isFused {
+      // Of every key head the gates of its value heads and then their decays.
+      let heads = description.valueHeads / description.keyHeads
+      let fused = try rows(description.fusedGates, 2 * description.valueHeads)
+      func part(_ offset: Int) -> Matrix {
+        let part = Matrix(rows: description.valueHeads, columns: hiddenSize)
+        let places = (0..<description.valueHeads).map { ($0 / heads * 2 + offset) * heads + $0 % heads }
+        part.gather(places[...], from: fused)
+        return backend.upload(part)
+      }
+      (gate, decay) = (part(0), part(1))
+    } else {
+      decay = backend.upload(try rows(description.decay, description.valueHeads))
+      gate = backend.upload(try rows(description.gate, description.valueHeads))
+    }
     let (channels, taps) = (description.channels, description.taps)
     let weights = try source.matrix(
       "\(prefix)\(description.convolution)", shape: [channels, 1, taps]

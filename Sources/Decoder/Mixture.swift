@@ -29,9 +29,13 @@ struct MixtureDescription: Sendable {
   var scoring = Scoring.softmax
   /// A tensor of values that are added to the scores for the choice alone.
   var correction: String?
+  /// Whether that tensor has a single row, and is no vector.
+  var correctionIsMatrix = false
   var groups: Groups?
   /// Whether the weights of the chosen ones are divided by their sum.
   var renormalizes = true
+  /// What they are divided by at least.
+  var smallestSum: Float = 0
   /// A factor of the weights.
   var scale: Float = 1
   /// One expert, with `#` for its number.
@@ -40,6 +44,8 @@ struct MixtureDescription: Sendable {
   var shared: MLPDescription?
   /// A linear of one output, whose sigmoid the shared expert's output is multiplied by; it stays as it is.
   var sharedGate: String?
+
+  var correctionShape: [Int] { correctionIsMatrix ? [1, count] : [count] }
 
   func mlp(of number: Int) -> MLPDescription {
     func named(_ name: String) -> String { name.replacing("#", with: "\(number)") }
@@ -104,7 +110,7 @@ struct MixtureRouter {
     weights = try source.matrix(
       "\(prefix)\(description.router).weight", shape: [description.count, hiddenSize], for: backend)
     corrections = try description.correction.map {
-      try source.vector("\(prefix)\($0)", count: description.count)
+      try source.matrix("\(prefix)\($0)", shape: description.correctionShape).elements
     }
     sharedGate = try description.sharedGate.map {
       try source.matrix("\(prefix)\($0).weight", shape: [1, hiddenSize], for: backend)
@@ -164,7 +170,9 @@ struct MixtureRouter {
       }
     }
     let chosen = Self.largest(ranks, description.perToken)
-    let sum = description.renormalizes ? chosen.reduce(0) { $0 + scores[$1] } + 1e-20 : 1
+    let sum =
+      description.renormalizes
+      ? max(chosen.reduce(0) { $0 + scores[$1] } + 1e-20, description.smallestSum) : 1
     return chosen.map { ($0, scores[$0] / sum * description.scale) }
   }
 

@@ -38,12 +38,16 @@ extension ModelDescription {
       tensors += mixture.routers(hiddenSize: hiddenSize).map {
         ("\(prefix)\($0.name).weight", [$0.outFeatures, $0.inFeatures])
       }
-      if let correction = mixture.correction { tensors.append(("\(prefix)\(correction)", [mixture.count])) }
+      if let correction = mixture.correction {
+        tensors.append(("\(prefix)\(correction)", mixture.correctionShape))
+      }
     }
     if let xielu = layer.mlp.xielu { tensors += XIELU.tensors(prefix + xielu) }
     if let scale = layer.outputScale { tensors.append(("\(prefix)\(scale)", [1])) }
     if let mixer = layer.linearAttention {
-      tensors += [mixer.decay, mixer.gate].map { ("\(prefix)\($0).weight", [mixer.valueHeads, hiddenSize]) }
+      tensors += mixer.keptLinears(hiddenSize: hiddenSize).map {
+        ("\(prefix)\($0.name).weight", [$0.outFeatures, hiddenSize])
+      }
       tensors.append(("\(prefix)\(mixer.convolution)", [mixer.channels, 1, mixer.taps]))
       for name in [mixer.decayLogarithms, mixer.decayBiases] {
         tensors.append(("\(prefix)\(name)", [mixer.valueHeads]))

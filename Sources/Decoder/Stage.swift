@@ -140,12 +140,8 @@ extension ModelDescription {
   /// Linears of a layer that are always left as they are.
   public func keptLinears(ofLayer index: Int) -> [LayerLinear] {
     let layer = layers[index]
-    let mixer = layer.linearAttention.map { mixer in
-      [mixer.decay, mixer.gate].map {
-        LayerLinear(name: $0, outFeatures: mixer.valueHeads, inFeatures: hiddenSize, hasBias: false)
-      }
-    }
-    return (mixer ?? []) + (layer.mixture?.routers(hiddenSize: hiddenSize) ?? [])
+    return (layer.linearAttention?.keptLinears(hiddenSize: hiddenSize) ?? [])
+      + (layer.mixture?.routers(hiddenSize: hiddenSize) ?? [])
   }
 
   /// Every linear of a layer, in the order of its stages.
@@ -189,6 +185,7 @@ extension LayerDescription {
   /// The rows of a linear's matrix in the checkpoint that each of its outputs is made of, in order.
   func rows(of linear: LayerLinear) -> [[Range<Int>]] {
     if let rows = latentAttention?.rows(of: linear.name) { return rows }
+    if let linearAttention, linear.name == linearAttention.fused { return linearAttention.fusedRows }
     if case .separate(linear.name, _, _) = attention.projection, attention.hasOutputGate {
       let size = attention.headDimension
       return [0, 1].map { part in
@@ -206,12 +203,7 @@ extension LayerDescription {
   func linears(of part: Stage.Part, hiddenSize: Int) -> [LayerLinear] {
     switch part {
     case .attention:
-      if let linearAttention {
-        return [
-          (linearAttention.mixed, linearAttention.channels),
-          (linearAttention.outputGate, linearAttention.valueFeatures),
-        ].map { LayerLinear(name: $0, outFeatures: $1, inFeatures: hiddenSize, hasBias: false) }
-      }
+      if let linearAttention { return linearAttention.linears(hiddenSize: hiddenSize) }
       let (query, key) = (attention.queryFeatures, attention.keyFeatures)
       let outputs: [(String, Int)] =
         switch attention.projection {

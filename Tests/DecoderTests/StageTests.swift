@@ -14,7 +14,8 @@ struct StageTests {
       let names = description.linears(ofLayer: index).map { prefix + $0.name + ".weight" }
       #expect(Set(names).count == names.count)
       let matrices = fixture.checkpoint.tensors.values.filter {
-        $0.name.hasPrefix(prefix) && $0.shape.count == 2 && !$0.name.contains("_norm.")
+        $0.name.hasPrefix(prefix) && $0.shape.count == 2 && $0.name.hasSuffix(".weight")
+          && !$0.name.contains("_norm.")
       }
       let kept = description.keptLinears(ofLayer: index).map { prefix + $0.name + ".weight" }
       #expect(Set(names + kept) == Set(matrices.map(\.name)))

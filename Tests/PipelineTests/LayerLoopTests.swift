@@ -18,7 +18,7 @@ struct LayerLoopTests {
   static let fixtures = [
     "llama", "opt-pre", "opt-post-350m", "bloom", "falcon-7b", "falcon-40b", "falcon-rw", "gemma3", "gemma4",
     "qwen3-5", "granite", "phi3", "cohere2", "qwen2-moe", "qwen3-moe", "glm4-moe", "qwen3-5-moe",
-    "deepseek-v3", "deepseek-v3-direct", "deepseek-v3-dense",
+    "qwen3-next", "deepseek-v3", "deepseek-v3-direct", "deepseek-v3-dense",
   ]
 
   @Test(arguments: fixtures, [1, 3, 4])

@@ -12,6 +12,7 @@ import Testing
 struct MixtureTests {
   static let fixtures = [
     "mixtral", "qwen2-moe", "qwen3-moe", "qwen3-5-moe", "olmoe", "glm4-moe", "minimax-m2", "deepseek-v3",
+    "ernie-moe", "hy-v3",
     "deepseek-v2-lite",
   ]
 

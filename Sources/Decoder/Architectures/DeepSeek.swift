@@ -16,7 +16,7 @@ extension Architecture {
         count: try config.integer("n_group"), chosen: try config.integer("topk_group"), best: 1)
     }
     return try .latentLike(
-      config, mixture: mixture, denseLayers: config.count("first_k_dense_replace", default: 0))
+      config, mixture: mixture, denseLayers: Set(0..<config.count("first_k_dense_replace", default: 0)))
   }
 
   /// DeepSeek V3, R1 and V3.1, and Moonshot's Kimi K2.
@@ -24,31 +24,22 @@ extension Architecture {
     try config.requireNames(["scoring_func": ["sigmoid"], "topk_method": ["noaux_tc"]])
     return try .latentLike(
       config, mixture: config.correctedMixture(groups: (8, 4)),
-      denseLayers: config.count("first_k_dense_replace", default: 3))
+      denseLayers: Set(0..<config.count("first_k_dense_replace", default: 3)))
   }
 
   /// GLM 4.7 Flash.
   static let glm4MoELite = Architecture(modelTypes: ["glm4_moe_lite"]) { config in
-    let kinds = config.values["mlp_layer_types"]?.array?.map(\.string)
-    if let kinds, let other = kinds.first(where: { $0 != "dense" && $0 != "sparse" }) {
-      throw DecoderError.unsupportedSetting(
-        key: "mlp_layer_types", value: other ?? "", supported: "dense, sparse")
-    }
-    let listed = kinds.map { $0.prefix { $0 == "dense" }.count }
-    if let kinds, let listed, kinds.dropFirst(listed).contains("dense") {
-      throw DecoderError.unsupportedSetting(
-        key: "mlp_layer_types", value: "dense after sparse", supported: "dense layers first")
-    }
     return try .latentLike(
       config, mixture: config.correctedMixture(groups: (1, 1)),
-      denseLayers: listed ?? config.count("first_k_dense_replace", default: 1))
+      denseLayers: config.denseLayers(
+        default: config.count("first_k_dense_replace", default: 1)))
   }
 }
 
 extension ModelDescription {
-  /// - Parameter denseLayers: those with an MLP, the first ones
+  /// - Parameter denseLayers: those with an MLP
   fileprivate static func latentLike(
-    _ config: ConfigurationReader, mixture: MixtureDescription, denseLayers: Int
+    _ config: ConfigurationReader, mixture: MixtureDescription, denseLayers: Set<Int>
   ) throws -> ModelDescription {
     let hasBias = try config.flag("attention_bias", default: false)
     let everySo = try config.integer("moe_layer_freq", default: 1)
@@ -78,7 +69,7 @@ extension ModelDescription {
       layer.latentAttention = latent
       layer.attention.positions = .rotary(rotary)
       layer.attention.scoreScale = scale
-      if index >= denseLayers { try layer.mix(mixture) }
+      if !denseLayers.contains(index) { try layer.mix(mixture) }
     }
   }
 }

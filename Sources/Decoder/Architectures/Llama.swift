@@ -63,16 +63,7 @@ extension Architecture {
   }
 
   /// Tencent's Hunyuan, dense: heads are normalized after they have turned.
-  static let hunyuan = Architecture(modelTypes: ["hunyuan_v1_dense"]) { config in
-    let hasBias = try config.flag("attention_bias", default: false)
-    let norm = try NormStyle.rootMeanSquare(epsilon: config.epsilon("rms_norm_eps", default: 1e-5))
-    return try .llamaLike(config, norm: norm, projectionHasBias: hasBias, outputHasBias: hasBias) {
-      layer, _ in
-      layer.attention.queryNorm = norm("self_attn.query_layernorm")
-      layer.attention.keyNorm = norm("self_attn.key_layernorm")
-      layer.attention.turnsFirst = true
-    }
-  }
+  static let hunyuan = Architecture(modelTypes: ["hunyuan_v1_dense"]) { try .hunyuanLike($0) }
 
   static let seedOSS = Architecture(modelTypes: ["seed_oss"]) { config in
     try .llamaLike(
@@ -169,6 +160,20 @@ struct NormStyle {
 }
 
 extension ModelDescription {
+  static func hunyuanLike(
+    _ config: ConfigurationReader, change: (inout LayerDescription) throws -> Void = { _ in }
+  ) throws -> ModelDescription {
+    let hasBias = try config.flag("attention_bias", default: false)
+    let norm = try NormStyle.rootMeanSquare(epsilon: config.epsilon("rms_norm_eps", default: 1e-5))
+    return try llamaLike(config, norm: norm, projectionHasBias: hasBias, outputHasBias: hasBias) {
+      layer, _ in
+      layer.attention.queryNorm = norm("self_attn.query_layernorm")
+      layer.attention.keyNorm = norm("self_attn.key_layernorm")
+      layer.attention.turnsFirst = true
+      try change(&layer)
+    }
+  }
+
   /// The layer that llama made common: RMS norms before, rotary positions, grouped queries, a gated MLP.
   /// - Parameters:
   ///   - norm: of every norm; RMS if nil

@@ -72,6 +72,63 @@ extension Architecture {
     }
   }
 
+  /// ERNIE 4.5 with experts, between a first and a last layer that have some.
+  static let ernieMoE = Architecture(modelTypes: ["ernie4_5_moe"]) { config in
+    let norm = NormStyle.rootMeanSquare(epsilon: try config.epsilon("rms_norm_eps", default: 1e-5))
+    let hasBias = try config.flag("use_bias", default: false)
+    var mixture = try config.mixture(
+      count: "moe_num_experts", perToken: "moe_k", renormalizes: true, hasBias: hasBias)
+    mixture.correction = "mlp.moe_statics.e_score_correction_bias"
+    mixture.correctionIsMatrix = true
+    mixture.smallestSum = try config.factor("moe_norm_min", default: 1e-12)
+    let shared = try config.count("moe_num_shared_experts", default: 2)
+    if shared > 0 {
+      try mixture.share("mlp.shared_experts", width: shared * config.integer("moe_intermediate_size"))
+    }
+    let layers = try config.layerCount()
+    let first = try config.count("moe_layer_start_index", default: 1)
+    let last = config.values["moe_layer_end_index"]?.int ?? -1
+    let interval = try config.integer("moe_layer_interval", default: 1)
+    return try .llamaLike(
+      config, norm: norm, projectionHasBias: hasBias, outputHasBias: hasBias, mlpHasBias: hasBias,
+      isTied: true, rotary: RotaryStyle(defaultTheta: 500_000, isInterleaved: true)
+    ) { layer, index in
+      let end = last < 0 ? layers - 1 : last
+      if index >= first && index <= end && (index + 1) % interval == 0 { try layer.mix(mixture) }
+    }
+  }
+
+  /// Tencent's Hunyuan with experts: heads are normalized after they have turned.
+  static let hunyuanMoE = Architecture(modelTypes: ["hunyuan_v1_moe"]) { config in
+    var mixture = try config.mixture(perToken: "moe_topk", width: "intermediate_size", renormalizes: true)
+    mixture.router = "mlp.gate.wg"
+    try mixture.share("mlp.shared_mlp", width: config.integer("intermediate_size"))
+    return try .hunyuanLike(config) { try $0.mix(mixture) }
+  }
+
+  /// Hunyuan 3.
+  static let hunyuan3 = Architecture(modelTypes: ["hy_v3"]) { config in
+    let norm = NormStyle.rootMeanSquare(epsilon: try config.epsilon("rms_norm_eps", default: 1e-5))
+    let hasBias = try config.flag("attention_bias", default: false)
+    try config.require("mlp_bias", false, default: false)
+    var mixture = try config.mixture(renormalizes: true)
+    mixture.router = "mlp.router.gate"
+    mixture.scoring = .sigmoid
+    mixture.correction = "mlp.expert_bias"
+    mixture.scale = try config.factor("router_scaling_factor", default: 2.826)
+    let shared = try config.count("num_shared_experts", default: 1)
+    if shared > 0 {
+      try mixture.share("mlp.shared_mlp", width: shared * config.integer("moe_intermediate_size"))
+    }
+    let dense = try config.denseLayers(default: 1)
+    return try .llamaLike(
+      config, norm: norm, projectionHasBias: hasBias, outputHasBias: hasBias, normalizesHeads: true,
+      headDimension: 128
+    ) { layer, index in
+      if !dense.contains(index) { try layer.mix(mixture) }
+    }
+  }
+
   /// GLM 4.5 to 4.7: the first layers dense, experts chosen by group and with a correction.
   static let glm4MoE = Architecture(modelTypes: ["glm4_moe"]) { config in
     let norm = NormStyle.rootMeanSquare(epsilon: try config.epsilon("rms_norm_eps", default: 1e-5))
@@ -133,20 +190,33 @@ extension MixtureDescription {
 extension ConfigurationReader {
   /// Experts below `mlp.experts`, chosen by softmax.
   /// - Parameters:
-  ///   - count: the key of their number
+  ///   - count: the key of their number, and `perToken` that of those that a token goes through
   ///   - width: the key of their intermediate size
   ///   - renormalizes: what holds where `norm_topk_prob` is not given
   func mixture(
-    count: String = "num_experts", width: String = "moe_intermediate_size", renormalizes: Bool = false
+    count: String = "num_experts", perToken: String = "num_experts_per_tok",
+    width: String = "moe_intermediate_size", renormalizes: Bool = false, hasBias: Bool = false
   ) throws(DecoderError) -> MixtureDescription {
     MixtureDescription(
-      router: "mlp.gate", count: try integer(count, "num_local_experts"),
-      perToken: try integer("num_experts_per_tok"),
+      router: "mlp.gate", count: try integer(count, "num_local_experts"), perToken: try integer(perToken),
       renormalizes: try flag("norm_topk_prob", default: renormalizes),
       expert: MLPDescription(
         expansion: .gated(gate: "mlp.experts.#.gate_proj", up: "mlp.experts.#.up_proj"),
         down: "mlp.experts.#.down_proj", intermediateSize: try integer(width),
-        activation: try activation("hidden_act", default: "silu"), hasBias: false))
+        activation: try activation("hidden_act", default: "silu"), hasBias: hasBias))
+  }
+
+  /// The layers without experts, as `mlp_layer_types` names them.
+  /// - Parameter count: of the first ones, where it is not there
+  func denseLayers(default count: Int) throws(DecoderError) -> Set<Int> {
+    guard let listed = values["mlp_layer_types"], listed != .null else { return Set(0..<count) }
+    let kinds = listed.array?.compactMap(\.string) ?? []
+    guard kinds.count >= (try layerCount()), kinds.allSatisfy({ $0 == "dense" || $0 == "sparse" }) else {
+      throw .unsupportedSetting(
+        key: "mlp_layer_types", value: String(listed.compactText.prefix(200)),
+        supported: "for every layer dense or sparse")
+    }
+    return Set(kinds.indices.filter { kinds[$0] == "dense" })
   }
 
   /// An expert by Mixtral's names.
@@ -158,7 +228,7 @@ extension ConfigurationReader {
   }
 
   /// Which layers have experts.
-  fileprivate func sparseLayers() throws(DecoderError) -> [Bool] {
+  func sparseLayers() throws(DecoderError) -> [Bool] {
     let step = try integer("decoder_sparse_step", default: 1)
     let dense = Set(values["mlp_only_layers"]?.array?.compactMap(\.int) ?? [])
     return (0..<(try layerCount())).map { !dense.contains($0) && ($0 + 1) % step == 0 }

@@ -24,6 +24,22 @@ extension Architecture {
     try .qwen3_5(config)
   }
 
+  /// Qwen3-Next: the same with experts, its linear attention's projections in one matrix.
+  static let qwen3Next = Architecture(modelTypes: ["qwen3_next"]) { config in
+    let config = config.filled(with: ["num_key_value_heads": 2])
+    var mixture = try config.mixture(renormalizes: true)
+    try mixture.share(
+      "mlp.shared_expert", width: config.integer("shared_expert_intermediate_size", default: 512))
+    mixture.sharedGate = "mlp.shared_expert_gate"
+    let isSparse = try config.sparseLayers()
+    var number = 0
+    return try .qwen3_5(config) { layer in
+      layer.linearAttention?.isFused = true
+      if isSparse[number] { try layer.mix(mixture) }
+      number += 1
+    }
+  }
+
   /// The same with experts.
   static let qwen3_5MoE = Architecture(
     modelTypes: ["qwen3_5_moe_text"], wrappers: ["qwen3_5_moe": ["qwen3_5_moe_text"]]

@@ -16,7 +16,7 @@ struct Architecture: Sendable {
     .exaone4, .smolLM3, .granite, .cohere, .cohere2, .glm4, .seedOSS, .ernie, .arcee, .stableLM, .starcoder2,
     .nemotron, .apertus, .hunyuan, .phi, .mpt, .gptJ, .gpt2, .gptNeoX, .mixtral, .qwen2MoE, .qwen3MoE,
     .qwen3_5MoE, .olmoe, .glm4MoE, .minimaxM2,
-    .deepSeekV2, .deepSeekV3, .glm4MoELite,
+    .deepSeekV2, .deepSeekV3, .glm4MoELite, .qwen3Next, .ernieMoE, .hunyuanMoE, .hunyuan3,
   ]
 }
 
