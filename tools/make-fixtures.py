@@ -2,8 +2,8 @@
 """Writes tiny random checkpoints of every family variant, with the logits that transformers computes.
 
 Each folder OUTPUT_DIR/<variant>/ gets config.json, the weights as safetensors, and expected.safetensors:
-`input_ids` int64 [2, 17] and `logits` float32 [2, 17, vocabulary], computed in float32; and saved.json, the
-configuration as transformers writes it.
+`input_ids` int64 [2, 17] and `logits` float32 [2, 17, vocabulary], computed in float32. OUTPUT_DIR/../saved/
+gets the configurations as transformers writes them.
 
     tools/make-fixtures.py Tests/Fixtures/models
 
@@ -531,9 +531,11 @@ def write_json(value: dict, file: Path) -> None:
 
 
 def write_saved_configuration(folder: Path) -> None:
-    """saved.json: config.json as transformers writes it, which has other spellings than what is published."""
+    """../saved/VARIANT.json: config.json as transformers writes it, which has other spellings than what is published."""
     transformers.AutoConfig.from_pretrained(folder).save_pretrained(folder / "saved")
-    (folder / "saved/config.json").replace(folder / "saved.json")
+    place = folder.parent.parent / "saved"
+    place.mkdir(exist_ok=True)
+    (folder / "saved/config.json").replace(place / f"{folder.name}.json")
     shutil.rmtree(folder / "saved")
 
 
@@ -611,7 +613,7 @@ def main() -> None:
     arguments.add_argument("output", type=Path, metavar="OUTPUT_DIR", help="gets one folder per variant")
     arguments.add_argument("--variant", choices=VARIANTS, metavar="NAME", action="append",
                            help=f"only this one, may be repeated; one of {', '.join(VARIANTS)}")
-    arguments.add_argument("--saved-only", action="store_true", help="write saved.json alone")
+    arguments.add_argument("--saved-only", action="store_true", help="write the saved configurations alone")
     options = arguments.parse_args()
     transformers.logging.disable_progress_bar()
     for variant in options.variant or VARIANTS:

@@ -142,7 +142,7 @@ public final class CheckpointReader: WeightSource {
   /// - Throws: ``CheckpointError`` if there is no such tensor, or if it is not made of finite floats.
   public func read(_ tensor: String, rows: Range<Int>, into panel: Matrix) throws {
     let info = try self.info(of: tensor)
-    guard info.dtype.isSupportedFloat else {
+    guard info.dtype.isSupportedFloat || info.dtype == .float8E8M0 && scales[tensor] != nil else {
       throw CheckpointError.notAFloat(tensor: tensor, info.dtype)
     }
     let (rowCount, columns) = info.matrixDimensions

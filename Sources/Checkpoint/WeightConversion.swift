@@ -3,7 +3,7 @@ import Tensors
 /// Converts weights to fp32.
 ///
 /// - Parameters:
-///   - bytes: Elements of type `dtype`, a float type of checkpoints; at any alignment.
+///   - bytes: Elements of type `dtype`, a float type of checkpoints or their scales; at any alignment.
 ///   - panel: As many elements as `bytes` holds.
 /// - Returns: Whether every element is finite.
 func convertWeights(_ bytes: RawSpan, _ dtype: DType, into panel: inout MutableSpan<Float>) -> Bool {
@@ -18,6 +18,11 @@ func convertWeights(_ bytes: RawSpan, _ dtype: DType, into panel: inout MutableS
         unsafe convert(source, UInt16.self, into: destination, panel.count) { Float(bfloat16Bits: $0) }
       case .float16:
         unsafe convert(source, UInt16.self, into: destination, panel.count) { Float(float16Bits: $0) }
+      case .float8E8M0:
+        // Of scales: the exponent of a power of two, and one NaN. 2⁻¹²⁷ has no normal float.
+        unsafe convert(source, UInt8.self, into: destination, panel.count) {
+          $0 == 255 ? .nan : $0 == 0 ? 0x1p-127 : Float(bitPattern: UInt32($0) << 23)
+        }
       default:
         preconditionFailure("weights are F32, F16 or BF16")
       }

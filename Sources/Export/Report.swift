@@ -78,6 +78,10 @@ public struct Report: Codable, Sendable, Equatable {
     public var bitsPerWeight: Double
     /// What looked wrong and did not stop the run, where anything did.
     public var warnings: [String]?
+    /// The expert of a mixture that it is of, from 0; nil for other linears, and for what every token goes through.
+    public var expert: Int?
+    /// The calibration tokens that reached the expert.
+    public var tokens: Int?
 
     public init(
       name: String, shape: [Int], bits: Int, groupSize: Int, symmetric: Bool, solver: String,

@@ -51,7 +51,7 @@ extension LayerLoop {
   ///   - quantize: see ``run(knowing:_:)``
   func runMixture(
     _ position: Position, shared: GramMatrix?, knowing known: (any KnownLinears)?,
-    _ quantize: (_ layer: DecoderLayer, _ stage: Stage, _ problem: LayerProblem) throws -> Void
+    _ quantize: Quantize
   ) throws {
     let (stage, layer) = (position.stage, position.quantized)
     let output = try route(stage, layer, quantized)
@@ -65,16 +65,19 @@ extension LayerLoop {
         add(expert, index, original, to: originalOutput)
         for half in [expert.expansion, expert.contraction] { original.unload(half) }
       }
+      let share = expert.number.map {
+        ExpertShare(number: $0, tokens: output.routing.shares[index].tokens.count)
+      }
       try known?.restore(expert.expansion, in: layer)
       if let shared, known?.isKnown(expert.expansion, inLayer: layer.index) != true {
         let gram = times.measure(.gram) { expansionGram(expert, index, layer, output, shared) }
-        try solve(expert.expansion, in: layer, gram, quantize)
+        try solve(expert.expansion, in: layer, gram, share, quantize)
       }
       try load(expert.expansion, in: layer)
       try known?.restore(expert.contraction, in: layer)
       if shared != nil, known?.isKnown(expert.contraction, inLayer: layer.index) != true {
         let gram = times.measure(.gram) { contractionGram(expert, index, layer, output) }
-        try solve(expert.contraction, in: layer, gram, quantize)
+        try solve(expert.contraction, in: layer, gram, share, quantize)
       }
       try load(expert.contraction, in: layer)
       add(expert, index, layer, to: output)
@@ -87,12 +90,12 @@ extension LayerLoop {
   }
 
   private func solve(
-    _ half: Stage, in layer: DecoderLayer, _ gram: Matrix,
-    _ quantize: (_ layer: DecoderLayer, _ stage: Stage, _ problem: LayerProblem) throws -> Void
+    _ half: Stage, in layer: DecoderLayer, _ gram: Matrix, _ share: ExpertShare?,
+    _ quantize: Quantize
   ) throws {
     try beforeReading()
     let problem = try times.measure(.solver) { try makeProblem(layer, half, gram: gram, correction: nil) }
-    try times.measure(.solver) { try quantize(layer, half, problem) }
+    try times.measure(.solver) { try quantize(layer, half, problem, share) }
   }
 
   /// Reads what the experts read, of every batch that is still to be taken further, and decides who goes where.
@@ -131,14 +134,15 @@ extension LayerLoop {
     }
   }
 
-  /// Σ of an expert's first half: of its own tokens, and of a mean token as often as half its width. An expert that few
-  /// tokens reach is solved for all of them.
+  /// Σ of an expert's first half: of its own tokens, and of a mean token as often as half its width, or as the settings
+  /// say. An expert that few tokens reach is solved for all of them.
   private func expansionGram(
     _ expert: Stage.Expert, _ index: Int, _ layer: DecoderLayer, _ output: MixtureOutput, _ shared: GramMatrix
   ) -> Matrix {
     let gram = makeGramMatrix(expert.expansion)
     backend.copy(shared.values, into: gram.values)
-    backend.scale(gram.values, by: Float(expert.expansion.inFeatures) / 2 / Float(max(shared.tokens, 1)))
+    if experts.isShared { return gram.values }
+    backend.scale(gram.values, by: prior(expert.expansion) / Float(max(shared.tokens, 1)))
     forEachChunk(of: output.routing.shares[index].tokens, layer, output) { rows, _ in gram.accumulate(rows) }
     return gram.values
   }
@@ -158,7 +162,7 @@ extension LayerLoop {
     }
     let energy = share.factors.reduce(0) { $0 + $1 * $1 }
     let mean = share.factors.isEmpty ? 1 : energy / Float(share.factors.count)
-    backend.scale(gram.values, by: mean * Float(width) / 2 / Float(max(count, 1)))
+    backend.scale(gram.values, by: mean * prior(expert.contraction) / Float(max(count, 1)))
     forEachChunk(of: share.tokens, layer, output) { rows, range in
       let inner = layer.intermediate(of: expert, rows)
       backend.withHostMatrix(inner, for: .changing) { $0.multiplyRows(by: share.factors[range]) }
@@ -166,6 +170,9 @@ extension LayerLoop {
     }
     return gram.values
   }
+
+  /// The tokens that stand for all.
+  private func prior(_ half: Stage) -> Float { Float(experts.prior * Double(half.inFeatures)) }
 
   /// Tokens from all over for the second half, as a multiple of its width.
   private static let priorTokens = 2

@@ -45,6 +45,7 @@ final class LayerLoop {
   /// What the mixture at hand makes of all tokens, of the quantized stream and of the original one.
   var mixtureOutputs: [MixtureOutput] = []
   private let batches: [Range<Int>]
+  let experts: ExpertSettings
   let beforeReading: () throws -> Void
   let advanced: () -> Void
   private let repeating: (_ layer: Int, _ until: Int) -> Void
@@ -52,6 +53,17 @@ final class LayerLoop {
   /// Whether an earlier run has begun to take the batches to the next stage, and some of them are there.
   private(set) var isTakingOver = false
   var times = PhaseTimes()
+
+  /// Replaces the weights of a stage's linears in the layer, given their problem.
+  typealias Quantize = (
+    _ layer: DecoderLayer, _ stage: Stage, _ problem: LayerProblem, _ expert: ExpertShare?
+  ) throws -> Void
+
+  /// The expert whose linears are quantized, and the tokens that reach it.
+  struct ExpertShare {
+    let number: Int
+    let tokens: Int
+  }
 
   /// One model's way through the layers: its hidden states, and the layer it is in.
   final class Stream {
@@ -96,6 +108,7 @@ final class LayerLoop {
   ///   - original: a second instance of the model, whose weights stay as they are; nil for ``Target/layer``
   ///   - originalSamples: the sequences that run through it, too, the first ones
   ///   - batchSamples: sequences that are computed at a time
+  ///   - experts: what those of mixtures are solved for
   ///   - beforeReading: called before a stage's weights are read
   ///   - advanced: called for every batch of every stage
   ///   - repeating: called for every layer that an earlier run had quantized and that is run once more, with the layer
@@ -104,6 +117,7 @@ final class LayerLoop {
   init(
     model: DecoderModel, original: DecoderModel?, originalSamples: Int, calibration: CalibrationSet,
     store: HiddenStatesStore, backend: any ComputeBackend, batchSamples: Int,
+    experts: ExpertSettings = ExpertSettings(),
     beforeReading: @escaping () throws -> Void = {}, advanced: @escaping () -> Void = {},
     repeating: @escaping (_ layer: Int, _ until: Int) -> Void = { _, _ in }, begun: @escaping () -> Void = {}
   ) {
@@ -119,6 +133,7 @@ final class LayerLoop {
     self.backend = backend
     scratchDirectory = FileSystem.parent(of: store.path)
     self.batches = batches
+    self.experts = experts
     self.beforeReading = beforeReading
     self.advanced = advanced
     self.repeating = repeating
@@ -133,7 +148,7 @@ final class LayerLoop {
   ///     that it leaves stay as the checkpoint has them
   func run(
     knowing known: (any KnownLinears)? = nil,
-    _ quantize: (_ layer: DecoderLayer, _ stage: Stage, _ problem: LayerProblem) throws -> Void
+    _ quantize: Quantize
   ) throws {
     let description = quantized.model.description
     let places = (0..<description.layerCount).flatMap { layer in
@@ -188,7 +203,7 @@ final class LayerLoop {
             position.quantized, position.stage, gram: statistics.gram.values,
             correction: statistics.correction)
         }
-        try times.measure(.solver) { try quantize(position.quantized, position.stage, problem) }
+        try times.measure(.solver) { try quantize(position.quantized, position.stage, problem, nil) }
       }
       try load(position.stage, in: position.quantized)
       here = position

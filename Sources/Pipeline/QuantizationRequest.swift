@@ -34,6 +34,7 @@ public struct QuantizationRequest: Sendable {
   public var source: SourceFiles?
   /// Whether weights that nobody can have trained are an error, and not a warning.
   public var isStrict: Bool
+  public var experts: ExpertSettings
 
   public init(
     model: String, output: String, recipe: Recipe, target: Target, targetShare: Double,
@@ -41,7 +42,8 @@ public struct QuantizationRequest: Sendable {
     calibration: CalibrationSet, seed: UInt64,
     calibrationSource: String, cacheDirectory: String? = nil, memoryBudgetBytes: Int,
     cacheType: DType? = nil, shardSizeLimit: Int = 5_000_000_000, resume: ResumePlace? = nil,
-    symlinks: SymlinkPolicy = .follow, source: SourceFiles? = nil, isStrict: Bool = false
+    symlinks: SymlinkPolicy = .follow, source: SourceFiles? = nil, isStrict: Bool = false,
+    experts: ExpertSettings = ExpertSettings()
   ) {
     self.model = model
     self.output = output
@@ -60,6 +62,7 @@ public struct QuantizationRequest: Sendable {
     self.symlinks = symlinks
     self.source = source
     self.isStrict = isStrict
+    self.experts = experts
   }
 }
 

@@ -145,7 +145,7 @@ public final class QuantizationRun: Sendable {
       LayerLoop(
         model: try model(), original: request.target == .original ? try model() : nil,
         originalSamples: request.originalSamples, calibration: request.calibration, store: store,
-        backend: backend, batchSamples: plan.batchSamples,
+        backend: backend, batchSamples: plan.batchSamples, experts: request.experts,
         beforeReading: checkSource,
         advanced: { progress(.advanced) },
         repeating: { progress(.catchingUp(layer: $0, until: $1)) },
@@ -176,7 +176,9 @@ public final class QuantizationRun: Sendable {
     }
 
     /// Drafts all linears of a stage, which share a factor of Σ, and then brings one after the other to its end.
-    func quantize(_ layer: DecoderLayer, _ stage: Stage, _ stageProblem: LayerProblem) throws {
+    func quantize(
+      _ layer: DecoderLayer, _ stage: Stage, _ stageProblem: LayerProblem, _ expert: LayerLoop.ExpertShare?
+    ) throws {
       peaks[.gathering, default: 0].raise(to: memory.lap())
       defer { peaks[.solving, default: 0].raise(to: memory.lap()) }
       let done = Set(rows.map(\.name))
@@ -189,7 +191,8 @@ public final class QuantizationRun: Sendable {
       while !begun.isEmpty {
         // Its weights go before those that it has become are made.
         let linear = begun[0].description
-        let (solution, row) = try finish(begun.removeFirst(), layer: layer.index)
+        var (solution, row) = try finish(begun.removeFirst(), layer: layer.index)
+        (row.expert, row.tokens) = (expert?.number, expert?.tokens)
         layer.replaceWeights(of: linear, by: solution.linear)
         try exportTimes.measure(.export) {
           try export.write(solution.linear)

@@ -36,6 +36,14 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
     case exact
   }
 
+  /// What the first half of an expert is solved for.
+  public enum ExpertGram: String, Codable, Sendable, CaseIterable {
+    /// The tokens that reach it, and a prior of all.
+    case own
+    /// All tokens: one Gram matrix for the experts of a layer, which takes less time.
+    case shared
+  }
+
   public var bits = 4
   /// Columns that share a scale; −1 is one scale for a whole row.
   public var groupSize = -1
@@ -74,6 +82,15 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
   private var chosenPrecision: Precision?
   /// Weights that nobody can have trained are an error, and not a warning.
   public var strict = false
+  public var expertGram: ExpertGram {
+    get { chosenExpertGram ?? .own }
+    set { chosenExpertGram = newValue == .own ? nil : newValue }
+  }
+  /// nil in orders of earlier versions.
+  private var chosenExpertGram: ExpertGram?
+  /// The tokens that stand for all in an expert's Gram matrices beside its own, as a multiple of their width; nil for
+  /// ``ExpertSettings/standardPrior``.
+  public var expertPrior: Double?
 
   public init() {}
 
@@ -88,6 +105,11 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
       try require(
         targetShare > 0 && targetShare <= 1, "target-share", targetShare,
         "a share of the sequences, above 0 and up to 1")
+    }
+    if let expertPrior {
+      try require(
+        expertPrior > 0 && expertPrior <= 100, "expert-prior", expertPrior,
+        "tokens as a multiple of the width, above 0 and up to 100")
     }
     try require(passes > 0, "passes", passes, "at least 1")
     try require((0...1).contains(outliers), "outliers", outliers, "a share of the weights, 0 to 1")
@@ -128,6 +150,12 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
     case .layer: .layer
     case .original: .original
     }
+  }
+
+  /// What experts are solved for by the settings.
+  public var experts: ExpertSettings {
+    ExpertSettings(
+      isShared: expertGram == .shared, prior: expertPrior ?? ExpertSettings.standardPrior)
   }
 
   /// The share that the settings come to.
@@ -186,4 +214,19 @@ public struct SettingsError: Error, Equatable, Sendable, CustomStringConvertible
   }
 
   public var description: String { "\(key): \(value) is not possible: \(mend)" }
+}
+
+/// What the experts of a mixture are solved for.
+public struct ExpertSettings: Sendable, Hashable {
+  public static let standardPrior = 0.5
+
+  /// Whether the first halves of a layer's experts share a Gram matrix.
+  public var isShared = false
+  /// Tokens of the prior, as a multiple of a half's width.
+  public var prior = Self.standardPrior
+
+  public init(isShared: Bool = false, prior: Double = Self.standardPrior) {
+    self.isShared = isShared
+    self.prior = prior
+  }
 }

@@ -88,7 +88,8 @@ struct QuantizeCommand: ParsableCommand {
         calibration: try CalibrationSet(
           drawing: options.samples, sequenceLength: options.sequenceLength, from: rows, seed: seed),
         seed: seed, calibrationSource: calibration, cacheDirectory: machine.cacheDir,
-        memoryBudgetBytes: try options.memoryBudgetBytes, isStrict: strict),
+        memoryBudgetBytes: try options.memoryBudgetBytes, isStrict: strict,
+        experts: settings.experts),
       backend: backend)
     let interruption = try Interruption { run.discard() }
     let report = try withExtendedLifetime(interruption) { try run.run(progress: progress.show) }
@@ -199,7 +200,22 @@ struct SolverOptions: ParsableArguments {
   @Flag(help: "Keep whole columns as outliers, not single weights.")
   var structuredOutliers = false
 
+  @Option(
+    help: """
+      Mixtures of experts: own, every expert's gate and up are solved for the tokens that reach it and a prior of all; \
+      shared, for all tokens, which takes less time and costs experts with many tokens some of their accuracy.
+      """)
+  var expertGram = QuantizationSettings.ExpertGram.own
+
+  @Option(
+    help: ArgumentHelp(
+      "Mixtures of experts: tokens of the prior, as a multiple of the width. Default: 0.5.",
+      valueName: "multiple"))
+  var expertPrior: Double?
+
   func set(_ settings: inout QuantizationSettings) {
+    settings.expertGram = expertGram
+    settings.expertPrior = expertPrior
     settings.solver = name
     settings.preset = preset
     settings.target = target
@@ -319,5 +335,7 @@ extension QuantizationSettings.SolverName: ExpressibleByArgument {}
 extension QuantizationSettings.Preset: ExpressibleByArgument {}
 
 extension QuantizationSettings.Start: ExpressibleByArgument {}
+
+extension QuantizationSettings.ExpertGram: ExpressibleByArgument {}
 
 extension OutputFormatName: ExpressibleByArgument {}

@@ -1,3 +1,4 @@
+import SystemIO
 import Tensors
 import TestSupport
 import Testing
@@ -61,6 +62,28 @@ import Testing
         try open([weight, scale], bytes: 40, #""weight_block_size":\#(block)"#)
       }
     }
+  }
+
+  @Test func `scales may be powers of two`() throws {
+    let directory = try TemporaryDirectory()
+    try directory.write(
+      #"{"quantization_config":{"quant_method":"fp8","weight_block_size":[1,2]}}"#, to: "config.json")
+    let entries = [
+      entry("a.weight", "F8_E4M3", shape: [2, 4], offsets: (0, 8)),
+      entry("a.weight_scale_inv", "F8_E8M0", shape: [2, 2], offsets: (8, 12)),
+    ]
+    func open(_ scales: [UInt8]) throws -> CheckpointReader {
+      try FileSystem.removeTree(directory.file("model.safetensors"))
+      try directory.write(
+        safetensors("{\(entries.joined(separator: ","))}", data: [UInt8](repeating: 60, count: 8) + scales),
+        to: "model.safetensors")
+      return try CheckpointReader(directory: directory.path)
+    }
+    try directory.write([0], to: "model.safetensors")
+    let weights = try open([127, 130, 120, 0]).matrix("a.weight", shape: [2, 4])
+    let expected: [Float] = [1.5, 1.5, 12, 12, 0x1.8p-7, 0x1.8p-7, 0x1.8p-127, 0x1.8p-127]
+    #expect(weights.elements == expected)
+    #expect(throws: CheckpointError.self) { try open([127, 255, 0, 0]).matrix("a.weight", shape: [2, 4]) }
   }
 
   @Test func `a weight that is not a number is named by its place`() throws {

@@ -30,7 +30,7 @@ struct LogitsTests {
   @Test(arguments: TestFiles.models)
   func `a configuration as transformers writes it is the same model`(_ name: String) throws {
     let fixture = try Fixture(name)
-    let saved = try JSONValue(contentsOf: TestFiles.model("\(name)/saved.json"))
+    let saved = try JSONValue(contentsOf: TestFiles.savedConfiguration(name))
     let description = try ModelDescription(configuration: saved) { fixture.checkpoint.shape(of: $0) != nil }
     let backend = OpenBLASBackend(threads: 1)
     #expect(try fixture.logits(by: backend, as: description) == fixture.logits(by: backend))

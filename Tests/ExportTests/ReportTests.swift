@@ -104,6 +104,29 @@ struct ReportTests {
     #expect(html.split(separator: "<title>model.").count - 1 == report.linears.count)
   }
 
+  @Test func `experts are a map of layers and experts, those that no token reached apart`() throws {
+    var report = sampleReport(layers: 2)
+    let plain = report.linears
+    report.linears += plain.flatMap { linear in
+      (0..<5).map { expert in
+        var other = linear
+        other.name = "model.layers.\(linear.layer).mlp.experts.\(expert).up_proj"
+        (other.expert, other.tokens) = (expert, expert * 100)
+        return other
+      }
+    }
+    #expect(try Report(json: report.json()) == report)
+    let map = try #require(ExpertMap(linears: report.linears))
+    #expect(map.cells.count == 10 && map.idleExperts == 2)
+    #expect(map.tokensOfExperts == (0, 200, 400))
+    let html = ReportPage(report: report).html
+    #expect(html.contains("layer 1, expert 3: 300 tokens"))
+    #expect(html.components(separatedBy: "class=\"idle\"").count == 5)
+    // One line of a kind for all experts.
+    #expect(html.contains("up_proj of experts"))
+    #expect(ExpertMap(linears: plain) == nil)
+  }
+
   @Test func `a report without linears still gives a page`() {
     var report = sampleReport(layers: 1)
     report.linears = []

@@ -113,7 +113,10 @@ final class LoopRun {
   private var quantized: [String: Matrix] = [:]
   private let checkpoint: CheckpointReader
 
-  init(_ fixture: String, batchSamples: Int, originalSamples: Int? = nil) throws {
+  init(
+    _ fixture: String, batchSamples: Int, originalSamples: Int? = nil,
+    experts: ExpertSettings = ExpertSettings()
+  ) throws {
     let checkpoint = try CheckpointReader(directory: TestFiles.model(fixture))
     self.checkpoint = checkpoint
     description = try ModelDescription(checking: checkpoint, source: checkpoint)
@@ -129,14 +132,14 @@ final class LoopRun {
     let loop = LayerLoop(
       model: try model(), original: originalSamples == nil ? nil : try model(),
       originalSamples: originalSamples ?? 0, calibration: calibration,
-      store: store, backend: backend, batchSamples: batchSamples)
+      store: store, backend: backend, batchSamples: batchSamples, experts: experts)
     // Four bits: enough of an error for a stage to notice whether those before it are quantized.
     let format = GridFormat(bitWidth: .four, groupSize: .channel, isSymmetric: false)
     var modules: [String] = []
     var grams: [String: Matrix] = [:]
     var corrections: [String: Matrix] = [:]
     var quantized: [String: Matrix] = [:]
-    try loop.run { [backend] layer, stage, problem in
+    try loop.run { [backend] layer, stage, problem, _ in
       for linear in stage.linears {
         let module = layer.moduleName(of: linear)
         modules.append(module)

@@ -28,10 +28,15 @@ struct MixtureTests {
     #expect(idle > 0)
   }
 
-  /// Σ of an expert's halves: of its own tokens, and as often as half their width of what all tokens are like.
-  @Test(arguments: fixtures)
-  func `every expert is solved for its own tokens and a prior of all`(_ fixture: String) throws {
-    let run = try LoopRun(fixture, batchSamples: 3)
+  /// Σ of an expert's halves: of its own tokens, and as often as half their width, or as the settings say, of what all
+  /// tokens are like; or of all tokens.
+  @Test(
+    arguments: fixtures, [ExpertSettings(), ExpertSettings(prior: 2.25), ExpertSettings(isShared: true)])
+  func `every expert is solved for its own tokens and a prior of all`(
+    _ fixture: String, _ settings: ExpertSettings
+  ) throws {
+    let run = try LoopRun(fixture, batchSamples: 3, experts: settings)
+    let share = Float(settings.prior)
     let backend = run.backend
     func gram(_ rows: Matrix) -> Matrix {
       let gram = Matrix(rows: rows.columns, columns: rows.columns)
@@ -49,28 +54,32 @@ struct MixtureTests {
       #expect(difference <= 2e-4 * largest, "\(module): \(difference) of \(largest)")
     }
     try run.forEachMixture { layer, stage, input in
-      for (expert, share) in zip(stage.experts, layer.route(input).shares) {
-        let rows = Matrix(rows: share.tokens.count, columns: input.columns)
-        rows.gather(share.tokens[...], from: input)
+      for (expert, reached) in zip(stage.experts, layer.route(input).shares) {
+        let rows = Matrix(rows: reached.tokens.count, columns: input.columns)
+        rows.gather(reached.tokens[...], from: input)
         let width = Float(input.columns)
         for linear in expert.expansion.linears {
-          try expect(
-            layer.moduleName(of: linear), gram(rows), gram(input), times: width / 2 / Float(input.rows))
+          let module = layer.moduleName(of: linear)
+          if settings.isShared {
+            try expect(module, Matrix(rows: input.columns, columns: input.columns), gram(input), times: 1)
+          } else {
+            try expect(module, gram(rows), gram(input), times: share * width / Float(input.rows))
+          }
         }
         // A quantized expert's own halves, as the layer has all of them quantized here.
         let inner = rows.rows > 0 ? layer.intermediate(of: expert, rows).copy() : nil
         let weighted = inner ?? Matrix(rows: 0, columns: expert.contraction.linears[0].inFeatures)
-        weighted.multiplyRows(by: share.factors[...])
+        weighted.multiplyRows(by: reached.factors[...])
         let innerWidth = weighted.columns
         let count = min(input.rows, 2 * innerWidth)
         let others = Matrix(rows: count, columns: input.columns)
         others.gather((0..<count).map { $0 * input.rows / count }[...], from: input)
         let prior = gram(layer.intermediate(of: expert, others).copy())
-        let energy = share.factors.reduce(0) { $0 + $1 * $1 }
-        let mean = share.factors.isEmpty ? 1 : energy / Float(share.factors.count)
+        let energy = reached.factors.reduce(0) { $0 + $1 * $1 }
+        let mean = reached.factors.isEmpty ? 1 : energy / Float(reached.factors.count)
         try expect(
           layer.moduleName(of: expert.contraction.linears[0]), gram(weighted), prior,
-          times: mean * Float(innerWidth) / 2 / Float(count))
+          times: mean * share * Float(innerWidth) / Float(count))
       }
     }
   }

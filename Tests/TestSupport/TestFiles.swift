@@ -19,6 +19,11 @@ public enum TestFiles {
     FileSystem.join(repository, "Tests/Fixtures/models/\(name)")
   }
 
+  /// The configuration of a checkpoint among the fixtures as transformers writes it.
+  public static func savedConfiguration(_ name: String) -> String {
+    FileSystem.join(repository, "Tests/Fixtures/saved/\(name).json")
+  }
+
   /// A file of torch.save among the fixtures.
   public static func torch(_ name: String) -> String {
     FileSystem.join(repository, "Tests/Fixtures/torch/\(name)")

@@ -91,6 +91,18 @@ enum SettingTable {
         if text == "auto" { return .some(nil) }
         return Double(text).flatMap { $0 > 0 && $0 <= 1 ? .some($0) : nil }
       }, show: { $0.map { "\($0)" } ?? "auto" }),
+    .choice(
+      "expert-gram", \.settings.expertGram,
+      "Mixtures of experts: what gate and up are solved for, an expert's own tokens and a prior of all, or all tokens."
+    ),
+    .value(
+      "expert-prior", \.settings.expertPrior,
+      expected: "auto, or a multiple of the width, above 0 and up to 100",
+      "Mixtures of experts: tokens of the prior, as a multiple of the width; auto is 0.5.",
+      parse: { text -> Double?? in
+        if text == "auto" { return .some(nil) }
+        return Double(text).flatMap { $0 > 0 && $0 <= 100 ? .some($0) : nil }
+      }, show: { $0.map { "\($0)" } ?? "auto" }),
     .integer("passes", \.settings.passes, 1...10_000, "quantease only: passes over all columns, at most."),
     .choice("start", \.settings.start, "Standard preset: where the descent begins."),
     .flag(

@@ -146,7 +146,8 @@ public struct JobWorker {
         calibrationSource: order.calibration,
         memoryBudgetBytes: try order.memoryBytes ?? ProcessMemory.availableBytes(),
         resume: ResumePlace(journal: files.journal, cache: try cachePath(), identity: identity),
-        symlinks: .refuse, source: order.source, isStrict: settings.strict),
+        symlinks: .refuse, source: order.source, isStrict: settings.strict,
+        experts: settings.experts),
       backend: backend)
     send(
       .planned(

@@ -46,7 +46,7 @@ package struct ErrorChart {
 
   /// nil if there is nothing to draw: no error above zero.
   init?(linears: [Report.Linear]) {
-    let drawable = linears.filter { $0.relativeError.isFinite && $0.relativeError > 0 }
+    let drawable = Self.meansOfExperts(linears.filter { $0.relativeError.isFinite && $0.relativeError > 0 })
     guard let axis = LogarithmicAxis(covering: drawable.map(\.relativeError)) else { return nil }
     self.axis = axis
     lastLayer = drawable.reduce(0) { max($0, $1.layer) }
@@ -61,6 +61,26 @@ package struct ErrorChart {
     }
     series = kinds.map { kind in
       Series(kind: kind, points: (points[kind] ?? []).sorted { $0.layer < $1.layer })
+    }
+  }
+
+  /// The linears, those of a layer's experts as one of each kind with their mean error.
+  private static func meansOfExperts(_ linears: [Report.Linear]) -> [Report.Linear] {
+    var errors: [String: [Double]] = [:]
+    func group(_ linear: Report.Linear) -> String? {
+      guard linear.expert != nil, let kind = linear.name.split(separator: ".").last else { return nil }
+      return "experts of layer \(linear.layer), mean.\(kind) of experts"
+    }
+    for linear in linears {
+      if let group = group(linear) { errors[group, default: []].append(linear.relativeError) }
+    }
+    return linears.compactMap { linear in
+      guard let group = group(linear) else { return linear }
+      guard let all = errors.removeValue(forKey: group) else { return nil }
+      var mean = linear
+      mean.name = group
+      mean.relativeError = all.reduce(0, +) / Double(all.count)
+      return mean
     }
   }
 

@@ -24,6 +24,7 @@ public struct ReportPage {
     \(headline)
     \(warnings)
     \(errors)
+    \(experts)
     \(worstLinears)
     \(phases)
     \(runtimes)
@@ -128,6 +129,35 @@ public struct ReportPage {
       \(chart.svg)
       <figcaption class="legend">\(legend.joined(separator: "\n"))</figcaption>
       </figure>
+      </section>
+      """
+  }
+
+  private var experts: String {
+    guard let map = ExpertMap(linears: report.linears) else { return "" }
+    let tokens = map.tokensOfExperts
+    let idle =
+      map.idleExperts == 0
+      ? "" : " \(grouped(map.idleExperts)) of \(grouped(map.cells.count)) were reached by none (red)."
+    let pictures = [ExpertMap.Measure.error, .tokens].map { measure in
+      let ends = map.ends(measure)
+      let shades = (0..<ExpertMap.shades).map { "<span class=\"shade-\($0)\"></span>" }
+      return """
+        <figure class="chart">
+        <h3>\(measure.rawValue)</h3>
+        \(map.svg(measure))
+        <figcaption class="legend scale">\(escaped(ends.least))<span class="ramp">\(shades.joined())</span>\
+        \(escaped(ends.most))</figcaption>
+        </figure>
+        """
+    }
+    return """
+      <section>
+      <h2>Experts</h2>
+      <p class="hint">Calibration tokens that reached an expert: \(grouped(tokens.fewest)) at least, \
+      \(grouped(tokens.median)) in the middle, \(grouped(tokens.most)) at most.\(idle) An expert with few tokens is solved \
+      for what all tokens are like.</p>
+      \(pictures.joined(separator: "\n"))
       </section>
       """
   }

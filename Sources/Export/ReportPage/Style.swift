@@ -62,6 +62,16 @@ package let pageStyle = """
     background: var(--colour); vertical-align: -1px; flex: none;
   }
 
+  .map rect { stroke: var(--sheet); stroke-width: .5 }
+  .map .idle { fill: var(--bad) }
+  .ramp { display: inline-flex; margin: 0 10px }
+  .ramp span { width: 18px; height: 12px; background: var(--c0) }
+  .scale { justify-content: center; align-items: center }
+  .shade-0 { fill: var(--c0); opacity: .1 } .shade-1 { fill: var(--c0); opacity: .22 }
+  .shade-2 { fill: var(--c0); opacity: .34 } .shade-3 { fill: var(--c0); opacity: .46 }
+  .shade-4 { fill: var(--c0); opacity: .58 } .shade-5 { fill: var(--c0); opacity: .7 }
+  .shade-6 { fill: var(--c0); opacity: .84 } .shade-7 { fill: var(--c0); opacity: 1 }
+
   .bar { display: flex; gap: 2px; height: 26px; border-radius: 6px; overflow: hidden; margin: 12px 0 }
   .bar span { background: var(--colour); min-width: 2px }
 
