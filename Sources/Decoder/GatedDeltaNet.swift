@@ -2,6 +2,62 @@ import Checkpoint
 import Compute
 import Tensors
 
+/// Linear attention by the gated delta rule; names are relative to the layer's prefix.
+struct GatedDeltaNetDescription: Sendable {
+  let keyHeads: Int
+  let valueHeads: Int
+  let keyDimension: Int
+  let valueDimension: Int
+  /// Tokens that the convolution is over.
+  let taps: Int
+  let epsilon: Float
+
+  /// Whether one matrix has queries, keys, values and output gates, key head by key head, and another one gates and decays.
+  var isFused = false
+
+  let mixed = "linear_attn.in_proj_qkv"
+  let outputGate = "linear_attn.in_proj_z"
+  let fused = "linear_attn.in_proj_qkvz"
+  let output = "linear_attn.out_proj"
+  /// Linears of one output for every value head, which stay as they are.
+  let decay = "linear_attn.in_proj_a"
+  let gate = "linear_attn.in_proj_b"
+  let fusedGates = "linear_attn.in_proj_ba"
+  let convolution = "linear_attn.conv1d.weight"
+  let decayLogarithms = "linear_attn.A_log"
+  let decayBiases = "linear_attn.dt_bias"
+  let norm = "linear_attn.norm"
+
+  var keyFeatures: Int { keyHeads * keyDimension }
+  var valueFeatures: Int { valueHeads * valueDimension }
+  var channels: Int { 2 * keyFeatures + valueFeatures }
+
+  /// The linears that are quantized, before the output.
+  func linears(hiddenSize: Int) -> [LayerLinear] {
+    let outputs =
+      isFused ? [(fused, channels + valueFeatures)] : [(mixed, channels), (outputGate, valueFeatures)]
+    return outputs.map { LayerLinear(name: $0, outFeatures: $1, inFeatures: hiddenSize, hasBias: false) }
+  }
+
+  /// The others.
+  func keptLinears(hiddenSize: Int) -> [LayerLinear] {
+    let outputs = isFused ? [(fusedGates, 2 * valueHeads)] : [(decay, valueHeads), (gate, valueHeads)]
+    return outputs.map { LayerLinear(name: $0, outFeatures: $1, inFeatures: hiddenSize, hasBias: false) }
+  }
+
+  /// The rows of the fused matrix that are queries, keys and values, and those that are output gates.
+  var fusedRows: [[Range<Int>]] {
+    let values = valueFeatures / keyHeads
+    let size = 2 * keyDimension + 2 * values
+    func part(_ start: Int, _ count: Int) -> [Range<Int>] {
+      (0..<keyHeads).map { $0 * size + start..<$0 * size + start + count }
+    }
+    let mixed =
+      part(0, keyDimension) + part(keyDimension, keyDimension) + part(2 * keyDimension, values)
+    return [mixed, part(2 * keyDimension + values, values)]
+  }
+}
+
 /// What a layer of linear attention has beside its quantized linears, resident in fp32.
 struct GatedDeltaNet {
   let description: GatedDeltaNetDescription

@@ -1,9 +1,10 @@
 import Compute
 
 extension ModelDescription {
-  /// Every tensor that a forward pass reads, with the shape that config.json gives it.
-  public var requiredTensors: [(name: String, shape: [Int])] {
-    outerTensors + (0..<layerCount).flatMap(layerTensors)
+  /// Every tensor that a forward pass reads, with the shape that config.json gives it: a layer at a time, as config.json
+  /// may ask for more of them than memory holds the names of, and the first that is missing ends it.
+  public var requiredTensors: some Sequence<(name: String, shape: [Int])> {
+    (-1..<layerCount).lazy.flatMap { $0 < 0 ? outerTensors : layerTensors($0) }
   }
 
   private var outerTensors: [(name: String, shape: [Int])] {

@@ -41,6 +41,11 @@ extension BadInput {
         file.closeGaps()
       }
     },
+    BadInput("more experts than memory holds names of", of: "mixtral", status: 65, "experts.", "config.json")
+    {
+      bench in
+      try edit(bench.model + "/config.json", ["num_hidden_layers": 4_096, "num_local_experts": 4_096])
+    },
     BadInput("two rotary scalings", status: 65, "rope_parameters and rope_scaling", "two spellings") {
       bench in
       try edit(
