@@ -509,6 +509,15 @@ def randomize(model: torch.nn.Module) -> None:
         parameter.data = 1 + noise if is_norm_weight else noise
 
 
+def randomize_buffers(model: torch.nn.Module) -> None:
+    """The same of what is stored and not trained."""
+    for name, buffer in model.named_buffers():
+        if name.endswith("layer_scalar"):
+            buffer.fill_(0.5 + torch.rand(1).item())
+        if name.endswith(("e_score_correction_bias", "expert_bias")):
+            buffer.copy_(0.3 * torch.randn_like(buffer))
+
+
 def write_weights(tensors: dict[str, torch.Tensor], folder: Path, shards: int) -> None:
     """model.safetensors, or with several shards model-00001-of-0000N.safetensors and the index."""
     if shards == 1:
@@ -579,11 +588,7 @@ def make(variant: str, root: Path) -> None:
 
     model = auto_class(VARIANTS[variant]).from_config(transformers.AutoConfig.from_pretrained(folder))
     randomize(model)
-    for name, buffer in model.named_buffers():
-        if name.endswith("layer_scalar"):
-            buffer.fill_(0.5 + torch.rand(1).item())
-        if name.endswith(("e_score_correction_bias", "expert_bias")):
-            buffer.copy_(0.3 * torch.randn_like(buffer))
+    randomize_buffers(model)
     tensors = {name: parameter.data.to(dtype) for name, parameter in model.named_parameters()}
     if any("experts" in name for name in tensors) and not variant.endswith("-stacked"):
         # One by one, as they are published; in memory they are stacks.
