@@ -35,12 +35,11 @@ public struct Recipe: Sendable {
   }
 
   /// The treatment of a module; nil leaves it as it is.
-  func treatment(of module: String) throws(RecipeError) -> Treatment? {
-    var result: Treatment? = standard
-    for rule in rules where try rule.matches(module) {
-      result = rule.isSkipped ? nil : rule.applied(to: result ?? standard)
+  /// - Parameter matching: the rules that match it
+  private func treatment(by matching: [Int]) -> Treatment? {
+    matching.reduce(standard) { result, index in
+      rules[index].isSkipped ? nil : rules[index].applied(to: result ?? standard)
     }
-    return result
   }
 
   /// The treatment of every linear of a model, by module name.
@@ -48,17 +47,21 @@ public struct Recipe: Sendable {
   public func resolve(for model: ModelDescription) throws(RecipeError) -> [String: Treatment] {
     var treatments: [String: Treatment] = [:]
     var used = [Bool](repeating: false, count: rules.count)
+    // Once for all: a mixture has tens of thousands of linears.
+    var expressions: [Regex<AnyRegexOutput>] = []
+    for rule in rules { expressions.append(try rule.expression) }
     for layer in 0..<model.layerCount {
       for part in model.stages(ofLayer: layer).flatMap(\.linearsByPart) {
         var first: (module: String, grid: GridFormat?)?
         for linear in part {
           let module = model.layerPrefix(layer) + linear.name
-          let treatment = try treatment(of: module)
+          let matching = expressions.indices.filter { (try? expressions[$0].firstMatch(in: module)) != nil }
+          let treatment = treatment(by: matching)
           if let treatment, treatment.outliers != nil, !(treatment.solver is QuantEase) {
             throw .outliersNeedQuantEase(module, solver: treatment.solver.name)
           }
           treatments[module] = treatment
-          for (index, rule) in rules.enumerated() where try rule.matches(module) { used[index] = true }
+          for index in matching { used[index] = true }
           if let first, first.grid != treatment?.gridFormat {
             throw .fusedModulesDiffer(first.module, module)
           }
@@ -127,9 +130,11 @@ public struct RecipeRule: Sendable {
     }
   }
 
-  func matches(_ module: String) throws(RecipeError) -> Bool {
-    do { return try Regex(pattern).firstMatch(in: module) != nil } catch {
-      throw .malformed(pattern, reason: "the pattern is no regular expression")
+  fileprivate var expression: Regex<AnyRegexOutput> {
+    get throws(RecipeError) {
+      do { return try Regex(pattern) } catch {
+        throw .malformed(pattern, reason: "the pattern is no regular expression")
+      }
     }
   }
 

@@ -29,6 +29,27 @@ struct FormatTests {
     return try reader.words("a.qzeros", rows: 0..<1, columns: 0..<bits.rawValue)
   }
 
+  @Test(arguments: [
+    ("re:(.*\\.)?model\\.layers\\.0\\.up_proj$", "model.layers.0.up_proj"),
+    ("re:(.*\\.)?a-b\\.c$", "a-b.c"),
+    ("re:(.*\\.)?a.c$", nil), ("re:(.*\\.)?a\\d$", nil), ("re:(.*\\.)?a\\", nil), ("re:a\\.c$", nil),
+    ("Linear", nil),
+  ])
+  func `a target for one module is known by its name`(_ target: String, _ name: String?) {
+    #expect(ModulePattern.name(of: target) == name)
+  }
+
+  @Test func `targets rank as each of them does`() {
+    let targets = ["Linear", "a.b", ModulePattern.matching("c.d"), "re:.*\\.e", "re:(.*\\.)?f.$"]
+    for name in ["a.b", "x.a.b", "c.d", "x.c.d", "xc.d", "c.de", "x.e", "e", "x.fg", "fg", "other"] {
+      let ranks = targets.compactMap { ModulePattern.rank(of: $0, for: name) }
+      #expect(ModuleTargets(targets).rank(of: name) == ranks.min(), "\(name)")
+      #expect(
+        ModuleTargets(Array(targets.dropFirst())).rank(of: name)
+          == targets.dropFirst().compactMap { ModulePattern.rank(of: $0, for: name) }.min(), "\(name)")
+    }
+  }
+
   @Test(arguments: BitWidth.allCases)
   func `version 1 stores the smallest zero point as all zeros and the largest one below it`(
     bits: BitWidth
@@ -120,6 +141,7 @@ struct FormatTests {
     #expect(groups["group_1"]?["weights"]?["num_bits"] == 8)
     let target = try #require(groups["group_1"]?["targets"]?.array?.first?.string)
     #expect(ModulePattern.rank(of: target, for: linears[2].name) == 1)
+    #expect(ModulePattern.name(of: target) == linears[2].name)
     #expect(ModulePattern.rank(of: target, for: "prefix.\(linears[2].name)") == 1)
     #expect(ModulePattern.rank(of: target, for: linears[0].name) == nil)
     #expect(ModulePattern.rank(of: target, for: "\(linears[2].name)x") == nil)

@@ -7,7 +7,7 @@ struct CompressedTensorsLayout: PackedLayout {
   let codesSuffix = ".weight_packed"
 
   private struct Scheme: Sendable {
-    let targets: [String]
+    let targets: ModuleTargets
     let bitWidth: BitWidth
     let isSymmetric: Bool
     let groupSize: GroupSize
@@ -45,7 +45,7 @@ struct CompressedTensorsLayout: PackedLayout {
       guard let groupSize else { throw unsupported("weights \(weights.compactText) (\(name))") }
       schemes.append(
         Scheme(
-          targets: targets.compactMap(\.string), bitWidth: bitWidth,
+          targets: ModuleTargets(targets.compactMap(\.string)), bitWidth: bitWidth,
           isSymmetric: weights["symmetric"]?.bool ?? true, groupSize: groupSize))
     }
     self.schemes = schemes
@@ -54,7 +54,7 @@ struct CompressedTensorsLayout: PackedLayout {
   /// The scheme whose target fits best; the first one among equals.
   private func scheme(for linear: String) -> Scheme? {
     let ranked = schemes.compactMap { scheme in
-      scheme.targets.compactMap { ModulePattern.rank(of: $0, for: linear) }.min().map { (scheme, $0) }
+      scheme.targets.rank(of: linear).map { (scheme, $0) }
     }
     // One group alone can be meant for every packed linear, by whatever class its targets name.
     return ranked.min { $0.1 < $1.1 }?.0 ?? (schemes.count == 1 ? schemes.first : nil)
