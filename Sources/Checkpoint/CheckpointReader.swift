@@ -76,24 +76,25 @@ public final class CheckpointReader: WeightSource {
     var tensors: [String: TensorInfo] = [:]
     var tensorNames: [String] = []
     var metadata: [String: String] = [:]
+    var stored: [TensorInfo] = []
     // By the names that tensors have in the files.
     var fileOfTensor: [String: String] = [:]
     let hiddenSize = (configuration["text_config"]?["hidden_size"] ?? configuration["hidden_size"])?.int
     for shard in shards {
       let file = try MappedFile(path: FileSystem.join(directory, shard), symlinks: symlinks)
       let contents = try Self.contents(of: file)
-      let read = StackedExperts.unstacked(
-        TransposedLinears.turned(contents.tensors, configuration: configuration), hiddenSize: hiddenSize)
-      for tensor in read {
-        if let other = tensors.updateValue(tensor, forKey: tensor.name) {
-          throw CheckpointError.duplicateTensor(
-            tensor: tensor.name, shards: [other.file, tensor.file])
-        }
-        tensorNames.append(tensor.name)
-      }
-      for tensor in contents.tensors { fileOfTensor[tensor.name] = tensor.file }
+      stored += contents.tensors
       metadata.merge(contents.metadata) { first, _ in first }
       files[file.path] = file
+    }
+    for tensor in stored { fileOfTensor[tensor.name] = tensor.file }
+    // What the tensors of one shard mean may show in another.
+    for tensor in StackedExperts.unstacked(TransposedLinears.turned(stored), hiddenSize: hiddenSize) {
+      if let other = tensors.updateValue(tensor, forKey: tensor.name) {
+        throw CheckpointError.duplicateTensor(
+          tensor: tensor.name, shards: [other.file, tensor.file])
+      }
+      tensorNames.append(tensor.name)
     }
     for (tensor, shard) in shardOfTensor.sorted(by: { $0.key < $1.key }) {
       let path = FileSystem.join(directory, shard)

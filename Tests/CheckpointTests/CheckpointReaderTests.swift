@@ -34,6 +34,27 @@ import Testing
 
   // MARK: Values
 
+  @Test(arguments: [true, false])
+  func `linears that are stored the other way round are told by the shape of one, in whatever shard`(
+    _ isTransposed: Bool
+  ) throws {
+    let fused = isTransposed ? [2, 6] : [6, 2]
+    try directory.write(
+      safetensors(
+        "{\(entry("h.0.attn.c_attn.bias", shape: [6], offsets: (0, 24))),"
+          + "\(entry("h.0.attn.c_attn.weight", shape: fused, offsets: (24, 72)))}",
+        data: [UInt8](repeating: 0, count: 72)), to: "model-00001-of-00002.safetensors")
+    let values = (1...4).map { Float($0) }
+    try directory.write(
+      safetensors(
+        "{\(entry("h.0.attn.c_proj.weight", shape: [2, 2], offsets: (0, 16)))}",
+        data: littleEndian(values.map(\.bitPattern))), to: "model-00002-of-00002.safetensors")
+    let reader = try open()
+    #expect(reader.shape(of: "h.0.attn.c_attn.weight") == [6, 2])
+    let square = try reader.matrix("h.0.attn.c_proj.weight", shape: [2, 2])
+    #expect(square.elements == (isTransposed ? [1, 3, 2, 4] : values))
+  }
+
   @Test(arguments: [0, 1, 3])
   func `every float type is read to the bit, at any alignment`(shift: Int) throws {
     let floats: [UInt32] = [0x3F80_0000, 0xC020_0000, 0, 0x8000_0000, 0x0000_0001, 0x7F7F_FFFF]
