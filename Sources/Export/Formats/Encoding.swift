@@ -18,15 +18,19 @@ func encode(_ values: Span<Float>, as type: DType) -> [UInt8] {
   precondition(type.isSupportedFloat, "weights are stored as F32, F16 or BF16")
   var bytes = [UInt8](repeating: 0, count: values.count * type.byteWidth)
   var output = bytes.mutableSpan
-  for index in values.indices {
-    if type == .float32 {
+  // Which type it is is asked once, and not of every element.
+  if type == .float32 {
+    for index in values.indices {
       let bits = values[index].bitPattern
       for byte in 0..<4 { output[index * 4 + byte] = UInt8(truncatingIfNeeded: bits >> (8 * byte)) }
-    } else {
-      let bits = type == .float16 ? values[index].float16Bits : values[index].bfloat16Bits
-      output[index * 2] = UInt8(truncatingIfNeeded: bits)
-      output[index * 2 + 1] = UInt8(truncatingIfNeeded: bits >> 8)
     }
+    return bytes
+  }
+  let isHalf = type == .float16
+  for index in values.indices {
+    let bits = isHalf ? values[index].float16Bits : values[index].bfloat16Bits
+    output[index * 2] = UInt8(truncatingIfNeeded: bits)
+    output[index * 2 + 1] = UInt8(truncatingIfNeeded: bits >> 8)
   }
   return bytes
 }
