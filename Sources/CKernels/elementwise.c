@@ -208,7 +208,7 @@ INLINED float exponentiate(float *x, ptrdiff_t count, float shift) {
 
 QE_DISPATCH void qe_causal_softmax(
     float *scores, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride, ptrdiff_t first_count, ptrdiff_t window,
-    float cap, const float *_Nullable bias, float sink) {
+    float cap, const float *_Nullable bias) {
   for (ptrdiff_t row = 0; row < rows; row++, scores += stride) {
     const ptrdiff_t end = first_count + row;
     const ptrdiff_t start = end > window ? end - window : 0;
@@ -216,10 +216,7 @@ QE_DISPATCH void qe_causal_softmax(
     float *visible = scores + start;
     if (cap != 0) qe_softcap(visible, count, cap);
     if (bias) qe_add(bias + start, visible, count);
-    const float largest = maximum(visible, count);
-    const float shift = sink > largest ? sink : largest;
-    const float total = exponentiate(visible, count, shift);
-    const float factor = 1.0f / (sink == -INFINITY ? total : total + exponential(sink - shift));
+    const float factor = 1.0f / exponentiate(visible, count, maximum(visible, count));
     for (ptrdiff_t i = 0; i < count; i++) visible[i] *= factor;
     memset(scores, 0, (size_t)start * sizeof(float));
     memset(scores + end, 0, (size_t)(width - end) * sizeof(float));

@@ -243,15 +243,13 @@ public struct AttentionParameters: Sendable {
   public let window: Int?
   /// Scaled scores s become cap · tanh(s / cap).
   public let softcap: Float?
-  /// A score of every head that counts for the sum that probabilities are divided by, and for nothing else.
-  public let sinks: [Float]?
   /// What queries, keys, values and probabilities are rounded to.
   public let operands: OperandType
 
   public init(
     heads: Int, keyValueHeads: Int, headDimension: Int, valueDimension: Int? = nil, sequenceLength: Int,
     scale: Float, positionBias: Matrix? = nil, window: Int? = nil, softcap: Float? = nil,
-    sinks: [Float]? = nil, operands: OperandType = .float32
+    operands: OperandType = .float32
   ) {
     self.heads = heads
     self.keyValueHeads = keyValueHeads
@@ -262,7 +260,6 @@ public struct AttentionParameters: Sendable {
     self.positionBias = positionBias
     self.window = window
     self.softcap = softcap
-    self.sinks = sinks
     self.operands = operands
   }
 }

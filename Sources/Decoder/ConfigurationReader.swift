@@ -39,6 +39,15 @@ struct ConfigurationReader {
     return reader
   }
 
+  /// The same without some keys, or with other values for them.
+  func replacing(_ changes: [String: JSONValue?]) -> ConfigurationReader {
+    var reader = self
+    var object = values.object ?? [:]
+    for (key, value) in changes { object[key] = value }
+    reader.values = .object(object)
+    return reader
+  }
+
   var modelType: String {
     get throws(DecoderError) {
       guard let type = values["model_type"]?.string else { throw .missingKey("model_type") }
@@ -97,6 +106,17 @@ struct ConfigurationReader {
   func require(_ key: String, _ value: Bool, default fallback: Bool) throws(DecoderError) {
     guard try flag(key, default: fallback) == value else {
       throw .unsupportedSetting(key: key, value: "\(!value)", supported: "\(value)")
+    }
+  }
+
+  /// Refuses other names under keys than those that are known.
+  func requireNames(_ known: [String: [String]]) throws(DecoderError) {
+    for (key, names) in known.sorted(by: { $0.key < $1.key }) {
+      guard let value = values[key], value != .null else { continue }
+      guard let name = value.string, names.contains(name) else {
+        throw .unsupportedSetting(
+          key: key, value: value.compactText, supported: names.joined(separator: ", "))
+      }
     }
   }
 

@@ -91,16 +91,6 @@ struct MLPDescription: Sendable {
   /// The module of an xIELU that is applied instead.
   var xielu: String?
   var hasBias: Bool
-
-  init(
-    expansion: Expansion, down: String, intermediateSize: Int, activation: ActivationFunction, hasBias: Bool
-  ) {
-    self.expansion = expansion
-    self.down = down
-    self.intermediateSize = intermediateSize
-    self.activation = activation
-    self.hasBias = hasBias
-  }
 }
 
 /// One linear of a layer, as a stage of the layer's forward pass sees it.

@@ -133,10 +133,6 @@ struct NormDescription: Sendable {
   /// Whether the checkpoint has the weight less 1.
   let addsOne: Bool
 
-  func renamed(_ name: String) -> NormDescription {
-    NormDescription(name: name, kind: kind, hasBias: hasBias, epsilon: epsilon, addsOne: addsOne)
-  }
-
   static func rootMeanSquare(_ name: String, epsilon: Float) -> NormDescription {
     NormStyle.rootMeanSquare(epsilon: epsilon)(name)
   }

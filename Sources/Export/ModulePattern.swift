@@ -2,6 +2,7 @@
 /// module's name, a class of modules, or `re:` and a regular expression.
 enum ModulePattern {
   private static let marker = "re:"
+  private static let linearClass = "Linear"
   private static let anyPrefix = "(.*\\.)?"
 
   /// A target for the module `name` alone. Checkpoints of some families leave the outermost prefix of
@@ -55,14 +56,17 @@ enum ModulePattern {
       guard let pattern = try? Regex(String(target.dropFirst(marker.count))) else { return nil }
       return (try? pattern.prefixMatch(in: name)) == nil ? nil : 1
     }
-    return target == "Linear" ? 2 : nil
+    return target == linearClass ? 2 : nil
   }
+
+  /// Whether a target is a pattern or a class, and no name.
+  static func isForSeveral(_ target: String) -> Bool { target.hasPrefix(marker) || target == linearClass }
 }
 
 /// The targets of one scheme. A mixture has tens of thousands, by name, and as many linears that ask for theirs.
 struct ModuleTargets: Sendable {
   private var names: Set<String> = []
-  /// Of targets for one module each, behind whatever prefix.
+  /// Of patterns for one module each, behind whatever prefix.
   private var endings: Set<String> = []
   private var others: [String] = []
 
@@ -70,9 +74,10 @@ struct ModuleTargets: Sendable {
     for target in targets {
       if let name = ModulePattern.name(of: target) {
         endings.insert(name)
+      } else if ModulePattern.isForSeveral(target) {
+        others.append(target)
       } else {
         names.insert(target)
-        others.append(target)
       }
     }
   }

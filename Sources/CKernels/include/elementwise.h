@@ -63,10 +63,10 @@ void qe_rotate_row(
 
 /// Softmax over a part of every row: row r has scores up to its `first_count + r`th, of which the last `window` count;
 /// the rest, up to `width`, becomes 0. The scores are capped as by qe_softcap if `cap` is not 0, and then `bias`, `width`
-/// values, is added. `sink` is one more score, whose probability nobody gets; −∞ for none.
+/// values, is added.
 void qe_causal_softmax(
     float *scores, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride, ptrdiff_t first_count, ptrdiff_t window,
-    float cap, const float *_Nullable bias, float sink);
+    float cap, const float *_Nullable bias);
 
 /// y ← silu(Σ_i weights[i] · x[t − taps + 1 + i]) for every token t of one sequence and every channel, in place; what is
 /// before the first token is 0.

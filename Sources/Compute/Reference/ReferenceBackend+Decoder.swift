@@ -100,7 +100,7 @@ extension ReferenceBackend: DecoderOperations {
           let capped = parameters.softcap.map { Double($0) * tanh(product / Double($0)) } ?? product
           return capped + (parameters.positionBias?.value(head, key) ?? 0)
         }
-        let logSum = logSumExp(scores + (parameters.sinks.map { [Double($0[head])] } ?? []))
+        let logSum = logSumExp(scores)
         for index in 0..<width {
           let weighted = sum(0..<scores.count) {
             Float(exp(scores[$0] - logSum)).rounded(to: operands)

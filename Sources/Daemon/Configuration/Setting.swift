@@ -36,6 +36,18 @@ struct Setting<Subject>: Sendable {
       }, show: { show($0[keyPath: path]) })
   }
 
+  /// A number above 0, or nil, which is `auto` and leaves the choice to the job.
+  static func automatic(
+    _ key: String, _ path: Path<Double?>, upTo largest: Int, expected: String, _ help: String
+  ) -> Setting {
+    value(
+      key, path, expected: "auto, or \(expected), above 0 and up to \(largest)", help,
+      parse: { text -> Double?? in
+        if text == "auto" { return .some(nil) }
+        return Double(text).flatMap { $0 > 0 && $0 <= Double(largest) ? .some($0) : nil }
+      }, show: { $0.map { "\($0)" } ?? "auto" })
+  }
+
   static func integer(_ key: String, _ path: Path<Int>, _ range: ClosedRange<Int>, _ help: String) -> Setting
   {
     value(

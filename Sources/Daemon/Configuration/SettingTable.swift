@@ -83,26 +83,17 @@ enum SettingTable {
       "target", \.settings.target,
       "What linears come close to: their own output, or the original model's residual stream."
     ),
-    .value(
-      "target-share", \.settings.targetShare,
-      expected: "auto, or a share of the sequences, above 0 and up to 1",
-      "Target original: share of the sequences that also run through the original model; auto goes by the bits.",
-      parse: { text -> Double?? in
-        if text == "auto" { return .some(nil) }
-        return Double(text).flatMap { $0 > 0 && $0 <= 1 ? .some($0) : nil }
-      }, show: { $0.map { "\($0)" } ?? "auto" }),
+    .automatic(
+      "target-share", \.settings.targetShare, upTo: 1, expected: "a share of the sequences",
+      "Target original: share of the sequences that also run through the original model; auto goes by the bits."
+    ),
     .choice(
       "expert-gram", \.settings.expertGram,
       "Mixtures of experts: what gate and up are solved for, an expert's own tokens and a prior of all, or all tokens."
     ),
-    .value(
-      "expert-prior", \.settings.expertPrior,
-      expected: "auto, or a multiple of the width, above 0 and up to 100",
-      "Mixtures of experts: tokens of the prior, as a multiple of the width; auto is 0.5.",
-      parse: { text -> Double?? in
-        if text == "auto" { return .some(nil) }
-        return Double(text).flatMap { $0 > 0 && $0 <= 100 ? .some($0) : nil }
-      }, show: { $0.map { "\($0)" } ?? "auto" }),
+    .automatic(
+      "expert-prior", \.settings.expertPrior, upTo: 100, expected: "a multiple of the width",
+      "Mixtures of experts: tokens of the prior, as a multiple of the width; auto is 0.5."),
     .integer("passes", \.settings.passes, 1...10_000, "quantease only: passes over all columns, at most."),
     .choice("start", \.settings.start, "Standard preset: where the descent begins."),
     .flag(

@@ -29,10 +29,9 @@ extension Architecture {
 
   /// GLM 4.7 Flash.
   static let glm4MoELite = Architecture(modelTypes: ["glm4_moe_lite"]) { config in
-    return try .latentLike(
+    try .latentLike(
       config, mixture: config.correctedMixture(groups: (1, 1)),
-      denseLayers: config.denseLayers(
-        default: config.count("first_k_dense_replace", default: 1)))
+      denseLayers: config.denseLayers(default: config.count("first_k_dense_replace", default: 1)))
   }
 }
 
@@ -61,7 +60,7 @@ extension ModelDescription {
       headDimension: latent.rotaryDimension, RotaryStyle(isInterleaved: isInterleaved))
     let scale = try config.latentScoreScale(headDimension: latent.headDimension)
     // What the common layer would make of these is not used.
-    let common = config.filled(with: [:]).replacing([
+    let common = config.replacing([
       "head_dim": .integer(latent.headDimension), "num_key_value_heads": .integer(latent.heads),
       "rope_scaling": nil, "rope_parameters": nil, "partial_rotary_factor": nil,
     ])
@@ -75,37 +74,17 @@ extension ModelDescription {
 }
 
 extension ConfigurationReader {
-  /// The same without some keys, or with other values for them.
-  fileprivate func replacing(_ changes: [String: JSONValue?]) -> ConfigurationReader {
-    var object = values.object ?? [:]
-    for (key, value) in changes { object[key] = value }
-    return ConfigurationReader(values: .object(object), hasTensor: hasTensor)
-  }
-
-  /// Refuses other names under keys than those that are known.
-  fileprivate func requireNames(_ known: [String: [String]]) throws(DecoderError) {
-    for (key, names) in known.sorted(by: { $0.key < $1.key }) {
-      guard let value = values[key], value != .null else { continue }
-      guard let name = value.string, names.contains(name) else {
-        throw .unsupportedSetting(
-          key: key, value: value.compactText, supported: names.joined(separator: ", "))
-      }
-    }
-  }
-
   /// Routed experts, and one for all tokens that is as wide as several.
   fileprivate func deepSeekMixture() throws(DecoderError) -> MixtureDescription {
-    let width = try integer("moe_intermediate_size")
     var mixture = try mixture(count: "n_routed_experts")
     mixture.scale = try factor("routed_scaling_factor", default: 1)
-    let shared = try count("n_shared_experts", default: 1)
-    if shared > 0 { mixture.share("mlp.shared_experts", width: width * shared) }
+    mixture.share("mlp.shared_experts", count: try integer("n_shared_experts", default: 1))
     return mixture
   }
 
   /// The same, chosen by sigmoids with a correction.
   /// - Parameter groups: all, and those that are chosen, where config.json does not say
-  fileprivate func correctedMixture(groups: (count: Int, chosen: Int)) throws(DecoderError)
+  func correctedMixture(groups: (count: Int, chosen: Int)) throws(DecoderError)
     -> MixtureDescription
   {
     var mixture = try deepSeekMixture()

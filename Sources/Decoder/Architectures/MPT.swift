@@ -45,11 +45,7 @@ extension ConfigurationReader {
       throw DecoderError.unsupportedSetting(
         key: "attn_config.alibi_bias_max", value: "\(largest)", supported: "8")
     }
-    let kind = settings.values["attn_type"]?.string ?? "multihead_attention"
-    guard kind == "multihead_attention" else {
-      throw DecoderError.unsupportedSetting(
-        key: "attn_config.attn_type", value: kind, supported: "multihead_attention")
-    }
+    try settings.requireNames(["attn_type": ["multihead_attention"]])
     var attention = AttentionDescription(
       heads: heads, keyValueHeads: heads, headDimension: headDimension,
       projection: .fused("attn.Wqkv", .blocks), output: "attn.out_proj", projectionHasBias: false,

@@ -81,10 +81,8 @@ extension Architecture {
     mixture.correction = "mlp.moe_statics.e_score_correction_bias"
     mixture.correctionIsMatrix = true
     mixture.smallestSum = try config.factor("moe_norm_min", default: 1e-12)
-    let shared = try config.count("moe_num_shared_experts", default: 2)
-    if shared > 0 {
-      try mixture.share("mlp.shared_experts", width: shared * config.integer("moe_intermediate_size"))
-    }
+    try mixture.share(
+      "mlp.shared_experts", count: config.count("moe_num_shared_experts", default: 2))
     let layers = try config.layerCount()
     let first = try config.count("moe_layer_start_index", default: 1)
     let last = config.values["moe_layer_end_index"]?.int ?? -1
@@ -116,10 +114,7 @@ extension Architecture {
     mixture.scoring = .sigmoid
     mixture.correction = "mlp.expert_bias"
     mixture.scale = try config.factor("router_scaling_factor", default: 2.826)
-    let shared = try config.count("num_shared_experts", default: 1)
-    if shared > 0 {
-      try mixture.share("mlp.shared_mlp", width: shared * config.integer("moe_intermediate_size"))
-    }
+    try mixture.share("mlp.shared_mlp", count: config.count("num_shared_experts", default: 1))
     let dense = try config.denseLayers(default: 1)
     return try .llamaLike(
       config, norm: norm, projectionHasBias: hasBias, outputHasBias: hasBias, normalizesHeads: true,
@@ -132,14 +127,7 @@ extension Architecture {
   /// GLM 4.5 to 4.7: the first layers dense, experts chosen by group and with a correction.
   static let glm4MoE = Architecture(modelTypes: ["glm4_moe"]) { config in
     let norm = NormStyle.rootMeanSquare(epsilon: try config.epsilon("rms_norm_eps", default: 1e-5))
-    let width = try config.integer("moe_intermediate_size")
-    var mixture = try config.mixture(count: "n_routed_experts", renormalizes: true)
-    mixture.scoring = .sigmoid
-    mixture.correction = "mlp.gate.e_score_correction_bias"
-    mixture.scale = try config.factor("routed_scaling_factor", default: 1)
-    mixture.groups = .init(
-      count: try config.integer("n_group", default: 1), chosen: try config.integer("topk_group", default: 1))
-    try mixture.share("mlp.shared_experts", width: width * config.integer("n_shared_experts", default: 1))
+    let mixture = try config.correctedMixture(groups: (1, 1))
     let dense = try config.count("first_k_dense_replace", default: 1)
     let hasQKNorm = try config.flag("use_qk_norm", default: false)
     return try .llamaLike(
@@ -179,6 +167,11 @@ extension LayerDescription {
 }
 
 extension MixtureDescription {
+  /// Gives it one that is as wide as several experts.
+  mutating func share(_ prefix: String, count: Int) {
+    if count > 0 { share(prefix, width: count * expert.intermediateSize) }
+  }
+
   /// Gives it an expert that every token goes through.
   mutating func share(_ prefix: String, width: Int) {
     shared = MLPDescription(

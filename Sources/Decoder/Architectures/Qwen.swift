@@ -27,16 +27,11 @@ extension Architecture {
   /// Qwen3-Next: the same with experts, its linear attention's projections in one matrix.
   static let qwen3Next = Architecture(modelTypes: ["qwen3_next"]) { config in
     let config = config.filled(with: ["num_key_value_heads": 2])
-    var mixture = try config.mixture(renormalizes: true)
-    try mixture.share(
-      "mlp.shared_expert", width: config.integer("shared_expert_intermediate_size", default: 512))
-    mixture.sharedGate = "mlp.shared_expert_gate"
+    let mixture = try config.gatedMixture(renormalizes: true)
     let isSparse = try config.sparseLayers()
-    var number = 0
-    return try .qwen3_5(config) { layer in
+    return try .qwen3_5(config) { layer, index in
       layer.linearAttention?.isFused = true
-      if isSparse[number] { try layer.mix(mixture) }
-      number += 1
+      if isSparse[index] { try layer.mix(mixture) }
     }
   }
 
@@ -46,18 +41,16 @@ extension Architecture {
   ) { config in
     // What a model without dense layers has no use for, and llama's layer asks for.
     let config = config.filled(with: ["num_key_value_heads": 2, "intermediate_size": 1])
-    var mixture = try config.mixture(renormalizes: true)
+    var mixture = try config.gatedMixture(renormalizes: true)
     mixture.renormalizes = true
-    try mixture.share(
-      "mlp.shared_expert", width: config.integer("shared_expert_intermediate_size", default: 512))
-    mixture.sharedGate = "mlp.shared_expert_gate"
-    return try .qwen3_5(config) { try $0.mix(mixture) }
+    return try .qwen3_5(config) { layer, _ in try layer.mix(mixture) }
   }
 }
 
 extension ModelDescription {
   fileprivate static func qwen3_5(
-    _ config: ConfigurationReader, change: (inout LayerDescription) throws -> Void = { _ in }
+    _ config: ConfigurationReader,
+    change: (inout LayerDescription, _ index: Int) throws -> Void = { _, _ in }
   ) throws -> ModelDescription {
     let config = config.filled(with: ["num_key_value_heads": 4])
     let hasBias = try config.flag("attention_bias", default: false)
@@ -82,12 +75,21 @@ extension ModelDescription {
     ) { layer, index in
       layer.attention.hasOutputGate = true
       if isLinear[index] { layer.linearAttention = mixer }
-      try change(&layer)
+      try change(&layer, index)
     }
   }
 }
 
 extension ConfigurationReader {
+  /// Experts, and one with a gate that every token goes through.
+  fileprivate func gatedMixture(renormalizes: Bool) throws(DecoderError) -> MixtureDescription {
+    var mixture = try mixture(renormalizes: renormalizes)
+    mixture.share(
+      "mlp.shared_expert", width: try integer("shared_expert_intermediate_size", default: 512))
+    mixture.sharedGate = "mlp.shared_expert_gate"
+    return mixture
+  }
+
   /// The window of every layer: the first layers have none.
   func qwenWindows() throws(DecoderError) -> [Int?] {
     guard try flag("use_sliding_window", default: false), try window(default: 4_096) != nil else {
