@@ -108,7 +108,7 @@ let package = Package(
     tests("CheckpointTests", ["Checkpoint", "SystemIO", "Tensors", "TestSupport", systemPackage]),
     tests("ActivationCacheTests", ["ActivationCache", "Tensors"]),
     tests("ComputeOpenBLASTests", ["ComputeOpenBLAS", "Compute", "Quantization", "Tensors"]),
-    tests("ExportTests", ["Export", "Checkpoint", "Quantization", "SystemIO", "Tensors"]),
+    tests("ExportTests", ["Export", "Checkpoint", "Quantization", "SystemIO", "Tensors", "TestSupport"]),
     tests(
       "DecoderTests",
       [

@@ -241,6 +241,20 @@ QWEN3_5 = without(LLAMA, "rope_theta") | {
     "rope_parameters": MROPE | {"partial_rotary_factor": 0.5, "mrope_section": [1, 1, 0], "rope_theta": 100.0},
 }
 
+GPT_OSS = without(LLAMA, "rope_theta", "hidden_act") | SLIDING | {
+    "architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss", "num_local_experts": 6, "num_experts_per_tok": 2,
+    "attention_bias": True, "tie_word_embeddings": False, "swiglu_limit": 1.0, "rope_theta": 100.0,
+    "layer_types": ["sliding_attention", "full_attention"] * 2, "intermediate_size": 12,
+    "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 2.0, "beta_slow": 0.5, "truncate": False,
+                     "original_max_position_embeddings": 32},
+}
+LLAMA4 = LLAMA | {
+    "architectures": ["Llama4ForCausalLM"], "model_type": "llama4_text", "intermediate_size": 12, "intermediate_size_mlp": 24,
+    "num_hidden_layers": 4, "num_local_experts": 5, "num_experts_per_tok": 1, "interleave_moe_layer_step": 2,
+    "no_rope_layer_interval": 3, "rope_scaling": LLAMA3_SCALING, "rope_theta": 100.0, "tie_word_embeddings": False,
+    "attention_chunk_size": 64, "floor_scale": 64,
+}
+
 
 def text_config(config: dict, **changes) -> dict:
     return without(config, "architectures", "tie_word_embeddings") | changes
@@ -366,6 +380,7 @@ VARIANTS = {
         "architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "mm_tokens_per_image": 4,
         "image_token_index": 60, "boi_token_index": 61, "eoi_token_index": 62, "vision_config": SIGLIP,
         "text_config": text_config(GEMMA3)},
+    "gemma4-moe": GEMMA4 | {"enable_moe_block": True, "num_experts": 6, "top_k_experts": 2, "moe_intermediate_size": 12},
     "gemma4-vision": {
         "architectures": ["Gemma4ForConditionalGeneration"], "model_type": "gemma4", "image_token_id": 60,
         "audio_config": None, "text_config": text_config(GEMMA4, use_bidirectional_attention="vision"),
@@ -446,6 +461,32 @@ VARIANTS = {
     "qwen3-next": without(QWEN3_5_MOE, "attn_output_gate") | {
         "architectures": ["Qwen3NextForCausalLM"], "model_type": "qwen3_next", "intermediate_size": 24,
         "mlp_only_layers": [0], "norm_topk_prob": True},
+    "gpt-oss": GPT_OSS,
+    # Sides of whole blocks.
+    "gpt-oss-mxfp4": GPT_OSS | {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_local_experts": 3,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn"]}},
+    "llama4": LLAMA4,
+    "llama4-vision": {
+        "architectures": ["Llama4ForConditionalGeneration"], "model_type": "llama4", "image_token_index": 60,
+        "boi_token_index": 61, "eoi_token_index": 62, "tie_word_embeddings": False, "text_config": text_config(LLAMA4),
+        "vision_config": {
+            "model_type": "llama4_vision_model", "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "image_size": 16, "patch_size": 4, "vision_output_dim": 12, "pixel_shuffle_ratio": 0.5,
+            "projector_input_dim": 12, "projector_output_dim": 12, "rope_theta": 100.0}},
+    "granite-moe": without(LLAMA, "head_dim")
+    | {"architectures": ["GraniteMoeForCausalLM"], "model_type": "granitemoe", "embedding_multiplier": 3.0,
+       "logits_scaling": 4.0, "residual_multiplier": 0.4, "attention_multiplier": 0.2, "num_local_experts": 5,
+       "num_experts_per_tok": 2, "intermediate_size": 12},
+    # Near is what is less by no more than half.
+    "phimoe": without(LLAMA, "head_dim")
+    | {"architectures": ["PhimoeForCausalLM"], "model_type": "phimoe", "num_local_experts": 5, "num_experts_per_tok": 2,
+       "intermediate_size": 12, "attention_bias": True, "lm_head_bias": True, "tie_word_embeddings": False,
+       "router_jitter_noise": 0.4, "num_attention_heads": 2, "original_max_position_embeddings": 32,
+       "rope_scaling": {
+           "type": "longrope", "short_factor": [1.0, 1.1, 1.3, 1.6], "long_factor": [2.0, 3.0, 4.0, 5.0],
+           "short_mscale": 1.2, "long_mscale": 1.3, "original_max_position_embeddings": 32}},
     "ernie-moe": LLAMA | {
         "architectures": ["Ernie4_5_MoeForCausalLM"], "model_type": "ernie4_5_moe", "rope_theta": 100.0,
         "num_hidden_layers": 4, "moe_intermediate_size": 12, "moe_k": 2, "moe_num_experts": 6,
@@ -535,6 +576,24 @@ def write_weights(tensors: dict[str, torch.Tensor], folder: Path, shards: int) -
                folder / "model.safetensors.index.json")
 
 
+def microscale(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Puts MXFP4 blocks and scales in the place of the experts' stacks; returns what those stand for."""
+    values = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+    values = torch.cat([values, -values])
+    stacks = [name for name in tensors if name.endswith(("experts.gate_up_proj", "experts.down_proj"))]
+    meant = {}
+    for name in stacks:
+        rows = tensors.pop(name).transpose(1, 2)  # [experts, outputs, inputs]
+        shape = rows.shape
+        codes = torch.randint(0, 16, shape)
+        exponents = torch.randint(123, 127, (*shape[:2], shape[2] // 32))
+        meant[name] = (values[codes] * 2.0 ** (exponents - 127).repeat_interleave(32, 2)).transpose(1, 2).contiguous()
+        packed = codes[..., 0::2] | codes[..., 1::2] << 4
+        tensors[name + "_blocks"] = packed.reshape(*shape[:2], shape[2] // 32, 16).to(torch.uint8)
+        tensors[name + "_scales"] = exponents.to(torch.uint8)
+    return meant
+
+
 def write_json(value: dict, file: Path) -> None:
     file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
@@ -600,11 +659,19 @@ def make(variant: str, root: Path) -> None:
     tensors = {published_name(variant, name): tensor.contiguous() for name, tensor in tensors.items()}
     write_weights(tensors, folder, SHARDS.get(variant, 1))
 
-    model = load(folder)
+    if variant.endswith("-mxfp4"):
+        expected = microscale(tensors)
+        write_weights(tensors, folder, 1)
+        model.load_state_dict(expected, strict=False)
+        model.eval()
+    else:
+        model = load(folder)
     # Of wrapped models none that stands for a picture.
     text = model.config.get_text_config()
     input_ids = torch.randint(text.vocab_size - (4 if text is not model.config else 0), (2, 17))
-    logits = model(input_ids).logits
+    # transformers 5.24's Llama 4 asks for pictures that are not there.
+    speaker = model.language_model if variant == "llama4-vision" else model
+    logits = speaker(input_ids).logits
     require_live_parameters(model, logits, variant)
     save_file({"input_ids": input_ids, "logits": logits.detach()}, folder / "expected.safetensors")
     write_saved_configuration(folder)

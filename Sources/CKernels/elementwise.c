@@ -200,6 +200,15 @@ QE_DISPATCH void qe_xielu(float *x, ptrdiff_t count, float positive, float negat
   }
 }
 
+QE_DISPATCH void qe_clamped_swiglu(
+    float *gate, const float *up, ptrdiff_t count, float alpha, float limit) {
+  for (ptrdiff_t i = 0; i < count; i++) {
+    const float x = gate[i] > limit ? limit : gate[i];
+    const float y = up[i] < -limit ? -limit : up[i] > limit ? limit : up[i];
+    gate[i] = (y + 1.0f) * x / (1.0f + exponential(-alpha * x));
+  }
+}
+
 // x ← exp(x − shift); returns the sum.
 INLINED float exponentiate(float *x, ptrdiff_t count, float shift) {
   for (ptrdiff_t i = 0; i < count; i++) x[i] = exponential(x[i] - shift);
@@ -208,7 +217,7 @@ INLINED float exponentiate(float *x, ptrdiff_t count, float shift) {
 
 QE_DISPATCH void qe_causal_softmax(
     float *scores, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride, ptrdiff_t first_count, ptrdiff_t window,
-    float cap, const float *_Nullable bias) {
+    float cap, const float *_Nullable bias, float sink) {
   for (ptrdiff_t row = 0; row < rows; row++, scores += stride) {
     const ptrdiff_t end = first_count + row;
     const ptrdiff_t start = end > window ? end - window : 0;
@@ -216,7 +225,10 @@ QE_DISPATCH void qe_causal_softmax(
     float *visible = scores + start;
     if (cap != 0) qe_softcap(visible, count, cap);
     if (bias) qe_add(bias + start, visible, count);
-    const float factor = 1.0f / exponentiate(visible, count, maximum(visible, count));
+    const float largest = maximum(visible, count);
+    const float shift = sink > largest ? sink : largest;
+    const float total = exponentiate(visible, count, shift);
+    const float factor = 1.0f / (sink == -INFINITY ? total : total + exponential(sink - shift));
     for (ptrdiff_t i = 0; i < count; i++) visible[i] *= factor;
     memset(scores, 0, (size_t)start * sizeof(float));
     memset(scores + end, 0, (size_t)(width - end) * sizeof(float));

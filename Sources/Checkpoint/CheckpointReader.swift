@@ -23,7 +23,9 @@ public final class CheckpointReader: WeightSource {
   /// Whether the checkpoint's files may be links.
   public let symlinks: SymlinkPolicy
   private let files: [String: MappedFile]
-  /// The scales of tensors of 8-bit floats.
+  /// The bytes of all tensors together.
+  public let byteCount: Int
+  /// The scales of tensors that stand for others.
   private let scales: [String: TensorInfo]
 
   /// Opens all shards of the checkpoint in `directory` and checks their headers.
@@ -79,7 +81,6 @@ public final class CheckpointReader: WeightSource {
     var stored: [TensorInfo] = []
     // By the names that tensors have in the files.
     var fileOfTensor: [String: String] = [:]
-    let hiddenSize = (configuration["text_config"]?["hidden_size"] ?? configuration["hidden_size"])?.int
     for shard in shards {
       let file = try MappedFile(path: FileSystem.join(directory, shard), symlinks: symlinks)
       let contents = try Self.contents(of: file)
@@ -89,7 +90,9 @@ public final class CheckpointReader: WeightSource {
     }
     for tensor in stored { fileOfTensor[tensor.name] = tensor.file }
     // What the tensors of one shard mean may show in another.
-    for tensor in StackedExperts.unstacked(TransposedLinears.turned(stored), hiddenSize: hiddenSize) {
+    let unstacked = try StackedExperts.unstacked(
+      TransposedLinears.turned(stored), configuration: configuration)
+    for tensor in unstacked {
       if let other = tensors.updateValue(tensor, forKey: tensor.name) {
         throw CheckpointError.duplicateTensor(
           tensor: tensor.name, shards: [other.file, tensor.file])
@@ -106,9 +109,11 @@ public final class CheckpointReader: WeightSource {
     self.symlinks = symlinks
     self.configuration = configuration
     let scaled = try ScaledWeights(configuration: configuration, tensors: tensors)
-    scales = tensors.filter { scaled.hidden.contains($0.key) }
-    self.tensors = tensors.merging(scaled.tensors) { $1 }.filter { !scaled.hidden.contains($0.key) }
-    self.tensorNames = tensorNames.filter { !scaled.hidden.contains($0) }
+    let hidden = scaled.hidden.union(unstacked.compactMap(\.coding?.scales))
+    scales = tensors.filter { hidden.contains($0.key) }
+    self.tensors = tensors.merging(scaled.tensors) { $1 }.filter { !hidden.contains($0.key) }
+    self.tensorNames = tensorNames.filter { !hidden.contains($0) }
+    byteCount = stored.reduce(0) { $0 + $1.byteRange.count }
     self.metadata = metadata
     otherFiles = others.copied
     foreignFiles = others.foreign
@@ -149,19 +154,19 @@ public final class CheckpointReader: WeightSource {
     let (rowCount, columns) = info.matrixDimensions
     precondition(rows.lowerBound >= 0 && rows.upperBound <= rowCount, "rows outside the tensor")
     precondition(panel.rows == rows.count && panel.columns == columns, "the panel does not fit")
-    let rowByteCount = columns * info.storedWidth
-    let bytes =
-      info.isTransposed
-      ? 0..<info.byteRange.count : rows.lowerBound * rowByteCount..<rows.upperBound * rowByteCount
+    let bytes = info.bytes(ofRows: rows, columns: columns)
     willNeed(tensor, bytes)
     let isFinite = try withBytes(of: tensor, bytes) { bytes in
-      if info.isTransposed {
-        return convertTransposed(bytes, info.dtype, rows: rows, of: rowCount, into: panel)
-      }
-      if let scaling = info.scaling {
+      switch info.coding {
+      case .float8(let scaling):
         return try convert(bytes, scaling, to: info.dtype, rows: rows, into: panel)
+      case .microscaled(let coding): return try convert(bytes, coding, rows: rows, into: panel)
+      case nil:
+        if let part = info.scatteredPart {
+          return convertScattered(bytes, info.dtype, part, rows: rows, into: panel)
+        }
+        return panel.withMutableSpan { convertWeights(bytes, info.dtype, into: &$0) }
       }
-      return panel.withMutableSpan { convertWeights(bytes, info.dtype, into: &$0) }
     }
     release(tensor, bytes)
     if !isFinite, let index = panel.firstNonFinite {
@@ -199,6 +204,42 @@ public final class CheckpointReader: WeightSource {
       }
     }
     return panel.firstNonFinite == nil
+  }
+
+  /// Converts rows of four-bit floats; `bytes` begins with the first of them.
+  /// - Returns: whether every element is finite
+  private func convert(
+    _ bytes: RawSpan, _ coding: MicroscaledRows, rows: Range<Int>, into panel: Matrix
+  ) throws -> Bool {
+    guard !rows.isEmpty else { return true }
+    let columns = panel.columns
+    let (width, blocks) = (columns / 2, columns / MicroscaledRows.blockSize)
+    let first = coding.storedRow(rows.lowerBound)
+    let scaleStart = (coding.firstScaleRow + first) * blocks
+    let scaleEnd = (coding.firstScaleRow + coding.storedRow(rows.upperBound - 1) + 1) * blocks
+    return try withBytes(of: coding.scales, scaleStart..<scaleEnd) { scales in
+      panel.withMutableSpan { panel in
+        for index in 0..<rows.count {
+          let stored = index * coding.stride
+          for block in 0..<blocks {
+            let exponent = Int(
+              unsafe scales.unsafeLoad(fromByteOffset: stored * blocks + block, as: UInt8.self))
+            // 255 is no number.
+            let factor = exponent == 255 ? .nan : Float(sign: .plus, exponent: exponent - 127, significand: 1)
+            let column = block * MicroscaledRows.blockSize
+            for pair in 0..<MicroscaledRows.blockSize / 2 {
+              let bits = Int(
+                unsafe bytes.unsafeLoad(
+                  fromByteOffset: stored * width + column / 2 + pair, as: UInt8.self))
+              let place = index * columns + column + 2 * pair
+              panel[place] = float4E2M1Values[bits & 15] * factor
+              panel[place + 1] = float4E2M1Values[bits >> 4] * factor
+            }
+          }
+        }
+      }
+      return panel.firstNonFinite == nil
+    }
   }
 
   // MARK: Bytes

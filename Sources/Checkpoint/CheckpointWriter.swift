@@ -9,11 +9,11 @@ public struct TensorPlan: Sendable, Hashable {
   public let shape: [Int]
   public let byteCount: Int
 
-  /// A tensor as another file has it.
+  /// A tensor as it is read.
   public init(copying tensor: TensorInfo) {
     name = tensor.name
     dtype = tensor.dtype
-    shape = tensor.storedShape
+    shape = tensor.shape
     byteCount = tensor.byteCount
   }
 
@@ -49,6 +49,8 @@ public final class CheckpointWriter: Sendable {
   private let index: JSONValue?
   /// The bytes of each tensor that have been written.
   private let written: Mutex<[String: RangeSet<Int>]>
+  /// How many bytes of each tensor have been written one here, one there, each once. Held while they are.
+  private let scattered = Mutex<[String: Int]>([:])
 
   /// Creates the files in `directory`, which exists, with their headers and all their space.
   ///
@@ -111,13 +113,40 @@ public final class CheckpointWriter: Sendable {
     try write(tensor, unsafe bytes.span.bytes, at: offset)
   }
 
+  /// Writes elements of a planned tensor between which others stand. Each is written once.
+  /// - Parameters:
+  ///   - bytes: one element behind the other
+  ///   - width: bytes of one
+  ///   - stride: from one element's place to the next one's, in elements
+  ///   - offset: where the first one goes, in bytes from the tensor's first
+  /// - Throws: ``FileError``.
+  public func scatter(
+    _ tensor: String, _ bytes: [UInt8], width: Int, stride: Int, at offset: Int
+  ) throws(FileError) {
+    guard let place = places[tensor] else { preconditionFailure("\(tensor) is not planned") }
+    let count = bytes.count / width
+    guard count > 0 else { return }
+    let byteCount = ((count - 1) * stride + 1) * width
+    precondition(offset >= 0 && offset <= place.byteCount - byteCount, "bytes outside \(tensor)")
+    // What stands between is read and written back, so nobody else may write it meanwhile.
+    try scattered.withLock { scattered throws(FileError) in
+      var merged = try place.file.read(byteCount, at: place.offset + offset)
+      for element in 0..<count {
+        for byte in 0..<width { merged[element * stride * width + byte] = bytes[element * width + byte] }
+      }
+      try place.file.write(merged, at: place.offset + offset)
+      scattered[tensor, default: 0] += bytes.count
+    }
+  }
+
   /// Brings everything to the disk, and writes the index if there are several shards.
   /// - Throws: ``CheckpointError/incomplete(tensor:missingBytes:)`` if a part was never written, or
   ///   ``FileError``.
   public func finish() throws {
     let written = self.written.withLock { $0 }
+    let scattered = self.scattered.withLock { $0 }
     for (tensor, place) in places.sorted(by: { $0.key < $1.key }) {
-      let count = written[tensor, default: RangeSet()].ranges.reduce(0) { $0 + $1.count }
+      let count = written[tensor, default: RangeSet()].ranges.reduce(scattered[tensor] ?? 0) { $0 + $1.count }
       if count < place.byteCount {
         throw CheckpointError.incomplete(tensor: tensor, missingBytes: place.byteCount - count)
       }

@@ -12,26 +12,19 @@ public struct TensorInfo: Sendable, Hashable {
   public let file: String
   /// Where in that file, in bytes from its beginning. The start need not be aligned.
   public let byteRange: Range<Int>
-  /// Where it is stored in 8-bit floats and read as what those stand for.
-  public internal(set) var scaling: WeightScaling?
-  /// Whether the file has it the other way round, `[in, out]`: a linear of GPT-2's.
-  public internal(set) var isTransposed = false
-
-  /// As the file has it.
-  public var storedShape: [Int] { isTransposed ? shape.reversed() : shape }
+  /// How it is stored, if it is not in ``dtype``.
+  public internal(set) var coding: WeightCoding?
+  /// Where it stands in a larger tensor, or in one that is turned.
+  public internal(set) var part: TensorPart?
 
   /// The tensor as a matrix: the first extent makes the rows, and a vector is one row.
   public var matrixDimensions: (rows: Int, columns: Int) {
     let rows = shape.count > 1 ? shape[0] : 1
-    let elements = byteRange.count / storedWidth
-    return (rows, rows == 0 ? 0 : elements / rows)
+    return (rows, rows == 0 ? 0 : shape.reduce(1, *) / rows)
   }
 
-  /// Bytes of an element in the file, of a type of whole bytes.
-  var storedWidth: Int { scaling == nil ? dtype.byteWidth : 1 }
-
   /// Bytes of the tensor in ``dtype``.
-  public var byteCount: Int { scaling == nil ? byteRange.count : byteRange.count * dtype.byteWidth }
+  public var byteCount: Int { dtype.byteCount(ofShape: shape) ?? byteRange.count }
 }
 
 /// The header of one safetensors file, checked against the file it describes.

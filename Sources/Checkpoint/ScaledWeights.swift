@@ -1,5 +1,35 @@
 import Tensors
 
+/// How a tensor is stored that is read as what it stands for.
+public enum WeightCoding: Sendable, Hashable {
+  case float8(WeightScaling)
+  case microscaled(MicroscaledRows)
+
+  /// The tensor of the scales.
+  var scales: String {
+    switch self {
+    case .float8(let scaling): scaling.scales
+    case .microscaled(let rows): rows.scales
+    }
+  }
+}
+
+/// Where rows of four-bit floats stand, two to a byte, of which every 32 share a power of two (MXFP4).
+public struct MicroscaledRows: Sendable, Hashable {
+  static let blockSize = 32
+
+  /// The tensor of the exponents, one for each block; a byte b stands for 2^(b − 127).
+  let scales: String
+  /// The row of them that belongs to the first stored row.
+  let firstScaleRow: Int
+  /// The first of the stored rows, and how far the next one is.
+  let first: Int
+  let stride: Int
+
+  /// The stored row that a row stands in.
+  func storedRow(_ row: Int) -> Int { first + row * stride }
+}
+
 /// How a tensor of 8-bit floats becomes weights: each block of it is multiplied by a scale.
 public struct WeightScaling: Sendable, Hashable {
   /// The tensor of the scales, one for each block, `[⌈out / rows⌉, ⌈in / columns⌉]`.
@@ -37,7 +67,7 @@ struct ScaledWeights {
       let scaling = try Self.scaling(of: tensor, scales, settings)
       self.tensors[name] = TensorInfo(
         name: name, dtype: type, shape: tensor.shape, file: tensor.file, byteRange: tensor.byteRange,
-        scaling: scaling)
+        coding: .float8(scaling))
       hidden.insert(scales.name)
       for suffix in Self.activationScales { hidden.insert("\(module)\(suffix)") }
     }
@@ -45,7 +75,7 @@ struct ScaledWeights {
 
   private static func isScaled(_ settings: JSONValue) -> Bool {
     switch settings["quant_method"]?.string {
-    case "fp8": true
+    case "fp8", "mxfp4": true
     case "compressed-tensors": settings["format"]?.string == "float-quantized"
     default: false
     }
@@ -103,3 +133,9 @@ let float8E4M3Values: [Float] = (0..<256).map { bits in
     }
   return bits < 128 ? magnitude : -magnitude
 }
+
+/// The values of four-bit floats of two exponent bits and one fraction bit, by their bits.
+let float4E2M1Values: [Float] = {
+  let magnitudes: [Float] = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
+  return magnitudes + magnitudes.map { -$0 }
+}()

@@ -28,9 +28,8 @@ enum TransposedLinears {
 
 extension TensorInfo {
   fileprivate var turned: TensorInfo {
-    var turned = TensorInfo(
-      name: name, dtype: dtype, shape: shape.reversed(), file: file, byteRange: byteRange, scaling: scaling)
-    turned.isTransposed = true
-    return turned
+    TensorInfo(
+      name: name, dtype: dtype, shape: shape.reversed(), file: file, byteRange: byteRange,
+      part: TensorPart(whole: name, shape: shape, first: 0, rowStride: 1, columnStride: shape[1], start: 0))
   }
 }

@@ -30,24 +30,28 @@ func convertWeights(_ bytes: RawSpan, _ dtype: DType, into panel: inout MutableS
   }
 }
 
-/// Converts rows of weights that are stored the other way round, `[columns, count]`.
+/// Converts rows of weights that stand among others.
 /// - Parameters:
-///   - bytes: of the whole tensor
+///   - bytes: from the part's first one on
 ///   - panel: `[rows.count, columns]`
 /// - Returns: Whether every element is finite.
-func convertTransposed(
-  _ bytes: RawSpan, _ dtype: DType, rows: Range<Int>, of count: Int, into panel: Matrix
+func convertScattered(
+  _ bytes: RawSpan, _ dtype: DType, _ part: TensorPart, rows: Range<Int>, into panel: Matrix
 ) -> Bool {
+  guard !rows.isEmpty else { return true }
   let columns = panel.columns
-  let line = Matrix(rows: 1, columns: rows.count)
+  // What a column's elements stand among.
+  let width = (rows.count - 1) * part.rowStride + 1
+  let line = Matrix(rows: 1, columns: width)
   var isFinite = true
   for column in 0..<columns {
-    let start = (column * count + rows.lowerBound) * dtype.byteWidth
-    let stored = bytes.extracting(start..<start + rows.count * dtype.byteWidth)
+    let start = (part.place(row: rows.lowerBound, column: column) - part.start) * dtype.byteWidth
+    let stored = bytes.extracting(start..<start + width * dtype.byteWidth)
+    // Those between them count, too: whether they are finite is asked again of the panel alone.
     isFinite = line.withMutableSpan { convertWeights(stored, dtype, into: &$0) } && isFinite
     panel.withMutableSpan { panel in
       line.withSpan { line in
-        for row in line.indices { panel[row * columns + column] = line[row] }
+        for row in 0..<rows.count { panel[row * columns + column] = line[row * part.rowStride] }
       }
     }
   }

@@ -162,6 +162,9 @@ public protocol DecoderOperations: MatrixStorage {
   /// gate ← function(gate) ⊙ up.
   func activateGate(_ gate: Matrix, up: Matrix, _ function: ActivationFunction)
 
+  /// gate ← function(gate, up).
+  func activateGate(_ gate: Matrix, up: Matrix, _ function: ClampedSwiGLU)
+
   /// Applies an activation function with parameters that were learned, in place.
   func activate(_ states: Matrix, _ function: XIELU)
 
@@ -243,13 +246,15 @@ public struct AttentionParameters: Sendable {
   public let window: Int?
   /// Scaled scores s become cap · tanh(s / cap).
   public let softcap: Float?
+  /// A score of every head that counts for the sum that probabilities are divided by, and for nothing else.
+  public let sinks: [Float]?
   /// What queries, keys, values and probabilities are rounded to.
   public let operands: OperandType
 
   public init(
     heads: Int, keyValueHeads: Int, headDimension: Int, valueDimension: Int? = nil, sequenceLength: Int,
     scale: Float, positionBias: Matrix? = nil, window: Int? = nil, softcap: Float? = nil,
-    operands: OperandType = .float32
+    sinks: [Float]? = nil, operands: OperandType = .float32
   ) {
     self.heads = heads
     self.keyValueHeads = keyValueHeads
@@ -260,6 +265,7 @@ public struct AttentionParameters: Sendable {
     self.positionBias = positionBias
     self.window = window
     self.softcap = softcap
+    self.sinks = sinks
     self.operands = operands
   }
 }
@@ -352,6 +358,18 @@ public struct XIELU: Sendable {
     self.positive = positive
     self.negative = negative
     self.linear = linear
+  }
+}
+
+/// GPT-OSS's gate: (y + 1) · x · σ(αx) for the gate x, no larger than a limit, and what it gates, y, moved to between minus
+/// that and that.
+public struct ClampedSwiGLU: Sendable, Hashable {
+  public let alpha: Float
+  public let limit: Float
+
+  public init(alpha: Float, limit: Float) {
+    self.alpha = alpha
+    self.limit = limit
   }
 }
 

@@ -99,7 +99,7 @@ extension OpenBLASBackend: DecoderOperations {
         keys.block(rows: keyRows, columns: keyColumns), transposingB: true, scale: parameters.scale,
         keeping: 0)
       let bias = parameters.positionBias?.block(rows: head..<head + 1, columns: 0..<block.upperBound)
-      parameters.applySoftmax(scores, firstCount: block.lowerBound + 1, bias: bias)
+      parameters.applySoftmax(scores, firstCount: block.lowerBound + 1, head: head, bias: bias)
       outputs.block(rows: queryRows, columns: parameters.valueColumns(ofHead: head)).multiply(
         scores, values.block(rows: keyRows, columns: valueColumns), keeping: 0)
     }
@@ -152,6 +152,15 @@ extension OpenBLASBackend: DecoderOperations {
       case .reluSquared: unsafe qe_relu_squared_gate(x, factor, elements.count)
       case .sigmoid: unsafe qe_sigmoid_gate(x, factor, elements.count)
       }
+    }
+  }
+
+  public func activateGate(_ gate: Matrix, up: Matrix, _ function: ClampedSwiGLU) {
+    precondition(gate.rows == up.rows && gate.columns == up.columns, "the shapes differ")
+    runElements(of: gate) { elements in
+      unsafe qe_clamped_swiglu(
+        gate.pointer + elements.lowerBound, up.pointer + elements.lowerBound, elements.count, function.alpha,
+        function.limit)
     }
   }
 
@@ -225,6 +234,7 @@ extension AttentionParameters {
     precondition(keys.rows == queries.rows && values.rows == queries.rows, "the tokens differ")
     precondition(
       outputs.rows == queries.rows && outputs.columns == heads * valueDimension, "outputs have another shape")
+    precondition(sinks == nil || sinks?.count == heads, "there is a sink for every head")
     if let positionBias {
       precondition(
         positionBias.rows == heads && positionBias.columns == sequenceLength, "the bias has another shape")
@@ -290,10 +300,10 @@ extension AttentionParameters {
   /// - Parameters:
   ///   - firstCount: the keys that the first row may see
   ///   - bias: of the head
-  func applySoftmax(_ scores: MatrixBlock, firstCount: Int, bias: MatrixBlock?) {
+  func applySoftmax(_ scores: MatrixBlock, firstCount: Int, head: Int, bias: MatrixBlock?) {
     unsafe qe_causal_softmax(
       scores.pointer, scores.rows, scores.columns, scores.stride, firstCount, window ?? .max, softcap ?? 0,
-      bias?.pointer)
+      bias?.pointer, sinks?[head] ?? -.infinity)
   }
 }
 

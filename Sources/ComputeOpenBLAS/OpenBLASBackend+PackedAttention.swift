@@ -36,7 +36,7 @@ extension OpenBLASBackend {
         rows: 0..<block.count, packed.keys(place), columns: 0..<block.upperBound, into: scores,
         keeping: false, by: kernels)
       let bias = parameters.positionBias?.block(rows: head..<head + 1, columns: 0..<block.upperBound)
-      parameters.applySoftmax(scores, firstCount: block.lowerBound + 1, bias: bias)
+      parameters.applySoftmax(scores, firstCount: block.lowerBound + 1, head: head, bias: bias)
       let probabilities = scratch.probabilities.reshaped(rows: block.count, inner: block.upperBound)
       probabilities.pack(scores)
       probabilities.multiply(

@@ -61,6 +61,10 @@ struct AttentionDescription: Sendable {
   var hasOutputGate = false
   /// The epsilon of an RMS norm of every head of values, without weights.
   var valueNormEpsilon: Float?
+  /// The same of every head of queries and of keys.
+  var plainNormEpsilon: Float?
+  /// A tensor of scores, one of every head, that count for the sum that probabilities are divided by, and nothing else.
+  var sinks: String?
 
   init(
     heads: Int, keyValueHeads: Int, headDimension: Int, projection: Projection, output: String,

@@ -39,6 +39,12 @@ struct ConfigurationReader {
     return reader
   }
 
+  /// The same with rotary positions where config.json says nothing of them.
+  func filled(withRotary rope: JSONValue) -> ConfigurationReader {
+    let hasScaling = values["rope_scaling"] ?? .null != .null
+    return hasScaling ? self : filled(with: ["rope_parameters": rope])
+  }
+
   /// The same without some keys, or with other values for them.
   func replacing(_ changes: [String: JSONValue?]) -> ConfigurationReader {
     var reader = self

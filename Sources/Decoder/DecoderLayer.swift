@@ -37,18 +37,20 @@ public final class DecoderLayer {
   var resident: [String: ResidentLinear] = [:]
   let biases: [String: [Float]]
   private let attentionNorm: NormalizationParameters?
-  private let mlpNorm: NormalizationParameters?
+  let mlpNorm: NormalizationParameters?
   private let attentionOutputNorm: NormalizationParameters?
   let mlpOutputNorm: NormalizationParameters?
   private let queryNorm: NormalizationParameters?
   private let keyNorm: NormalizationParameters?
   private let xielu: XIELU?
   private let valueNorm: NormalizationParameters?
+  private let sinks: [Float]?
   private let linearAttention: GatedDeltaNet?
   let latentNorms: LatentNorms?
   /// A factor of the residual stream after the layer.
   let outputScale: Float
   let router: MixtureRouter?
+  let mixtureNorms: MixtureNorms?
 
   /// Reads the layer's norms and biases.
   /// - Throws: errors of the source for a missing tensor, a wrong shape, or a value that is not finite.
@@ -85,17 +87,24 @@ public final class DecoderLayer {
     router = try description.mixture.map {
       try MixtureRouter($0, prefix: prefix, hiddenSize: model.hiddenSize, source: source, backend: backend)
     }
+    mixtureNorms = try description.mixture?.norms.map {
+      try MixtureNorms($0, prefix: prefix, hiddenSize: model.hiddenSize, source: source)
+    }
     func headNorm(_ norm: NormDescription?, heads: Int) throws -> NormalizationParameters? {
       guard let norm, description.linearAttention == nil else { return nil }
       return try source.headNorm(norm, of: attention, heads: heads, prefix: prefix)
     }
-    queryNorm = try headNorm(attention.queryNorm, heads: attention.heads)
-    keyNorm = try headNorm(attention.keyNorm, heads: attention.keyValueHeads)
-    xielu = try description.mlp.xielu.map { try source.xielu(prefix + $0) }
-    valueNorm = attention.valueNormEpsilon.map {
+    func plainNorm(epsilon: Float) -> NormalizationParameters {
       NormalizationParameters(
-        kind: .rootMeanSquare, weight: [Float](repeating: 1, count: attention.headDimension), epsilon: $0)
+        kind: .rootMeanSquare, weight: [Float](repeating: 1, count: attention.headDimension), epsilon: epsilon
+      )
     }
+    let plainHeadNorm = attention.plainNormEpsilon.map(plainNorm)
+    queryNorm = try headNorm(attention.queryNorm, heads: attention.heads) ?? plainHeadNorm
+    keyNorm = try headNorm(attention.keyNorm, heads: attention.keyValueHeads) ?? plainHeadNorm
+    sinks = try attention.sinks.map { try source.vector("\(prefix)\($0)", count: attention.heads) }
+    xielu = try description.mlp.xielu.map { try source.xielu(prefix + $0) }
+    valueNorm = attention.valueNormEpsilon.map(plainNorm)
     outputScale = try description.outputScale.map { try source.vector("\(prefix)\($0)", count: 1)[0] } ?? 1
     var biases: [String: [Float]] = [:]
     for linear in stages.flatMap(\.linears) where linear.hasBias {
@@ -196,7 +205,7 @@ public final class DecoderLayer {
       heads: attention.heads, keyValueHeads: attention.keyValueHeads,
       headDimension: attention.headDimension, sequenceLength: sequenceLength,
       scale: attention.scoreScale, positionBias: positions.alibi, window: attention.window,
-      softcap: attention.softcap, operands: operands)
+      softcap: attention.softcap, sinks: sinks, operands: operands)
     backend.attend(queries: queries, keys: keys, values: values, parameters, into: context)
     guard let gate else { return context }
     backend.activateGate(gate, up: context, .sigmoid)
@@ -251,7 +260,11 @@ public final class DecoderLayer {
     case .gated, .fused:
       let gate = workspace.matrix(.gate, rows: input.rows, columns: mlp.intermediateSize)
       run(mlp.expansionLinears(hiddenSize: model.hiddenSize).map(\.name), on: input, into: [gate, up])
-      backend.activateGate(gate, up: up, mlp.activation)
+      if let clamped = mlp.clampedSwiGLU {
+        backend.activateGate(gate, up: up, clamped)
+      } else {
+        backend.activateGate(gate, up: up, mlp.activation)
+      }
       return gate
     }
   }

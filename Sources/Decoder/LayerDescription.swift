@@ -90,6 +90,8 @@ struct MLPDescription: Sendable {
   var activation: ActivationFunction
   /// The module of an xIELU that is applied instead.
   var xielu: String?
+  /// What gates instead.
+  var clampedSwiGLU: ClampedSwiGLU?
   var hasBias: Bool
 }
 

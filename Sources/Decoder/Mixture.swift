@@ -11,6 +11,23 @@ struct MixtureDescription: Sendable {
     case softmax
     /// Each on its own.
     case sigmoid
+    /// The best two, each by its share among those that are near it (SparseMixer, arXiv 2310.00811).
+    /// - Parameter jitter: half of how much less, as a part, counts as near
+    case sparseMixer(jitter: Float)
+  }
+
+  /// Norms of what reads the residual stream beside the experts, which do so through the layer's own, and of what they and
+  /// the shared one make, before both are added.
+  struct Norms: Sendable {
+    /// Of what the router reads, without weights, and a tensor of factors of it besides the root of its width.
+    var routerEpsilon: Float
+    var routerFactors: String
+    /// Of what the shared expert reads.
+    var shared: NormDescription
+    var routedOutput: NormDescription
+    var sharedOutput: NormDescription
+
+    var all: [NormDescription] { [shared, routedOutput, sharedOutput] }
   }
 
   /// Experts in groups, of which a token chooses some first.
@@ -23,6 +40,7 @@ struct MixtureDescription: Sendable {
 
   /// The linear whose outputs are the experts' scores; it stays as it is.
   var router: String
+  var routerHasBias = false
   var count: Int
   /// Experts that a token goes through.
   var perToken: Int
@@ -38,6 +56,13 @@ struct MixtureDescription: Sendable {
   var smallestSum: Float = 0
   /// A factor of the weights.
   var scale: Float = 1
+  /// A tensor of factors of the weights, one of every expert.
+  var expertFactors: String?
+  /// Whether the weights multiply what the experts read, and not what they make.
+  var scalesInputs = false
+  var norms: Norms?
+  /// What loads experts by such names.
+  var loaders = ExpertLoaders.all
   /// One expert, with `#` for its number.
   var expert: MLPDescription
   /// What every token goes through besides.
@@ -46,6 +71,17 @@ struct MixtureDescription: Sendable {
   var sharedGate: String?
 
   var correctionShape: [Int] { correctionIsMatrix ? [1, count] : [count] }
+
+  /// What a layer has of it beside linears.
+  func otherTensors(hiddenSize: Int) -> [(name: String, shape: [Int])] {
+    var tensors: [(name: String, shape: [Int])] = []
+    if routerHasBias { tensors.append(("\(router).bias", [count])) }
+    if let correction { tensors.append((correction, correctionShape)) }
+    if let expertFactors { tensors.append((expertFactors, [count])) }
+    guard let norms else { return tensors }
+    return tensors + [(norms.routerFactors, [hiddenSize])]
+      + norms.all.flatMap { $0.tensors(prefix: "", size: hiddenSize) }
+  }
 
   func mlp(of number: Int) -> MLPDescription {
     func named(_ name: String) -> String { name.replacing("#", with: "\(number)") }
@@ -64,7 +100,7 @@ struct MixtureDescription: Sendable {
 
   /// The linears that decide which experts a token goes through, and how much of each counts.
   func routers(hiddenSize: Int) -> [LayerLinear] {
-    [(router, count)].map { LayerLinear(name: $0, outFeatures: $1, inFeatures: hiddenSize, hasBias: false) }
+    [LayerLinear(name: router, outFeatures: count, inFeatures: hiddenSize, hasBias: routerHasBias)]
       + (sharedGate.map { [LayerLinear(name: $0, outFeatures: 1, inFeatures: hiddenSize, hasBias: false)] }
         ?? [])
   }
@@ -75,6 +111,16 @@ public struct Routing: Sendable {
   public struct Share: Sendable {
     public internal(set) var tokens: [Int] = []
     public internal(set) var factors: [Float] = []
+
+    public init(tokens: [Int] = [], factors: [Float] = []) {
+      self.tokens = tokens
+      self.factors = factors
+    }
+
+    /// Of the factors' squares; 1 if there are none.
+    public var meanEnergy: Float {
+      factors.isEmpty ? 1 : factors.reduce(0) { $0 + $1 * $1 } / Float(factors.count)
+    }
   }
 
   /// By expert, in the order of ``Stage/experts``.
@@ -97,8 +143,11 @@ struct MixtureRouter {
   let description: MixtureDescription
   private let backend: any ComputeBackend
   private let weights: Matrix
+  private let bias: [Float]?
   private let corrections: [Float]?
+  private let expertFactors: [Float]?
   private let sharedGate: Matrix?
+  private let norm: NormalizationParameters?
 
   /// - Throws: errors of the source for a missing tensor, a wrong shape, or a value that is not finite.
   init(
@@ -115,17 +164,37 @@ struct MixtureRouter {
     sharedGate = try description.sharedGate.map {
       try source.matrix("\(prefix)\($0).weight", shape: [1, hiddenSize], for: backend)
     }
+    bias =
+      description.routerHasBias
+      ? try source.vector("\(prefix)\(description.router).bias", count: description.count) : nil
+    expertFactors = try description.expertFactors.map {
+      try source.vector("\(prefix)\($0)", count: description.count)
+    }
+    norm = try description.norms.map { norms in
+      let root = Float(hiddenSize).squareRoot()
+      let factors = try source.vector("\(prefix)\(norms.routerFactors)", count: hiddenSize)
+      return NormalizationParameters(
+        kind: .rootMeanSquare, weight: factors.map { $0 / root }, epsilon: norms.routerEpsilon)
+    }
   }
 
-  /// - Parameter input: what the experts read, `[tokens, hiddenSize]`
+  /// - Parameter input: the result of ``DecoderLayer/mixtureInput(of:_:)``
   func route(_ input: Matrix) -> Routing {
     let logits = backend.makeMatrix(rows: input.rows, columns: description.count)
-    backend.linear(input, weights: weights, into: logits)
+    if let norm {
+      let normalized = backend.makeMatrix(rows: input.rows, columns: input.columns)
+      backend.normalize(input, norm, into: normalized)
+      backend.linear(normalized, weights: weights, into: logits)
+    } else {
+      backend.linear(input, weights: weights, into: logits)
+    }
     var routing = Routing(experts: description.count + (description.shared == nil ? 0 : 1))
     backend.withHostMatrix(logits, for: .reading) { host in
       host.withSpan { span in
         for token in 0..<input.rows {
-          let row = (0..<description.count).map { span[token * description.count + $0] }
+          let row = (0..<description.count).map {
+            span[token * description.count + $0] + (bias?[$0] ?? 0)
+          }
           for (expert, factor) in choice(row) {
             routing.shares[expert].tokens.append(token)
             routing.shares[expert].factors.append(factor)
@@ -152,6 +221,8 @@ struct MixtureRouter {
   private func choice(_ logits: [Float]) -> [(expert: Int, factor: Float)] {
     let scores: [Float]
     switch description.scoring {
+    case .sparseMixer(let jitter):
+      return Self.mixSparsely(logits, jitter: jitter).map { ($0.expert, $0.factor * description.scale) }
     case .softmax:
       let largest = logits.max() ?? 0
       let exponentials = logits.map { exp($0 - largest) }
@@ -173,7 +244,21 @@ struct MixtureRouter {
     let sum =
       description.renormalizes
       ? max(chosen.reduce(0) { $0 + scores[$1] } + 1e-20, description.smallestSum) : 1
-    return chosen.map { ($0, scores[$0] / sum * description.scale) }
+    return chosen.map { ($0, scores[$0] / sum * description.scale * (expertFactors?[$0] ?? 1)) }
+  }
+
+  /// The best of all and the best of the others, each by its share among those that are near it.
+  private static func mixSparsely(_ logits: [Float], jitter: Float) -> [(expert: Int, factor: Float)] {
+    largest(logits, 2).enumerated().map { place, expert in
+      let best = logits[expert]
+      let first = place == 0 ? nil : largest(logits, 1)[0]
+      let sum = logits.indices.reduce(0 as Float) { sum, other in
+        let score = logits[other]
+        let isNear = (best - score) / max(abs(score), best) <= 2 * jitter
+        return other == first || !isNear ? sum : sum + exp(score - best)
+      }
+      return (expert, 1 / sum)
+    }
   }
 
   /// The places of the largest values, of equal ones the first.
@@ -189,13 +274,51 @@ struct MixtureRouter {
   }
 }
 
+/// The norms of a mixture that has some of its own.
+struct MixtureNorms {
+  let shared: NormalizationParameters
+  let routedOutput: NormalizationParameters
+  let sharedOutput: NormalizationParameters
+
+  init(_ norms: MixtureDescription.Norms, prefix: String, hiddenSize: Int, source: any WeightSource) throws {
+    shared = try source.norm(norms.shared, prefix: prefix, size: hiddenSize)
+    routedOutput = try source.norm(norms.routedOutput, prefix: prefix, size: hiddenSize)
+    sharedOutput = try source.norm(norms.sharedOutput, prefix: prefix, size: hiddenSize)
+  }
+}
+
 // The layer's part in it.
 extension DecoderLayer {
+  /// What the experts' rows are gathered from, and the router reads: the stage's input, or the residual stream where there
+  /// are norms of its own.
+  public func mixtureInput(of stage: Stage, _ state: LayerState) -> Matrix {
+    mixtureNorms == nil ? input(of: stage, state) : state.residual
+  }
+
   /// Which experts the tokens of a stage's input go through.
-  /// - Parameter input: the result of ``input(of:_:)``
+  /// - Parameter input: the result of ``mixtureInput(of:_:)``
   public func route(_ input: Matrix) -> Routing {
     guard let router else { preconditionFailure("the layer has no mixture") }
     return router.route(input)
+  }
+
+  /// Whether a token's factors multiply what an expert reads, and not what it makes.
+  public func scalesInput(of expert: Stage.Expert) -> Bool {
+    expert.number != nil && description.mixture?.scalesInputs == true
+  }
+
+  /// Whether what an expert reads is another thing than what the others read.
+  public func hasOwnInput(_ expert: Stage.Expert) -> Bool { expert.number == nil && mixtureNorms != nil }
+
+  /// Makes of gathered rows what an expert reads.
+  /// - Parameter factors: of its tokens
+  public func prepare(_ rows: Matrix, for expert: Stage.Expert, factors: ArraySlice<Float>) {
+    if let mixtureNorms, let norm = expert.number == nil ? mixtureNorms.shared : mlpNorm {
+      backend.normalize(rows, norm, into: rows)
+    }
+    if scalesInput(of: expert) {
+      backend.withHostMatrix(rows, for: .changing) { $0.multiplyRows(by: factors) }
+    }
   }
 
   /// What one expert, all of which is loaded, makes of some tokens between its halves, and then altogether; valid until
@@ -205,12 +328,40 @@ extension DecoderLayer {
   public func output(of expert: Stage.Expert, intermediate: Matrix) -> Matrix {
     let output = workspace.matrix(.expertOutput, rows: intermediate.rows, columns: model.hiddenSize)
     run([expert.mlp.down], on: intermediate, into: [output])
+    if expert.number == nil, let norm = mixtureNorms?.sharedOutput {
+      backend.normalize(output, norm, into: output)
+    }
     return output
   }
 
   /// A buffer for the rows that an expert reads.
   public func expertInput(rows: Int) -> Matrix {
     workspace.matrix(.expertInput, rows: rows, columns: model.hiddenSize)
+  }
+
+  /// Normalizes what all experts but the shared one, which follows, have made together, where there is a norm of it.
+  /// - Parameter sums: in the host's memory
+  public func normalizeRouted(_ sums: Matrix, before expert: Stage.Expert) {
+    guard expert.number == nil, let norm = mixtureNorms?.routedOutput else { return }
+    let rows = expertInput(rows: sums.rows)
+    backend.withHostMatrix(rows, for: .writing) { $0.copy(from: sums) }
+    backend.normalize(rows, norm, into: rows)
+    backend.withHostMatrix(rows, for: .reading) { sums.copy(from: $0) }
+  }
+
+  /// Adds what an expert has made of tokens to what others have.
+  /// - Parameters:
+  ///   - share: its tokens and factors
+  ///   - range: those that `made` is of
+  ///   - sums: `[tokens, hiddenSize]` in the host's memory
+  public func add(
+    _ made: Matrix, of expert: Stage.Expert, _ share: Routing.Share, _ range: Range<Int>, to sums: Matrix
+  ) {
+    let factors =
+      scalesInput(of: expert) ? [Float](repeating: 1, count: range.count)[...] : share.factors[range]
+    backend.withHostMatrix(made, for: .reading) {
+      sums.add($0, times: factors, toRows: share.tokens[range])
+    }
   }
 
   /// Adds what all experts have made of a batch to the residual stream.
@@ -222,21 +373,22 @@ extension DecoderLayer {
   }
 
   /// Runs a mixture, all of which is loaded, on one batch.
+  /// - Parameter input: the stage's
   func runMixture(_ stage: Stage, _ input: Matrix, _ state: LayerState) {
+    let input = mixtureNorms == nil ? input : state.residual
     let output = workspace.matrix(.blockOutput, rows: input.rows, columns: model.hiddenSize)
-    backend.fill(output, with: 0)
+    let sums = Matrix(rows: input.rows, columns: model.hiddenSize)
     for (expert, share) in zip(stage.experts, route(input).shares) where !share.tokens.isEmpty {
+      normalizeRouted(sums, before: expert)
       let rows = expertInput(rows: share.tokens.count)
       backend.withHostMatrix(input, for: .reading) { source in
         backend.withHostMatrix(rows, for: .writing) { $0.gather(share.tokens[...], from: source) }
       }
+      prepare(rows, for: expert, factors: share.factors[...])
       let made = self.output(of: expert, intermediate: intermediate(of: expert, rows))
-      backend.withHostMatrix(made, for: .reading) { source in
-        backend.withHostMatrix(output, for: .changing) {
-          $0.add(source, times: share.factors[...], toRows: share.tokens[...])
-        }
-      }
+      add(made, of: expert, share, 0..<share.tokens.count, to: sums)
     }
+    backend.withHostMatrix(output, for: .writing) { $0.copy(from: sums) }
     addMixture(output, to: state)
   }
 }

@@ -43,6 +43,9 @@ public struct ModelDescription: Sendable {
   /// Whether some layer sends its tokens to experts.
   public var hasMixtures: Bool { layers.contains { $0.mixture != nil } }
 
+  /// What loads the model's experts one by one, as quantized ones are written.
+  public var expertLoaders: ExpertLoaders { layers.lazy.compactMap { $0.mixture?.loaders }.first ?? .all }
+
   private func largest(_ size: (LayerDescription) -> Int) -> Int { layers.map(size).max() ?? 0 }
 
   /// What decides how long a layer's attention takes, beside its linears: equal for layers that take the same time.
@@ -67,6 +70,14 @@ extension ModelDescription {
       maximumSequenceLength: maximumSequenceLength, embedding: embedding,
       layers: Array(repeating: layer, count: layerCount), head: head)
   }
+}
+
+/// Runtimes that load the experts of a model one by one. Others know them in stacks alone, and start with random weights in
+/// the place of what they do not find.
+public enum ExpertLoaders: Sendable {
+  case all
+  case vLLM
+  case none
 }
 
 /// From token ids to the first hidden states.

@@ -39,9 +39,7 @@ extension ModelDescription {
       tensors += mixture.routers(hiddenSize: hiddenSize).map {
         ("\(prefix)\($0.name).weight", [$0.outFeatures, $0.inFeatures])
       }
-      if let correction = mixture.correction {
-        tensors.append(("\(prefix)\(correction)", mixture.correctionShape))
-      }
+      tensors += mixture.otherTensors(hiddenSize: hiddenSize).map { ("\(prefix)\($0.name)", $0.shape) }
     }
     if let xielu = layer.mlp.xielu { tensors += XIELU.tensors(prefix + xielu) }
     if let scale = layer.outputScale { tensors.append(("\(prefix)\(scale)", [1])) }
@@ -60,6 +58,7 @@ extension ModelDescription {
     if let latent = layer.latentAttention {
       return tensors + latent.norms.flatMap { $0.norm.tensors(prefix: prefix, size: $0.size) }
     }
+    if let sinks = attention.sinks { tensors.append(("\(prefix)\(sinks)", [attention.heads])) }
     return tensors + attention.normTensors(prefix: prefix)
   }
 }

@@ -23,6 +23,8 @@ public final class CheckpointExport: Sendable {
   private let outputs: [Output]
   private let leftOut: Set<String>
   private let traits: ModelTraits
+  /// Tensors of the source's files that hold some linear with a grid, or its bias.
+  private let quantizedWholes: Set<String>
   private let towers: [String]
 
   /// Bytes of a tensor that are copied at once.
@@ -55,21 +57,31 @@ public final class CheckpointExport: Sendable {
     precondition(Set(linears.map(\.name)).count == linears.count, "a linear is described twice")
     let quantized = linears.filter { $0.gridFormat != nil }
     for linear in quantized { try Self.check(linear, in: source) }
-    for name in formats { try name.format.check(linears) }
+    for name in formats {
+      try name.format.check(linears)
+      if traits.contains(.stackedExperts), !name.format.keepsSourceLayout {
+        throw ExportError.expertsLoadNowhere(format: name)
+      }
+    }
 
     self.source = source
     self.linears = linears
     self.leftOut = leftOut
     self.towers = towers
-    let isTransposed = source.tensors.values.contains(where: \.isTransposed)
+    let isTransposed = source.tensors.values.contains { $0.part?.whole == $0.name }
     self.traits = isTransposed ? traits.union(.transposedLinears) : traits
-    self.quantized = Dictionary(uniqueKeysWithValues: quantized.map { ($0.name, $0) })
+    let byName = Dictionary(uniqueKeysWithValues: quantized.map { ($0.name, $0) })
+    let wholes = Set(
+      source.tensors.values.compactMap { Self.isQuantized($0.name, byName) ? $0.part?.whole : nil })
+    self.quantized = byName
+    quantizedWholes = wholes
     var outputs: [Output] = []
     for name in formats {
       let path = formats.count == 1 ? directory : FileSystem.join(directory, name.rawValue)
       try FileSystem.createDirectories(path)
       let format = name.format
-      let plan = Self.plan(of: source, quantized: self.quantized, format: format)
+      let plan = Self.plan(
+        of: source, quantized: byName, wholes: wholes, format: format)
       outputs.append(
         Output(
           format: format, directory: path,
@@ -97,10 +109,16 @@ public final class CheckpointExport: Sendable {
 
   /// The source's tensors in their order, with what the format makes of the quantized linears.
   private static func plan(
-    of source: CheckpointReader, quantized: [String: LinearDescription], format: any OutputFormat
+    of source: CheckpointReader, quantized: [String: LinearDescription], wholes: Set<String>,
+    format: any OutputFormat
   ) -> [TensorPlan] {
-    source.tensorNames.flatMap { name -> [TensorPlan] in
+    var planned: Set<String> = []
+    return source.tensorNames.flatMap { name -> [TensorPlan] in
       guard let tensor = source.tensors[name] else { return [] }
+      if let part = tensor.part, format.keepsSourceLayout || !wholes.contains(part.whole) {
+        guard planned.insert(part.whole).inserted else { return [] }
+        return [TensorPlan(name: part.whole, dtype: tensor.dtype, shape: part.shape)]
+      }
       if let linear = quantized[module(of: name, "weight")], let grid = linear.gridFormat {
         return format.tensors(of: linear, grid: grid, inPlaceOf: tensor)
       }
@@ -108,6 +126,10 @@ public final class CheckpointExport: Sendable {
       let type = format.biasType(modelType: tensor.dtype)
       return [TensorPlan(name: name, dtype: type, shape: tensor.shape)]
     }
+  }
+
+  private static func isQuantized(_ tensor: String, _ linears: [String: LinearDescription]) -> Bool {
+    ["weight", "bias"].contains { linears[module(of: tensor, $0)] != nil }
   }
 
   /// The module whose `part` the tensor `name` is; empty if it is another part.
@@ -161,19 +183,49 @@ public final class CheckpointExport: Sendable {
       for output in outputs where isConverted(in: output) {
         try convert(tensor, as: output.format.biasType(modelType: tensor.dtype), to: [output])
       }
-      let copying = outputs.filter { !isConverted(in: $0) }
-      if !copying.isEmpty { try copy(tensor, to: copying) }
+      let others = outputs.filter { !isConverted(in: $0) }
+      guard let part = tensor.part else {
+        try copy(tensor, to: others)
+        continue
+      }
+      let isUntouched = !quantizedWholes.contains(part.whole)
+      let kept = others.filter { isUntouched || $0.format.keepsSourceLayout }
+      try (isUntouched ? copyWhole(tensor, part, to: kept) : copyPart(tensor, to: kept))
+      try copy(tensor, to: others.filter { !isUntouched && !$0.format.keepsSourceLayout })
     }
   }
 
   private func copy(_ tensor: TensorInfo, to outputs: [Output]) throws {
-    if tensor.scaling != nil { return try convert(tensor, as: tensor.dtype, to: outputs) }
+    guard !outputs.isEmpty else { return }
+    guard tensor.isStoredPlainly else { return try convert(tensor, as: tensor.dtype, to: outputs) }
+    try copyBytes(of: tensor, to: outputs, as: tensor.name, at: 0)
+  }
+
+  /// Copies a part of a tensor that nothing of is quantized: with the bytes of the part that begins them, those of others
+  /// between which it stands.
+  private func copyWhole(_ tensor: TensorInfo, _ part: TensorPart, to outputs: [Output]) throws {
+    guard tensor.coding == nil else { return try copyPart(tensor, to: outputs) }
+    guard part.first == part.start else { return }
+    try copyBytes(of: tensor, to: outputs, as: part.whole, at: part.start * tensor.dtype.byteWidth)
+  }
+
+  /// Writes what a part of a larger tensor stands for to its place there.
+  private func copyPart(_ tensor: TensorInfo, to outputs: [Output]) throws {
+    guard !outputs.isEmpty else { return }
+    try source.forEachPanel(of: tensor.name, shape: tensor.shape) { rows, panel in
+      for output in outputs { try output.writer.write(panel, firstRow: rows.lowerBound, of: tensor) }
+    }
+    source.forget(tensor.name)
+  }
+
+  private func copyBytes(of tensor: TensorInfo, to outputs: [Output], as name: String, at offset: Int) throws
+  {
     let byteCount = tensor.byteRange.count
     for start in stride(from: 0, to: byteCount, by: Self.chunkByteCount) {
       let range = start..<min(start + Self.chunkByteCount, byteCount)
       source.willNeed(tensor.name, range)
       try source.withBytes(of: tensor.name, range) { bytes in
-        for output in outputs { try output.writer.write(tensor.name, bytes, at: start) }
+        for output in outputs { try output.writer.write(name, bytes, at: offset + start) }
       }
       source.release(tensor.name, range)
     }
@@ -233,12 +285,23 @@ public final class CheckpointExport: Sendable {
     }
   }
 
+  /// What is known of a runtime, for experts that it knows in stacks alone.
+  private func restricted(_ support: RuntimeSupport, _ format: any OutputFormat) -> RuntimeSupport {
+    guard traits.contains(.expertsForVLLM), !format.keepsSourceLayout, support.runtime == "transformers"
+    else {
+      return support
+    }
+    return RuntimeSupport(
+      format: support.format, runtime: support.runtime, loads: false,
+      note: "it knows the experts in stacks alone and would start with random ones: use dense there")
+  }
+
   /// What loads the checkpoints, format by format. Where linears differ, the hardest one decides.
   public var runtimes: [RuntimeSupport] {
     outputs.flatMap { output in
       var supports: [RuntimeSupport] = []
       for grid in Set(quantized.values.compactMap(\.gridFormat)) {
-        for support in output.format.runtimes(for: grid, of: traits) {
+        for support in output.format.runtimes(for: grid, of: traits).map({ restricted($0, output.format) }) {
           if let index = supports.firstIndex(where: { $0.runtime == support.runtime }) {
             if supports[index].loads && !support.loads { supports[index] = support }
           } else {

@@ -5,6 +5,8 @@ public enum ExportError: Error, Equatable, Sendable, CustomStringConvertible {
   case featuresNotMultipleOf32(linear: String, outFeatures: Int, inFeatures: Int, format: OutputFormatName)
   case groupSizeDoesNotDivide(linear: String, groupSize: Int, inFeatures: Int, format: OutputFormatName)
   case mixedGrids(linear: String, other: String, format: OutputFormatName)
+  /// Experts of a family that no runtime loads one by one.
+  case expertsLoadNowhere(format: OutputFormatName)
   case missingTensor(String)
   case unexpectedShape(tensor: String, found: [Int], expected: [Int])
   case unsupportedType(tensor: String, type: DType)
@@ -31,6 +33,12 @@ public enum ExportError: Error, Equatable, Sendable, CustomStringConvertible {
       """
       \(linear) and \(other) differ in bits, group size or symmetry, and \(format.rawValue) has one \
       setting for all linears: write compressed-tensors or dense
+      """
+    case .expertsLoadNowhere(let format):
+      """
+      this model's quantized experts load in no known runtime as \(format.rawValue): vLLM refuses them, and \
+      transformers starts with random ones in their place. Write the dense format (--format dense), or leave the \
+      experts as they are (--rule '[.]experts[.]=skip')
       """
     case .missingTensor(let tensor):
       "the source checkpoint has no tensor \(tensor): check that the linear is named as in its files"

@@ -33,6 +33,9 @@ public protocol OutputFormat: Sendable {
   /// Whether outliers stand in tensors of their own beside the codes, or are part of the weights.
   var storesOutliersApart: Bool { get }
 
+  /// Whether weights stand in the tensors in which the source has them, stacked experts in their stack.
+  var keepsSourceLayout: Bool { get }
+
   /// Checks that the format can hold these linears side by side.
   /// - Throws: ``ExportError`` naming the linear, the rule, and the way out.
   func check(_ linears: [LinearDescription]) throws(ExportError)
@@ -58,6 +61,7 @@ public protocol OutputFormat: Sendable {
 
 extension OutputFormat {
   public var storesOutliersApart: Bool { true }
+  public var keepsSourceLayout: Bool { false }
   public func biasType(modelType: DType) -> DType { modelType }
   public func check(_ linears: [LinearDescription]) throws(ExportError) {}
   public func files(configuration: JSONValue) -> [String: JSONValue] { [:] }
@@ -72,6 +76,9 @@ public struct ModelTraits: OptionSet, Sendable {
   public static let experts = ModelTraits(rawValue: 1)
   /// Linears that are stored the other way round.
   public static let transposedLinears = ModelTraits(rawValue: 2)
+  /// Quantized experts that vLLM alone loads one by one, and those that nothing does.
+  public static let expertsForVLLM = ModelTraits(rawValue: 4)
+  public static let stackedExperts = ModelTraits(rawValue: 8)
 }
 
 /// One linear of the source checkpoint and what is to become of it.

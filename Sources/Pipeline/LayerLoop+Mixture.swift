@@ -111,7 +111,7 @@ extension LayerLoop {
         try stream.states.read([.residual], batch: batch, tokens: samples.count * length)
       }
       times.measure(.forward) {
-        let input = layer.input(of: stage, state)
+        let input = layer.mixtureInput(of: stage, state)
         let tokens = samples.lowerBound * length..<samples.upperBound * length
         backend.withHostMatrix(input, for: .reading) { output.inputs.rows(tokens).copy(from: $0) }
         output.routing.append(layer.route(input), offset: tokens.lowerBound)
@@ -123,15 +123,19 @@ extension LayerLoop {
   /// Lends the rows that an expert reads, some at a time.
   /// - Parameter body: gets `[count, hiddenSize]`, and which of the tokens they are
   private func forEachChunk(
-    of tokens: [Int], _ layer: DecoderLayer, _ output: MixtureOutput,
+    of share: Routing.Share, _ expert: Stage.Expert, _ layer: DecoderLayer, _ output: MixtureOutput,
     _ body: (_ rows: Matrix, _ range: Range<Int>) -> Void
   ) {
-    for start in stride(from: 0, to: tokens.count, by: Self.chunkTokens) {
-      let range = start..<min(start + Self.chunkTokens, tokens.count)
+    for range in Self.chunks(of: share.tokens.count) {
       let rows = layer.expertInput(rows: range.count)
-      backend.withHostMatrix(rows, for: .writing) { $0.gather(tokens[range], from: output.inputs) }
+      backend.withHostMatrix(rows, for: .writing) { $0.gather(share.tokens[range], from: output.inputs) }
+      layer.prepare(rows, for: expert, factors: share.factors[range])
       body(rows, range)
     }
+  }
+
+  private static func chunks(of tokens: Int) -> [Range<Int>] {
+    stride(from: 0, to: tokens, by: chunkTokens).map { $0..<min($0 + chunkTokens, tokens) }
   }
 
   /// Σ of an expert's first half: of its own tokens, and of a mean token as often as half its width, or as the settings
@@ -140,10 +144,17 @@ extension LayerLoop {
     _ expert: Stage.Expert, _ index: Int, _ layer: DecoderLayer, _ output: MixtureOutput, _ shared: GramMatrix
   ) -> Matrix {
     let gram = makeGramMatrix(expert.expansion)
-    backend.copy(shared.values, into: gram.values)
-    if experts.isShared { return gram.values }
-    backend.scale(gram.values, by: prior(expert.expansion) / Float(max(shared.tokens, 1)))
-    forEachChunk(of: output.routing.shares[index].tokens, layer, output) { rows, _ in gram.accumulate(rows) }
+    let share = output.routing.shares[index]
+    if layer.hasOwnInput(expert) {
+      // The others' mean is none of its tokens; all there are are its own.
+      backend.fill(gram.values, with: 0)
+    } else {
+      backend.copy(shared.values, into: gram.values)
+      if experts.isShared { return gram.values }
+      let energy = layer.scalesInput(of: expert) ? share.meanEnergy : 1
+      backend.scale(gram.values, by: energy * prior(expert.expansion) / Float(max(shared.tokens, 1)))
+    }
+    forEachChunk(of: share, expert, layer, output) { rows, _ in gram.accumulate(rows) }
     return gram.values
   }
 
@@ -157,15 +168,20 @@ extension LayerLoop {
     // Every so manyth, of all that there are.
     let all = output.inputs.rows
     let count = min(all, Self.priorTokens * width)
-    let others = (0..<count).map { $0 * all / max(count, 1) }
-    forEachChunk(of: others, layer, output) { rows, _ in gram.accumulate(layer.intermediate(of: expert, rows))
+    let others = Routing.Share(
+      tokens: (0..<count).map { $0 * all / max(count, 1) },
+      factors: [Float](repeating: share.meanEnergy.squareRoot(), count: count))
+    forEachChunk(of: others, expert, layer, output) { rows, _ in
+      gram.accumulate(layer.intermediate(of: expert, rows))
     }
-    let energy = share.factors.reduce(0) { $0 + $1 * $1 }
-    let mean = share.factors.isEmpty ? 1 : energy / Float(share.factors.count)
-    backend.scale(gram.values, by: mean * prior(expert.contraction) / Float(max(count, 1)))
-    forEachChunk(of: share.tokens, layer, output) { rows, range in
+    let isWeighted = !layer.scalesInput(of: expert)
+    let energy = isWeighted ? share.meanEnergy : 1
+    backend.scale(gram.values, by: energy * prior(expert.contraction) / Float(max(count, 1)))
+    forEachChunk(of: share, expert, layer, output) { rows, range in
       let inner = layer.intermediate(of: expert, rows)
-      backend.withHostMatrix(inner, for: .changing) { $0.multiplyRows(by: share.factors[range]) }
+      if isWeighted {
+        backend.withHostMatrix(inner, for: .changing) { $0.multiplyRows(by: share.factors[range]) }
+      }
       gram.accumulate(inner)
     }
     return gram.values
@@ -181,11 +197,12 @@ extension LayerLoop {
   private func add(_ expert: Stage.Expert, _ index: Int, _ layer: DecoderLayer, to output: MixtureOutput) {
     times.measure(.forward) {
       let share = output.routing.shares[index]
-      forEachChunk(of: share.tokens, layer, output) { rows, range in
+      for range in Self.chunks(of: output.sums.rows) {
+        layer.normalizeRouted(output.sums.rows(range), before: expert)
+      }
+      forEachChunk(of: share, expert, layer, output) { rows, range in
         let made = layer.output(of: expert, intermediate: layer.intermediate(of: expert, rows))
-        backend.withHostMatrix(made, for: .reading) {
-          output.sums.add($0, times: share.factors[range], toRows: share.tokens[range])
-        }
+        layer.add(made, of: expert, share, range, to: output.sums)
       }
     }
   }

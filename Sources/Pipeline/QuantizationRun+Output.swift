@@ -25,6 +25,26 @@ extension QuantizationRun {
     }
   }
 
+  /// What the formats have to know of the model.
+  var traits: ModelTraits {
+    guard description.hasMixtures else { return [] }
+    let quantizesExperts = (0..<description.layerCount).contains { layer in
+      let prefix = description.layerPrefix(layer)
+      return description.stages(ofLayer: layer).flatMap(\.experts).contains { expert in
+        expert.number != nil
+          && (expert.expansion.linears + expert.contraction.linears).contains {
+            treatments[prefix + $0.name] != nil
+          }
+      }
+    }
+    guard quantizesExperts else { return [] }
+    switch description.expertLoaders {
+    case .all: return .experts
+    case .vLLM: return [.experts, .expertsForVLLM]
+    case .none: return [.experts, .stackedExperts]
+    }
+  }
+
   /// What stands in the checkpoint beside the model that is quantized, and is no linear of it: other towers by the first
   /// part of their names, and linears of layers that config.json does not count.
   var others: (towers: [String], linears: [LinearDescription]) {

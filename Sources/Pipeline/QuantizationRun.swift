@@ -125,7 +125,7 @@ public final class QuantizationRun: Sendable {
       source: checkpoint, linears: linears + others.linears, formats: request.formats,
       directory: staging.path,
       shardSizeLimit: request.shardSizeLimit, leavingOut: [FileSystem.name(of: request.calibrationSource)],
-      besides: others.towers, traits: description.hasMixtures ? .experts : [])
+      besides: others.towers, traits: traits)
     for support in export.runtimes where description.hasMixtures && !support.loads {
       progress(.warning("\(support)"))
     }
@@ -232,7 +232,7 @@ public final class QuantizationRun: Sendable {
     totals.cacheBytesCompressed = store.statistics.compressedBytesWritten
     totals.cacheReads = store.statistics.reads
     totals.cacheReadsPrefetched = store.statistics.prefetchedReads
-    totals.inputBytes = checkpoint.tensors.values.reduce(0) { $0 + $1.byteRange.count }
+    totals.inputBytes = checkpoint.byteCount
     totals.outputBytes = try FileSystem.treeSize(staging.path) / request.formats.count
     totals.peakMemoryBytes = memory.stop()
     totals.memoryBytesPerPhase = Dictionary(

@@ -27,7 +27,7 @@ public struct RunPlan: Sendable {
     let treatments = try settings.recipe().resolve(for: model)
     self.treatments = treatments
     modelType = checkpoint.weightType(of: model)
-    inputBytes = checkpoint.tensors.values.reduce(0) { $0 + $1.byteRange.count }
+    inputBytes = checkpoint.byteCount
     otherBytes = checkpoint.tensors.values.reduce(0) { sum, tensor in
       let isQuantized = tensor.name.hasSuffix(".weight") && treatments[String(tensor.name.dropLast(7))] != nil
       return sum + (isQuantized ? 0 : tensor.byteCount)

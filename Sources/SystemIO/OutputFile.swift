@@ -11,7 +11,7 @@ public final class OutputFile: Sendable {
   public init(creating path: String) throws(FileError) {
     self.path = path
     descriptor = try FileError.attempt(.create, path) { () throws(Errno) in
-      try SystemCall.open(path, flags: O_WRONLY | O_CREAT | O_EXCL, mode: 0o666)
+      try SystemCall.open(path, flags: O_RDWR | O_CREAT | O_EXCL, mode: 0o666)
     }
   }
 
@@ -20,7 +20,7 @@ public final class OutputFile: Sendable {
   public init(resuming path: String) throws(FileError) {
     self.path = path
     descriptor = try FileError.attempt(.open, path) { () throws(Errno) in
-      try SystemCall.open(path, flags: O_WRONLY | O_CREAT | O_NOFOLLOW, mode: 0o666)
+      try SystemCall.open(path, flags: O_RDWR | O_CREAT | O_NOFOLLOW, mode: 0o666)
     }
   }
 
@@ -53,6 +53,23 @@ public final class OutputFile: Sendable {
   /// Writes all of `bytes` at `offset`.
   public func write(_ bytes: [UInt8], at offset: Int) throws(FileError) {
     try write(unsafe bytes.span.bytes, at: offset)
+  }
+
+  /// Reads `byteCount` bytes at `offset`.
+  /// - Throws: ``FileError``, EIO if the file ends before.
+  public func read(_ byteCount: Int, at offset: Int) throws(FileError) -> [UInt8] {
+    try FileError.attempt(.read, path) { () throws(Errno) in
+      var bytes = [UInt8](repeating: 0, count: byteCount)
+      var done = 0
+      while done < byteCount {
+        var rest = [UInt8](repeating: 0, count: byteCount - done)
+        let count = try SystemCall.read(descriptor, into: &rest, at: offset + done)
+        if count == 0 { throw Errno.ioError }
+        bytes.replaceSubrange(done..<done + count, with: rest.prefix(count))
+        done += count
+      }
+      return bytes
+    }
   }
 
   /// Has the operating system forget what it keeps of the file, after ``synchronize()``: it is read from the disk then,

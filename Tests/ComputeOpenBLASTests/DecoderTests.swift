@@ -136,6 +136,10 @@ import Testing
     for change in [
       { $0.scale($1, by: cap) }, { $0.softcap($1, at: cap) }, { $0.clamp($1, to: cap) },
       { $0.activate($1, XIELU(positive: 0.7, negative: 1.1, linear: cap)) },
+      {
+        let up = Matrix.random($1.rows, $1.columns, seed: 21)
+        $0.activateGate($1, up: up, ClampedSwiGLU(alpha: 1.702, limit: cap / 2))
+      },
     ]
       as [(any Operations, Matrix) -> Void]
     {
@@ -151,21 +155,23 @@ import Testing
   }
 
   @Test(arguments: [1, 17, 300], [(4, 2, 6, 3), (2, 2, 5, 9), (3, 1, 64, 40)])
-  func `attention with values of another width agrees with its definition`(
+  func `attention with values of another width, and with sinks, agrees with its definition`(
     length: Int, _ shape: (heads: Int, keyValueHeads: Int, dimension: Int, values: Int)
   ) {
     let tokens = 2 * length
     let queries = Matrix.random(tokens, shape.heads * shape.dimension, seed: 11)
     let keys = Matrix.random(tokens, shape.keyValueHeads * shape.dimension, seed: 12)
     let values = Matrix.random(tokens, shape.keyValueHeads * shape.values, seed: 13)
-    let parameters = AttentionParameters(
-      heads: shape.heads, keyValueHeads: shape.keyValueHeads, headDimension: shape.dimension,
-      valueDimension: shape.values, sequenceLength: length, scale: 1.5)
-    expectAgreement(within: 5e-6) { backend in
-      let outputs = Matrix(rows: tokens, columns: shape.heads * shape.values)
-      outputs.fill(.nan)
-      backend.attend(queries: queries, keys: keys, values: values, parameters, into: outputs)
-      return outputs
+    for sinks in [nil, (0..<shape.heads).map { Float(4 * $0) - 3 }] {
+      let parameters = AttentionParameters(
+        heads: shape.heads, keyValueHeads: shape.keyValueHeads, headDimension: shape.dimension,
+        valueDimension: shape.values, sequenceLength: length, scale: 1.5, sinks: sinks)
+      expectAgreement(within: 5e-6) { backend in
+        let outputs = Matrix(rows: tokens, columns: shape.heads * shape.values)
+        outputs.fill(.nan)
+        backend.attend(queries: queries, keys: keys, values: values, parameters, into: outputs)
+        return outputs
+      }
     }
   }
 

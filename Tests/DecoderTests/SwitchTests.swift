@@ -1,3 +1,4 @@
+import Compute
 import ComputeOpenBLAS
 import Tensors
 import TestSupport
@@ -40,7 +41,64 @@ struct SwitchTests {
 
   private static let windowed = [
     "mistral-window", "qwen2-window", "gemma2", "gemma3", "gemma4", "phi3", "olmo3", "exaone4", "cohere2",
-    "starcoder2",
+    "starcoder2", "gpt-oss",
+  ]
+
+  private static let mixtures: [Switch] = [
+    .layers("qwen3-moe", "weights as they are") { $0.mixture?.renormalizes = false },
+    .layers("qwen3-moe-raw", "weights renormalized") { $0.mixture?.renormalizes = true },
+    .layers("qwen3-moe", "one expert less") { $0.mixture?.perToken -= 1 },
+    .layers("qwen2-moe", "no gate of the shared expert") { $0.mixture?.sharedGate = nil },
+    .layers("qwen3-5-moe", "no gate of the shared expert") { $0.mixture?.sharedGate = nil },
+    .layers("olmoe", "weights renormalized") { $0.mixture?.renormalizes = true },
+    .layers("mixtral", "a wider window") { $0.attention.window = $0.attention.window.map { $0 + 1 } },
+    .layers("glm4-moe", "no groups") { $0.mixture?.groups = nil },
+    .layers("glm4-moe", "no correction") { $0.mixture?.correction = nil },
+    .layers("glm4-moe", "no factor of the experts") { $0.mixture?.scale = 1 },
+    .layers("glm4-moe", "scores over all experts") { $0.mixture?.scoring = .softmax },
+    .layers("deepseek-v3", "no groups") { $0.mixture?.groups = nil },
+    .layers("deepseek-v3", "groups by their best expert") { $0.mixture?.groups?.best = 1 },
+    .layers("deepseek-v3", "scores as if not stretched") {
+      $0.attention.scoreScale = 1 / Float(10).squareRoot()
+    },
+    .rotary(
+      "deepseek-v3", "no scaling", RotaryEmbedding(headDimension: 4, theta: 100, isInterleaved: true)),
+    .rotary(
+      "deepseek-v3-direct", "pairs of neighbours",
+      RotaryEmbedding(headDimension: 4, theta: 100, isInterleaved: true)),
+    .layers("deepseek-v2", "no groups") { $0.mixture?.groups = nil },
+    .layers("deepseek-v2", "groups by two experts") { $0.mixture?.groups?.best = 2 },
+    .layers("deepseek-v2", "no factor of the experts") { $0.mixture?.scale = 1 },
+    .layers("ernie-moe", "no correction") { $0.mixture?.correction = nil },
+    .layers("hunyuan-moe", "normalized first") { $0.attention.turnsFirst = false },
+    .layers("hy-v3", "no correction") { $0.mixture?.correction = nil },
+    .layers("hy-v3", "no factor of the experts") { $0.mixture?.scale = 1 },
+    .layers("qwen3-next", "no gate of the shared expert") { $0.mixture?.sharedGate = nil },
+    .layers("glm4-moe-lite", "no correction") { $0.mixture?.correction = nil },
+    .layers("gpt-oss", "no sinks") { $0.attention.sinks = nil },
+    .layers("gpt-oss", "no bias of the router") { $0.mixture?.routerHasBias = false },
+    .layers("gpt-oss", "no clamp") {
+      $0.mixture?.expert.clampedSwiGLU = ClampedSwiGLU(alpha: 1.702, limit: 1e9)
+    },
+    .layers("gpt-oss", "weights as they are") { $0.mixture?.renormalizes = false },
+    .layers("gpt-oss-mxfp4", "another gate") {
+      $0.mixture?.expert.clampedSwiGLU = ClampedSwiGLU(alpha: 1, limit: 1)
+    },
+    .layers("gemma4-moe", "no factors of the experts") { $0.mixture?.expertFactors = nil },
+    .layers("gemma4-moe", "weights as they are") { $0.mixture?.renormalizes = false },
+    .layers("gemma4-moe", "norms exchanged") { layer in
+      guard let norms = layer.mixture?.norms else { return }
+      layer.mixture?.norms?.routedOutput = norms.sharedOutput
+    },
+    .layers("llama4", "outputs scaled") { $0.mixture?.scalesInputs = false },
+    .layers("llama4", "scores over all experts") { $0.mixture?.scoring = .softmax },
+    .layers("llama4", "heads as they are") { $0.attention.plainNormEpsilon = nil },
+    .layers("granite-moe", "weights as they are") { $0.mixture?.renormalizes = false },
+    .layers("phimoe", "shares of all") { $0.mixture?.scoring = .sparseMixer(jitter: 1e9) },
+    .layers("phimoe", "shares of none") { $0.mixture?.scoring = .sparseMixer(jitter: 0) },
+    Switch("phimoe", "no bias of the head") { $0.head.bias = nil },
+    .layers("minimax-m2", "no correction") { $0.mixture?.correction = nil },
+    .layers("minimax-m2", "scores over all experts") { $0.mixture?.scoring = .softmax },
   ]
 
   static let switches: [Switch] =
@@ -53,39 +111,7 @@ struct SwitchTests {
     }
     + ["qwen2-window", "gemma2", "gemma3", "olmo3", "exaone4", "cohere2"].map { fixture in
       Switch(fixture, "the windows of other layers") { $0.layers = $0.layers.shifted }
-    } + [
-      .layers("qwen3-moe", "weights as they are") { $0.mixture?.renormalizes = false },
-      .layers("qwen3-moe-raw", "weights renormalized") { $0.mixture?.renormalizes = true },
-      .layers("qwen3-moe", "one expert less") { $0.mixture?.perToken -= 1 },
-      .layers("qwen2-moe", "no gate of the shared expert") { $0.mixture?.sharedGate = nil },
-      .layers("qwen3-5-moe", "no gate of the shared expert") { $0.mixture?.sharedGate = nil },
-      .layers("olmoe", "weights renormalized") { $0.mixture?.renormalizes = true },
-      .layers("mixtral", "a wider window") { $0.attention.window = $0.attention.window.map { $0 + 1 } },
-      .layers("glm4-moe", "no groups") { $0.mixture?.groups = nil },
-      .layers("glm4-moe", "no correction") { $0.mixture?.correction = nil },
-      .layers("glm4-moe", "no factor of the experts") { $0.mixture?.scale = 1 },
-      .layers("glm4-moe", "scores over all experts") { $0.mixture?.scoring = .softmax },
-      .layers("deepseek-v3", "no groups") { $0.mixture?.groups = nil },
-      .layers("deepseek-v3", "groups by their best expert") { $0.mixture?.groups?.best = 1 },
-      .layers("deepseek-v3", "scores as if not stretched") {
-        $0.attention.scoreScale = 1 / Float(10).squareRoot()
-      },
-      .rotary(
-        "deepseek-v3", "no scaling", RotaryEmbedding(headDimension: 4, theta: 100, isInterleaved: true)),
-      .rotary(
-        "deepseek-v3-direct", "pairs of neighbours",
-        RotaryEmbedding(headDimension: 4, theta: 100, isInterleaved: true)),
-      .layers("deepseek-v2", "no groups") { $0.mixture?.groups = nil },
-      .layers("deepseek-v2", "groups by two experts") { $0.mixture?.groups?.best = 2 },
-      .layers("deepseek-v2", "no factor of the experts") { $0.mixture?.scale = 1 },
-      .layers("ernie-moe", "no correction") { $0.mixture?.correction = nil },
-      .layers("hunyuan-moe", "normalized first") { $0.attention.turnsFirst = false },
-      .layers("hy-v3", "no correction") { $0.mixture?.correction = nil },
-      .layers("hy-v3", "no factor of the experts") { $0.mixture?.scale = 1 },
-      .layers("qwen3-next", "no gate of the shared expert") { $0.mixture?.sharedGate = nil },
-      .layers("glm4-moe-lite", "no correction") { $0.mixture?.correction = nil },
-      .layers("minimax-m2", "no correction") { $0.mixture?.correction = nil },
-      .layers("minimax-m2", "scores over all experts") { $0.mixture?.scoring = .softmax },
+    } + mixtures + [
       .layers("cohere-qk-norm", "heads as they are") {
         $0.attention.queryNorm = nil
         $0.attention.keyNorm = nil

@@ -19,6 +19,7 @@ struct LayerLoopTests {
     "llama", "opt-pre", "opt-post-350m", "bloom", "falcon-7b", "falcon-40b", "falcon-rw", "gemma3", "gemma4",
     "qwen3-5", "granite", "phi3", "cohere2", "qwen2-moe", "qwen3-moe", "glm4-moe", "qwen3-5-moe",
     "qwen3-next", "deepseek-v3", "deepseek-v3-direct", "deepseek-v3-dense",
+    "gemma4-moe", "gpt-oss", "llama4", "phimoe", "granite-moe",
   ]
 
   @Test(arguments: fixtures, [1, 3, 4])
@@ -179,7 +180,7 @@ final class LoopRun {
       }
       for stage in layer.stages {
         let input = layer.input(of: stage, state)
-        if !stage.experts.isEmpty { try body(layer, stage, input.copy()) }
+        if !stage.experts.isEmpty { try body(layer, stage, layer.mixtureInput(of: stage, state).copy()) }
         layer.run(stage, input: input, sequenceLength: calibration.sequenceLength, state: &state)
       }
     }

@@ -13,7 +13,7 @@ struct MixtureTests {
   static let fixtures = [
     "mixtral", "qwen2-moe", "qwen3-moe", "qwen3-5-moe", "olmoe", "glm4-moe", "minimax-m2", "deepseek-v3",
     "ernie-moe", "hy-v3",
-    "deepseek-v2-lite",
+    "deepseek-v2-lite", "gemma4-moe", "gpt-oss", "gpt-oss-mxfp4", "llama4", "phimoe", "granite-moe",
   ]
 
   @Test func `many experts are reached by no token, and are quantized all the same`() throws {
@@ -55,31 +55,44 @@ struct MixtureTests {
     }
     try run.forEachMixture { layer, stage, input in
       for (expert, reached) in zip(stage.experts, layer.route(input).shares) {
-        let rows = Matrix(rows: reached.tokens.count, columns: input.columns)
-        rows.gather(reached.tokens[...], from: input)
+        // What an expert reads of some tokens, or all.
+        func read(_ tokens: [Int], _ factors: [Float]) -> Matrix {
+          let rows = Matrix(rows: tokens.count, columns: input.columns)
+          rows.gather(tokens[...], from: input)
+          layer.prepare(rows, for: expert, factors: factors[...])
+          return rows
+        }
+        let isScaled = layer.scalesInput(of: expert)
+        let energy = reached.factors.reduce(0) { $0 + $1 * $1 }
+        let mean = reached.factors.isEmpty ? 1 : energy / Float(reached.factors.count)
+        let rows = read(reached.tokens, reached.factors)
+        let all = read(Array(0..<input.rows), [Float](repeating: 1, count: input.rows))
         let width = Float(input.columns)
         for linear in expert.expansion.linears {
           let module = layer.moduleName(of: linear)
-          if settings.isShared {
-            try expect(module, Matrix(rows: input.columns, columns: input.columns), gram(input), times: 1)
+          let none = Matrix(rows: input.columns, columns: input.columns)
+          if layer.hasOwnInput(expert) {
+            try expect(module, gram(all), none, times: 1)
+          } else if settings.isShared {
+            try expect(module, none, gram(all), times: 1)
           } else {
-            try expect(module, gram(rows), gram(input), times: share * width / Float(input.rows))
+            try expect(
+              module, gram(rows), gram(all),
+              times: (isScaled ? mean : 1) * share * width / Float(input.rows))
           }
         }
         // A quantized expert's own halves, as the layer has all of them quantized here.
         let inner = rows.rows > 0 ? layer.intermediate(of: expert, rows).copy() : nil
         let weighted = inner ?? Matrix(rows: 0, columns: expert.contraction.linears[0].inFeatures)
-        weighted.multiplyRows(by: reached.factors[...])
+        if !isScaled { weighted.multiplyRows(by: reached.factors[...]) }
         let innerWidth = weighted.columns
         let count = min(input.rows, 2 * innerWidth)
-        let others = Matrix(rows: count, columns: input.columns)
-        others.gather((0..<count).map { $0 * input.rows / count }[...], from: input)
+        let others = read(
+          (0..<count).map { $0 * input.rows / count }, [Float](repeating: mean.squareRoot(), count: count))
         let prior = gram(layer.intermediate(of: expert, others).copy())
-        let energy = reached.factors.reduce(0) { $0 + $1 * $1 }
-        let mean = reached.factors.isEmpty ? 1 : energy / Float(reached.factors.count)
         try expect(
           layer.moduleName(of: expert.contraction.linears[0]), gram(weighted), prior,
-          times: mean * share * Float(innerWidth) / Float(count))
+          times: (isScaled ? 1 : mean) * share * Float(innerWidth) / Float(count))
       }
     }
   }
@@ -87,6 +100,9 @@ struct MixtureTests {
   static let cases = [
     ResumeCase("qwen2-moe"), ResumeCase("qwen3-moe", "layer") { $0.target = .layer },
     ResumeCase("qwen3-5-moe", "all samples") { $0.targetShare = 1 },
+    ResumeCase("gemma4-moe", "16 bits") { $0.targetShare = 1 },
+    ResumeCase("gpt-oss-mxfp4", "dense") { $0.formats = [.dense] },
+    ResumeCase("llama4"),
     ResumeCase("glm4-moe", "rules") { $0.rules = [#"\.1\.mlp\.experts=skip"#, "shared_experts=bits:8"] },
   ]
 

@@ -173,6 +173,10 @@ public struct GuardedBackend: ComputeBackend {
     opening(gate, up) { base.activateGate(gate, up: up, function) }
   }
 
+  public func activateGate(_ gate: Matrix, up: Matrix, _ function: ClampedSwiGLU) {
+    opening(gate, up) { base.activateGate(gate, up: up, function) }
+  }
+
   public func add(_ x: Matrix, into y: Matrix) { opening(x, y) { base.add(x, into: y) } }
 
   public func scale(_ x: Matrix, by factor: Float) { opening(x) { base.scale(x, by: factor) } }

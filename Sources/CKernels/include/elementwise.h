@@ -54,6 +54,9 @@ void qe_clamp(float *x, ptrdiff_t count, float limit);
 /// x ← positive · x² + linear · x where x > 0, and negative · (exp(x) − 1 − x) + linear · x elsewhere.
 void qe_xielu(float *x, ptrdiff_t count, float positive, float negative, float linear);
 
+/// gate ← (y + 1) · x / (1 + exp(−alpha · x)) for x = min(gate, limit) and y = up moved to between −limit and limit.
+void qe_clamped_swiglu(float *gate, const float *up, ptrdiff_t count, float alpha, float limit);
+
 /// Turns the first `2 · pairs` elements of every head of one row by the angles of its position: the pairs (i, i + pairs),
 /// or, `interleaved`, (2i, 2i + 1).
 /// - cosines, sines: `pairs` values
@@ -63,10 +66,10 @@ void qe_rotate_row(
 
 /// Softmax over a part of every row: row r has scores up to its `first_count + r`th, of which the last `window` count;
 /// the rest, up to `width`, becomes 0. The scores are capped as by qe_softcap if `cap` is not 0, and then `bias`, `width`
-/// values, is added.
+/// values, is added. `sink` is one more score, whose probability nobody gets; −∞ for none.
 void qe_causal_softmax(
     float *scores, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride, ptrdiff_t first_count, ptrdiff_t window,
-    float cap, const float *_Nullable bias);
+    float cap, const float *_Nullable bias, float sink);
 
 /// y ← silu(Σ_i weights[i] · x[t − taps + 1 + i]) for every token t of one sequence and every channel, in place; what is
 /// before the first token is 0.

@@ -100,7 +100,7 @@ extension ReferenceBackend: DecoderOperations {
           let capped = parameters.softcap.map { Double($0) * tanh(product / Double($0)) } ?? product
           return capped + (parameters.positionBias?.value(head, key) ?? 0)
         }
-        let logSum = logSumExp(scores)
+        let logSum = logSumExp(scores + (parameters.sinks.map { [Double($0[head])] } ?? []))
         for index in 0..<width {
           let weighted = sum(0..<scores.count) {
             Float(exp(scores[$0] - logSum)).rounded(to: operands)
@@ -176,6 +176,16 @@ extension ReferenceBackend: DecoderOperations {
   public func activateGate(_ gate: Matrix, up: Matrix, _ function: ActivationFunction) {
     precondition(gate.rows == up.rows && gate.columns == up.columns, "the shapes do not fit")
     gate.setEach { row, column in function(gate.value(row, column)) * up.value(row, column) }
+  }
+
+  public func activateGate(_ gate: Matrix, up: Matrix, _ function: ClampedSwiGLU) {
+    precondition(gate.rows == up.rows && gate.columns == up.columns, "the shapes do not fit")
+    let limit = Double(function.limit)
+    gate.setEach { row, column in
+      let x = min(gate.value(row, column), limit)
+      let y = min(max(up.value(row, column), -limit), limit)
+      return (y + 1) * x / (1 + exp(-Double(function.alpha) * x))
+    }
   }
 
   public func add(_ x: Matrix, into y: Matrix) {

@@ -47,7 +47,8 @@ extension Architecture {
 }
 
 extension Architecture {
-  /// Gemma 4, dense: layers that see all have wider heads of their own number, whose keys are their values, too.
+  /// Gemma 4: layers that see all have wider heads of their own number, whose keys are their values, too; in one size
+  /// experts beside the MLP.
   static let gemma4 = Architecture(
     modelTypes: ["gemma4_text"],
     wrappers: ["gemma4": ["gemma4_text"], "gemma4_unified": ["gemma4_unified_text"]]
@@ -58,7 +59,7 @@ extension Architecture {
           key: key, value: config.values[key]?.compactText ?? "", supported: "\(value)")
       }
     }
-    try config.require("enable_moe_block", false, default: false)
+    let mixture = try config.gemma4Mixture()
     let count = try config.layerCount()
     var isSliding = try config.slidingLayers(count: count) { ($0 + 1) % 6 != 0 }
     isSliding[count - 1] = false
@@ -90,7 +91,17 @@ extension Architecture {
       layer.attention.scoreScale = 1
       layer.attention.valueNormEpsilon = epsilon
       layer.outputScale = "layer_scalar"
-      layer.addBlockNorms(.rootMeanSquare(epsilon: epsilon))
+      let norm = NormStyle.rootMeanSquare(epsilon: epsilon)
+      layer.addBlockNorms(norm)
+      if var mixture {
+        mixture.shared = layer.mlp
+        mixture.norms = MixtureDescription.Norms(
+          routerEpsilon: epsilon, routerFactors: "router.scale", shared: norm("pre_feedforward_layernorm"),
+          routedOutput: norm("post_feedforward_layernorm_2"),
+          sharedOutput: norm("post_feedforward_layernorm_1"))
+        layer.mlpNorm = norm("pre_feedforward_layernorm_2")
+        try layer.mix(mixture)
+      }
     }
   }
 }
@@ -140,6 +151,20 @@ extension ConfigurationReader {
         supported: known.sorted().joined(separator: ", "))
     }
     return ConfigurationReader(values: .object(own), hasTensor: hasTensor)
+  }
+
+  /// Gemma 4's experts, without their norms and the MLP beside them; nil for a model without experts.
+  fileprivate func gemma4Mixture() throws(DecoderError) -> MixtureDescription? {
+    guard try flag("enable_moe_block", default: false) else { return nil }
+    var mixture = MixtureDescription(
+      router: "router.proj", count: try integer("num_experts"), perToken: try integer("top_k_experts"),
+      expert: MLPDescription(
+        expansion: .gated(gate: "experts.#.gate_proj", up: "experts.#.up_proj"), down: "experts.#.down_proj",
+        intermediateSize: try integer("moe_intermediate_size"),
+        activation: try activation("hidden_activation", default: "gelu_pytorch_tanh"), hasBias: false))
+    mixture.expertFactors = "router.per_expert_scale"
+    mixture.loaders = .vLLM
+    return mixture
   }
 
   /// `null` is no cap.

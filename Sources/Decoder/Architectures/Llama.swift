@@ -42,16 +42,13 @@ extension Architecture {
   static let apertus = Architecture(modelTypes: ["apertus"]) { config in
     let hasBias = try config.flag("attention_bias", default: false)
     let norm = try NormStyle.rootMeanSquare(epsilon: config.epsilon("rms_norm_eps", default: 1e-5))
-    let filled = config.filled(with: [
-      "rope_parameters": [
-        "rope_type": "llama3", "rope_theta": 12_000_000, "factor": 8, "low_freq_factor": 1,
-        "high_freq_factor": 4, "original_max_position_embeddings": 8_192,
-      ]
+    let filled = config.filled(withRotary: [
+      "rope_type": "llama3", "rope_theta": 12_000_000, "factor": 8, "low_freq_factor": 1,
+      "high_freq_factor": 4, "original_max_position_embeddings": 8_192,
     ])
-    let hasScaling = config.values["rope_scaling"] ?? .null != .null
     let isLearned = config.values["hidden_act"]?.string ?? "xielu" == "xielu"
     return try .llamaLike(
-      hasScaling ? config : filled, norm: norm, projectionHasBias: hasBias, outputHasBias: hasBias,
+      filled, norm: norm, projectionHasBias: hasBias, outputHasBias: hasBias,
       normalizesHeads: true, activation: isLearned ? .relu : nil,
       rotary: RotaryStyle(defaultTheta: 12_000_000)
     ) { layer, _ in
@@ -85,15 +82,7 @@ extension Architecture {
   static let smolLM3 = Architecture(modelTypes: ["smollm3"]) { config in
     let hasBias = try config.flag("attention_bias", default: false)
     let count = try config.layerCount()
-    let interval = try config.integer("no_rope_layer_interval", default: 4)
-    let listed = config.values["no_rope_layers"]?.array?.compactMap(\.int)
-    if let listed, listed.count < count {
-      throw DecoderError.unsupportedSetting(
-        key: "no_rope_layers", value: "\(listed.count) values", supported: "a value for every layer")
-    }
-    let isRotated = (0..<count).map { index in
-      listed.map { $0[index] != 0 } ?? ((index + 1) % interval != 0)
-    }
+    let isRotated = try config.rotatedLayers(count: count)
     let window = try config.flag("use_sliding_window", default: false) ? config.window() : nil
     let isSliding = try config.slidingLayers(count: count) { !isRotated[$0] }
     return try .llamaLike(
@@ -107,24 +96,22 @@ extension Architecture {
   }
 
   /// IBM's Granite: factors at every junction.
-  static let granite = Architecture(modelTypes: ["granite"]) { config in
-    let hasBias = try config.flag("attention_bias", default: false)
-    let residual = try config.factor("residual_multiplier", default: 1)
-    let attention = try config.factor("attention_multiplier", default: 1)
-    var model = try ModelDescription.llamaLike(
-      config, projectionHasBias: hasBias, outputHasBias: hasBias,
-      mlpHasBias: config.flag("mlp_bias", default: false)
-    ) { layer, _ in
-      layer.residualScale = residual
-      layer.attention.scoreScale = attention
-    }
-    model.embedding.scale = try config.factor("embedding_multiplier", default: 1)
-    model.head.scale = try 1 / config.factor("logits_scaling", default: 1)
-    return model
-  }
+  static let granite = Architecture(modelTypes: ["granite"]) { try .graniteLike($0) }
 }
 
 extension ConfigurationReader {
+  /// Which layers have rotary positions: all but every fourth, or as it is said of each.
+  func rotatedLayers(count: Int) throws(DecoderError) -> [Bool] {
+    let interval = try integer("no_rope_layer_interval", default: 4)
+    let listed = values["no_rope_layers"]?.array?.compactMap(\.int) ?? []
+    if listed.isEmpty { return (0..<count).map { ($0 + 1) % interval != 0 } }
+    guard listed.count >= count else {
+      throw .unsupportedSetting(
+        key: "no_rope_layers", value: "\(listed.count) values", supported: "a value for every layer")
+    }
+    return listed.prefix(count).map { $0 != 0 }
+  }
+
   /// A number that is multiplied or divided by.
   func factor(_ key: String, default fallback: Double) throws(DecoderError) -> Float {
     let value = Float(try number(key, default: fallback))
@@ -160,6 +147,25 @@ struct NormStyle {
 }
 
 extension ModelDescription {
+  static func graniteLike(
+    _ config: ConfigurationReader, change: (inout LayerDescription) throws -> Void = { _ in }
+  ) throws -> ModelDescription {
+    let hasBias = try config.flag("attention_bias", default: false)
+    let residual = try config.factor("residual_multiplier", default: 1)
+    let attention = try config.factor("attention_multiplier", default: 1)
+    var model = try llamaLike(
+      config, projectionHasBias: hasBias, outputHasBias: hasBias,
+      mlpHasBias: config.flag("mlp_bias", default: false)
+    ) { layer, _ in
+      layer.residualScale = residual
+      layer.attention.scoreScale = attention
+      try change(&layer)
+    }
+    model.embedding.scale = try config.factor("embedding_multiplier", default: 1)
+    model.head.scale = try 1 / config.factor("logits_scaling", default: 1)
+    return model
+  }
+
   static func hunyuanLike(
     _ config: ConfigurationReader, change: (inout LayerDescription) throws -> Void = { _ in }
   ) throws -> ModelDescription {

@@ -1,3 +1,5 @@
+import Compute
+
 /// Families whose MLP is a mixture of experts.
 extension Architecture {
   /// Mixtral.
@@ -124,6 +126,123 @@ extension Architecture {
     }
   }
 
+  /// IBM's Granite with experts.
+  static let graniteMoE = Architecture(modelTypes: ["granitemoe"]) { config in
+    var mixture = MixtureDescription(
+      router: "block_sparse_moe.router.layer", count: try config.integer("num_local_experts", default: 8),
+      perToken: try config.integer("num_experts_per_tok", default: 2), expert: try config.blockSparseExpert())
+    mixture.loaders = .vLLM
+    return try .graniteLike(config) { try $0.mix(mixture) }
+  }
+
+  /// Phi 3.5 with experts: layer norms, two experts a token of those that are near the best.
+  static let phiMoE = Architecture(modelTypes: ["phimoe"]) { config in
+    let norm = NormStyle.layer(epsilon: try config.epsilon("rms_norm_eps", default: 1e-5))
+    let hasBias = try config.flag("attention_bias", default: false)
+    let window = try config.window()
+    let jitter = Float(try config.number("router_jitter_noise", default: 0.01))
+    let mixture = MixtureDescription(
+      router: "block_sparse_moe.gate", count: try config.integer("num_local_experts", default: 16),
+      perToken: try config.integer("num_experts_per_tok", default: 2), scoring: .sparseMixer(jitter: jitter),
+      expert: try config.blockSparseExpert())
+    guard mixture.perToken == 2 else {
+      throw DecoderError.unsupportedSetting(
+        key: "num_experts_per_tok", value: "\(mixture.perToken)", supported: "2")
+    }
+    let (rotary, longest) = try config.phiMoERotary()
+    var model = try ModelDescription.llamaLike(
+      rotary, norm: norm, projectionHasBias: hasBias, outputHasBias: hasBias,
+      rotary: RotaryStyle(defaultTheta: 1_000_000)
+    ) { layer, _ in
+      layer.attention.window = window
+      try layer.mix(mixture)
+    }
+    if try config.flag("lm_head_bias", default: false) { model.head.bias = "lm_head.bias" }
+    model.maximumSequenceLength = min(model.maximumSequenceLength ?? .max, longest ?? .max)
+    return model
+  }
+
+  /// OpenAI's GPT-OSS: biases everywhere, a sink for every head, a window in every second layer.
+  static let gptOSS = Architecture(modelTypes: ["gpt_oss"]) { config in
+    let config = config.filled(withRotary: [
+      "rope_type": "yarn", "rope_theta": 150_000, "factor": 32, "beta_fast": 32, "beta_slow": 1,
+      "truncate": false, "original_max_position_embeddings": 4_096,
+    ])
+    let hasBias = try config.flag("attention_bias", default: true)
+    let windows = try config.windows(default: 128) { $0.isMultiple(of: 2) }
+    var mixture = try config.mixture(
+      count: "num_local_experts", width: "intermediate_size", renormalizes: true, hasBias: true)
+    mixture.router = "mlp.router"
+    mixture.routerHasBias = true
+    mixture.loaders = .none
+    mixture.expert.clampedSwiGLU = ClampedSwiGLU(
+      alpha: try config.factor("swiglu_alpha", default: 1.702),
+      limit: try config.factor("swiglu_limit", default: 7))
+    return try .llamaLike(
+      config, norm: .rootMeanSquare(epsilon: config.epsilon("rms_norm_eps", default: 1e-5)),
+      projectionHasBias: hasBias, outputHasBias: hasBias, headDimension: 64,
+      rotary: RotaryStyle(defaultTheta: 150_000)
+    ) { layer, index in
+      layer.attention.window = windows[index]
+      layer.attention.sinks = "self_attn.sinks"
+      try layer.mix(mixture)
+    }
+  }
+
+  /// Llama 4's text model: one expert a token, whose input its score scales, and a shared one; no positions in every fourth
+  /// layer.
+  static let llama4 = Architecture(modelTypes: ["llama4_text"], wrappers: ["llama4": ["llama4_text"]]) {
+    config in
+    let count = try config.layerCount()
+    let hasBias = try config.flag("attention_bias", default: false)
+    let norm = NormStyle.rootMeanSquare(epsilon: try config.epsilon("rms_norm_eps", default: 1e-5))
+    let normalizes = try config.flag("use_qk_norm", default: true)
+    let isRotated = try config.rotatedLayers(count: count)
+    let width = try config.integer("intermediate_size", default: 8_192)
+    let denseWidth = try config.integer("intermediate_size_mlp", default: 16_384)
+    var mixture = MixtureDescription(
+      router: "feed_forward.router", count: try config.integer("num_local_experts", default: 16),
+      perToken: try config.integer("num_experts_per_tok", default: 1), scoring: .sigmoid,
+      renormalizes: false, scalesInputs: true,
+      expert: MLPDescription(
+        expansion: .gated(
+          gate: "feed_forward.experts.#.gate_proj", up: "feed_forward.experts.#.up_proj"),
+        down: "feed_forward.experts.#.down_proj", intermediateSize: width,
+        activation: try config.activation("hidden_act", default: "silu"), hasBias: false))
+    mixture.loaders = .vLLM
+    mixture.share("feed_forward.shared_expert", width: width)
+    let step = try config.integer("interleave_moe_layer_step", default: 1)
+    let sparse = config.values["moe_layers"]?.array?.compactMap(\.int)
+    var model = try ModelDescription.llamaLike(
+      config, norm: norm, projectionHasBias: hasBias, outputHasBias: hasBias, headDimension: 128,
+      rotary: RotaryStyle(defaultTheta: 500_000, isInterleaved: true)
+    ) { layer, index in
+      if isRotated[index] {
+        if normalizes { layer.attention.plainNormEpsilon = norm.epsilon }
+        layer.attention.turnsFirst = true
+      } else {
+        layer.attention.positions = .none
+      }
+      if sparse?.contains(index) ?? ((index + 1) % step == 0) {
+        try layer.mix(mixture)
+      } else {
+        layer.mlp.expansion = .gated(gate: "feed_forward.gate_proj", up: "feed_forward.up_proj")
+        layer.mlp.down = "feed_forward.down_proj"
+        layer.mlp.intermediateSize = denseWidth
+      }
+    }
+    // Beyond a chunk queries see less, and beyond the floor those without positions grow.
+    var longest = try config.integer("max_position_embeddings", default: 131_072)
+    if config.values["attention_chunk_size"] != .null {
+      longest = min(longest, try config.integer("attention_chunk_size", default: 8_192))
+    }
+    if try config.flag("attn_temperature_tuning", default: true) {
+      longest = min(longest, try config.integer("floor_scale", default: 8_192) - 1)
+    }
+    model.maximumSequenceLength = longest
+    return model
+  }
+
   /// GLM 4.5 to 4.7: the first layers dense, experts chosen by group and with a correction.
   static let glm4MoE = Architecture(modelTypes: ["glm4_moe"]) { config in
     let norm = NormStyle.rootMeanSquare(epsilon: try config.epsilon("rms_norm_eps", default: 1e-5))
@@ -136,6 +255,22 @@ extension Architecture {
     ) { layer, index in
       if index >= dense { try layer.mix(mixture) }
     }
+  }
+}
+
+extension ConfigurationReader {
+  /// Phi's long factors are for sequences that are longer than the model was first trained with, and so have other
+  /// positions from their first token on: those are left out.
+  fileprivate func phiMoERotary() throws(DecoderError) -> (reader: ConfigurationReader, longest: Int?) {
+    let key = values["rope_parameters"]?.object != nil ? "rope_parameters" : "rope_scaling"
+    guard var rope = values[key]?.object, let type = (rope["rope_type"] ?? rope["type"])?.string,
+      type != "default"
+    else { return (self, nil) }
+    guard let magnitude = rope["short_mscale"]?.double else { throw .missingKey("\(key).short_mscale") }
+    rope["attention_factor"] = .number(magnitude)
+    let original = (values["original_max_position_embeddings"] ?? rope["original_max_position_embeddings"])?
+      .int
+    return (replacing([key: .object(rope)]), original)
   }
 }
 

@@ -17,6 +17,7 @@ struct Architecture: Sendable {
     .nemotron, .apertus, .hunyuan, .phi, .mpt, .gptJ, .gpt2, .gptNeoX, .mixtral, .qwen2MoE, .qwen3MoE,
     .qwen3_5MoE, .olmoe, .glm4MoE, .minimaxM2,
     .deepSeekV2, .deepSeekV3, .glm4MoELite, .qwen3Next, .ernieMoE, .hunyuanMoE, .hunyuan3,
+    .graniteMoE, .phiMoE, .gptOSS, .llama4,
   ]
 }
 

@@ -6,6 +6,7 @@ import Tensors
 public struct DenseFormat: OutputFormat {
   public let name = OutputFormatName.dense
   public let storesOutliersApart = false
+  public let keepsSourceLayout = true
 
   public init() {}
 
@@ -14,30 +15,20 @@ public struct DenseFormat: OutputFormat {
   public func tensors(
     of linear: LinearDescription, grid: GridFormat, inPlaceOf weight: TensorInfo
   ) -> [TensorPlan] {
-    [TensorPlan(name: weight.name, dtype: weight.dtype, shape: weight.storedShape)]
+    [TensorPlan(copying: weight)]
   }
 
   public func write(_ linear: QuantizedLinear, inPlaceOf weight: TensorInfo, to writer: CheckpointWriter)
     throws
   {
     let (rows, columns) = (linear.outFeatures, linear.inFeatures)
-    let width = weight.dtype.byteWidth
     let panelRows = max(1, min(rows, codesPerPanel / max(columns, 1)))
     let panel = Matrix(rows: panelRows, columns: columns)
     for first in stride(from: 0, to: rows, by: panelRows) {
       let range = first..<min(first + panelRows, rows)
       let weights = panel.prefix(range.count)
       linear.dequantize(rows: range, into: weights)
-      guard weight.isTransposed else {
-        let bytes = weights.withSpan { encode($0, as: weight.dtype) }
-        try writer.write(weight.name, bytes, at: first * columns * width)
-        continue
-      }
-      for column in 0..<columns {
-        let line = Matrix(rows: 1, columns: range.count, (0..<range.count).map { weights[$0, column] })
-        let bytes = line.withSpan { encode($0, as: weight.dtype) }
-        try writer.write(weight.name, bytes, at: (column * rows + first) * width)
-      }
+      try writer.write(weights, firstRow: first, of: weight)
     }
   }
 

@@ -46,6 +46,32 @@ func encodeChecked(
   return encode(values, as: type)
 }
 
+extension CheckpointWriter {
+  /// Writes rows of a tensor into the one that the source has it in.
+  /// - Parameter rows: `[count, columns]`, which the tensor's type can hold
+  func write(_ rows: Matrix, firstRow: Int, of tensor: TensorInfo) throws(FileError) {
+    let width = tensor.dtype.byteWidth
+    guard let part = tensor.part else {
+      return try write(
+        tensor.name, rows.withSpan { encode($0, as: tensor.dtype) }, at: firstRow * rows.columns * width)
+    }
+    if part.columnStride == 1 && (part.rowStride == rows.columns || rows.rows == 1) {
+      let bytes = rows.withSpan { encode($0, as: tensor.dtype) }
+      return try write(part.whole, bytes, at: part.place(row: firstRow, column: 0) * width)
+    }
+    // A row of its own is spread over its columns, a matrix column by column.
+    let isRow = rows.rows == 1
+    let lines = isRow ? 1 : rows.columns
+    for line in 0..<lines {
+      let values = isRow ? rows.elements : (0..<rows.rows).map { rows[$0, line] }
+      let bytes = encode(values.span, as: tensor.dtype)
+      try scatter(
+        part.whole, bytes, width: width, stride: isRow ? part.columnStride : part.rowStride,
+        at: part.place(row: firstRow, column: line) * width)
+    }
+  }
+}
+
 /// The bytes of a grid's scales, `[outFeatures, groups]`, as they stand or transposed.
 func encodeScales(_ scales: Matrix, as type: DType, transposed: Bool = false) -> [UInt8] {
   for row in 0..<scales.rows {
