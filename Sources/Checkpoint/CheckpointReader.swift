@@ -27,6 +27,8 @@ public final class CheckpointReader: WeightSource {
   public let byteCount: Int
   /// The scales of tensors that stand for others.
   private let scales: [String: TensorInfo]
+  /// What reads tensors that are packed.
+  private let unpacker: (any WeightSource)?
 
   /// Opens all shards of the checkpoint in `directory` and checks their headers.
   /// - Throws: ``CheckpointError``, ``SafetensorsError`` or ``FileError``.
@@ -118,6 +120,42 @@ public final class CheckpointReader: WeightSource {
     otherFiles = others.copied
     foreignFiles = others.foreign
     self.files = files
+    unpacker = nil
+  }
+
+  /// The same checkpoint with linears' weights in the place of the tensors that they are packed in.
+  /// - Parameters:
+  ///   - packed: the names and shapes of the weights, and of the tensors that hold them, the first of which they stand for
+  ///   - unpacker: what reads them
+  public init(
+    _ reader: CheckpointReader, unpacking packed: [(weight: String, shape: [Int], tensors: [String])],
+    by unpacker: any WeightSource
+  ) {
+    directory = reader.directory
+    configuration = reader.configuration
+    metadata = reader.metadata
+    otherFiles = reader.otherFiles
+    foreignFiles = reader.foreignFiles
+    symlinks = reader.symlinks
+    files = reader.files
+    byteCount = reader.byteCount
+    scales = reader.scales
+    self.unpacker = unpacker
+    let type = ScaledWeights.weightType(reader.configuration)
+    var tensors = reader.tensors
+    var places: [String: String] = [:]
+    var hidden: Set<String> = []
+    for (weight, shape, parts) in packed {
+      guard let first = parts.first, let codes = tensors[first] else { continue }
+      for part in parts { tensors[part] = nil }
+      tensors[weight] = TensorInfo(
+        name: weight, dtype: type, shape: shape, file: codes.file, byteRange: codes.byteRange, coding: .packed
+      )
+      places[first] = weight
+      hidden.formUnion(parts)
+    }
+    self.tensors = tensors
+    tensorNames = reader.tensorNames.compactMap { places[$0] ?? (hidden.contains($0) ? nil : $0) }
   }
 
   private static func contents(
@@ -154,12 +192,16 @@ public final class CheckpointReader: WeightSource {
     let (rowCount, columns) = info.matrixDimensions
     precondition(rows.lowerBound >= 0 && rows.upperBound <= rowCount, "rows outside the tensor")
     precondition(panel.rows == rows.count && panel.columns == columns, "the panel does not fit")
+    if info.coding == .packed, let unpacker {
+      return try unpacker.read(tensor, rows: rows, into: panel)
+    }
     let bytes = info.bytes(ofRows: rows, columns: columns)
     willNeed(tensor, bytes)
     let isFinite = try withBytes(of: tensor, bytes) { bytes in
       switch info.coding {
       case .float8(let scaling):
         return try convert(bytes, scaling, to: info.dtype, rows: rows, into: panel)
+      case .packed: preconditionFailure("another source reads what is packed")
       case .microscaled(let coding): return try convert(bytes, coding, rows: rows, into: panel)
       case nil:
         if let part = info.scatteredPart {

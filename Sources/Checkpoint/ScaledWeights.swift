@@ -4,12 +4,15 @@ import Tensors
 public enum WeightCoding: Sendable, Hashable {
   case float8(WeightScaling)
   case microscaled(MicroscaledRows)
+  /// As codes, in several tensors, which another source reads.
+  case packed
 
   /// The tensor of the scales.
-  var scales: String {
+  var scales: String? {
     switch self {
     case .float8(let scaling): scaling.scales
     case .microscaled(let rows): rows.scales
+    case .packed: nil
     }
   }
 }
@@ -87,10 +90,10 @@ struct ScaledWeights {
   }
 
   /// The type that the model computes in.
-  private static func weightType(_ configuration: JSONValue) -> DType {
+  static func weightType(_ configuration: JSONValue) -> DType {
     let places = [configuration, configuration["text_config"] ?? .null]
     let name = places.lazy.compactMap { $0["dtype"]?.string ?? $0["torch_dtype"]?.string }.first
-    return name == "float16" ? .float16 : .bfloat16
+    return name == "float16" ? .float16 : name == "float32" ? .float32 : .bfloat16
   }
 
   private static func scaling(

@@ -30,6 +30,7 @@ extension TensorInfo {
   /// The bytes that hold some rows, among others perhaps.
   func bytes(ofRows rows: Range<Int>, columns: Int) -> Range<Int> {
     switch coding {
+    case .packed: return 0..<0
     case .float8: return rows.lowerBound * columns..<rows.upperBound * columns
     case .microscaled(let coding):
       guard !rows.isEmpty else { return 0..<0 }

@@ -117,6 +117,11 @@ public struct Routing: Sendable {
       self.factors = factors
     }
 
+    /// Other tokens, as if they were of these.
+    public func mean(of tokens: [Int]) -> Share {
+      Share(tokens: tokens, factors: [Float](repeating: meanEnergy.squareRoot(), count: tokens.count))
+    }
+
     /// Of the factors' squares; 1 if there are none.
     public var meanEnergy: Float {
       factors.isEmpty ? 1 : factors.reduce(0) { $0 + $1 * $1 } / Float(factors.count)

@@ -46,6 +46,19 @@ public struct ModelDescription: Sendable {
   /// What loads the model's experts one by one, as quantized ones are written.
   public var expertLoaders: ExpertLoaders { layers.lazy.compactMap { $0.mixture?.loaders }.first ?? .all }
 
+  /// A model of one layer, with as many experts as a token goes through: what a token costs, without all that it does not
+  /// go through.
+  public func singleLayer(_ index: Int) -> ModelDescription {
+    var model = self
+    var layer = layers[index]
+    if let mixture = layer.mixture {
+      layer.mixture?.count = mixture.perToken
+      layer.mixture?.groups = nil
+    }
+    model.layers = [layer]
+    return model
+  }
+
   private func largest(_ size: (LayerDescription) -> Int) -> Int { layers.map(size).max() ?? 0 }
 
   /// What decides how long a layer's attention takes, beside its linears: equal for layers that take the same time.

@@ -85,6 +85,11 @@ public struct Stage: Sendable {
   /// The linears of all parts, in the order in which they run.
   public var linears: [LayerLinear] { linearsByPart.flatMap { $0 } }
 
+  /// What has inputs of its own: the stage, or the halves of its experts.
+  public var halves: [Stage] {
+    experts.isEmpty ? [self] : experts.flatMap { [$0.expansion, $0.contraction] }
+  }
+
   /// Whether the next stage needs the linears once more.
   public var isRunAgain: Bool { parts == [.queryExpansion] }
 }

@@ -138,8 +138,8 @@ extension LayerLoop {
     stride(from: 0, to: tokens, by: chunkTokens).map { $0..<min($0 + chunkTokens, tokens) }
   }
 
-  /// Σ of an expert's first half: of its own tokens, and of a mean token as often as half its width, or as the settings
-  /// say. An expert that few tokens reach is solved for all of them.
+  /// Σ of an expert's first half: of its own tokens, and of the mean token as often as it is of use. An expert that few
+  /// tokens reach is solved for all of them.
   private func expansionGram(
     _ expert: Stage.Expert, _ index: Int, _ layer: DecoderLayer, _ output: MixtureOutput, _ shared: GramMatrix
   ) -> Matrix {
@@ -152,46 +152,69 @@ extension LayerLoop {
       backend.copy(shared.values, into: gram.values)
       if experts.isShared { return gram.values }
       let energy = layer.scalesInput(of: expert) ? share.meanEnergy : 1
-      backend.scale(gram.values, by: energy * prior(expert.expansion) / Float(max(shared.tokens, 1)))
+      let prior = prior(
+        expert, expert.expansion, times: ExpertPrior.strengths.expansion, share, layer, output
+      ) { rows, _ in rows }
+      backend.scale(gram.values, by: energy * prior / Float(max(shared.tokens, 1)))
     }
     forEachChunk(of: share, expert, layer, output) { rows, _ in gram.accumulate(rows) }
     return gram.values
   }
 
-  /// Σ of its second half: of its own tokens, each by its weight, and of tokens from all over as often as half its width.
+  /// Σ of its second half: of its own tokens, each by its weight, and of tokens from all over as often as they are of use.
   private func contractionGram(
     _ expert: Stage.Expert, _ index: Int, _ layer: DecoderLayer, _ output: MixtureOutput
   ) -> Matrix {
     let gram = makeGramMatrix(expert.contraction)
-    let width = expert.contraction.inFeatures
     let share = output.routing.shares[index]
+    let isWeighted = !layer.scalesInput(of: expert)
+    func inner(_ rows: Matrix, _ factors: ArraySlice<Float>) -> Matrix {
+      let inner = layer.intermediate(of: expert, rows)
+      if isWeighted { backend.withHostMatrix(inner, for: .changing) { $0.multiplyRows(by: factors) } }
+      return inner
+    }
+    let prior = prior(
+      expert, expert.contraction, times: ExpertPrior.strengths.contraction, share, layer, output, inner)
     // Every so manyth, of all that there are.
     let all = output.inputs.rows
-    let count = min(all, Self.priorTokens * width)
-    let others = Routing.Share(
-      tokens: (0..<count).map { $0 * all / max(count, 1) },
-      factors: [Float](repeating: share.meanEnergy.squareRoot(), count: count))
+    let count = min(all, Self.priorTokens * expert.contraction.inFeatures)
+    let others = share.mean(of: (0..<count).map { $0 * all / max(count, 1) })
     forEachChunk(of: others, expert, layer, output) { rows, _ in
       gram.accumulate(layer.intermediate(of: expert, rows))
     }
-    let isWeighted = !layer.scalesInput(of: expert)
     let energy = isWeighted ? share.meanEnergy : 1
-    backend.scale(gram.values, by: energy * prior(expert.contraction) / Float(max(count, 1)))
+    backend.scale(gram.values, by: energy * prior / Float(max(count, 1)))
     forEachChunk(of: share, expert, layer, output) { rows, range in
-      let inner = layer.intermediate(of: expert, rows)
-      if isWeighted {
-        backend.withHostMatrix(inner, for: .changing) { $0.multiplyRows(by: share.factors[range]) }
-      }
-      gram.accumulate(inner)
+      gram.accumulate(inner(rows, share.factors[range]))
     }
     return gram.values
   }
 
   /// The tokens that stand for all.
-  private func prior(_ half: Stage) -> Float { Float(experts.prior * Double(half.inFeatures)) }
+  /// - Parameter made: what a half reads of rows that the expert reads, and of their factors
+  private func prior(
+    _ expert: Stage.Expert, _ half: Stage, times strength: Double, _ share: Routing.Share,
+    _ layer: DecoderLayer, _ output: MixtureOutput, _ made: (Matrix, ArraySlice<Float>) -> Matrix
+  ) -> Float {
+    if let fixed = experts.prior { return Float(fixed * Double(half.inFeatures)) }
+    func sample(_ share: Routing.Share) -> Matrix {
+      let sample = backend.makeMatrix(rows: share.tokens.count, columns: half.inFeatures)
+      forEachChunk(of: share, expert, layer, output) { rows, range in
+        backend.copy(made(rows, share.factors[range]), into: sample.rows(range))
+      }
+      return sample
+    }
+    let own = ExpertPrior.sample(of: share.tokens.count)
+    return Float(
+      ExpertPrior(backend: backend).tokens(
+        own: sample(
+          Routing.Share(tokens: own.map { share.tokens[$0] }, factors: own.map { share.factors[$0] })),
+        others: sample(share.mean(of: ExpertPrior.sample(of: output.inputs.rows))),
+        times: strength, upTo: Double(half.inFeatures)))
+  }
 
   /// Tokens from all over for the second half, as a multiple of its width.
-  private static let priorTokens = 2
+  static let priorTokens = 2
 
   /// Adds what an expert makes of its tokens.
   private func add(_ expert: Stage.Expert, _ index: Int, _ layer: DecoderLayer, to output: MixtureOutput) {

@@ -20,7 +20,8 @@ public enum PipelineError: Error, Sendable, Equatable, CustomStringConvertible {
       "the job needs \(needed.memorySize) of memory while it is \(phase.rawValue), and \(available.memorySize) are "
         + "available, \((needed - available).memorySize) too few; \(mend)"
     case .alreadyQuantized(let method):
-      "the checkpoint is already quantized (\(method)); give the original, full-precision checkpoint"
+      "the checkpoint is already quantized (\(method)); give the original, full-precision checkpoint, or, where there is "
+        + "none, --allow-requantize (allow-requantize: true for the daemon)"
     case .wrongShape(let tensor, let found, let expected):
       "\(tensor): shape \(found) does not fit config.json, which asks for \(expected); "
         + "config.json and weights are of different models"

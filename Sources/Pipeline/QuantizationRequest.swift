@@ -35,6 +35,8 @@ public struct QuantizationRequest: Sendable {
   /// Whether weights that nobody can have trained are an error, and not a warning.
   public var isStrict: Bool
   public var experts: ExpertSettings
+  /// Whether a checkpoint may be quantized that is quantized already.
+  public var allowsRequantizing: Bool
 
   public init(
     model: String, output: String, recipe: Recipe, target: Target, targetShare: Double,
@@ -43,7 +45,7 @@ public struct QuantizationRequest: Sendable {
     calibrationSource: String, cacheDirectory: String? = nil, memoryBudgetBytes: Int,
     cacheType: DType? = nil, shardSizeLimit: Int = 5_000_000_000, resume: ResumePlace? = nil,
     symlinks: SymlinkPolicy = .follow, source: SourceFiles? = nil, isStrict: Bool = false,
-    experts: ExpertSettings = ExpertSettings()
+    experts: ExpertSettings = ExpertSettings(), allowsRequantizing: Bool = false
   ) {
     self.model = model
     self.output = output
@@ -63,6 +65,7 @@ public struct QuantizationRequest: Sendable {
     self.source = source
     self.isStrict = isStrict
     self.experts = experts
+    self.allowsRequantizing = allowsRequantizing
   }
 }
 

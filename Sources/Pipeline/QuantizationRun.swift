@@ -42,7 +42,8 @@ public final class QuantizationRun: Sendable {
     if try FileSystem.exists(request.output) { throw PipelineError.outputExists(request.output) }
     source = try request.source ?? SourceFiles(of: request.model, symlinks: request.symlinks)
     let description: ModelDescription
-    (checkpoint, description) = try Self.open(request.model, symlinks: request.symlinks)
+    (checkpoint, description) = try Self.open(
+      request.model, symlinks: request.symlinks, allowingRequantizing: request.allowsRequantizing)
     try checkpoint.check(source)
     for id in [request.calibration.idRange.lowerBound, request.calibration.idRange.upperBound]
     where !(0..<description.vocabularySize).contains(Int(id)) {
@@ -85,13 +86,14 @@ public final class QuantizationRun: Sendable {
   /// told before a text is tokenized for it.
   @discardableResult
   public static func open(
-    _ model: String, symlinks: SymlinkPolicy
+    _ model: String, symlinks: SymlinkPolicy, allowingRequantizing isAllowed: Bool
   ) throws -> (CheckpointReader, ModelDescription) {
-    let checkpoint = try CheckpointReader(directory: model, symlinks: symlinks)
+    var checkpoint = try CheckpointReader(directory: model, symlinks: symlinks)
     if let method = checkpoint.configuration["quantization_config"]?["quant_method"]?.string,
       !checkpoint.isScaled
     {
-      throw PipelineError.alreadyQuantized(method: method)
+      guard isAllowed else { throw PipelineError.alreadyQuantized(method: method) }
+      checkpoint = try PackedCheckpoint(checkpoint, symlinks: symlinks).unpacked
     }
     return (checkpoint, try ModelDescription(checking: checkpoint, source: checkpoint))
   }

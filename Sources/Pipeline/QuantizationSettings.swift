@@ -88,9 +88,16 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
   }
   /// nil in orders of earlier versions.
   private var chosenExpertGram: ExpertGram?
-  /// The tokens that stand for all in an expert's Gram matrices beside its own, as a multiple of their width; nil for
-  /// ``ExpertSettings/standardPrior``.
+  /// The tokens that stand for all in an expert's Gram matrices beside its own, as a multiple of their width; nil for as
+  /// many as it asks for.
   public var expertPrior: Double?
+  /// Whether a checkpoint may be quantized that is quantized already.
+  public var allowRequantize: Bool {
+    get { requantizing ?? false }
+    set { requantizing = newValue ? true : nil }
+  }
+  /// nil in orders of earlier versions.
+  private var requantizing: Bool?
 
   public init() {}
 
@@ -154,8 +161,7 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
 
   /// What experts are solved for by the settings.
   public var experts: ExpertSettings {
-    ExpertSettings(
-      isShared: expertGram == .shared, prior: expertPrior ?? ExpertSettings.standardPrior)
+    ExpertSettings(isShared: expertGram == .shared, prior: expertPrior)
   }
 
   /// The share that the settings come to.
@@ -218,14 +224,12 @@ public struct SettingsError: Error, Equatable, Sendable, CustomStringConvertible
 
 /// What the experts of a mixture are solved for.
 public struct ExpertSettings: Sendable, Hashable {
-  public static let standardPrior = 0.5
-
   /// Whether the first halves of a layer's experts share a Gram matrix.
   public var isShared = false
-  /// Tokens of the prior, as a multiple of a half's width.
-  public var prior = Self.standardPrior
+  /// Tokens of the prior, as a multiple of a half's width; nil for as many as an expert's tokens ask for.
+  public var prior: Double?
 
-  public init(isShared: Bool = false, prior: Double = Self.standardPrior) {
+  public init(isShared: Bool = false, prior: Double? = nil) {
     self.isShared = isShared
     self.prior = prior
   }

@@ -22,7 +22,8 @@ public struct RunPlan: Sendable {
   /// - Throws: errors of the checkpoint, the settings and the recipe
   public init(model path: String, settings: QuantizationSettings, symlinks: SymlinkPolicy) throws {
     let checkpoint: CheckpointReader
-    (checkpoint, model) = try QuantizationRun.open(path, symlinks: symlinks)
+    (checkpoint, model) = try QuantizationRun.open(
+      path, symlinks: symlinks, allowingRequantizing: settings.allowRequantize)
     self.settings = settings
     let treatments = try settings.recipe().resolve(for: model)
     self.treatments = treatments

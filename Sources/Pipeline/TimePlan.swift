@@ -79,10 +79,17 @@ struct TimeTrial {
         let read = stage.reads.reduce(0) { $0 + stage.columns(of: $1) }
         seconds[.cache, default: 0] +=
           count * (tokens + originalTokens) * (cache.write * Double(written) + cache.read * Double(read))
-        let cost = try solvers[stage.inFeatures] ?? solverCost(stage, layer: layers[0])
-        solvers[stage.inFeatures] = cost
-        let rows = stage.linears.reduce(0) { $0 + $1.outFeatures }
-        seconds[.solver, default: 0] += count * (cost.perStage + cost.perRow * Double(rows))
+        for half in stage.halves {
+          let cost = try solvers[half.inFeatures] ?? solverCost(half, layer: layers[0])
+          solvers[half.inFeatures] = cost
+          let rows = half.linears.reduce(0) { $0 + $1.outFeatures }
+          seconds[.solver, default: 0] += count * (cost.perStage + cost.perRow * Double(rows))
+        }
+        let mixture = mixtureProducts(stage, perToken: trial.experts)
+        seconds[.forward, default: 0] +=
+          count * trial.secondsPerProduct * (mixture.perToken * tokens + mixture.once)
+        seconds[.gram, default: 0] +=
+          count * trial.secondsPerSquare * (mixture.squaresPerToken * tokens + mixture.squaresOnce)
       }
     }
     seconds[.files] =
@@ -102,6 +109,29 @@ struct TimeTrial {
     return (linears + [plan.model.attentionKind(ofLayer: index)]).joined(separator: ",")
   }
 
+  /// Of a layer's experts, multiplications and additions that are done besides running each token once through them and
+  /// adding up what they all read: the first half is run once more for the second one's Gram matrix, some tokens from all
+  /// over with it, and every half has a matrix of its own.
+  private func mixtureProducts(
+    _ stage: Stage, perToken experts: Int
+  ) -> (perToken: Double, once: Double, squaresPerToken: Double, squaresOnce: Double) {
+    var products = (perToken: 0.0, once: 0.0, squaresPerToken: 0.0, squaresOnce: 0.0)
+    let routed = stage.experts.count { $0.number != nil }
+    for expert in stage.experts {
+      // Tokens are spread over all of them.
+      let share = expert.number == nil ? 1 : Double(experts) / Double(routed)
+      let weights = Double(expert.expansion.linears.reduce(0) { $0 + $1.outFeatures * $1.inFeatures })
+      let (outer, inner) = (Double(expert.expansion.inFeatures), Double(expert.contraction.inFeatures))
+      let others = Double(LayerLoop.priorTokens) * inner
+      products.perToken += share * weights
+      products.once += others * weights
+      let isOwn = plan.settings.expertGram == .own
+      products.squaresPerToken += share * (inner * inner + (isOwn ? outer * outer : 0))
+      products.squaresOnce += others * inner * inner
+    }
+    return products
+  }
+
   // MARK: Trials
 
   /// Of one token.
@@ -111,11 +141,14 @@ struct TimeTrial {
     let gram: Double
     /// Of a multiplication and an addition in the layer's linears.
     let secondsPerProduct: Double
+    /// Of an element of a Gram matrix.
+    let secondsPerSquare: Double
+    /// Experts that a token goes through.
+    let experts: Int
   }
 
   private func forwardCost(ofLayer index: Int) throws -> ForwardCost {
-    var model = plan.model
-    model.layers = [model.layers[index]]
+    let model = plan.model.singleLayer(index)
     let products = model.linears(ofLayer: 0).reduce(0) { $0 + $1.outFeatures * $1.inFeatures }
     // Whole sequences where there is time for one, as attention grows with their length.
     let possible = max(64, Int(Self.operations / (2 * Double(products))))
@@ -129,7 +162,7 @@ struct TimeTrial {
     let start = matrix(rows: tokens, columns: model.hiddenSize, scale: 1)
     var forward: [Double] = []
     var gram: [Double] = []
-    let squares = layer.stages.map { stage in
+    let grams = layer.stages.map { stage in
       let width = min(stage.inFeatures, 2 * Self.width)
       return GramMatrix(inFeatures: width, operands: operands, backend: backend)
     }
@@ -137,7 +170,7 @@ struct TimeTrial {
       flushCaches()
       var state = LayerState(residual: backend.copy(of: start))
       var times = (forward: 0.0, gram: 0.0)
-      for (stage, square) in zip(layer.stages, squares) {
+      for (stage, square) in zip(layer.stages, grams) {
         let width = square.values.rows
         let isWhole = width == stage.inFeatures
         let narrow = isWhole ? nil : matrix(rows: tokens, columns: width, scale: 1)
@@ -150,9 +183,12 @@ struct TimeTrial {
       gram.append(times.gram)
     }
     let perToken = mean(forward) / Double(tokens)
+    let gramPerToken = mean(gram) / Double(tokens)
+    let squares = layer.stages.reduce(0) { $0 + $1.inFeatures * $1.inFeatures }
     return ForwardCost(
-      tokens: tokens, forward: perToken, gram: mean(gram) / Double(tokens),
-      secondsPerProduct: perToken / Double(products))
+      tokens: tokens, forward: perToken, gram: gramPerToken,
+      secondsPerProduct: perToken / Double(products), secondsPerSquare: gramPerToken / Double(squares),
+      experts: layer.stages.flatMap(\.experts).count { $0.number != nil })
   }
 
   private struct SolverCost {

@@ -76,7 +76,8 @@ struct QuantizeCommand: ParsableCommand {
     let backend = OpenBLASBackend(
       threads: machine.threads, bfloat16: options.precision == .auto ? .best : nil)
     ProcessMemory.returnLargeBlocks()
-    try QuantizationRun.open(model, symlinks: .follow)
+    try QuantizationRun.open(
+      model, symlinks: .follow, allowingRequantizing: settings.allowRequantize)
     let progress = ProgressLine()
     if let warning = KernelSet.warning { progress.show(.warning(warning)) }
     progress.show(.step("reading \(calibration)"))
@@ -89,7 +90,7 @@ struct QuantizeCommand: ParsableCommand {
           drawing: options.samples, sequenceLength: options.sequenceLength, from: rows, seed: seed),
         seed: seed, calibrationSource: calibration, cacheDirectory: machine.cacheDir,
         memoryBudgetBytes: try options.memoryBudgetBytes, isStrict: strict,
-        experts: settings.experts),
+        experts: settings.experts, allowsRequantizing: settings.allowRequantize),
       backend: backend)
     let interruption = try Interruption { run.discard() }
     let report = try withExtendedLifetime(interruption) { try run.run(progress: progress.show) }
@@ -209,7 +210,8 @@ struct SolverOptions: ParsableArguments {
 
   @Option(
     help: ArgumentHelp(
-      "Mixtures of experts: tokens of the prior, as a multiple of the width. Default: 0.5.",
+      "Mixtures of experts: tokens of the prior, as a multiple of the width. Default: as many as an expert's tokens "
+        + "ask for, the more the more they are like all others.",
       valueName: "multiple"))
   var expertPrior: Double?
 
@@ -274,6 +276,13 @@ struct RunOptions: ParsableArguments {
       """)
   var precision = QuantizationSettings.Precision.auto
 
+  @Flag(
+    help: """
+      Take a checkpoint that is quantized already, GPTQ or compressed-tensors, as the weights that it stands for: for \
+      models that were published in no other form. Their errors stay, and more are added.
+      """)
+  var allowRequantize = false
+
   func validate() throws {
     guard memory.map({ $0 > 0 }) ?? true else { throw ValidationError("--memory must be above 0") }
   }
@@ -284,6 +293,7 @@ struct RunOptions: ParsableArguments {
     settings.samples = samples
     settings.sequenceLength = sequenceLength
     settings.precision = precision
+    settings.allowRequantize = allowRequantize
   }
 }
 

@@ -40,6 +40,7 @@ import Testing
     try bench.waitForOutput("tiny")
     let output = "\(bench.spool.output)/tiny"
     let verification = try Quantease(["verify", output])
+    #expect(verification.output.contains("loads    compressed-tensors: "))
     #expect(verification.status == 0, "\(verification.errors)")
     let report = try JSONValue(contentsOf: output + "/quantease_report.json")
     #expect(report["linears"]?.array?.allSatisfy { $0["bits"]?.int == 3 } == true)

@@ -226,6 +226,36 @@ struct QuantizeTests {
     #expect(scaled.tensors == dense.tensors && scaled.configuration == dense.configuration)
   }
 
+  /// As Kimi's experts are published, and nothing else of it.
+  @Test(arguments: [
+    ("qwen3-moe", "compressed-tensors", ["--symmetric", "--rule", "self_attn=skip"]),
+    ("llama-tied", "compressed-tensors", ["--group-size", "8", "--outliers", "0.02"]),
+    ("llama-bf16-sharded", "gptq-v2", []),
+  ])
+  func `packed weights are quantized as what they stand for, where that is allowed`(
+    _ fixture: String, _ format: String, _ options: [String]
+  ) throws {
+    let bench = try Workbench(fixture)
+    let first = bench.directory.file("first")
+    bench.options = options + ["--format", format, "--format", "dense"]
+    try bench.report(output: first)
+    bench.options = ["--bits", "3", "--symmetric"]
+    let results = try [format, "dense"].map { source in
+      let output = bench.directory.file("of-\(source)")
+      let run = try Quantease(
+        [
+          "quantize", "\(first)/\(source)", "--output", output, "--calibration", bench.calibration,
+          "--samples", "8", "--sequence-length", "32", "--precision", "exact", "--bits", "3", "--symmetric",
+        ] + (source == "dense" ? [] : ["--allow-requantize"]))
+      #expect(run.status == 0, "\(run.errors)")
+      return (try tensors(in: output), try JSONValue(contentsOf: output + "/config.json"))
+    }
+    // The dense weights of bfloat16 are rounded to it.
+    let isExact = fixture != "llama-bf16-sharded"
+    #expect(isExact ? results[0].0 == results[1].0 : results[0].0.keys == results[1].0.keys)
+    #expect(results[0].1 == results[1].1)
+  }
+
   @Test func `linears that stay as they are stand in GPTQ's dynamic, and the result is read`() throws {
     let bench = try Workbench("llama-bf16-sharded")
     bench.options = ["--format", "gptq-v2", "--format", "dense", "--rule", "down_proj=skip", "--symmetric"]

@@ -31,12 +31,13 @@ struct MixtureTests {
   /// Σ of an expert's halves: of its own tokens, and as often as half their width, or as the settings say, of what all
   /// tokens are like; or of all tokens.
   @Test(
-    arguments: fixtures, [ExpertSettings(), ExpertSettings(prior: 2.25), ExpertSettings(isShared: true)])
+    arguments: fixtures,
+    [ExpertSettings(prior: 0.5), ExpertSettings(prior: 2.25), ExpertSettings(isShared: true, prior: 0.5)])
   func `every expert is solved for its own tokens and a prior of all`(
     _ fixture: String, _ settings: ExpertSettings
   ) throws {
     let run = try LoopRun(fixture, batchSamples: 3, experts: settings)
-    let share = Float(settings.prior)
+    let share = Float(try #require(settings.prior))
     let backend = run.backend
     func gram(_ rows: Matrix) -> Matrix {
       let gram = Matrix(rows: rows.columns, columns: rows.columns)

@@ -93,7 +93,8 @@ enum SettingTable {
     ),
     .automatic(
       "expert-prior", \.settings.expertPrior, upTo: 100, expected: "a multiple of the width",
-      "Mixtures of experts: tokens of the prior, as a multiple of the width; auto is 0.5."),
+      "Mixtures of experts: tokens of the prior, as a multiple of the width; auto goes by how an expert's own differ."
+    ),
     .integer("passes", \.settings.passes, 1...10_000, "quantease only: passes over all columns, at most."),
     .choice("start", \.settings.start, "Standard preset: where the descent begins."),
     .flag(
@@ -128,6 +129,10 @@ enum SettingTable {
     .choice(
       "precision", \.settings.precision,
       "auto: bfloat16 products for bfloat16 checkpoints where the processor is fast at them; exact: fp32 throughout."
+    ),
+    .flag(
+      "allow-requantize", \.settings.allowRequantize,
+      "Take checkpoints that are quantized already, GPTQ or compressed-tensors, as the weights that they stand for."
     ),
     .flag(
       "strict", \.settings.strict,

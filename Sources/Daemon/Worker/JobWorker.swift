@@ -147,7 +147,7 @@ public struct JobWorker {
         memoryBudgetBytes: try order.memoryBytes ?? ProcessMemory.availableBytes(),
         resume: ResumePlace(journal: files.journal, cache: try cachePath(), identity: identity),
         symlinks: .refuse, source: order.source, isStrict: settings.strict,
-        experts: settings.experts),
+        experts: settings.experts, allowsRequantizing: settings.allowRequantize),
       backend: backend)
     send(
       .planned(
@@ -190,7 +190,8 @@ public struct JobWorker {
       }
       return CalibrationSet(sequenceLength: length, tokens: tokens)
     }
-    try QuantizationRun.open(order.model, symlinks: .refuse)
+    try QuantizationRun.open(
+      order.model, symlinks: .refuse, allowingRequantizing: order.settings.allowRequantize)
     send(.step("reading \(order.calibration)"))
     let rows = try TokenRows(file: order.calibration, model: order.model, python: order.python)
     let set = try CalibrationSet(

@@ -209,7 +209,6 @@ extension Architecture {
           gate: "feed_forward.experts.#.gate_proj", up: "feed_forward.experts.#.up_proj"),
         down: "feed_forward.experts.#.down_proj", intermediateSize: width,
         activation: try config.activation("hidden_act", default: "silu"), hasBias: false))
-    mixture.loaders = .vLLM
     mixture.share("feed_forward.shared_expert", width: width)
     let step = try config.integer("interleave_moe_layer_step", default: 1)
     let sparse = config.values["moe_layers"]?.array?.compactMap(\.int)

@@ -5,6 +5,9 @@ import Tensors
 /// Reads what ``CompressedTensorsFormat`` describes, with `weight_g_idx` where columns were sorted.
 struct CompressedTensorsLayout: PackedLayout {
   let codesSuffix = ".weight_packed"
+  let codesSuffixes = [
+    ".weight_packed", ".weight_scale", ".weight_zero_point", ".weight_shape", ".weight_g_idx",
+  ]
 
   private struct Scheme: Sendable {
     let targets: ModuleTargets

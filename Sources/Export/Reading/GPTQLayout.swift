@@ -5,6 +5,7 @@ import Tensors
 /// Reads what ``GPTQFormat`` describes, whoever wrote it: `g_idx` may put any column into any group.
 struct GPTQLayout: PackedLayout {
   let codesSuffix = ".qweight"
+  let codesSuffixes = [".qweight", ".qzeros", ".scales", ".g_idx"]
   private let bitWidth: BitWidth
   private let columnsPerGroup: Int?
   private let isSymmetric: Bool

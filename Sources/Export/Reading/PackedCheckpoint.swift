@@ -120,6 +120,19 @@ private func dequantize(
   }
 }
 
+extension PackedCheckpoint {
+  /// The checkpoint as one of weights, to be quantized once more.
+  public var unpacked: CheckpointReader {
+    let suffixes = layout.codesSuffixes
+    return CheckpointReader(
+      reader,
+      unpacking: linears.map { weight, linear in
+        let tensors = suffixes.map { linear.name + $0 }.filter { reader.tensors[$0] != nil }
+        return (weight, [linear.outFeatures, linear.inFeatures], tensors)
+      }, by: self)
+  }
+}
+
 /// Opens a checkpoint for reading its weights, packed or not.
 /// - Returns: The reader of its files, and what gives its weights.
 /// - Throws: What ``CheckpointReader`` and ``PackedCheckpoint`` throw.

@@ -34,6 +34,9 @@ protocol PackedLayout: Sendable {
   /// The suffix of the tensor that tells a packed linear from others.
   var codesSuffix: String { get }
 
+  /// The suffixes of all tensors that a packed linear's weights may take, that one first.
+  var codesSuffixes: [String] { get }
+
   /// Describes the linear `name` and checks that its tensors agree with each other.
   func linear(_ name: String, in reader: CheckpointReader) throws -> PackedLinear
 
