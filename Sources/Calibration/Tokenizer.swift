@@ -83,9 +83,13 @@ extension TokenRows {
   /// Token ids from a safetensors file, or a text through the model's tokenizer.
   /// - Parameter python: the interpreter that has the package `tokenizers`; that of the environment if nil
   public init(file: String, model: String, python: String? = nil) throws {
-    self =
-      file.hasSuffix(".safetensors")
-      ? try TokenRows(tokenFile: file)
-      : try (python.map { Tokenizer(interpreter: $0) } ?? Tokenizer()).tokenize(text: file, model: model)
+    if file.hasSuffix(".safetensors") {
+      self = try TokenRows(tokenFile: file)
+      return
+    }
+    // Of a model that is one file, the tokenizer stands beside it.
+    let isFile = try FileSystem.kind(of: model) == .regular
+    self = try (python.map { Tokenizer(interpreter: $0) } ?? Tokenizer()).tokenize(
+      text: file, model: isFile ? FileSystem.parent(of: model) : model)
   }
 }

@@ -27,6 +27,8 @@ public final class CheckpointReader: WeightSource {
   public let byteCount: Int
   /// The scales of tensors that stand for others.
   private let scales: [String: TensorInfo]
+  /// The header of a GGUF file.
+  public let gguf: GGUFHeader?
   /// What reads tensors that are packed.
   private let unpacker: (any WeightSource)?
 
@@ -63,6 +65,53 @@ public final class CheckpointReader: WeightSource {
   }
 
   private static let adapterFileName = "adapter_config.json"
+
+  /// Opens a directory, or a GGUF file.
+  /// - Throws: as the others do
+  public static func open(_ path: String, symlinks: SymlinkPolicy = .follow) throws -> CheckpointReader {
+    isGGUF(path)
+      ? try CheckpointReader(gguf: path, symlinks: symlinks)
+      : try CheckpointReader(directory: path, symlinks: symlinks)
+  }
+
+  /// Whether a path is that of a GGUF file, by its name.
+  public static func isGGUF(_ path: String) -> Bool { path.lowercased().hasSuffix(".gguf") }
+
+  /// Opens a GGUF file: what it says of its model stands for config.json, and its tensors have the names that they have
+  /// there.
+  /// - Throws: ``GGUFError`` or ``FileError``.
+  public init(gguf path: String, symlinks: SymlinkPolicy = .follow) throws {
+    let file = try MappedFile(path: path, symlinks: symlinks)
+    let header = try GGUFHeader(of: file)
+    let divisors = try header.tensors.first { $0.name == GGUFModel.rotaryDivisors }.map { tensor in
+      guard tensor.type.plainType == .float32, tensor.shape.count == 1, tensor.shape[0] <= 1 << 16 else {
+        throw GGUFError(file: path, reason: .badKey(tensor.name))
+      }
+      let values = Matrix(rows: 1, columns: tensor.shape[0])
+      _ = file.withBytes(tensor.bytes) { bytes in
+        values.withMutableSpan { convertWeights(bytes, .float32, into: &$0) }
+      }
+      return values.elements
+    }
+    let stored = header.tensors.map { TensorInfo($0, file: path) }
+    directory = FileSystem.parent(of: path)
+    configuration = try GGUFModel(header, rotaryDivisors: divisors).configuration
+    var tensors: [String: TensorInfo] = [:]
+    for tensor in stored where tensors.updateValue(tensor, forKey: tensor.name) != nil {
+      throw GGUFError(file: path, reason: .duplicate(tensor.name))
+    }
+    self.tensors = tensors
+    tensorNames = stored.map(\.name)
+    metadata = [:]
+    otherFiles = []
+    foreignFiles = []
+    self.symlinks = symlinks
+    files = [file.path: file]
+    byteCount = stored.reduce(0) { $0 + $1.byteRange.count }
+    scales = [:]
+    unpacker = nil
+    gguf = header
+  }
 
   /// Opens one safetensors file that stands for itself, such as a set of token ids.
   /// - Throws: ``SafetensorsError`` or ``FileError``.
@@ -121,6 +170,7 @@ public final class CheckpointReader: WeightSource {
     foreignFiles = others.foreign
     self.files = files
     unpacker = nil
+    gguf = nil
   }
 
   /// The same checkpoint with linears' weights in the place of the tensors that they are packed in.
@@ -141,6 +191,7 @@ public final class CheckpointReader: WeightSource {
     byteCount = reader.byteCount
     scales = reader.scales
     self.unpacker = unpacker
+    gguf = reader.gguf
     let type = ScaledWeights.weightType(reader.configuration)
     var tensors = reader.tensors
     var places: [String: String] = [:]
@@ -202,6 +253,9 @@ public final class CheckpointReader: WeightSource {
       case .float8(let scaling):
         return try convert(bytes, scaling, to: info.dtype, rows: rows, into: panel)
       case .packed: preconditionFailure("another source reads what is packed")
+      case .blocks(let type):
+        panel.withMutableSpan { type.read(bytes, into: &$0) }
+        return panel.firstNonFinite == nil
       case .microscaled(let coding): return try convert(bytes, coding, rows: rows, into: panel)
       case nil:
         if let part = info.scatteredPart {
@@ -301,6 +355,12 @@ public final class CheckpointReader: WeightSource {
   ) throws -> Result {
     let (file, bytes) = try location(of: tensor, range)
     return try file.withBytes(bytes, body)
+  }
+
+  /// Bytes of a GGUF file's header.
+  func ggufBytes(_ range: Range<Int>) -> [UInt8] {
+    guard let gguf, let file = files[gguf.file] else { preconditionFailure("no GGUF file") }
+    return file.withBytes(range) { bytes in unsafe bytes.withUnsafeBytes { unsafe Array($0) } }
   }
 
   /// Starts to read bytes of a tensor from the disk.

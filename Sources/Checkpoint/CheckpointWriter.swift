@@ -17,6 +17,17 @@ public struct TensorPlan: Sendable, Hashable {
     byteCount = tensor.byteCount
   }
 
+  /// A tensor in blocks of a GGUF file; its rows are whole blocks.
+  public init(name: String, type: GGUFTensorType, shape: [Int]) {
+    guard let byteCount = GGUFHeader.byteCount(shape, type) else {
+      preconditionFailure("rows of \(name) are no whole blocks of \(type.name)")
+    }
+    self.name = name
+    dtype = type.dtype
+    self.shape = shape
+    self.byteCount = byteCount
+  }
+
   public init(name: String, dtype: DType, shape: [Int]) {
     precondition(shape.allSatisfy { $0 >= 0 }, "a tensor has no negative extent")
     guard let byteCount = dtype.byteCount(ofShape: shape) else {
@@ -93,6 +104,33 @@ public final class CheckpointWriter: Sendable {
       layouts.count == 1
       ? nil
       : ["metadata": ["total_size": .integer(totalByteCount)], "weight_map": .object(weightMap)]
+    written = Mutex([:])
+  }
+
+  /// Creates one GGUF file, with all its space.
+  /// - Parameters:
+  ///   - name: the file's, in `directory`
+  ///   - plan: the tensors, in their order
+  ///   - source: the GGUF file whose keys are kept
+  ///   - fileType: llama.cpp's number of the mix of types
+  /// - Throws: ``FileError``, with ENOSPC if the tensors do not fit on the disk.
+  public init(
+    gguf name: String, in directory: String, plan: [TensorPlan], keysOf source: CheckpointReader,
+    fileType: UInt32
+  ) throws(FileError) {
+    guard let keys = source.gguf else { preconditionFailure("the source is no GGUF file") }
+    let layout = GGUFLayout(plan, keysOf: keys, bytes: source.ggufBytes, fileType: fileType)
+    let file = try OutputFile(creating: FileSystem.join(directory, name))
+    try file.reserve(layout.fileByteCount)
+    try file.write(layout.header, at: 0)
+    self.directory = directory
+    shards = [name]
+    files = [file]
+    places = Dictionary(
+      uniqueKeysWithValues: zip(plan, layout.offsets).map {
+        ($0.name, Place(file: file, offset: $1, byteCount: $0.byteCount))
+      })
+    index = nil
     written = Mutex([:])
   }
 

@@ -6,13 +6,15 @@ public enum WeightCoding: Sendable, Hashable {
   case microscaled(MicroscaledRows)
   /// As codes, in several tensors, which another source reads.
   case packed
+  /// In blocks of a GGUF file.
+  case blocks(GGUFTensorType)
 
   /// The tensor of the scales.
   var scales: String? {
     switch self {
     case .float8(let scaling): scaling.scales
     case .microscaled(let rows): rows.scales
-    case .packed: nil
+    case .packed, .blocks: nil
     }
   }
 }

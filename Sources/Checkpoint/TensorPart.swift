@@ -27,10 +27,18 @@ extension TensorInfo {
   /// Whether its bytes in the file are its elements, in their order.
   public var isStoredPlainly: Bool { coding == nil && scatteredPart == nil }
 
+  /// Of what kind the blocks are that it stands in.
+  public var blocks: GGUFTensorType? {
+    if case .blocks(let type) = coding { type } else { nil }
+  }
+
   /// The bytes that hold some rows, among others perhaps.
   func bytes(ofRows rows: Range<Int>, columns: Int) -> Range<Int> {
     switch coding {
     case .packed: return 0..<0
+    case .blocks(let type):
+      let width = columns / type.blockSize * type.blockBytes
+      return rows.lowerBound * width..<rows.upperBound * width
     case .float8: return rows.lowerBound * columns..<rows.upperBound * columns
     case .microscaled(let coding):
       guard !rows.isEmpty else { return 0..<0 }

@@ -58,6 +58,8 @@ public final class CheckpointExport: Sendable {
     let quantized = linears.filter { $0.gridFormat != nil }
     for linear in quantized { try Self.check(linear, in: source) }
     for name in formats {
+      if name == .gguf && source.gguf == nil { throw ExportError.needsGGUF }
+      if name != .gguf && source.gguf != nil { throw ExportError.onlyGGUF(format: name) }
       try name.format.check(linears)
       if traits.contains(.stackedExperts), !name.format.keepsSourceLayout {
         throw ExportError.expertsLoadNowhere(format: name)
@@ -85,7 +87,8 @@ public final class CheckpointExport: Sendable {
       outputs.append(
         Output(
           format: format, directory: path,
-          writer: try CheckpointWriter(directory: path, plan: plan, shardSizeLimit: shardSizeLimit),
+          writer: try format.makeWriter(
+            in: path, plan: plan, for: linears, source: source, shardSizeLimit: shardSizeLimit),
           outlierWriter: try Self.outlierWriter(for: quantized, format: format, directory: path)))
     }
     self.outputs = outputs
@@ -115,16 +118,22 @@ public final class CheckpointExport: Sendable {
     var planned: Set<String> = []
     return source.tensorNames.flatMap { name -> [TensorPlan] in
       guard let tensor = source.tensors[name] else { return [] }
-      if let part = tensor.part, format.keepsSourceLayout || !wholes.contains(part.whole) {
-        guard planned.insert(part.whole).inserted else { return [] }
-        return [TensorPlan(name: part.whole, dtype: tensor.dtype, shape: part.shape)]
-      }
+      let plans: [TensorPlan]
+      let part = format.keepsSourceLayout || !wholes.contains(tensor.part?.whole ?? "") ? tensor.part : nil
       if let linear = quantized[module(of: name, "weight")], let grid = linear.gridFormat {
-        return format.tensors(of: linear, grid: grid, inPlaceOf: tensor)
+        plans = format.tensors(of: linear, grid: grid, inPlaceOf: tensor)
+      } else if let type = format.blocks(ofUnquantized: tensor) {
+        plans = [TensorPlan(name: part?.whole ?? name, type: type, shape: part?.shape ?? tensor.shape)]
+      } else if let part {
+        plans = [TensorPlan(name: part.whole, dtype: tensor.dtype, shape: part.shape)]
+      } else if quantized[module(of: name, "bias")] != nil {
+        let type = format.biasType(modelType: tensor.dtype)
+        plans = [TensorPlan(name: name, dtype: type, shape: tensor.shape)]
+      } else {
+        plans = [TensorPlan(copying: tensor)]
       }
-      guard quantized[module(of: name, "bias")] != nil else { return [TensorPlan(copying: tensor)] }
-      let type = format.biasType(modelType: tensor.dtype)
-      return [TensorPlan(name: name, dtype: type, shape: tensor.shape)]
+      // Those of one stack have one.
+      return plans.filter { planned.insert($0.name).inserted }
     }
   }
 
@@ -177,6 +186,9 @@ public final class CheckpointExport: Sendable {
       guard let tensor = source.tensors[name] else { continue }
       if quantized[Self.module(of: name, "weight")] != nil { continue }
       let isBias = quantized[Self.module(of: name, "bias")] != nil
+      let rounding = outputs.filter { $0.format.blocks(ofUnquantized: tensor) != nil }
+      try round(tensor, to: rounding)
+      let outputs = outputs.filter { $0.format.blocks(ofUnquantized: tensor) == nil }
       func isConverted(in output: Output) -> Bool {
         isBias && output.format.biasType(modelType: tensor.dtype) != tensor.dtype
       }
@@ -214,6 +226,19 @@ public final class CheckpointExport: Sendable {
     guard !outputs.isEmpty else { return }
     try source.forEachPanel(of: tensor.name, shape: tensor.shape) { rows, panel in
       for output in outputs { try output.writer.write(panel, firstRow: rows.lowerBound, of: tensor) }
+    }
+    source.forget(tensor.name)
+  }
+
+  /// Rounds a tensor to blocks, a panel at a time.
+  private func round(_ tensor: TensorInfo, to outputs: [Output]) throws {
+    guard !outputs.isEmpty else { return }
+    try source.forEachPanel(of: tensor.name, shape: tensor.shape) { rows, panel in
+      let bytes = GGUFFormat.rounded(panel)
+      for output in outputs {
+        try output.writer.write(
+          tensor.part?.whole ?? tensor.name, bytes, at: rows.lowerBound * (bytes.count / rows.count))
+      }
     }
     source.forget(tensor.name)
   }
@@ -269,6 +294,8 @@ public final class CheckpointExport: Sendable {
   }
 
   private func writeConfiguration(of output: Output) throws {
+    // A GGUF file has its own.
+    if source.gguf != nil { return }
     var configuration = source.configuration.object ?? [:]
     var files: [String: JSONValue] = [:]
     configuration["quantization_config"] = nil

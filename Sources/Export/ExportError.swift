@@ -7,6 +7,11 @@ public enum ExportError: Error, Equatable, Sendable, CustomStringConvertible {
   case mixedGrids(linear: String, other: String, format: OutputFormatName)
   /// Experts of a family that no runtime loads one by one.
   case expertsLoadNowhere(format: OutputFormatName)
+  case needsGGUF
+  /// A GGUF file is to become another format.
+  case onlyGGUF(format: OutputFormatName)
+  case gridNotInGGUF(linear: String, bits: Int, groupSize: Int, isSymmetric: Bool)
+  case outliersNotInGGUF(linear: String)
   case missingTensor(String)
   case unexpectedShape(tensor: String, found: [Int], expected: [Int])
   case unsupportedType(tensor: String, type: DType)
@@ -40,6 +45,24 @@ public enum ExportError: Error, Equatable, Sendable, CustomStringConvertible {
       transformers starts with random ones in their place. Write the dense format (--format dense), or leave the \
       experts as they are (--rule '[.]experts[.]=skip')
       """
+    case .needsGGUF:
+      """
+      the gguf format is written of GGUF files: convert the checkpoint with llama.cpp's \
+      convert_hf_to_gguf.py CHECKPOINT --outtype bf16, and give its result
+      """
+    case .onlyGGUF(let format):
+      """
+      a GGUF file becomes a GGUF file, and no \(format.rawValue), as its rows and names are those of llama.cpp: leave \
+      --format out, or give the checkpoint that the file was made of
+      """
+    case .gridNotInGGUF(let linear, let bits, let groupSize, let isSymmetric):
+      """
+      \(linear) has \(bits) bits, \(groupSize == -1 ? "whole rows" : "groups of \(groupSize)") and a \
+      \(isSymmetric ? "symmetric" : "asymmetric") grid, and what is written to GGUF is Q4_0 and Q8_0, 4 or 8 bits in \
+      symmetric groups of 32: take --gguf-type Q4_0 or Q8_0, and rules with bits:4, bits:8 or skip alone
+      """
+    case .outliersNotInGGUF(let linear):
+      "\(linear): GGUF has no place for outliers: leave --outliers out, or keep more bits with --gguf-type Q8_0"
     case .missingTensor(let tensor):
       "the source checkpoint has no tensor \(tensor): check that the linear is named as in its files"
     case .unexpectedShape(let tensor, let found, let expected):

@@ -8,6 +8,7 @@ public enum OutputFormatName: String, CaseIterable, Codable, Sendable {
   case gptq
   case gptqV2 = "gptq-v2"
   case dense
+  case gguf
 
   public var format: any OutputFormat {
     switch self {
@@ -15,6 +16,7 @@ public enum OutputFormatName: String, CaseIterable, Codable, Sendable {
     case .gptq: GPTQFormat(version: .one)
     case .gptqV2: GPTQFormat(version: .two)
     case .dense: DenseFormat()
+    case .gguf: GGUFFormat()
     }
   }
 }
@@ -35,6 +37,16 @@ public protocol OutputFormat: Sendable {
 
   /// Whether weights stand in the tensors in which the source has them, stacked experts in their stack.
   var keepsSourceLayout: Bool { get }
+
+  /// The blocks that a tensor is rounded to that is no quantized linear; nil if it stays as it is.
+  func blocks(ofUnquantized tensor: TensorInfo) -> GGUFTensorType?
+
+  /// Creates the files, with all their space.
+  /// - Parameter linears: all of the model
+  func makeWriter(
+    in directory: String, plan: [TensorPlan], for linears: [LinearDescription], source: CheckpointReader,
+    shardSizeLimit: Int
+  ) throws -> CheckpointWriter
 
   /// Checks that the format can hold these linears side by side.
   /// - Throws: ``ExportError`` naming the linear, the rule, and the way out.
@@ -62,6 +74,13 @@ public protocol OutputFormat: Sendable {
 extension OutputFormat {
   public var storesOutliersApart: Bool { true }
   public var keepsSourceLayout: Bool { false }
+  public func blocks(ofUnquantized tensor: TensorInfo) -> GGUFTensorType? { nil }
+  public func makeWriter(
+    in directory: String, plan: [TensorPlan], for linears: [LinearDescription], source: CheckpointReader,
+    shardSizeLimit: Int
+  ) throws -> CheckpointWriter {
+    try CheckpointWriter(directory: directory, plan: plan, shardSizeLimit: shardSizeLimit)
+  }
   public func biasType(modelType: DType) -> DType { modelType }
   public func check(_ linears: [LinearDescription]) throws(ExportError) {}
   public func files(configuration: JSONValue) -> [String: JSONValue] { [:] }

@@ -12,7 +12,7 @@ struct ExpertPrior {
   /// Tokens of each kind that are looked at.
   static let sampleTokens = 512
   /// Times that λ is taken for an expert's first half, and for its second.
-  static let strengths = (expansion: 4.0, contraction: 1.0)
+  static let strengths = (expansion: 4.0, contraction: 0.25)
   /// Own tokens that say something.
   private static let fewest = 8
 

@@ -40,7 +40,7 @@ public final class QuantizationRun: Sendable {
   /// - Throws: an error that names the file or tensor, if the request cannot be met.
   public init(_ request: QuantizationRequest, backend: any ComputeBackend) throws {
     if try FileSystem.exists(request.output) { throw PipelineError.outputExists(request.output) }
-    source = try request.source ?? SourceFiles(of: request.model, symlinks: request.symlinks)
+    source = try request.source ?? SourceFiles(ofCheckpoint: request.model, symlinks: request.symlinks)
     let description: ModelDescription
     (checkpoint, description) = try Self.open(
       request.model, symlinks: request.symlinks, allowingRequantizing: request.allowsRequantizing)
@@ -88,14 +88,19 @@ public final class QuantizationRun: Sendable {
   public static func open(
     _ model: String, symlinks: SymlinkPolicy, allowingRequantizing isAllowed: Bool
   ) throws -> (CheckpointReader, ModelDescription) {
-    var checkpoint = try CheckpointReader(directory: model, symlinks: symlinks)
+    var checkpoint = try CheckpointReader.open(model, symlinks: symlinks)
     if let method = checkpoint.configuration["quantization_config"]?["quant_method"]?.string,
       !checkpoint.isScaled
     {
       guard isAllowed else { throw PipelineError.alreadyQuantized(method: method) }
       checkpoint = try PackedCheckpoint(checkpoint, symlinks: symlinks).unpacked
     }
-    return (checkpoint, try ModelDescription(checking: checkpoint, source: checkpoint))
+    let description = try ModelDescription(checking: checkpoint, source: checkpoint)
+    let blocks = description.requiredTensors.lazy.compactMap { checkpoint.tensors[$0.name]?.blocks }
+    if !isAllowed, let type = blocks.first(where: { _ in true }) {
+      throw PipelineError.alreadyQuantized(method: type.name)
+    }
+    return (checkpoint, description)
   }
 
   /// The linears that are to be quantized.
@@ -259,7 +264,7 @@ public final class QuantizationRun: Sendable {
 
   /// - Throws: ``SourceChange``: what has been read and what is still to come may be of two checkpoints.
   private func checkSource() throws {
-    try source.check(in: request.model, symlinks: request.symlinks)
+    try source.check(in: checkpoint.directory, symlinks: request.symlinks)
   }
 
   /// A cache that is damaged as often as this lies on a device that will not get better.

@@ -23,6 +23,15 @@ public struct SourceFiles: Sendable, Equatable, Codable {
     self.stamps = stamps
   }
 
+  /// The same of a checkpoint's directory, or of a checkpoint that is one file.
+  public init(ofCheckpoint path: String, symlinks: SymlinkPolicy) throws(FileError) {
+    guard try FileSystem.kind(of: path, symlinks: symlinks) == .regular else {
+      self = try SourceFiles(of: path, symlinks: symlinks)
+      return
+    }
+    stamps = [FileSystem.name(of: path): try FileSystem.stamp(of: path, symlinks: symlinks).stamp]
+  }
+
   /// - Throws: ``SourceChange`` for the first file, by name, that is not what it was.
   public func check(in directory: String, symlinks: SymlinkPolicy) throws(SourceChange) {
     for (name, before) in stamps.sorted(by: { $0.key < $1.key }) {

@@ -23,7 +23,9 @@ struct EvaluateCommand: ParsableCommand {
         quantease eval llama-w4 --text heldout.txt --windows 10
       """)
 
-  @Argument(help: ArgumentHelp("The checkpoint's directory.", valueName: "model"), completion: .directory)
+  @Argument(
+    help: ArgumentHelp("The checkpoint's directory, or a GGUF file.", valueName: "model"),
+    completion: .directory)
   var model: String
 
   @Option(help: ArgumentHelp("A text to tokenize.", valueName: "file"), completion: .file())

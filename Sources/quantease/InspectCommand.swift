@@ -12,7 +12,9 @@ struct InspectCommand: ParsableCommand {
     abstract: "Says what a checkpoint holds and whether it can be quantized.",
     discussion: "Reads config.json and the headers of the shards; no weights.")
 
-  @Argument(help: ArgumentHelp("The checkpoint's directory.", valueName: "model"), completion: .directory)
+  @Argument(
+    help: ArgumentHelp("The checkpoint's directory, or a GGUF file.", valueName: "model"),
+    completion: .directory)
   var model: String
 
   @Flag(help: "Print JSON.")
@@ -67,7 +69,7 @@ struct InspectCommand: ParsableCommand {
       parameters: tensors.map { $0.shape.reduce(1, *) }.reduce(0, +),
       linears: linears.count,
       quantizableParameters: linearParameters,
-      dtypes: Set(tensors.map(\.dtype.rawValue)).sorted(),
+      dtypes: Set(tensors.map { $0.blocks?.name ?? $0.dtype.rawValue }).sorted(),
       quantization: checkpoint.configuration["quantization_config"]?["quant_method"]?.string,
       memoryBytes: memory(.auto), memoryBytesOfLayerTarget: memory(.layer),
       kernels: backend.kernels(for: operands))

@@ -16,7 +16,9 @@ struct PlanCommand: ParsableCommand {
         quantease plan llama --bits 3 --samples 256
       """)
 
-  @Argument(help: ArgumentHelp("The checkpoint's directory.", valueName: "model"), completion: .directory)
+  @Argument(
+    help: ArgumentHelp("The checkpoint's directory, or a GGUF file.", valueName: "model"),
+    completion: .directory)
   var model: String
 
   @Option(
@@ -39,7 +41,7 @@ struct PlanCommand: ParsableCommand {
     try settings.requirePossible()
   }
 
-  private var settings: QuantizationSettings { QuantizationSettings(grid, solver, options) }
+  private var settings: QuantizationSettings { QuantizationSettings(grid, solver, options, model: model) }
 
   func run() throws {
     let model = URL(fileURLWithPath: model).standardizedFileURL.path

@@ -20,13 +20,16 @@ struct QuantizeCommand: ParsableCommand {
       Examples:
         quantease quantize llama --output llama-w4 --calibration prose.txt
         quantease quantize llama --output llama-w4g128 --group-size 128 --symmetric --calibration prose.txt
+        quantease quantize llama-bf16.gguf --output llama-Q4_0 --gguf-type Q4_0 --calibration ids.safetensors
         quantease quantize llama --output out --bits 3 --format gptq --format dense --calibration ids.safetensors
 
       What loads where: 4 and 8 bits symmetric load in vLLM and transformers in every format;
       2 and 3 bits, and asymmetric grids, in fewer: the report says in which.
       """)
 
-  @Argument(help: ArgumentHelp("The checkpoint's directory.", valueName: "model"), completion: .directory)
+  @Argument(
+    help: ArgumentHelp("The checkpoint's directory, or a GGUF file.", valueName: "model"), completion: .file()
+  )
   var model: String
 
   @Option(
@@ -64,7 +67,7 @@ struct QuantizeCommand: ParsableCommand {
   }
 
   private var settings: QuantizationSettings {
-    var settings = QuantizationSettings(grid, solver, options)
+    var settings = QuantizationSettings(grid, solver, options, model: model)
     settings.seed = seed
     settings.strict = strict
     return settings
@@ -85,7 +88,7 @@ struct QuantizeCommand: ParsableCommand {
     let run = try QuantizationRun(
       QuantizationRequest(
         model: model, output: output, recipe: try settings.recipe(), target: settings.resolvedTarget,
-        targetShare: settings.resolvedTargetShare, formats: options.format,
+        targetShare: settings.resolvedTargetShare, formats: settings.formats,
         calibration: try CalibrationSet(
           drawing: options.samples, sequenceLength: options.sequenceLength, from: rows, seed: seed),
         seed: seed, calibrationSource: calibration, cacheDirectory: machine.cacheDir,
@@ -124,6 +127,19 @@ struct GridOptions: ParsableArguments {
   @Option(help: "Columns that share a scale; -1 is one scale for a whole row.")
   var groupSize = -1
 
+  @Option(
+    help: """
+      For GGUF files, in place of --bits: Q4_0, 4 bits, or Q8_0, 8 bits; both in symmetric groups of 32 columns.
+      """)
+  var ggufType: GGUFType?
+
+  enum GGUFType: String, ExpressibleByArgument, CaseIterable {
+    case q4_0 = "Q4_0"
+    case q8_0 = "Q8_0"
+
+    var bits: Int { self == .q4_0 ? 4 : 8 }
+  }
+
   @Flag(
     exclusivity: .exclusive,
     help: "Without or with zero points. Symmetric loads in more runtimes, asymmetric is more exact.")
@@ -145,6 +161,7 @@ struct GridOptions: ParsableArguments {
     settings.groupSize = groupSize
     settings.symmetric = symmetry == .symmetric
     settings.unsignedScales = unsignedScales
+    if let ggufType { settings.bits = ggufType.bits }
   }
 }
 
@@ -237,9 +254,10 @@ struct RunOptions: ParsableArguments {
   @Option(
     help: ArgumentHelp(
       "\(OutputFormatName.allCases.map(\.rawValue).joined(separator: ", ")). "
-        + "Several may be given: each then gets a directory of its own under --output.",
+        + "Several may be given: each then gets a directory of its own under --output. Default: compressed-tensors, "
+        + "or gguf for a GGUF file.",
       valueName: "format"))
-  var format: [OutputFormatName] = [.compressedTensors]
+  var format: [OutputFormatName] = []
 
   @Option(help: "Sequences to draw from the calibration file.")
   var samples = 128
@@ -289,7 +307,7 @@ struct RunOptions: ParsableArguments {
 
   func set(_ settings: inout QuantizationSettings) {
     settings.rules = rules
-    settings.formats = format
+    if !format.isEmpty { settings.formats = format }
     settings.samples = samples
     settings.sequenceLength = sequenceLength
     settings.precision = precision
@@ -298,11 +316,16 @@ struct RunOptions: ParsableArguments {
 }
 
 extension QuantizationSettings {
-  init(_ grid: GridOptions, _ solver: SolverOptions, _ options: RunOptions) {
+  init(_ grid: GridOptions, _ solver: SolverOptions, _ options: RunOptions, model: String) {
     self.init()
     grid.set(&self)
     solver.set(&self)
     options.set(&self)
+    guard CheckpointReader.isGGUF(model) else { return }
+    // What its types have.
+    if options.format.isEmpty { formats = [.gguf] }
+    if groupSize == -1 { groupSize = 32 }
+    symmetric = true
   }
 
   /// Refuses values that exclude each other, as a mistake on the command line.

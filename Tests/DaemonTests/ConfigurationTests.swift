@@ -173,7 +173,7 @@ struct ConfigurationTests {
     ),
     (
       "defaults:\n  format: [gptq, awq]",
-      #"quanteased.yaml:2:3: format: "gptq, awq" is not possible; expected one or more of compressed-tensors, gptq, gptq-v2, dense"#
+      #"quanteased.yaml:2:3: format: "gptq, awq" is not possible; expected one or more of compressed-tensors, gptq, gptq-v2, dense, gguf"#
     ),
     (
       "defaults:\n  solver: gptq\n  outliers: 0.01",

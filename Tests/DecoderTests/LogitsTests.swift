@@ -22,6 +22,15 @@ struct LogitsTests {
     try expectAgreement(of: Fixture(name), by: OpenBLASBackend(threads: 2))
   }
 
+  @Test(arguments: ["llama", "llama-rope-llama3", "qwen2", "qwen3"])
+  func `logits of a GGUF file agree with transformers' of the checkpoint that it was converted from`(
+    _ name: String
+  ) throws {
+    let fixture = try Fixture(
+      CheckpointReader(gguf: TestFiles.gguf("\(name).gguf")), expected: TestFiles.gguf("\(name).safetensors"))
+    try expectAgreement(of: fixture, by: OpenBLASBackend(threads: 2))
+  }
+
   @Test(arguments: ["llama", "falcon-40b"])
   func `logits by the reference backend agree with transformers`(_ name: String) throws {
     try expectAgreement(of: Fixture(name), by: ReferenceBackend())
@@ -115,12 +124,16 @@ struct Fixture {
   let logits: [Float]
 
   init(_ name: String) throws {
-    let checkpoint = try CheckpointReader(directory: TestFiles.model(name))
+    try self.init(
+      CheckpointReader(directory: TestFiles.model(name)),
+      expected: TestFiles.model("\(name)/expected.safetensors"))
+  }
+
+  init(_ checkpoint: CheckpointReader, expected: String) throws {
     self.checkpoint = checkpoint
     description = try ModelDescription(configuration: checkpoint.configuration) {
       checkpoint.shape(of: $0) != nil
     }
-    let expected = TestFiles.model("\(name)/expected.safetensors")
     let rows = try TokenRows(tokenFile: expected).rows
     tokens = rows.flatMap { $0 }
     sequenceLength = rows[0].count

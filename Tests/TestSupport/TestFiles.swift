@@ -34,6 +34,11 @@ public enum TestFiles {
     FileSystem.join(repository, "Tests/Fixtures/fp8/\(name)")
   }
 
+  /// A GGUF file, or what is expected of it, among the fixtures.
+  public static func gguf(_ name: String) -> String {
+    FileSystem.join(repository, "Tests/Fixtures/gguf/\(name)")
+  }
+
   /// The names of all checkpoints among the fixtures.
   public static let models: [String] = {
     let names = try? FileSystem.names(in: FileSystem.join(repository, "Tests/Fixtures/models"))

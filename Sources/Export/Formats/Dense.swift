@@ -15,7 +15,8 @@ public struct DenseFormat: OutputFormat {
   public func tensors(
     of linear: LinearDescription, grid: GridFormat, inPlaceOf weight: TensorInfo
   ) -> [TensorPlan] {
-    [TensorPlan(copying: weight)]
+    guard let part = weight.part else { return [TensorPlan(copying: weight)] }
+    return [TensorPlan(name: part.whole, dtype: weight.dtype, shape: part.shape)]
   }
 
   public func write(_ linear: QuantizedLinear, inPlaceOf weight: TensorInfo, to writer: CheckpointWriter)

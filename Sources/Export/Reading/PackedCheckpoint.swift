@@ -133,13 +133,13 @@ extension PackedCheckpoint {
   }
 }
 
-/// Opens a checkpoint for reading its weights, packed or not.
+/// Opens a checkpoint, or a GGUF file, for reading its weights, packed or not.
 /// - Returns: The reader of its files, and what gives its weights.
 /// - Throws: What ``CheckpointReader`` and ``PackedCheckpoint`` throw.
 public func openWeights(
   _ directory: String, symlinks: SymlinkPolicy = .follow
 ) throws -> (reader: CheckpointReader, weights: any WeightSource) {
-  let reader = try CheckpointReader(directory: directory, symlinks: symlinks)
+  let reader = try CheckpointReader.open(directory, symlinks: symlinks)
   let isPacked = reader.configuration["quantization_config"]?.object != nil && !reader.isScaled
   guard isPacked else { return (reader, reader) }
   return (reader, try PackedCheckpoint(reader, symlinks: symlinks))

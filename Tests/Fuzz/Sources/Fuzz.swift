@@ -20,6 +20,8 @@ enum FuzzTarget: String, CaseIterable {
   case torch
   /// A safetensors file.
   case safetensors
+  /// A GGUF file.
+  case gguf
   /// `model.safetensors.index.json`.
   case index
   /// Any JSON.
@@ -43,6 +45,10 @@ enum FuzzTarget: String, CaseIterable {
           try TorchFile(path: "input", byteCount: bytes.count) { Array(bytes[$0]) }.tensors, in: bytes.count)
       case .safetensors:
         check(try SafetensorsHeader(of: InputFile.model.mapped(bytes)).tensors, in: bytes.count)
+      case .gguf:
+        InputFile.gguf.write(bytes)
+        let reader = try CheckpointReader(gguf: InputFile.gguf.path)
+        check(Array(reader.tensors.values), in: bytes.count)
       case .index:
         InputFile.index.write(bytes)
         _ = try ShardIndex(directory: InputFile.folder, symlinks: .refuse)
@@ -72,6 +78,7 @@ enum FuzzTarget: String, CaseIterable {
 private struct InputFile {
   static let folder: String = unsafe getenv("QUANTEASE_FUZZ_FOLDER").map { unsafe String(cString: $0) } ?? "."
   static let model = InputFile("input.safetensors")
+  static let gguf = InputFile("input.gguf")
   static let index = InputFile(WeightFormat.safetensors.indexName)
 
   let path: String

@@ -1,0 +1,217 @@
+import SystemIO
+import Tensors
+import TestSupport
+import Testing
+
+@testable import Checkpoint
+
+/// GGUF files: of llama.cpp's converter, and such as cannot be.
+struct GGUFTests {
+  private let directory: TemporaryDirectory
+
+  init() throws { directory = try TemporaryDirectory() }
+
+  private func bytes(_ name: String) throws -> [UInt8] {
+    try FileSystem.contents(of: TestFiles.gguf(name), limit: 1 << 24)
+  }
+
+  private func reader(_ bytes: [UInt8], as name: String = "model.gguf") throws -> CheckpointReader {
+    try CheckpointReader(gguf: directory.write(bytes, to: name))
+  }
+
+  @Test func `a model is what its keys say`() throws {
+    let reader = try CheckpointReader(gguf: TestFiles.gguf("qwen3.gguf"))
+    #expect(reader.configuration["model_type"]?.string == "qwen3")
+    #expect(reader.configuration["hidden_size"]?.int == 64)
+    #expect(reader.configuration["head_dim"]?.int == 24)
+    #expect(reader.configuration["rope_theta"]?.double == 100)
+    #expect(reader.shape(of: "model.layers.1.mlp.down_proj.weight") == [64, 96])
+    #expect(reader.tensors["model.layers.0.self_attn.q_norm.weight"]?.dtype == .float32)
+    #expect(reader.tensors["model.layers.0.self_attn.q_proj.weight"]?.part?.whole == "blk.0.attn_q.weight")
+  }
+
+  /// Every value of the blocks that the package gguf was given.
+  @Test(arguments: ["Q4_0", "Q8_0"])
+  func `blocks are read as llama.cpp's own package reads them`(_ name: String) throws {
+    let fixture = try CheckpointReader(file: TestFiles.gguf("blocks.safetensors"))
+    let type = try #require(GGUFTensorType(.other(name)))
+    let info = try #require(fixture.tensors[name])
+    let values = try fixture.matrix("\(name).values", shape: [60, 64])
+    let found = Matrix(rows: 60, columns: 64)
+    try fixture.withBytes(of: name, 0..<info.byteRange.count) { bytes in
+      found.withMutableSpan { type.read(bytes, into: &$0) }
+    }
+    #expect(found.elements == values.elements)
+  }
+
+  @Test func `what is written of a file's keys is read again, and its data is aligned`() throws {
+    let source = try CheckpointReader(gguf: TestFiles.gguf("llama.gguf"))
+    let plan = [
+      TensorPlan(name: "a.weight", type: .q4_0, shape: [3, 32]),
+      TensorPlan(name: "token_embd.weight", dtype: .float32, shape: [5, 64]),
+      TensorPlan(name: "b.weight", type: .q8_0, shape: [1, 64]),
+    ]
+    let writer = try CheckpointWriter(
+      gguf: "out.gguf", in: directory.path, plan: plan, keysOf: source, fileType: 2)
+    for tensor in plan {
+      try writer.write(tensor.name, (0..<tensor.byteCount).map { UInt8(truncatingIfNeeded: $0) })
+    }
+    try writer.finish()
+    let path = directory.file("out.gguf")
+    let header = try GGUFHeader(of: MappedFile(path: path))
+    let before = try #require(source.gguf)
+    let own = ["general.file_type", "general.quantization_version"]
+    #expect(
+      header.keys.map(\.name)
+        == before.keys.map(\.name).filter { !own.contains($0) } + own.reversed())
+    for key in before.keys where !own.contains(key.name) {
+      guard case .array = key.value else {
+        #expect(header[key.name] == key.value)
+        continue
+      }
+    }
+    #expect(header["general.file_type"] == .integer(2))
+    #expect(header.tensors.map(\.name) == plan.map(\.name))
+    #expect(header.tensors.map(\.shape) == plan.map(\.shape))
+    #expect(header.tensors.allSatisfy { $0.bytes.lowerBound.isMultiple(of: 32) })
+    let file = try FileSystem.contents(of: path, limit: 1 << 20)
+    for (tensor, planned) in zip(header.tensors, plan) {
+      #expect(tensor.bytes.count == planned.byteCount)
+      #expect(Array(file[tensor.bytes]) == (0..<planned.byteCount).map { UInt8(truncatingIfNeeded: $0) })
+    }
+  }
+
+  // MARK: What cannot be
+
+  /// A change of bytes at a text's place, or a fixed one, and what it is refused as.
+  struct Hostile: Sendable, CustomTestStringConvertible {
+    let testDescription: String
+    let change: @Sendable (inout [UInt8]) -> Void
+    let isExpected: @Sendable (GGUFError.Reason) -> Bool
+
+    init(
+      _ what: String, _ change: @escaping @Sendable (inout [UInt8]) -> Void,
+      _ isExpected: @escaping @Sendable (GGUFError.Reason) -> Bool
+    ) {
+      testDescription = what
+      self.change = change
+      self.isExpected = isExpected
+    }
+  }
+
+  /// Where a text ends in the file.
+  private static func end(of text: String, in bytes: [UInt8]) -> Int {
+    let text = Array(text.utf8)
+    return (0..<bytes.count - text.count).first { Array(bytes[$0..<$0 + text.count]) == text }! + text.count
+  }
+
+  private static let huge = [UInt8](repeating: 0xFF, count: 8)
+
+  static let hostile: [Hostile] = [
+    Hostile("another magic", { $0[0] = 0x47 + 1 }) { $0 == .notGGUF },
+    Hostile("nothing", { $0 = [] }) { $0 == .notGGUF },
+    Hostile("a version to come", { $0[4] = 9 }) { $0 == .version(9) },
+    Hostile("big-endian", { $0.replaceSubrange(4..<8, with: [0, 0, 0, 3]) }) { $0 == .bigEndian },
+    Hostile("the end in its counts", { $0 = Array($0.prefix(12)) }) {
+      if case .truncated = $0 { true } else { false }
+    },
+    Hostile("the end in its keys", { $0 = Array($0.prefix(90)) }) {
+      switch $0 {
+      case .truncated, .count: true
+      default: false
+      }
+    },
+    Hostile("more tensors than bytes", { $0.replaceSubrange(8..<16, with: huge) }) {
+      if case .count("the number of tensors", 8) = $0 { true } else { false }
+    },
+    Hostile("more keys than bytes", { $0.replaceSubrange(16..<24, with: huge) }) {
+      if case .count("the number of keys", 16) = $0 { true } else { false }
+    },
+    Hostile("a key longer than the file", { $0.replaceSubrange(24..<32, with: huge) }) {
+      if case .count = $0 { true } else { false }
+    },
+    Hostile("a key that is no text", { $0[32] = 0xFF }) { $0 == .badText(byte: 32) },
+    Hostile(
+      "a type of value that there is not",
+      { bytes in bytes[end(of: "llama.block_count", in: bytes)] = 77 }
+    ) { $0 == .valueType(77, key: "llama.block_count") },
+    Hostile(
+      "an array of arrays", { bytes in bytes[end(of: "tokenizer.ggml.tokens", in: bytes) + 4] = 9 }
+    ) { $0 == .valueType(9, key: "tokenizer.ggml.tokens") },
+    Hostile(
+      "a longer array than the file",
+      { bytes in
+        let place = end(of: "tokenizer.ggml.tokens", in: bytes) + 8
+        bytes.replaceSubrange(place..<place + 8, with: huge)
+      }
+    ) { if case .count = $0 { true } else { false } },
+    Hostile(
+      "an architecture of strangers",
+      { bytes in
+        let place = end(of: "general.architecture", in: bytes) + 12
+        bytes.replaceSubrange(place..<place + 5, with: Array("mamba".utf8))
+      }
+    ) { if case .architecture("mamba", _) = $0 { true } else { false } },
+    Hostile(
+      "five extents", { bytes in bytes[end(of: "blk.0.attn_q.weight", in: bytes)] = 5 }
+    ) { $0 == .shape([5], tensor: "blk.0.attn_q.weight") },
+    Hostile(
+      "an extent beyond all numbers",
+      { bytes in
+        let place = end(of: "blk.0.attn_q.weight", in: bytes) + 4
+        bytes.replaceSubrange(place..<place + 8, with: huge)
+      }
+    ) { if case .shape = $0 { true } else { false } },
+    Hostile(
+      "extents whose product is",
+      { bytes in
+        let place = end(of: "blk.0.attn_q.weight", in: bytes) + 4
+        for start in [place + 4, place + 12] {
+          bytes.replaceSubrange(start..<start + 3, with: [0xFF, 0xFF, 0xFF])
+        }
+      }
+    ) { if case .shape = $0 { true } else { false } },
+    Hostile(
+      "a type that there is not", { bytes in bytes[end(of: "blk.0.attn_q.weight", in: bytes) + 20] = 99 }
+    ) { $0 == .tensorType(99, tensor: "blk.0.attn_q.weight") },
+    Hostile(
+      "rows of no whole blocks", { bytes in bytes[end(of: "blk.0.attn_norm.weight", in: bytes) + 12] = 12 }
+    ) { if case .shape(_, "blk.0.attn_norm.weight") = $0 { true } else { false } },
+    Hostile(
+      "a tensor in another one's place",
+      { bytes in bytes[end(of: "blk.0.attn_q.weight", in: bytes) + 24] += 32 }
+    ) { if case .place(_, _, "blk.0.attn_q.weight") = $0 { true } else { false } },
+    Hostile("a file cut off", { $0.removeLast(100) }) { if case .outOfFile = $0 { true } else { false } },
+    Hostile(
+      "a key twice",
+      { bytes in
+        let place = end(of: "general.type", in: bytes) - 12
+        let other = end(of: "general.name", in: bytes) - 12
+        bytes.replaceSubrange(other..<other + 12, with: Array(bytes[place..<place + 12]))
+      }
+    ) { $0 == .duplicate("general.type") },
+    Hostile(
+      "two names of one tensor",
+      { bytes in
+        let place = end(of: "blk.1.attn_q.weight", in: bytes) - 19
+        bytes[place + 4] = UInt8(ascii: "0")
+      }
+    ) { $0 == .duplicate("blk.0.attn_q.weight") },
+  ]
+
+  @Test(arguments: hostile)
+  func `what cannot be is refused by its place`(_ hostile: Hostile) throws {
+    var bytes = try bytes("llama.gguf")
+    hostile.change(&bytes)
+    let error = try #require(throws: GGUFError.self) { try reader(bytes) }
+    #expect(hostile.isExpected(error.reason), "\(error)")
+    #expect("\(error)".contains("model.gguf"))
+  }
+
+  @Test func `a file that ends anywhere is refused`() throws {
+    let bytes = try bytes("llama.gguf")
+    for count in stride(from: 0, to: bytes.count, by: 997) {
+      #expect(throws: GGUFError.self) { try reader(Array(bytes.prefix(count)), as: "\(count).gguf") }
+    }
+  }
+}
