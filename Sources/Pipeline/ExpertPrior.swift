@@ -48,14 +48,21 @@ struct ExpertPrior {
     var energies = [Double](repeating: 0, count: others.columns)
     backend.withHostMatrix(others, for: .reading) { host in
       host.withSpan { span in
-        for index in span.indices { energies[index % host.columns] += Double(span[index] * span[index]) }
+        for row in 0..<host.rows {
+          for column in 0..<host.columns {
+            let value = span[row * host.columns + column]
+            energies[column] += Double(value * value)
+          }
+        }
       }
     }
     let factors = energies.map { $0 > 0 ? Float((Double(others.rows) / $0).squareRoot()) : 0 }
     for matrix in [own, others] {
       backend.withHostMatrix(matrix, for: .changing) { host in
         host.withMutableSpan { span in
-          for index in span.indices { span[index] *= factors[index % factors.count] }
+          for row in 0..<host.rows {
+            for column in factors.indices { span[row * factors.count + column] *= factors[column] }
+          }
         }
       }
     }
@@ -68,10 +75,15 @@ struct ExpertPrior {
     var sums = (ofRows: 0.0, ofPairs: 0.0)
     backend.withHostMatrix(kernel, for: .reading) { host in
       host.withSpan { span in
-        for index in span.indices {
-          let square = Double(span[index]) * Double(span[index])
-          let isSame = index / host.columns == index % host.columns
-          if isSame { sums.ofRows += square } else { sums.ofPairs += square }
+        for row in 0..<host.rows {
+          var sum: Float = 0
+          for column in 0..<host.columns {
+            let value = span[row * host.columns + column]
+            sum += value * value
+          }
+          let own = row < host.columns ? span[row * host.columns + row] : 0
+          sums.ofRows += Double(own * own)
+          sums.ofPairs += Double(sum) - Double(own * own)
         }
       }
     }

@@ -125,9 +125,7 @@ struct Needs: Encodable {
     // Where the cache may not be tried, a temporary file tells nearly as well.
     let directory = try FileSystem.nearestExisting(places.cache)
     let place = FileSystem.isWritable(directory) ? directory : FileManager.default.temporaryDirectory.path
-    // A trial of a layer would have all of its experts in memory.
-    let isTried = !plan.model.hasMixtures
-    let time = try (isTried ? memory : nil).map {
+    let time = try memory.map {
       try plan.timePlan(backend: backend, memory: $0, cacheDirectory: place)
     }
     seconds = time?.seconds
@@ -158,9 +156,7 @@ struct Needs: Encodable {
     lines.append(
       "memory   \(Console.bytes(memoryBytes)) at the peak of \(Console.bytes(memoryBudgetBytes)) (\(phases.joined(separator: ", ")))"
     )
-    guard let seconds, let secondsPerPhase, let basis else {
-      return lines + ["time     not estimated: mixtures of experts are not tried"]
-    }
+    guard let seconds, let secondsPerPhase, let basis else { return lines }
     let parts = secondsPerPhase.sorted { $0.value > $1.value }.map { "\($0.key) \(Console.time($0.value))" }
     lines.append("time     about \(Console.time(seconds)) (\(parts.joined(separator: ", ")))")
     return lines + ["basis    \(basis)"]

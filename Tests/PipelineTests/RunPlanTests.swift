@@ -18,6 +18,7 @@ struct RunPlanTests {
 
   @Test(arguments: [
     "llama", "opt-post-350m", "bloom", "falcon-40b", "gemma4", "qwen3-5", "llama-bf16-sharded",
+    "qwen3-moe", "deepseek-v3", "gemma4-moe", "gpt-oss", "ernie-moe",
   ])
   func `every phase of every kind of layer takes time, and a trial leaves nothing behind`(_ fixture: String)
     throws
@@ -53,6 +54,10 @@ struct RunPlanTests {
     #expect(eight.journalBytes == 2 * four.journalBytes)
     #expect(both.resultBytes == 2 * four.resultBytes)
     #expect(try plan("llama") { $0.formats = [.dense] }.resultBytes == four.inputBytes)
+    // A GGUF file is a model as any other.
+    let gguf = try RunPlan(
+      model: TestFiles.gguf("llama.gguf"), settings: QuantizationSettings(), symlinks: .follow)
+    #expect(gguf.linearCount == 14)
     let mixture = try plan("qwen3-moe")
     // The residual stream and context or expansion in 16 bits, and what experts read and make in 32.
     #expect(mixture.cacheBytes > 4 * 12 * 2 * 4 * mixture.model.hiddenSize)
