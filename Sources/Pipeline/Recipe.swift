@@ -60,6 +60,11 @@ public struct Recipe: Sendable {
           if let treatment, treatment.outliers != nil, !(treatment.solver is QuantEase) {
             throw .outliersNeedQuantEase(module, solver: treatment.solver.name)
           }
+          if let treatment, matching.contains(where: { rules[$0].passes != nil }),
+            !(treatment.solver is QuantEase)
+          {
+            throw .passesNeedQuantEase(module, solver: treatment.solver.name)
+          }
           treatments[module] = treatment
           for index in matching { used[index] = true }
           if let first, first.grid != treatment?.gridFormat {
@@ -94,8 +99,10 @@ public struct RecipeRule: Sendable {
   public var isSymmetric: Bool?
   public var solver: (any LayerSolver)?
   public var outlierShare: Double?
+  public var passes: Int?
 
-  /// Reads `PATTERN=SETTING,SETTING…`: skip, bits:3, group-size:128, symmetric, asymmetric, solver:gptq, outliers:0.01.
+  /// Reads `PATTERN=SETTING,SETTING…`: skip, bits:3, group-size:128, symmetric, asymmetric, solver:gptq, outliers:0.01,
+  /// passes:5.
   /// - Parameter solvers: the solvers by name
   public init(parsing text: String, solvers: [String: any LayerSolver]) throws(RecipeError) {
     guard let separator = text.lastIndex(of: "="), separator != text.startIndex else {
@@ -115,6 +122,7 @@ public struct RecipeRule: Sendable {
       case "bits": bitWidth = Int(value).flatMap(BitWidth.init(rawValue:))
       case "group-size": groupSize = Int(value).flatMap { GroupSize($0) }
       case "solver": solver = solvers[value]
+      case "passes": passes = Int(value).flatMap { $0 > 0 ? $0 : nil }
       case "outliers": outlierShare = Double(value).flatMap { (0...1).contains($0) ? $0 : nil }
       default: throw .malformed(text, reason: "unknown setting \(parts[0])")
       }
@@ -124,6 +132,7 @@ public struct RecipeRule: Sendable {
         case "group-size": groupSize != nil
         case "solver": solver != nil
         case "outliers": outlierShare != nil
+        case "passes": passes != nil
         default: true
         }
       guard isUnderstood else { throw .malformed(text, reason: "\(setting) is not possible") }
@@ -144,6 +153,11 @@ public struct RecipeRule: Sendable {
     if let groupSize { result.gridFormat.groupSize = groupSize }
     if let isSymmetric { result.gridFormat.isSymmetric = isSymmetric }
     if let solver { result.solver = solver }
+    if let passes, let quantEase = result.solver as? QuantEase {
+      var settings = quantEase.settings
+      settings.passes = passes
+      result.solver = QuantEase(settings)
+    }
     if let outlierShare {
       var settings = treatment.outliers ?? OutlierSettings()
       settings.share = outlierShare
@@ -159,17 +173,20 @@ public enum RecipeError: Error, Sendable, Equatable, CustomStringConvertible {
   case matchesNothing(String)
   case fusedModulesDiffer(String, String)
   case outliersNeedQuantEase(String, solver: String)
+  case passesNeedQuantEase(String, solver: String)
 
   public var description: String {
     switch self {
     case .malformed(let rule, let reason):
       "rule \"\(rule)\": \(reason); write PATTERN=SETTING,SETTING with skip, bits:3, group-size:128, "
-        + "symmetric, asymmetric, solver:gptq, outliers:0.01"
+        + "symmetric, asymmetric, solver:gptq, outliers:0.01, passes:5"
     case .matchesNothing(let pattern):
       "rule \"\(pattern)\" matches no linear of this model; 'quantease inspect' shows their names"
     case .fusedModulesDiffer(let first, let second):
       "\(first) and \(second) would get different grids, but runtimes fuse them into one linear; "
         + "let a rule match both or neither"
+    case .passesNeedQuantEase(let module, let solver):
+      "\(module): passes go with the solver quantease, not \(solver); leave them out of the rule, or add solver:quantease"
     case .outliersNeedQuantEase(let module, let solver):
       "\(module): outliers go with the solver quantease, not \(solver); add outliers:0 or solver:quantease to the rule"
     }

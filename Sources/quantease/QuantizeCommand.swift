@@ -271,7 +271,7 @@ struct RunOptions: ParsableArguments {
       """
       PATTERN=SETTING,SETTING…: other settings for the linears whose name the regular expression finds; may be \
       repeated, later rules win. Settings: skip, bits:3, group-size:128, symmetric, asymmetric, solver:gptq, \
-      outliers:0.01.
+      outliers:0.01, passes:5.
       """, valueName: "rule"))
   var rules: [String] = []
 

@@ -2,6 +2,7 @@ import Checkpoint
 import Compute
 import ComputeOpenBLAS
 import Pipeline
+import Solvers
 import Tensors
 import TestSupport
 import Testing
@@ -118,6 +119,20 @@ struct MixtureTests {
     // Layers among themselves, and the shared expert, may differ.
     settings.rules = [#"\.1\.mlp\.experts=bits:8"#, "shared_experts=bits:3"]
     _ = try settings.recipe().resolve(for: model)
+  }
+
+  @Test func `experts may take fewer passes than the rest`() throws {
+    let checkpoint = try CheckpointReader(directory: TestFiles.model("qwen3-moe"))
+    let model = try ModelDescription(checking: checkpoint, source: checkpoint)
+    var settings = QuantizationSettings()
+    settings.rules = [#"[.]experts[.]=passes:3"#]
+    for (module, treatment) in try settings.recipe().resolve(for: model) {
+      let solver = try #require(treatment.solver as? QuantEase)
+      #expect(solver.settings.passes == (module.contains(".experts.") ? 3 : settings.passes))
+    }
+    settings.rules = [#"experts=solver:gptq,passes:3"#]
+    #expect(throws: RecipeError.self) { try settings.recipe().resolve(for: model) }
+    #expect(throws: RecipeError.self) { try RecipeRule(parsing: "a=passes:0", solvers: [:]) }
   }
 
   @Test(arguments: cases)
