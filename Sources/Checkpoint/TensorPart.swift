@@ -32,6 +32,9 @@ extension TensorInfo {
     if case .blocks(let type) = coding { type } else { nil }
   }
 
+  /// How a GGUF file has it.
+  public var ggufType: GGUFTensorType? { blocks ?? GGUFTensorType(dtype) }
+
   /// The bytes that hold some rows, among others perhaps.
   func bytes(ofRows rows: Range<Int>, columns: Int) -> Range<Int> {
     switch coding {

@@ -122,7 +122,7 @@ public final class CheckpointExport: Sendable {
       let part = format.keepsSourceLayout || !wholes.contains(tensor.part?.whole ?? "") ? tensor.part : nil
       if let linear = quantized[module(of: name, "weight")], let grid = linear.gridFormat {
         plans = format.tensors(of: linear, grid: grid, inPlaceOf: tensor)
-      } else if let type = format.blocks(ofUnquantized: tensor) {
+      } else if let type = format.ggufType(ofUnquantized: tensor) {
         plans = [TensorPlan(name: part?.whole ?? name, type: type, shape: part?.shape ?? tensor.shape)]
       } else if let part {
         plans = [TensorPlan(name: part.whole, dtype: tensor.dtype, shape: part.shape)]
@@ -186,9 +186,10 @@ public final class CheckpointExport: Sendable {
       guard let tensor = source.tensors[name] else { continue }
       if quantized[Self.module(of: name, "weight")] != nil { continue }
       let isBias = quantized[Self.module(of: name, "bias")] != nil
-      let rounding = outputs.filter { $0.format.blocks(ofUnquantized: tensor) != nil }
-      try round(tensor, to: rounding)
-      let outputs = outputs.filter { $0.format.blocks(ofUnquantized: tensor) == nil }
+      let ggufs = outputs.filter { $0.format.ggufType(ofUnquantized: tensor) != nil }
+      try copyToGGUF(tensor, ggufs)
+      let outputs = outputs.filter { $0.format.ggufType(ofUnquantized: tensor) == nil }
+      if outputs.isEmpty { continue }
       func isConverted(in output: Output) -> Bool {
         isBias && output.format.biasType(modelType: tensor.dtype) != tensor.dtype
       }
@@ -230,14 +231,20 @@ public final class CheckpointExport: Sendable {
     source.forget(tensor.name)
   }
 
-  /// Rounds a tensor to blocks, a panel at a time.
-  private func round(_ tensor: TensorInfo, to outputs: [Output]) throws {
-    guard !outputs.isEmpty else { return }
+  /// Copies a tensor in its blocks, or rounds it to others, a panel at a time.
+  private func copyToGGUF(_ tensor: TensorInfo, _ outputs: [Output]) throws {
+    let name = tensor.part?.whole ?? tensor.name
+    func isKept(in output: Output) -> Bool {
+      output.format.ggufType(ofUnquantized: tensor) == tensor.ggufType
+    }
+    let kept = outputs.filter(isKept)
+    if !kept.isEmpty { try copyBytes(of: tensor, to: kept, as: name, at: 0) }
+    let rounding = outputs.filter { !isKept(in: $0) }
+    guard !rounding.isEmpty else { return }
     try source.forEachPanel(of: tensor.name, shape: tensor.shape) { rows, panel in
       let bytes = GGUFFormat.rounded(panel)
-      for output in outputs {
-        try output.writer.write(
-          tensor.part?.whole ?? tensor.name, bytes, at: rows.lowerBound * (bytes.count / rows.count))
+      for output in rounding {
+        try output.writer.write(name, bytes, at: rows.lowerBound * (bytes.count / rows.count))
       }
     }
     source.forget(tensor.name)

@@ -38,8 +38,8 @@ public protocol OutputFormat: Sendable {
   /// Whether weights stand in the tensors in which the source has them, stacked experts in their stack.
   var keepsSourceLayout: Bool { get }
 
-  /// The blocks that a tensor is rounded to that is no quantized linear; nil if it stays as it is.
-  func blocks(ofUnquantized tensor: TensorInfo) -> GGUFTensorType?
+  /// How a GGUF file has a tensor that is no quantized linear: rounded, if that is not how its source has it.
+  func ggufType(ofUnquantized tensor: TensorInfo) -> GGUFTensorType?
 
   /// Creates the files, with all their space.
   /// - Parameter linears: all of the model
@@ -74,7 +74,7 @@ public protocol OutputFormat: Sendable {
 extension OutputFormat {
   public var storesOutliersApart: Bool { true }
   public var keepsSourceLayout: Bool { false }
-  public func blocks(ofUnquantized tensor: TensorInfo) -> GGUFTensorType? { nil }
+  public func ggufType(ofUnquantized tensor: TensorInfo) -> GGUFTensorType? { nil }
   public func makeWriter(
     in directory: String, plan: [TensorPlan], for linears: [LinearDescription], source: CheckpointReader,
     shardSizeLimit: Int

@@ -76,6 +76,46 @@ struct GGUFExportTests {
     }
   }
 
+  @Test func `what is in blocks already, read or not, is copied as it stands`() throws {
+    let scratch = try ScratchDirectory()
+    let plain = try CheckpointReader(gguf: TestFiles.gguf("llama.gguf"))
+    // Of a layer beyond those that the keys count, and of no type that is read.
+    var header = try #require(plain.gguf).tensors.map {
+      TensorPlan(name: $0.name, type: $0.type, shape: $0.shape)
+    }
+    let strange = try #require(GGUFTensorType(.other("Q4_K")))
+    header.append(TensorPlan(name: "blk.9.attn_q.weight", type: strange, shape: [2, 256]))
+    let embeddings = try #require(header.firstIndex { $0.name == "token_embd.weight" })
+    header[embeddings] = TensorPlan(
+      name: header[embeddings].name, type: .q8_0, shape: header[embeddings].shape)
+    let writer = try CheckpointWriter(
+      gguf: "source.gguf", in: scratch.subdirectory("source"), plan: header, keysOf: plain, fileType: 7)
+    for tensor in header {
+      try writer.write(tensor.name, (0..<tensor.byteCount).map { UInt8(truncatingIfNeeded: $0 % 61) })
+    }
+    try writer.finish()
+    let path = FileSystem.join(scratch.path, "source/source.gguf")
+    let source = try CheckpointReader(gguf: path)
+    let output = try scratch.subdirectory("output")
+    let export = try CheckpointExport(
+      source: source, linears: linears(of: source) { _ in nil }, formats: [.gguf], directory: output)
+    try export.copyUnquantized()
+    try export.finish()
+    let copy = try CheckpointReader(gguf: FileSystem.join(output, "source-Q8_0.gguf"))
+    let types = try #require(copy.gguf).tensors
+    #expect(types.map(\.name) == header.map(\.name))
+    for (tensor, planned) in zip(types, header) where planned.name != "output.weight" {
+      #expect(tensor.type.dtype == planned.dtype, "\(tensor.name)")
+      let name = try #require(copy.tensors.values.first { ($0.part?.whole ?? $0.name) == tensor.name }).name
+      func bytes(_ reader: CheckpointReader) throws -> [UInt8] {
+        try reader.withBytes(of: name, 0..<tensor.bytes.count) { span in
+          (0..<span.byteCount).map { unsafe span.unsafeLoad(fromByteOffset: $0, as: UInt8.self) }
+        }
+      }
+      #expect(try bytes(copy) == bytes(source), "\(tensor.name)")
+    }
+  }
+
   @Test func `blocks of zeros, and of less than any scale, are zeros`() {
     let tiny = Matrix(rows: 2, columns: 32)
     for column in 0..<32 { tiny[1, column] = 1e-9 }

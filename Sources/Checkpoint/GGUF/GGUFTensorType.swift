@@ -25,7 +25,7 @@ public struct GGUFTensorType: Sendable, Hashable {
   }
 
   /// The type of a planned tensor: of unquantized values, or one that ``dtype`` names.
-  init?(_ type: DType) {
+  public init?(_ type: DType) {
     guard let known = Self.known.first(where: { $0.dtype == type }) else { return nil }
     self = known
   }

@@ -109,11 +109,11 @@ public struct GGUFFormat: OutputFormat {
     }
   }
 
-  public func blocks(ofUnquantized tensor: TensorInfo) -> GGUFTensorType? {
+  public func ggufType(ofUnquantized tensor: TensorInfo) -> GGUFTensorType? {
     let isRounded =
       Self.rounded.contains(tensor.part?.whole ?? tensor.name) && tensor.dtype.isSupportedFloat
       && tensor.coding == nil && tensor.shape.count == 2 && tensor.shape[1].isMultiple(of: 32)
-    return isRounded ? .q8_0 : nil
+    return isRounded ? .q8_0 : tensor.ggufType
   }
 
   /// Rows rounded to Q8_0: a scale of the largest value over 127.

@@ -155,8 +155,8 @@ public struct ReportPage {
       <section>
       <h2>Experts</h2>
       <p class="hint">Calibration tokens that reached an expert: \(grouped(tokens.fewest)) at least, \
-      \(grouped(tokens.median)) in the middle, \(grouped(tokens.most)) at most.\(idle) An expert with few tokens is solved \
-      for what all tokens are like.</p>
+      \(grouped(tokens.median)) in the middle, \(grouped(tokens.most)) at most.\(idle) An expert is solved \
+      for its own tokens and, as far as they are like all others, for what all are like.</p>
       \(pictures.joined(separator: "\n"))
       </section>
       """
