@@ -254,9 +254,10 @@ struct MixtureRouter {
 
   /// The best of all and the best of the others, each by its share among those that are near it.
   private static func mixSparsely(_ logits: [Float], jitter: Float) -> [(expert: Int, factor: Float)] {
-    largest(logits, 2).enumerated().map { place, expert in
+    let chosen = largest(logits, 2)
+    return chosen.enumerated().map { place, expert in
       let best = logits[expert]
-      let first = place == 0 ? nil : largest(logits, 1)[0]
+      let first = place == 0 ? nil : chosen[0]
       let sum = logits.indices.reduce(0 as Float) { sum, other in
         let score = logits[other]
         let isNear = (best - score) / max(abs(score), best) <= 2 * jitter

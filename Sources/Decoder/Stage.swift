@@ -63,6 +63,10 @@ public struct Stage: Sendable {
     /// Its two halves, as stages of their own.
     public let expansion: Stage
     public let contraction: Stage
+
+    /// Both, in the order in which they run.
+    public var halves: [Stage] { [expansion, contraction] }
+    public var linears: [LayerLinear] { halves.flatMap(\.linears) }
   }
 
   public let input: Input
@@ -87,7 +91,7 @@ public struct Stage: Sendable {
 
   /// What has inputs of its own: the stage, or the halves of its experts.
   public var halves: [Stage] {
-    experts.isEmpty ? [self] : experts.flatMap { [$0.expansion, $0.contraction] }
+    experts.isEmpty ? [self] : experts.flatMap(\.halves)
   }
 
   /// Whether the next stage needs the linears once more.
@@ -131,7 +135,7 @@ extension ModelDescription {
           ? layer.linears(of: .queryExpansion, hiddenSize: hiddenSize) : [],
         linearsByPart: experts.isEmpty
           ? parts.map { layer.linears(of: $0, hiddenSize: hiddenSize) }
-          : experts.flatMap { $0.expansion.linearsByPart + $0.contraction.linearsByPart },
+          : experts.flatMap(\.halves).flatMap(\.linearsByPart),
         experts: experts)
     }
   }

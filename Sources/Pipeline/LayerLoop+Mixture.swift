@@ -61,9 +61,9 @@ extension LayerLoop {
     for (index, expert) in stage.experts.enumerated() {
       advanced()
       if let original = position.original, let originalOutput {
-        for half in [expert.expansion, expert.contraction] { try load(half, in: original) }
+        for half in expert.halves { try load(half, in: original) }
         add(expert, index, original, to: originalOutput)
-        for half in [expert.expansion, expert.contraction] { original.unload(half) }
+        for half in expert.halves { original.unload(half) }
       }
       let share = expert.number.map {
         ExpertShare(number: $0, tokens: output.routing.shares[index].tokens.count)
@@ -81,7 +81,7 @@ extension LayerLoop {
       }
       try load(expert.contraction, in: layer)
       add(expert, index, layer, to: output)
-      for half in [expert.expansion, expert.contraction] {
+      for half in expert.halves {
         layer.unload(half)
         layer.forget(half)
       }

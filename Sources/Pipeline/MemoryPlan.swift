@@ -89,9 +89,7 @@ public struct MemoryPlan: Sendable, Equatable {
     let stages = (0..<work.model.layerCount).flatMap { work.model.stages(ofLayer: $0) }.flatMap { stage in
       stage.experts.isEmpty
         ? [stage]
-        : [stage.experts.first, stage.experts.last].compactMap(\.self).flatMap {
-          [$0.expansion, $0.contraction]
-        }
+        : [stage.experts.first, stage.experts.last].compactMap(\.self).flatMap(\.halves)
     }
     let needs = Needs(work: work, batchSamples: batchSamples, panelRows: panelRows, stages: stages)
     self.batchSamples = batchSamples

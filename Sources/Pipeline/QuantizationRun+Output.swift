@@ -31,10 +31,7 @@ extension QuantizationRun {
     let quantizesExperts = (0..<description.layerCount).contains { layer in
       let prefix = description.layerPrefix(layer)
       return description.stages(ofLayer: layer).flatMap(\.experts).contains { expert in
-        expert.number != nil
-          && (expert.expansion.linears + expert.contraction.linears).contains {
-            treatments[prefix + $0.name] != nil
-          }
+        expert.number != nil && expert.linears.contains { treatments[prefix + $0.name] != nil }
       }
     }
     guard quantizesExperts else { return [] }

@@ -74,9 +74,7 @@ public struct Recipe: Sendable {
         }
       }
       for stage in model.stages(ofLayer: layer) {
-        let experts = stage.experts.filter { $0.number != nil }.flatMap {
-          $0.expansion.linears + $0.contraction.linears
-        }
+        let experts = stage.experts.filter { $0.number != nil }.flatMap(\.linears)
         let modules = experts.map { model.layerPrefix(layer) + $0.name }
         if let other = modules.first(where: {
           treatments[$0]?.gridFormat != treatments[modules[0]]?.gridFormat

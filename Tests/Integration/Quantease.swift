@@ -92,12 +92,15 @@ final class Workbench {
   }
 
   /// Runs `quantease quantize` with 8 samples of 32 tokens; options given later win.
+  /// - Parameter other: quantized in the model's place
   func quantize(
-    _ more: [String] = [], output: String? = nil, _ body: (Process) throws -> Void = { _ in }
+    _ more: [String] = [], model other: String? = nil, output: String? = nil,
+    _ body: (Process) throws -> Void = { _ in }
   ) throws -> Quantease {
     try Quantease(
       [
-        "quantize", model, "--output", output ?? self.output, "--calibration", calibration, "--samples", "8",
+        "quantize", other ?? model, "--output", output ?? self.output, "--calibration", calibration,
+        "--samples", "8",
         "--sequence-length", "32", "--threads", "2",
       ] + options + more, environment: environment, body)
   }
@@ -113,6 +116,16 @@ final class Workbench {
   /// Whatever has come to stand where the output was to be, hidden files included.
   var results: [String] {
     get throws { try FileManager.default.contentsOfDirectory(atPath: directory.file("results")) }
+  }
+}
+
+/// The bytes of every tensor of a checkpoint.
+func tensors(in directory: String) throws -> [String: [UInt8]] {
+  let reader = try CheckpointReader(directory: directory)
+  return try reader.tensors.mapValues { tensor in
+    try reader.withBytes(of: tensor.name, 0..<tensor.byteRange.count) { bytes in
+      unsafe bytes.withUnsafeBytes { unsafe Array($0) }
+    }
   }
 }
 
