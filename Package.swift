@@ -16,6 +16,11 @@ func module(_ name: String, _ dependencies: [Target.Dependency], resources: [Res
   .target(name: name, dependencies: dependencies, resources: resources, swiftSettings: strict)
 }
 
+/// Sources of the GPU's kernels, in the order in which they are compiled.
+let cudaKernels = [
+  "Common", "Elementwise", "Rows", "Attention", "Triangles", "Grids", "Descent", "Pairs", "Outliers",
+]
+
 func tests(
   _ name: String, _ dependencies: [Target.Dependency], resources: [Resource] = []
 ) -> Target {
@@ -52,6 +57,7 @@ let package = Package(
     .systemLibrary(name: "COpenBLAS", pkgConfig: "openblas", providers: [.apt(["libopenblas-dev"])]),
 
     .target(name: "CKernels"),
+    .target(name: "CCUDA", linkerSettings: [.linkedLibrary("dl")]),
     module("Tensors", []),
     module("SystemIO", ["CLinux", systemPackage]),
     module("Checkpoint", ["Tensors", "SystemIO"]),
@@ -60,6 +66,10 @@ let package = Package(
     module("Compute", ["Tensors", "Quantization"]),
     module(
       "ComputeOpenBLAS", ["Compute", "Tensors", "Quantization", "SystemIO", "COpenBLAS", "CKernels"]),
+    module(
+      "ComputeCUDA", ["CCUDA", "Compute", "Tensors", "Quantization"],
+      resources: cudaKernels.map { .embedInCode("Kernels/\($0).cu") }),
+    module("Devices", ["Compute", "ComputeCUDA", "ComputeOpenBLAS"]),
     module("Decoder", ["Tensors", "Checkpoint", "Compute"]),
     module(
       "Calibration", ["Tensors", "Compute", "SystemIO", "Checkpoint"],
@@ -87,7 +97,7 @@ let package = Package(
     .executableTarget(
       name: "quanteased",
       dependencies: [
-        "ActivationCache", "Calibration", "Checkpoint", "ComputeOpenBLAS", "Daemon", "Decoder", "Export",
+        "ActivationCache", "Calibration", "Checkpoint", "ComputeOpenBLAS", "Daemon", "Decoder", "Devices", "Export",
         "Pipeline", "ProgramSupport", "Solvers", "SystemIO",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
       ],
@@ -95,19 +105,24 @@ let package = Package(
     .executableTarget(
       name: "quantease",
       dependencies: [
-        "ActivationCache", "Calibration", "Checkpoint", "ComputeOpenBLAS", "Daemon", "Decoder",
+        "ActivationCache", "Calibration", "Checkpoint", "Compute", "ComputeOpenBLAS", "Daemon", "Decoder", "Devices",
         "Evaluation", "Export", "Pipeline", "ProgramSupport", "Quantization", "Solvers", "SystemIO",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
       ],
       swiftSettings: strict),
     .target(
-      name: "TestSupport", dependencies: ["SystemIO", "Tensors", "Compute", "Quantization"],
+      name: "CUDAOnCPU", dependencies: ["CCUDA", "COpenBLAS"], path: "Tests/CUDAOnCPU"),
+    .target(
+      name: "TestSupport",
+      dependencies: ["CCUDA", "CUDAOnCPU", "SystemIO", "Tensors", "Compute", "ComputeCUDA", "Quantization"],
       path: "Tests/TestSupport",
       swiftSettings: strict),
     tests("SystemIOTests", ["SystemIO", "TestSupport", systemPackage]),
     tests("CheckpointTests", ["Checkpoint", "SystemIO", "Tensors", "TestSupport", systemPackage]),
     tests("ActivationCacheTests", ["ActivationCache", "Tensors"]),
-    tests("ComputeOpenBLASTests", ["ComputeOpenBLAS", "Compute", "Quantization", "Tensors"]),
+    tests(
+      "ComputeTests",
+      ["CCUDA", "ComputeCUDA", "ComputeOpenBLAS", "Compute", "Quantization", "Tensors", "TestSupport"]),
     tests("ExportTests", ["Export", "Checkpoint", "Quantization", "SystemIO", "Tensors", "TestSupport"]),
     tests(
       "DecoderTests",
@@ -138,5 +153,6 @@ let package = Package(
         "quantease", "quanteased", "Checkpoint", "ComputeOpenBLAS", "Daemon", "Export", "SystemIO", "Tensors",
         "TestSupport",
       ]),
-  ]
+  ],
+  cxxLanguageStandard: .cxx17
 )

@@ -13,9 +13,39 @@ public protocol ComputeBackend: DecoderOperations, LinearAlgebra, GridSweeps, Ou
   /// hangs.
   var progress: Int { get }
 
+  /// Why operations no longer have results, where a device has failed: what they leave is whatever stood there. Whoever
+  /// writes a result down asks first.
+  var failure: (any DeviceError)? { get }
+
+  /// The memory of a device that matrices are in; nil where they are in the host's.
+  var deviceMemory: (any DeviceMemoryGauge)? { get }
+
   /// What computes, for reports: a library, and its kernels.
   /// - Parameter operands: of the model's products
   func kernels(for operands: OperandType) -> String
+}
+
+extension ComputeBackend {
+  public var failure: (any DeviceError)? { nil }
+
+  public var deviceMemory: (any DeviceMemoryGauge)? { nil }
+
+  /// - Throws: the backend's ``failure``
+  public func checkDevice() throws {
+    if let failure { throw failure }
+  }
+}
+
+/// What a device, its driver or its libraries lack: no fault of the work that was to be done, which may be done later.
+public protocol DeviceError: Error, CustomStringConvertible {}
+
+/// What is measured of a device's memory.
+public protocol DeviceMemoryGauge: Sendable {
+  /// What matrices may take at most, in bytes.
+  var limitBytes: Int { get }
+
+  /// The most that they have taken since this was last asked.
+  func lap() -> Int
 }
 
 /// Dense products and factorisations.
@@ -62,14 +92,17 @@ public protocol LinearAlgebra: MatrixStorage {
   /// - Throws: ``ComputeError/notPositiveDefinite(pivot:)``
   func factorizeCholesky(_ matrix: Matrix) throws(ComputeError)
 
-  /// The upper factor R of P A Pᵀ = RᵀR, in place of A's upper triangle, where P brings the smallest remaining pivot
-  /// forward at every step; what is below the diagonal stays.
+  /// The upper factor R of P A Pᵀ = RᵀR above the diagonal and on it, where P brings the smallest remaining pivot forward
+  /// at every step, or, on an accelerator, at every so many steps the smallest ones; what is below the diagonal stays.
   /// - Parameters:
-  ///   - matrix: A
+  ///   - matrix: A below the diagonal; on the diagonal that of A in the order that is given
+  ///   - order: the row of A that stands at every place to begin with
   ///   - leading: so many rows, the first ones, are taken before all others
   /// - Returns: the row of A that each row of R stands for.
   /// - Throws: ``ComputeError/notPositiveDefinite(pivot:)``
-  func factorizePivotedCholesky(_ matrix: Matrix, leading: Int) throws(ComputeError) -> [Int]
+  func factorizePivotedCholesky(
+    _ matrix: Matrix, inOrder order: [Int], leading: Int
+  ) throws(ComputeError) -> [Int]
 
   /// Divides what is above the diagonal by the diagonal's element of the same row.
   func divideUpperRowsByDiagonal(_ matrix: Matrix)

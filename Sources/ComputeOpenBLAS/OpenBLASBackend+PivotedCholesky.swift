@@ -10,11 +10,18 @@ private let rowsPerTask = 192
 extension OpenBLASBackend {
   /// Rows and columns change places together, within the upper triangle. In rows that were finished before the block
   /// at hand the exchanges of a block are made up for when it is done, all of them row by row.
-  public func factorizePivotedCholesky(_ matrix: Matrix, leading: Int) throws(ComputeError) -> [Int] {
+  public func factorizePivotedCholesky(
+    _ matrix: Matrix, inOrder first: [Int], leading: Int
+  ) throws(ComputeError) -> [Int] {
     let size = matrix.rows
     precondition(matrix.columns == size, "only a square matrix has a Cholesky factor")
-    precondition((0...size).contains(leading), "there are not as many rows")
-    var order = Array(0..<size)
+    precondition(first.count == size && (0...size).contains(leading), "there are not as many rows")
+    var order = first
+    if first.elementsEqual(0..<size) {
+      symmetrize(matrix)
+    } else {
+      fillUpperTriangle(of: matrix, inOrder: first)
+    }
     // What is left of every row's variance, by place.
     let remaining = Matrix(rows: 1, columns: size)
     for start in stride(from: 0, to: size, by: rowsPerBlock) {

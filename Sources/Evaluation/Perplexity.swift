@@ -73,6 +73,7 @@ public struct PerplexityEvaluation {
         loss += self.loss(of: window, states: states.rows(row * length..<(row + 1) * length), head: head)
       }
     }
+    try backend.checkDevice()
     return Perplexity(
       perplexity: exp(loss / Double(windows.count * (length - 1))),
       tokens: windows.count * length, windows: windows.count,

@@ -126,6 +126,8 @@ public struct Report: Codable, Sendable, Equatable {
     /// The peak while Gram matrices were summed up and while linears were quantized, and what was planned for each; nil in
     /// reports of earlier versions.
     public var memoryBytesPerPhase: [String: Memory]?
+    /// The same of a GPU's memory; nil where the processor computed.
+    public var deviceMemoryBytesPerPhase: [String: Memory]?
     public var cacheBytesRaw: Int = 0
     public var cacheBytesCompressed: Int = 0
     /// Values read from the activation cache, and those that were being decoded before they were asked for; nil in

@@ -23,6 +23,7 @@ public func sysexit(of error: any Error) -> Int32? {
   case is RecipeError, is SettingsError: 64
   case SolverError.nonFiniteObjective: 65
   case is SolverError, is ComputeError: 70
+  case is any DeviceError: 75
   default: nil
   }
 }

@@ -52,6 +52,7 @@ extension LayerLoop {
   ) throws {
     do {
       try times.measure(.cache) { try step.write(state, batch: batch) }
+      try backend.checkDevice()
     } catch let error as CacheError {
       switch error {
       case .notFinite(_, let row, let column, let value):

@@ -15,15 +15,36 @@ public struct MemoryPlan: Sendable, Equatable {
   public let batchSamples: Int
   /// Rows of a linear that the solver works on at a time.
   public let panelRows: Int
-  /// The peak of every phase, over all stages.
+  /// The peak of every phase in the host's memory, over all stages.
   public let bytesPerPhase: [Phase: Int]
+  /// The same in a device's; nil where matrices are in the host's.
+  public let deviceBytesPerPhase: [Phase: Int]?
 
   public var peakBytes: Int { bytesPerPhase.values.max() ?? 0 }
+  public var devicePeakBytes: Int? { deviceBytesPerPhase?.values.max() }
 
   /// Tokens of a batch when memory is no matter: enough for matrix products to run at full speed.
   static let preferredBatchTokens = 4_096
   static let preferredPanelRows = 1_024
+  /// Rows are what a device works on at once.
+  static let preferredPanelRowsOnDevice = 16_384
   public static let leastPanelRows = 64
+
+  /// What there is.
+  public struct Budget: Sendable, Equatable {
+    public var hostBytes: Int
+    /// Of the device that matrices are in; nil where that is the host.
+    public var deviceBytes: Int?
+
+    public init(hostBytes: Int, deviceBytes: Int? = nil) {
+      self.hostBytes = hostBytes
+      self.deviceBytes = deviceBytes
+    }
+
+    public init(hostBytes: Int, of backend: any ComputeBackend) {
+      self.init(hostBytes: hostBytes, deviceBytes: backend.deviceMemory?.limitBytes)
+    }
+  }
 
   /// What there is to do.
   public struct Work: Sendable {
@@ -51,40 +72,53 @@ public struct MemoryPlan: Sendable, Equatable {
     }
   }
 
-  /// The largest batches and panels, up to the preferred ones, whose peak stays within `budgetBytes`: panels give way
-  /// first, as they cost less.
+  /// The largest batches and panels, up to the preferred ones, whose peaks stay within the budget: panels give way first,
+  /// as they cost less.
   /// - Throws: ``PipelineError/notEnoughMemory(needed:available:phase:mend:)`` if the smallest do not fit.
-  public init(_ work: Work, budgetBytes: Int) throws(PipelineError) {
+  public init(_ work: Work, budget: Budget) throws(PipelineError) {
+    let isOnDevice = budget.deviceBytes != nil
     var batch = max(1, min(work.samples, Self.preferredBatchTokens / work.sequenceLength))
-    var panel = Self.preferredPanelRows
+    var panel = isOnDevice ? Self.preferredPanelRowsOnDevice : Self.preferredPanelRows
     while true {
-      let plan = MemoryPlan(work, batchSamples: batch, panelRows: panel)
-      if plan.peakBytes <= budgetBytes {
+      let plan = MemoryPlan(work, batchSamples: batch, panelRows: panel, isOnDevice: isOnDevice)
+      if plan.fits(budget) {
         self = plan
         return
       }
-      let isSolverTooLarge = plan.bytesPerPhase[.solving, default: 0] > budgetBytes
+      let isSolverTooLarge = !plan.fits(budget, in: [.solving])
       if panel > Self.leastPanelRows && (isSolverTooLarge || batch == 1) {
         panel /= 2
       } else if batch > 1 {
         batch /= 2
       } else {
-        throw plan.refusal(work, budgetBytes: budgetBytes)
+        throw plan.refusal(work, budget)
       }
     }
+  }
+
+  public init(_ work: Work, budgetBytes: Int) throws(PipelineError) {
+    try self.init(work, budget: Budget(hostBytes: budgetBytes))
   }
 
   /// The plan of a run that is gone on with: sums depend on the sizes that it began with.
   /// - Throws: ``PipelineError/notEnoughMemory(needed:available:phase:mend:)`` if they no longer fit.
   public init(
-    _ work: Work, batchSamples: Int, panelRows: Int, budgetBytes: Int
+    _ work: Work, batchSamples: Int, panelRows: Int, budget: Budget
   ) throws(PipelineError) {
-    self.init(work, batchSamples: batchSamples, panelRows: panelRows)
-    if peakBytes > budgetBytes { throw refusal(work, budgetBytes: budgetBytes) }
+    self.init(
+      work, batchSamples: batchSamples, panelRows: panelRows, isOnDevice: budget.deviceBytes != nil)
+    if !fits(budget) { throw refusal(work, budget) }
+  }
+
+  private func fits(_ budget: Budget, in phases: [Phase] = Phase.allCases) -> Bool {
+    phases.allSatisfy { phase in
+      bytesPerPhase[phase, default: 0] <= budget.hostBytes
+        && deviceBytesPerPhase?[phase] ?? 0 <= budget.deviceBytes ?? .max
+    }
   }
 
   /// The plan for given sizes, whatever memory there is.
-  init(_ work: Work, batchSamples: Int, panelRows: Int) {
+  init(_ work: Work, batchSamples: Int, panelRows: Int, isOnDevice: Bool = false) {
     // Of a mixture one expert is there at a time.
     let stages = (0..<work.model.layerCount).flatMap { work.model.stages(ofLayer: $0) }.flatMap { stage in
       stage.experts.isEmpty
@@ -94,30 +128,43 @@ public struct MemoryPlan: Sendable, Equatable {
     let needs = Needs(work: work, batchSamples: batchSamples, panelRows: panelRows, stages: stages)
     self.batchSamples = batchSamples
     self.panelRows = panelRows
-    bytesPerPhase = [.gathering: needs.gathering, .solving: needs.solving]
+    bytesPerPhase =
+      isOnDevice
+      ? [.gathering: needs.gatheringBesideDevice, .solving: needs.solvingBesideDevice]
+      : [.gathering: needs.gathering, .solving: needs.solving]
+    deviceBytesPerPhase =
+      isOnDevice ? [.gathering: needs.gatheringOnDevice, .solving: needs.solvingOnDevice] : nil
   }
 
   /// The error of a plan that does not fit, with the one change that would do.
-  private func refusal(_ work: Work, budgetBytes: Int) -> PipelineError {
-    func smallest(_ originalSamples: Int, _ length: Int) -> Int {
+  private func refusal(_ work: Work, _ budget: Budget) -> PipelineError {
+    func smallest(_ originalSamples: Int, _ length: Int) -> MemoryPlan {
       var other = work
       (other.originalSamples, other.sequenceLength) = (originalSamples, length)
-      return MemoryPlan(other, batchSamples: 1, panelRows: Self.leastPanelRows).peakBytes
+      return MemoryPlan(
+        other, batchSamples: 1, panelRows: Self.leastPanelRows, isOnDevice: deviceBytesPerPhase != nil)
     }
+    // The host's is told first: without it there is nothing to put into a device's.
+    let isOfHost = peakBytes > budget.hostBytes
     let shorter = sequence(first: work.sequenceLength / 2) { $0 / 2 }
-      .prefix { $0 >= Self.leastUsefulLength }.first { smallest(work.originalSamples, $0) <= budgetBytes }
+      .prefix { $0 >= Self.leastUsefulLength }.first { smallest(work.originalSamples, $0).fits(budget) }
     let ofLayerTarget = smallest(0, work.sequenceLength)
     let mend =
       if let shorter {
         "take --sequence-length \(shorter)"
-      } else if work.originalSamples > 0 && ofLayerTarget <= budgetBytes {
-        "take --target layer, which needs \(ofLayerTarget.memorySize)"
-      } else {
+      } else if work.originalSamples > 0 && ofLayerTarget.fits(budget) {
+        "take --target layer, which needs "
+          + (isOfHost ? ofLayerTarget.peakBytes : ofLayerTarget.devicePeakBytes ?? 0).memorySize
+      } else if isOfHost {
         "free memory, or take a machine with more"
+      } else {
+        "free the GPU's memory, or take one with more, or --device cpu"
       }
-    let largest = bytesPerPhase.max { ($0.value, $0.key.rawValue) < ($1.value, $1.key.rawValue) }
+    let phases = isOfHost ? bytesPerPhase : deviceBytesPerPhase ?? [:]
+    let largest = phases.max { ($0.value, $0.key.rawValue) < ($1.value, $1.key.rawValue) }
     return .notEnoughMemory(
-      needed: peakBytes, available: budgetBytes, phase: largest?.key ?? .gathering, mend: mend)
+      needed: largest?.value ?? 0, available: isOfHost ? budget.hostBytes : budget.deviceBytes ?? 0,
+      phase: largest?.key ?? .gathering, mend: mend)
   }
 
   /// Shorter sequences tell little of a model's attention.
@@ -175,6 +222,56 @@ private struct Needs {
       // What a linear is replaced by takes no more than its weights did, which go before.
       return square(stage) + drift(stage) + weights(stage) + codes(stage) + neighbours + max(panels, rounding)
     }.max().map { $0 + standing } ?? 0
+  }
+
+  // MARK: With a device
+
+  /// cuBLAS's workspace, the corner of a Gram matrix, and the scores of an attention with their probabilities.
+  private static let deviceBase = 64_000_000 + 4 * 2_048 * 2_048 + 256_000_000 * 3 / 2
+  /// Columns whose changes a sweep takes to the others by one product.
+  private static let windowColumns = 1_024
+  /// Buffers that the device copies from while the host fills others.
+  private static let pinnedBuffers = 3
+
+  var gatheringOnDevice: Int {
+    let roundedInputs = work.operands == .bfloat16 ? 2 * widestSlot * batchTokens : 0
+    return stages.indices.map { index in
+      let before = stages[(index + stages.count - 1) % stages.count]
+      let stage = stages[index]
+      return square(stage) + streams * residentWeights(before)
+        + (hasDrift(stage) ? drift(stage) + residentWeights(stage) : 0)
+    }.max().map { $0 + roundedInputs + forwardOnDevice + Self.deviceBase } ?? 0
+  }
+
+  var solvingOnDevice: Int {
+    stages.map { stage in
+      let width = stage.inFeatures
+      let neighbours = 3 * 16 * width * Self.float
+      let matrices = work.keepsOutliers ? Self.panelMatricesWithOutliers : Self.panelMatrices
+      let rows = min(panelRows, widestOutput(stage))
+      let panels = (matrices * width + min(Self.windowColumns, width)) * rows * Self.float
+      return square(stage) + drift(stage) + weights(stage) + neighbours + panels
+    }.max().map { $0 + forwardOnDevice + Self.deviceBase } ?? 0
+  }
+
+  /// The buffers of the forward pass, which are kept from batch to batch.
+  private var forwardOnDevice: Int {
+    let states = model.hiddenSize + model.contextFeatures + model.intermediateSize + model.latentFeatures
+    let working =
+      model.hiddenSize + model.mixerFeatures + model.latentFeatures + model.expansionFeatures
+      + (model.hasBlockOutputs ? model.hiddenSize : 0)
+    return ((states + working) * (batchTokens + originalTokens) + mixture) * Self.float
+  }
+
+  var gatheringBesideDevice: Int { standingBesideDevice }
+
+  /// The codes of the drafts, and those of a linear that is written.
+  var solvingBesideDevice: Int { standingBesideDevice + 2 * (stages.map(codes).max() ?? 0) }
+
+  private var standingBesideDevice: Int {
+    let largestLent = max(widestSlot * batchTokens * Self.float, 16_000_000)
+    return Self.base + 2 * writtenValue + valuesAhead + Self.pinnedBuffers * largestLent
+      + model.hiddenSize * batchTokens * Self.float
   }
 
   /// What is there all the time: the program, and the buffers of the forward pass and of the cache, which are kept from

@@ -73,12 +73,12 @@ public final class QuantizationRun: Sendable {
       sequenceLength: request.calibration.sequenceLength,
       originalSamples: request.originalSamples, operands: operands,
       keepsOutliers: treatments.values.contains { $0.outliers != nil })
+    let budget = MemoryPlan.Budget(hostBytes: request.memoryBudgetBytes, of: backend)
     if let head = journal?.head {
       plan = try MemoryPlan(
-        work, batchSamples: head.batchSamples, panelRows: head.panelRows,
-        budgetBytes: request.memoryBudgetBytes)
+        work, batchSamples: head.batchSamples, panelRows: head.panelRows, budget: budget)
     } else {
-      plan = try MemoryPlan(work, budgetBytes: request.memoryBudgetBytes)
+      plan = try MemoryPlan(work, budget: budget)
     }
   }
 
@@ -113,6 +113,8 @@ public final class QuantizationRun: Sendable {
   /// - Returns: the report that stands beside the checkpoint.
   public func run(progress: @escaping (ProgressEvent) -> Void) throws -> Report {
     do { return try quantize(progress) } catch {
+      // What a device that failed leaves shows as all kinds of faults.
+      try backend.checkDevice()
       // A file that was cut off shows where its bytes were to be written, as a fault of the output.
       try checkSource()
       throw error
@@ -162,6 +164,7 @@ public final class QuantizationRun: Sendable {
     var exportTimes = PhaseTimes()
     var times: [String: Double] = [:]
     var peaks: [MemoryPlan.Phase: Int] = [:]
+    var devicePeaks: [MemoryPlan.Phase: Int] = [:]
 
     let known = journal.map {
       JournalledLinears(journal: $0, treatments: treatments, description: description)
@@ -182,12 +185,17 @@ public final class QuantizationRun: Sendable {
       rows = journal.rows
     }
 
+    func measure(_ phase: MemoryPlan.Phase) {
+      peaks[phase, default: 0].raise(to: memory.lap())
+      if let device = backend.deviceMemory { devicePeaks[phase, default: 0].raise(to: device.lap()) }
+    }
+
     /// Drafts all linears of a stage, which share a factor of Σ, and then brings one after the other to its end.
     func quantize(
       _ layer: DecoderLayer, _ stage: Stage, _ stageProblem: LayerProblem, _ expert: LayerLoop.ExpertShare?
     ) throws {
-      peaks[.gathering, default: 0].raise(to: memory.lap())
-      defer { peaks[.solving, default: 0].raise(to: memory.lap()) }
+      measure(.gathering)
+      defer { measure(.solving) }
       let done = Set(rows.map(\.name))
       var begun = try stage.linears.compactMap { linear -> BegunLinear? in
         let name = layer.moduleName(of: linear)
@@ -199,6 +207,7 @@ public final class QuantizationRun: Sendable {
         // Its weights go before those that it has become are made.
         let linear = begun[0].description
         var (solution, row) = try finish(begun.removeFirst(), layer: layer.index)
+        try backend.checkDevice()
         (row.expert, row.tokens) = (expert?.number, expert?.tokens)
         layer.replaceWeights(of: linear, by: solution.linear)
         try exportTimes.measure(.export) {
@@ -229,6 +238,7 @@ public final class QuantizationRun: Sendable {
       try export.finish()
     }
     try checkSource()
+    try backend.checkDevice()
 
     var totals = Report.Totals(of: rows)
     totals.secondsPerPhase = times.merging(exportTimes.byName) { $0 + $1 }
@@ -242,10 +252,14 @@ public final class QuantizationRun: Sendable {
     totals.inputBytes = checkpoint.byteCount
     totals.outputBytes = try FileSystem.treeSize(staging.path) / request.formats.count
     totals.peakMemoryBytes = memory.stop()
-    totals.memoryBytesPerPhase = Dictionary(
-      uniqueKeysWithValues: plan.bytesPerPhase.map { phase, bytes in
-        (phase.rawValue, Report.Memory(planned: bytes, peak: peaks[phase] ?? 0))
-      })
+    func memoryReport(_ planned: [MemoryPlan.Phase: Int], _ peaks: [MemoryPlan.Phase: Int]) -> [String: Report.Memory] {
+      Dictionary(
+        uniqueKeysWithValues: planned.map { phase, bytes in
+          (phase.rawValue, Report.Memory(planned: bytes, peak: peaks[phase] ?? 0))
+        })
+    }
+    totals.memoryBytesPerPhase = memoryReport(plan.bytesPerPhase, peaks)
+    totals.deviceMemoryBytesPerPhase = plan.deviceBytesPerPhase.map { memoryReport($0, devicePeaks) }
     totals.seconds = (ContinuousClock.now - start).seconds
     var report = Report(
       model: Report.Model(name: FileSystem.name(of: request.model), architecture: description.modelType),

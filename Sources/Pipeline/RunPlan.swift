@@ -64,7 +64,9 @@ public struct RunPlan: Sendable {
   /// The memory that the run would plan with.
   /// - Throws: ``PipelineError/notEnoughMemory(needed:available:phase:mend:)``
   public func memoryPlan(backend: any ComputeBackend, budgetBytes: Int) throws -> MemoryPlan {
-    try MemoryPlan(work(backend.operandType(for: modelType)), budgetBytes: budgetBytes)
+    try MemoryPlan(
+      work(backend.operandType(for: modelType)),
+      budget: MemoryPlan.Budget(hostBytes: budgetBytes, of: backend))
   }
 
   /// The time that the run would take, found out by a trial of some seconds on this machine.

@@ -62,30 +62,24 @@ final class GramSquare {
   }
 
   private func makeFactor(_ order: ColumnOrder, ridge: Float) throws(ComputeError) -> NearestPlaneFactor {
-    let first = order.firstColumns(of: inFeatures)
-    if let first {
-      backend.fillUpperTriangle(of: matrix, inOrder: first)
-    } else {
-      backend.symmetrize(matrix)
-    }
-    let columns = first ?? Array(0..<inFeatures)
+    let columns = order.firstColumns(of: inFeatures)
     // With every input of a column zero any rounding of it is as good as another; a unit diagonal keeps the factor
     // defined.
     let damped = columns.map { diagonal[$0] + ridge == 0 ? 1 : diagonal[$0] + ridge }
     backend.setDiagonal(damped, of: matrix)
-    let places: [Int]
+    let taken: [Int]
     switch order {
     case .natural:
+      backend.fillUpperTriangle(of: matrix, inOrder: columns)
       try backend.factorizeCholesky(matrix)
-      places = Array(columns.indices)
+      taken = columns
     case .smallestPivot:
-      places = try backend.factorizePivotedCholesky(matrix, leading: 0)
+      taken = try backend.factorizePivotedCholesky(matrix, inOrder: columns, leading: 0)
     case .roundingLast(let last):
-      places = try backend.factorizePivotedCholesky(matrix, leading: last.count)
+      taken = try backend.factorizePivotedCholesky(matrix, inOrder: columns, leading: last.count)
     }
     let pivots = backend.diagonal(of: matrix)
     backend.divideUpperRowsByDiagonal(matrix)
-    let taken = places.map { columns[$0] }
     var variances = [Float](repeating: 0, count: inFeatures)
     for (place, column) in taken.enumerated() { variances[column] = pivots[place] * pivots[place] }
     return NearestPlaneFactor(order: taken, unitFactor: matrix, conditionalVariances: variances)
@@ -112,12 +106,11 @@ enum ColumnOrder: Hashable {
   /// The same, but given columns are rounded after all others, so that they make up for the others' errors.
   case roundingLast([Int32])
 
-  /// The columns as they stand before a factorisation that may reorder them; nil for as they are stored. What comes
-  /// first is rounded last.
-  fileprivate func firstColumns(of count: Int) -> [Int]? {
+  /// The columns as they stand before a factorisation that may reorder them. What comes first is rounded last.
+  fileprivate func firstColumns(of count: Int) -> [Int] {
     switch self {
     case .natural: return (0..<count).reversed()
-    case .smallestPivot: return nil
+    case .smallestPivot: return Array(0..<count)
     case .roundingLast(let last):
       let last = last.map(Int.init)
       let isLast = Set(last)

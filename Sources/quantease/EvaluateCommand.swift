@@ -69,8 +69,9 @@ struct EvaluateCommand: ParsableCommand {
     let (checkpoint, weights) = try openWeights(model)
     let description = try ModelDescription(checking: checkpoint, source: weights)
     let windows = try readWindows()
-    let backend = OpenBLASBackend(
-      threads: machine.threads, bfloat16: precision == .auto ? .best : nil)
+    let backend = try machine.backend(isExact: precision == .exact) {
+      Console.note("quantease: warning: \($0)")
+    }
     let decoder = try DecoderModel(
       description, source: weights, backend: backend, sequenceLength: windows[0].count,
       operands: backend.operandType(for: checkpoint.weightType(of: description)))

@@ -24,7 +24,9 @@ struct QuantEaseCommand: ParsableCommand {
     groupedSubcommands: [
       CommandGroup(
         name: "Models",
-        subcommands: [QuantizeCommand.self, EvaluateCommand.self, InspectCommand.self, PlanCommand.self]),
+        subcommands: [
+          QuantizeCommand.self, EvaluateCommand.self, InspectCommand.self, PlanCommand.self, DevicesCommand.self,
+        ]),
       CommandGroup(
         name: "The daemon quanteased",
         subcommands: [

@@ -1,7 +1,9 @@
 import ArgumentParser
 import Calibration
 import Checkpoint
+import Compute
 import ComputeOpenBLAS
+import Devices
 import Export
 import Foundation
 import Pipeline
@@ -76,13 +78,12 @@ struct QuantizeCommand: ParsableCommand {
   func run() throws {
     KernelSet.useBest()
     if try FileSystem.exists(output) { throw PipelineError.outputExists(output) }
-    let backend = OpenBLASBackend(
-      threads: machine.threads, bfloat16: options.precision == .auto ? .best : nil)
     ProcessMemory.returnLargeBlocks()
     try QuantizationRun.open(
       model, symlinks: .follow, allowingRequantizing: settings.allowRequantize)
     let progress = ProgressLine()
     if let warning = KernelSet.warning { progress.show(.warning(warning)) }
+    let backend = try machine.backend(isExact: options.precision == .exact) { progress.show(.warning($0)) }
     progress.show(.step("reading \(calibration)"))
     let rows = try TokenRows(file: calibration, model: model)
     let run = try QuantizationRun(
@@ -352,10 +353,35 @@ struct MachineOptions: ParsableArguments {
       valueName: "count"))
   var threadCount: Int?
 
+  @Option(
+    help: ArgumentHelp(
+      """
+      What computes: \(DeviceChoice.notation). auto takes the GPU with the most free memory if there is one; \
+      `quantease devices` lists them.
+      """, valueName: "device"),
+    transform: { text in
+      guard let choice = DeviceChoice(text) else {
+        throw ValidationError("'\(text)' is no device: give \(DeviceChoice.notation)")
+      }
+      return choice
+    })
+  var device = DeviceChoice.auto
+
+  @Option(
+    help: ArgumentHelp(
+      "Memory of the GPU to stay within, in GB. Default: nearly all that is free.", valueName: "gigabytes"))
+  var deviceMemory: Double?
+
   var threads: Int { threadCount ?? ProcessInfo.processInfo.activeProcessorCount }
 
   func validate() throws {
     guard threads > 0 else { throw ValidationError("--threads must be at least 1") }
+    guard deviceMemory.map({ $0 > 0 }) ?? true else { throw ValidationError("--device-memory must be above 0") }
+  }
+
+  func backend(isExact: Bool, warn: (String) -> Void) throws -> any ComputeBackend {
+    try device.backend(
+      threads: threads, isExact: isExact, deviceBytes: deviceMemory.map { Int($0 * 1e9) }, warn: warn)
   }
 }
 

@@ -22,6 +22,11 @@ struct LogitsTests {
     try expectAgreement(of: Fixture(name), by: OpenBLASBackend(threads: 2))
   }
 
+  @Test(arguments: TestFiles.models)
+  func `logits by the kernels of the GPU agree with transformers`(_ name: String) throws {
+    try expectAgreement(of: Fixture(name), by: EmulatedGPU.backend())
+  }
+
   @Test(arguments: ["llama", "llama-rope-llama3", "qwen2", "qwen3"])
   func `logits of a GGUF file agree with transformers' of the checkpoint that it was converted from`(
     _ name: String
@@ -161,7 +166,7 @@ struct Fixture {
     for index in 0..<description.layerCount {
       try model.layer(index).run(states, sequenceLength: sequenceLength)
     }
-    return try model.head().logits(states).elements
+    return backend.download(try model.head().logits(states)).elements
   }
 }
 

@@ -51,6 +51,13 @@ struct BackendMemoryTests {
     #expect(try ResumeBench(test, backend: GuardedBackend(backend)).uninterrupted() == expected)
   }
 
+  @Test(arguments: cases)
+  func `a run by the kernels of the GPU is as good`(_ test: ResumeCase) throws {
+    let expected = try ResumeBench(test, backend: OpenBLASBackend(threads: 1)).uninterrupted()
+    let result = try ResumeBench(test, backend: EmulatedGPU.backend()).uninterrupted()
+    #expect(abs(result.meanRelativeError / expected.meanRelativeError - 1) < 0.03)
+  }
+
   @Test func `a run that goes on does not touch it either`() throws {
     let bench = try ResumeBench(ResumeCase("llama"), backend: GuardedBackend(OpenBLASBackend(threads: 1)))
     let run = try bench.watchedRun()

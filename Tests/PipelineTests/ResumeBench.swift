@@ -46,6 +46,8 @@ struct RunResult: Equatable {
   /// The bytes of every file, but for the reports.
   var files: [String: [UInt8]]
   var rows: [Report.Linear]
+
+  var meanRelativeError: Double { Report.Totals(of: rows).meanRelativeError }
 }
 
 struct WatchedRun {
@@ -99,7 +101,10 @@ final class ResumeBench {
       operands: self.backend.operandType(for: checkpoint.weightType(of: description)),
       keepsOutliers: test.settings.outliers > 0)
     budgetBytes =
-      MemoryPlan(work, batchSamples: Self.batchSamples, panelRows: MemoryPlan.leastPanelRows).peakBytes
+      MemoryPlan(
+        work, batchSamples: Self.batchSamples, panelRows: MemoryPlan.leastPanelRows,
+        isOnDevice: self.backend.deviceMemory != nil
+      ).peakBytes
   }
 
   /// What a test asks for, with the bench's samples.

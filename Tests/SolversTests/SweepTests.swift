@@ -192,13 +192,13 @@ struct SweepAgreementTests {
   ]
 
   @Test(arguments: shapes)
-  func `rounding and dequantizing agree`(_ shape: Shape) {
-    expectAgreement(shape) { backend, setup in
+  func `rounding and dequantizing agree`(_ shape: Shape) throws {
+    try expectAgreement(shape) { backend, setup in
       let codes = setup.blank()
       backend.round(setup.problem.weights, grid: setup.grid, into: codes)
       return codes
     }
-    expectAgreement(shape, tolerance: 1e-6) { backend, setup in
+    try expectAgreement(shape, tolerance: 1e-6) { backend, setup in
       let weights = setup.blank()
       backend.dequantize(setup.codes, grid: setup.grid, into: weights)
       return weights
@@ -206,21 +206,21 @@ struct SweepAgreementTests {
   }
 
   @Test(arguments: shapes)
-  func `differences and dot products agree`(_ shape: Shape) {
-    expectAgreement(shape, tolerance: 1e-6) { backend, setup in
+  func `differences and dot products agree`(_ shape: Shape) throws {
+    try expectAgreement(shape, tolerance: 1e-6) { backend, setup in
       let result = setup.problem.weights.copy()
       backend.subtract(setup.approximation, from: result)
       return result
     }
-    expectAgreement(shape, tolerance: 1e-5) { backend, setup in
+    try expectAgreement(shape, tolerance: 1e-5) { backend, setup in
       let dots = backend.rowDots(setup.problem.weights, setup.approximation)
       return Matrix(rows: dots.count, columns: 1, dots.map(Float.init))
     }
   }
 
   @Test(arguments: shapes)
-  func `what rows cost agrees`(_ shape: Shape) {
-    expectAgreement(shape, tolerance: 1e-5) { backend, setup in
+  func `what rows cost agrees`(_ shape: Shape) throws {
+    try expectAgreement(shape, tolerance: 1e-5) { backend, setup in
       let objectives = backend.rowObjectives(
         of: setup.codes, weights: setup.problem.weights, gradient: setup.gradient, grid: setup.grid)
       return Matrix(rows: objectives.count, columns: 1, objectives.map(Float.init))
@@ -228,9 +228,9 @@ struct SweepAgreementTests {
   }
 
   @Test(arguments: shapes, [false, true])
-  func `grid searches agree`(_ shape: Shape, _ isIndependent: Bool) {
+  func `grid searches agree`(_ shape: Shape, _ isIndependent: Bool) throws {
     let candidates = GridCandidates(shrinks: [0.4, 0.55, 0.7, 0.85, 1], isIndependent: isIndependent)
-    expectAgreement(shape, tolerance: 1e-6) { backend, setup in
+    try expectAgreement(shape, tolerance: 1e-6) { backend, setup in
       let grid = Grid(format: shape.format, outFeatures: shape.rows, inFeatures: shape.columns)
       let importance = (0..<shape.columns).map { setup.problem.gram[$0, $0] }
       backend.searchGrid(setup.problem.weights, importance: importance, candidates: candidates, into: grid)
@@ -247,8 +247,8 @@ struct SweepAgreementTests {
   }
 
   @Test(arguments: shapes)
-  func `nearest planes agree`(_ shape: Shape) {
-    expectAgreement(shape, misses: 0.01) { backend, setup in
+  func `nearest planes agree`(_ shape: Shape) throws {
+    try expectAgreement(shape, misses: 0.01) { backend, setup in
       // Any unit triangular factor will do, in an order that is not the stored one.
       let factor = setup.blank(shape.columns)
       for row in 0..<shape.columns {
@@ -271,8 +271,8 @@ struct SweepAgreementTests {
   }
 
   @Test(arguments: shapes, [false, true])
-  func `dense passes agree`(_ shape: Shape, _ isQuantizing: Bool) {
-    expectAgreement(shape, tolerance: 1e-4, misses: isQuantizing ? 0.01 : 0) { backend, setup in
+  func `dense passes agree`(_ shape: Shape, _ isQuantizing: Bool) throws {
+    try expectAgreement(shape, tolerance: 1e-4, misses: isQuantizing ? 0.01 : 0) { backend, setup in
       let approximation = setup.approximation.copy()
       _ = backend.descend(
         from: setup.problem.weights, approximation: approximation, gram: setup.problem.gram,
@@ -282,8 +282,8 @@ struct SweepAgreementTests {
   }
 
   @Test(arguments: shapes)
-  func `sparse passes agree`(_ shape: Shape) {
-    expectAgreement(shape, misses: 0.01) { backend, setup in
+  func `sparse passes agree`(_ shape: Shape) throws {
+    try expectAgreement(shape, misses: 0.01) { backend, setup in
       let codes = setup.codes.copy()
       _ = backend.descendSparsely(
         codes: codes, gradient: setup.gradient.copy(), gram: setup.problem.gram,
@@ -293,8 +293,8 @@ struct SweepAgreementTests {
   }
 
   @Test(arguments: shapes)
-  func `pair moves agree`(_ shape: Shape) {
-    expectAgreement(shape, misses: 0.02) { backend, setup in
+  func `pair moves agree`(_ shape: Shape) throws {
+    try expectAgreement(shape, misses: 0.02) { backend, setup in
       let codes = setup.codes.copy()
       _ = backend.descendInPairs(
         codes: codes, gradient: setup.gradient.copy(), gram: setup.problem.gram,
@@ -304,8 +304,8 @@ struct SweepAgreementTests {
   }
 
   @Test(arguments: shapes, [false, true])
-  func `refitted scales agree`(_ shape: Shape, _ areImagesKnown: Bool) {
-    expectAgreement(shape, tolerance: 2e-3) { backend, setup in
+  func `refitted scales agree`(_ shape: Shape, _ areImagesKnown: Bool) throws {
+    try expectAgreement(shape, tolerance: 2e-3) { backend, setup in
       backend.refitScales(
         codes: setup.codes, images: areImagesKnown ? setup.problem.images : nil,
         gradient: setup.gradient.copy(),
@@ -354,23 +354,27 @@ struct SweepAgreementTests {
     }
   }
 
-  /// Runs `sweep` by the reference, and by the fast backend with one, two and three threads. The threads give
-  /// the same bits, and these lie within `tolerance` of the reference, relative to its largest value.
+  /// Runs `sweep` by the reference, by the processor with one, two and three threads, and by the emulated GPU. The threads
+  /// of each give the same bits, and these lie within `tolerance` of the reference, relative to its largest value.
   /// - Parameter misses: the share of values that may lie elsewhere, where a tie in fp64 is none in fp32
   private func expectAgreement(
     _ shape: Shape, tolerance: Float = 0, misses: Double = 0,
     sourceLocation: SourceLocation = #_sourceLocation,
     _ sweep: (any ComputeBackend, Setup) -> Matrix
-  ) {
+  ) throws {
     let expected = sweep(ReferenceBackend(), Setup(shape)).elements
-    let results = (1...3).map { sweep(OpenBLASBackend(threads: $0), Setup(shape)).elements }
-    for result in results.dropFirst() {
-      #expect(result.map(\.bitPattern) == results[0].map(\.bitPattern), sourceLocation: sourceLocation)
-    }
     let bound = tolerance * (expected.map(abs).max() ?? 0)
-    let differing = zip(results[0], expected).count { !(abs($0 - $1) <= bound) }
-    #expect(
-      results[0].count == expected.count && Double(differing) <= misses * Double(expected.count),
-      "\(differing) of \(expected.count) differ", sourceLocation: sourceLocation)
+    let byProcessor = (1...3).map { sweep(OpenBLASBackend(threads: $0), Setup(shape)).elements }
+    let byGPU = try EmulatedGPU.results { sweep($0, Setup(shape)).elements }
+    for (name, results) in [("processor", byProcessor), ("GPU", byGPU)] {
+      for result in results.dropFirst() {
+        #expect(
+          result.map(\.bitPattern) == results[0].map(\.bitPattern), "\(name)", sourceLocation: sourceLocation)
+      }
+      let differing = zip(results[0], expected).count { !(abs($0 - $1) <= bound) }
+      #expect(
+        results[0].count == expected.count && Double(differing) <= misses * Double(expected.count),
+        "\(differing) of \(expected.count) differ on the \(name)", sourceLocation: sourceLocation)
+    }
   }
 }

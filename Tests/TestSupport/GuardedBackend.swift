@@ -93,9 +93,11 @@ public struct GuardedBackend: ComputeBackend {
     try opening(matrix) { () throws(ComputeError) in try base.factorizeCholesky(matrix) }
   }
 
-  public func factorizePivotedCholesky(_ matrix: Matrix, leading: Int) throws(ComputeError) -> [Int] {
+  public func factorizePivotedCholesky(
+    _ matrix: Matrix, inOrder order: [Int], leading: Int
+  ) throws(ComputeError) -> [Int] {
     try opening(matrix) { () throws(ComputeError) in
-      try base.factorizePivotedCholesky(matrix, leading: leading)
+      try base.factorizePivotedCholesky(matrix, inOrder: order, leading: leading)
     }
   }
 

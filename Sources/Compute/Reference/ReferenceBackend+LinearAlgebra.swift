@@ -70,13 +70,16 @@ extension ReferenceBackend: LinearAlgebra {
     matrix.setEach { row, column in column < row ? matrix.value(row, column) : lower[column][row] }
   }
 
-  public func factorizePivotedCholesky(_ matrix: Matrix, leading: Int) throws(ComputeError) -> [Int] {
+  public func factorizePivotedCholesky(
+    _ matrix: Matrix, inOrder order: [Int], leading: Int
+  ) throws(ComputeError) -> [Int] {
+    fillUpperTriangle(of: matrix, inOrder: order)
     let (permutation, lower) = try factorize(matrix) { column, remaining in
       let candidates = column..<(column < leading ? leading : remaining.count)
       return candidates.reduce(column) { remaining[$1][$1] < remaining[$0][$0] ? $1 : $0 }
     }
     matrix.setEach { row, column in column < row ? matrix.value(row, column) : lower[column][row] }
-    return permutation
+    return permutation.map { order[$0] }
   }
 
   /// L of P A Pᵀ = L Lᵀ, column by column.

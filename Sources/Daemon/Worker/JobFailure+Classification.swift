@@ -1,3 +1,4 @@
+import Compute
 import ActivationCache
 import Calibration
 import Foundation
@@ -25,6 +26,7 @@ extension JobFailure {
     case is StateError: self.init(.blocked, text, code: 74)
     case PipelineError.damagedJournal: self.init(.broken, text, code: code)
     case PipelineError.notEnoughMemory: self.init(.blocked, text, code: code)
+    case is any DeviceError: self.init(.blocked, text, code: code)
     // EX_UNAVAILABLE: a program is missing here, or what it needs.
     case _ where code == 69: self.init(.blocked, text, code: code)
     default: self.init(.job, text, code: code)

@@ -1,27 +1,40 @@
 import Compute
 import ComputeOpenBLAS
 import Tensors
+import TestSupport
 import Testing
 
 typealias Operations = LinearAlgebra & DecoderOperations
 
-/// Runs `body` on the reference and on the backend with one, two and three threads. The thread counts must
-/// give the same bits, and these lie within `tolerance`, relative to the largest value, of the reference.
+/// Runs `body` on the reference, on the processor with one, two and three threads, and on the emulated GPU with its threads
+/// in several orders. Those of a backend must give the same bits, and these lie within `tolerance`, relative to the largest
+/// value, of the reference.
+/// - Parameter bfloat16: how the processor multiplies 16-bit operands, which the GPU then does, too; it also rounds operands
+///   of other products, to TF32
 func expectAgreement(
   within tolerance: Float, by bfloat16: BFloat16Kernels? = nil,
   sourceLocation: SourceLocation = #_sourceLocation,
   _ body: (any Operations) throws -> Matrix
-) rethrows {
+) throws {
   let expected = try body(ReferenceBackend()).elements
-  let results = try (1...3).map { try body(OpenBLASBackend(threads: $0, bfloat16: bfloat16)).elements }
-  for result in results.dropFirst() {
-    #expect(result.map(\.bitPattern) == results[0].map(\.bitPattern), sourceLocation: sourceLocation)
-  }
   let largest = expected.map { abs($0) }.max() ?? 0
-  let error = zip(results[0], expected).map { abs($0 - $1) }.max() ?? 0
-  #expect(
-    results[0].count == expected.count && results[0].allSatisfy(\.isFinite), sourceLocation: sourceLocation)
-  #expect(error <= tolerance * max(largest, 1e-30), sourceLocation: sourceLocation)
+  let results = [
+    "processor": try (1...3).map { try body(OpenBLASBackend(threads: $0, bfloat16: bfloat16)).elements },
+    "GPU": try EmulatedGPU.results(isExact: bfloat16 == nil) { try body($0).elements },
+  ]
+  for (name, results) in results {
+    for result in results.dropFirst() {
+      #expect(
+        result.map(\.bitPattern) == results[0].map(\.bitPattern), "\(name)", sourceLocation: sourceLocation)
+    }
+    let error = zip(results[0], expected).map { abs($0 - $1) }.max() ?? 0
+    #expect(
+      results[0].count == expected.count && results[0].allSatisfy(\.isFinite), "\(name)",
+      sourceLocation: sourceLocation)
+    let rounding: Float = name == "GPU" && bfloat16 != nil ? 1e-3 : 0
+    #expect(
+      error <= max(tolerance, rounding) * max(largest, 1e-30), "\(name)", sourceLocation: sourceLocation)
+  }
 }
 
 extension Matrix {

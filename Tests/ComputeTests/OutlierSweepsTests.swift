@@ -2,6 +2,7 @@ import Compute
 import ComputeOpenBLAS
 import Quantization
 import Tensors
+import TestSupport
 import Testing
 
 /// The sweeps that keep outliers against their definitions, and bit by bit between thread counts.
@@ -13,7 +14,7 @@ struct OutlierSweepsTests {
   ]
 
   @Test(arguments: formats)
-  func `nearest-plane rounding leaves outliers free`(_ format: GridFormat) {
+  func `nearest-plane rounding leaves outliers free`(_ format: GridFormat) throws {
     let panel = Panel(format)
     let order = Array((0..<panel.columns).reversed())
     let unitFactor = Matrix.random(panel.columns, panel.columns, seed: 7)
@@ -25,7 +26,7 @@ struct OutlierSweepsTests {
     let factor = NearestPlaneFactor(
       order: order, unitFactor: unitFactor,
       conditionalVariances: [Float](repeating: 1, count: panel.columns))
-    expectSame { backend in
+    try expectSame { backend in
       let codes = Matrix(rows: panel.rows, columns: panel.columns)
       let remainders = Matrix(rows: panel.rows, columns: panel.columns)
       backend.roundToNearestPlane(
@@ -36,9 +37,9 @@ struct OutlierSweepsTests {
   }
 
   @Test(arguments: formats)
-  func `what rounding leaves is at most half a step inside the range`(_ format: GridFormat) {
+  func `what rounding leaves is at most half a step inside the range`(_ format: GridFormat) throws {
     let panel = Panel(format)
-    let results = expectSame { backend in
+    let results = try expectSame { backend in
       let remainders = Matrix(rows: panel.rows, columns: panel.columns)
       backend.roundingRemainders(panel.weights, grid: panel.grid, into: remainders)
       // Halfway between two points either is nearest.
@@ -49,10 +50,10 @@ struct OutlierSweepsTests {
   }
 
   @Test(arguments: formats)
-  func `passes over outliers and codes follow their definition`(_ format: GridFormat) {
+  func `passes over outliers and codes follow their definition`(_ format: GridFormat) throws {
     let panel = Panel(format)
     // Codes agree or differ by 1; gradients are small differences, and outliers have 11 bits.
-    expectSame(within: 1e-3) { backend in
+    try expectSame(within: 1e-3) { backend in
       let (codes, outliers, gradient) = panel.start(backend)
       let neighbours = ColumnNeighbours(mostCorrelated: 6, gram: panel.gram)
       let moved = backend.descendSparsely(
@@ -93,10 +94,10 @@ struct OutlierSweepsTests {
     }
   }
 
-  @Test func `squares, places and sampled products follow their definition`() {
+  @Test func `squares, places and sampled products follow their definition`() throws {
     let panel = Panel(Self.formats[0])
     let importance = (0..<panel.columns).map { Float($0 % 5) }
-    expectSame { backend in
+    try expectSame { backend in
       let squares = panel.weights.copy()
       backend.weighSquares(squares, by: importance)
       let places = backend.elements(of: panel.weights, atLeast: 0.75).map(\.place)
@@ -120,29 +121,31 @@ struct OutlierSweepsTests {
     #expect(dense.elements == [0, 0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 44])
   }
 
-  /// Runs `body` on the reference and with one to three threads: the same bits for every number of threads, and
-  /// values close to the reference's.
+  /// Runs `body` on the reference, with one to three threads, and on the emulated GPU: the same bits for every number and
+  /// order of threads, and values close to the reference's.
   @discardableResult
   private func expectSame(
     within tolerance: Float = 2e-5, sourceLocation: SourceLocation = #_sourceLocation,
     _ body: (any ComputeBackend) -> [Matrix]
-  ) -> [Matrix] {
+  ) throws -> [Matrix] {
     let expected = body(ReferenceBackend())
-    let results = (1...3).map { body(OpenBLASBackend(threads: $0)) }
-    for (index, reference) in expected.enumerated() {
-      let first = results[0][index].elements
-      for other in results.dropFirst() {
+    let byProcessor = (1...3).map { body(OpenBLASBackend(threads: $0)) }
+    for (name, results) in [("processor", byProcessor), ("GPU", try EmulatedGPU.results(body))] {
+      for (index, reference) in expected.enumerated() {
+        let first = results[0][index].elements
+        for other in results.dropFirst() {
+          #expect(
+            other[index].elements.map(\.bitPattern) == first.map(\.bitPattern), "\(name)",
+            sourceLocation: sourceLocation)
+        }
+        let size = reference.elements.reduce(0) { max($0, abs($1)) }
+        let error = zip(first, reference.elements).reduce(0) { max($0, abs($1.0 - $1.1)) }
         #expect(
-          other[index].elements.map(\.bitPattern) == first.map(\.bitPattern),
+          first.count == reference.count && error <= tolerance * size, "result \(index) of the \(name)",
           sourceLocation: sourceLocation)
       }
-      let size = reference.elements.reduce(0) { max($0, abs($1)) }
-      let error = zip(first, reference.elements).reduce(0) { max($0, abs($1.0 - $1.1)) }
-      #expect(
-        first.count == reference.count && error <= tolerance * size, "result \(index)",
-        sourceLocation: sourceLocation)
     }
-    return results[0]
+    return byProcessor[0]
   }
 }
 

@@ -7,11 +7,11 @@ import Testing
   @Test(arguments: [(1, 1, 1), (17, 9, 5), (530, 24, 33), (9, 16, 1029)], [false, true])
   func `a linear agrees with its definition`(
     _ shape: (tokens: Int, inFeatures: Int, outFeatures: Int), hasBias: Bool
-  ) {
+  ) throws {
     let inputs = Matrix.random(shape.tokens, shape.inFeatures, seed: 1)
     let weights = Matrix.random(shape.outFeatures, shape.inFeatures, seed: 2)
     let bias = hasBias ? Matrix.random(1, shape.outFeatures, seed: 3).elements : nil
-    expectAgreement(within: 2e-6) { backend in
+    try expectAgreement(within: 2e-6) { backend in
       let outputs = Matrix(rows: shape.tokens, columns: shape.outFeatures)
       outputs.fill(.nan)
       backend.linear(inputs, weights: weights, bias: bias, into: outputs)
@@ -24,11 +24,11 @@ import Testing
     [(1, 1), (3, 17), (70, 1000)])
   func `normalization in place agrees with its definition`(
     kind: NormalizationParameters.Kind, _ shape: (rows: Int, columns: Int)
-  ) {
+  ) throws {
     let parameters = NormalizationParameters(
       kind: kind, weight: Matrix.random(1, shape.columns, seed: 4).elements,
       bias: kind == .layer ? Matrix.random(1, shape.columns, seed: 5).elements : nil, epsilon: 1e-5)
-    expectAgreement(within: 2e-6) { backend in
+    try expectAgreement(within: 2e-6) { backend in
       let states = Matrix.random(shape.rows, shape.columns, seed: 6)
       backend.normalize(states, parameters, into: states)
       return states
@@ -38,22 +38,22 @@ import Testing
   @Test(arguments: [NormalizationParameters.Kind.rootMeanSquare, .layer], [false, true])
   func `rows that have weights of their own agree with the definition`(
     kind: NormalizationParameters.Kind, hasBias: Bool
-  ) {
+  ) throws {
     let (groups, features) = (3, 17)
     let parameters = NormalizationParameters(
       kind: kind, weight: Matrix.random(groups, features, seed: 4).elements,
       bias: hasBias && kind == .layer ? Matrix.random(groups, features, seed: 5).elements : nil,
       epsilon: 1e-5)
-    expectAgreement(within: 2e-6) { backend in
+    try expectAgreement(within: 2e-6) { backend in
       let states = Matrix.random(groups * 50, features, seed: 6)
       backend.normalize(states, parameters, into: states)
       return states
     }
   }
 
-  @Test func `layer normalization does without a bias`() {
+  @Test func `layer normalization does without a bias`() throws {
     let parameters = NormalizationParameters(kind: .layer, weight: [1, 2, 3], epsilon: 1e-5)
-    expectAgreement(within: 2e-6) { backend in
+    try expectAgreement(within: 2e-6) { backend in
       let outputs = Matrix(rows: 4, columns: 3)
       backend.normalize(.random(4, 3, seed: 7), parameters, into: outputs)
       return outputs
@@ -61,11 +61,11 @@ import Testing
   }
 
   @Test(arguments: [(2, 1, 3), (10, 3, 17), (64, 9, 700)])
-  func `rotary embedding agrees with its definition`(_ shape: (dimension: Int, heads: Int, length: Int)) {
+  func `rotary embedding agrees with its definition`(_ shape: (dimension: Int, heads: Int, length: Int)) throws {
     let table = RotaryTable(
       cosines: .random(shape.length, shape.dimension / 2, seed: 8),
       sines: .random(shape.length, shape.dimension / 2, seed: 9))
-    expectAgreement(within: 1e-6) { backend in
+    try expectAgreement(within: 1e-6) { backend in
       let states = Matrix.random(2 * shape.length, shape.dimension * shape.heads, seed: 10)
       backend.rotate(states, headDimension: shape.dimension, table: table)
       return states
@@ -75,7 +75,7 @@ import Testing
   @Test(arguments: [1, 3, 40], [(1, 1, 4, 3, 1), (2, 4, 8, 20, 4), (2, 2, 5, 70, 3)])
   func `linear attention agrees with its definition`(
     length: Int, _ shape: (keyHeads: Int, valueHeads: Int, keys: Int, values: Int, taps: Int)
-  ) {
+  ) throws {
     let taps = shape.taps
     let channels = 2 * shape.keyHeads * shape.keys + shape.valueHeads * shape.values
     let parameters = GatedDeltaParameters(
@@ -84,7 +84,7 @@ import Testing
       convolution: Matrix.random(taps, channels, seed: 30).elements, taps: taps,
       decayLogarithms: Matrix.random(1, shape.valueHeads, seed: 31).elements,
       decayBiases: Matrix.random(1, shape.valueHeads, seed: 32).elements)
-    expectAgreement(within: 5e-6) { backend in
+    try expectAgreement(within: 5e-6) { backend in
       let mixed = Matrix.random(2 * length, channels, seed: 33)
       let outputs = Matrix(rows: 2 * length, columns: parameters.valueFeatures)
       outputs.fill(.nan)
@@ -98,11 +98,11 @@ import Testing
   @Test(arguments: [false, true], [(7, 1), (8, 3), (20, 10)])
   func `a part of a head turns, in pairs of halves or of neighbours`(
     isInterleaved: Bool, _ shape: (dimension: Int, pairs: Int)
-  ) {
+  ) throws {
     let table = RotaryTable(
       cosines: .random(9, shape.pairs, seed: 8), sines: .random(9, shape.pairs, seed: 9),
       isInterleaved: isInterleaved)
-    expectAgreement(within: 1e-6) { backend in
+    try expectAgreement(within: 1e-6) { backend in
       let states = Matrix.random(18, shape.dimension * 3, seed: 10)
       backend.rotate(states, headDimension: shape.dimension, table: table)
       return states
@@ -112,7 +112,7 @@ import Testing
   @Test(arguments: [1, 16, 17, 64, 200, 1000], [nil, 2] as [Float?])
   func `attention within a window, and with capped scores, agrees with its definition`(
     window: Int, softcap: Float?
-  ) {
+  ) throws {
     let length = 150
     let queries = Matrix.random(2 * length, 4 * 6, seed: 11)
     let keys = Matrix.random(2 * length, 2 * 6, seed: 12)
@@ -121,7 +121,7 @@ import Testing
       let parameters = AttentionParameters(
         heads: 4, keyValueHeads: 2, headDimension: 6, sequenceLength: length, scale: 1.5, positionBias: bias,
         window: window, softcap: softcap)
-      expectAgreement(within: 5e-6) { backend in
+      try expectAgreement(within: 5e-6) { backend in
         let outputs = Matrix(rows: 2 * length, columns: queries.columns)
         outputs.fill(.nan)
         backend.attend(queries: queries, keys: keys, values: values, parameters, into: outputs)
@@ -131,8 +131,9 @@ import Testing
   }
 
   @Test(arguments: [(1, 1), (33, 4001)], [0.3, 2, 30] as [Float])
-  func `what changes every element agrees with its definition`(_ shape: (rows: Int, columns: Int), cap: Float)
-  {
+  func `what changes every element agrees with its definition`(
+    _ shape: (rows: Int, columns: Int), cap: Float
+  ) throws {
     for change in [
       { $0.scale($1, by: cap) }, { $0.softcap($1, at: cap) }, { $0.clamp($1, to: cap) },
       { $0.activate($1, XIELU(positive: 0.7, negative: 1.1, linear: cap)) },
@@ -143,7 +144,7 @@ import Testing
     ]
       as [(any Operations, Matrix) -> Void]
     {
-      expectAgreement(within: 1e-6) { backend in
+      try expectAgreement(within: 1e-6) { backend in
         let states = Matrix.random(shape.rows, shape.columns, seed: 20)
         for row in 0..<shape.rows {
           for column in 0..<shape.columns { states[row, column] *= 12 }
@@ -157,7 +158,7 @@ import Testing
   @Test(arguments: [1, 17, 300], [(4, 2, 6, 3), (2, 2, 5, 9), (3, 1, 64, 40)])
   func `attention with values of another width, and with sinks, agrees with its definition`(
     length: Int, _ shape: (heads: Int, keyValueHeads: Int, dimension: Int, values: Int)
-  ) {
+  ) throws {
     let tokens = 2 * length
     let queries = Matrix.random(tokens, shape.heads * shape.dimension, seed: 11)
     let keys = Matrix.random(tokens, shape.keyValueHeads * shape.dimension, seed: 12)
@@ -166,7 +167,7 @@ import Testing
       let parameters = AttentionParameters(
         heads: shape.heads, keyValueHeads: shape.keyValueHeads, headDimension: shape.dimension,
         valueDimension: shape.values, sequenceLength: length, scale: 1.5, sinks: sinks)
-      expectAgreement(within: 5e-6) { backend in
+      try expectAgreement(within: 5e-6) { backend in
         let outputs = Matrix(rows: tokens, columns: shape.heads * shape.values)
         outputs.fill(.nan)
         backend.attend(queries: queries, keys: keys, values: values, parameters, into: outputs)
@@ -176,9 +177,9 @@ import Testing
   }
 
   @Test(arguments: [false, true])
-  func `setting a part of every head agrees with its definition`(isShared: Bool) {
+  func `setting a part of every head agrees with its definition`(isShared: Bool) throws {
     let source = Matrix.random(90, isShared ? 5 : 15, seed: 40)
-    expectAgreement(within: 0) { backend in
+    try expectAgreement(within: 0) { backend in
       let states = Matrix.random(90, 24, seed: 41)
       backend.setHeads(of: states, headDimension: 8, part: 2..<7, to: source, isShared: isShared)
       return states
@@ -188,7 +189,7 @@ import Testing
   @Test(arguments: [1, 17, 128, 300], [(1, 1, 8), (4, 2, 6), (3, 1, 64)])
   func `attention agrees with its definition`(
     length: Int, _ shape: (heads: Int, keyValueHeads: Int, dimension: Int)
-  ) {
+  ) throws {
     let tokens = 2 * length
     let queries = Matrix.random(tokens, shape.heads * shape.dimension, seed: 11)
     let keys = Matrix.random(tokens, shape.keyValueHeads * shape.dimension, seed: 12)
@@ -197,7 +198,7 @@ import Testing
       let parameters = AttentionParameters(
         heads: shape.heads, keyValueHeads: shape.keyValueHeads, headDimension: shape.dimension,
         sequenceLength: length, scale: 1.5, positionBias: bias)
-      expectAgreement(within: 5e-6) { backend in
+      try expectAgreement(within: 5e-6) { backend in
         let outputs = Matrix(rows: tokens, columns: queries.columns)
         outputs.fill(.nan)
         backend.attend(queries: queries, keys: keys, values: values, parameters, into: outputs)
@@ -209,18 +210,18 @@ import Testing
   @Test(arguments: ActivationFunction.allCases, [(1, 1), (5, 13), (70, 1001)])
   func `activation functions agree with their definitions`(
     function: ActivationFunction, _ shape: (rows: Int, columns: Int)
-  ) {
+  ) throws {
     // Values from −12 to 12: both tails and what lies between.
     let states = Matrix.random(shape.rows, shape.columns, seed: 15)
     for row in 0..<shape.rows {
       for column in 0..<shape.columns { states[row, column] *= 12 }
     }
-    expectAgreement(within: 2e-7) { backend in
+    try expectAgreement(within: 2e-7) { backend in
       let result = states.copy()
       backend.activate(result, function)
       return result
     }
-    expectAgreement(within: 2e-7) { backend in
+    try expectAgreement(within: 2e-7) { backend in
       let result = states.copy()
       backend.activateGate(result, up: .random(shape.rows, shape.columns, seed: 16), function)
       return result
@@ -240,8 +241,8 @@ import Testing
   }
 
   @Test(arguments: [(1, 1), (33, 4001)])
-  func `addition is exact`(_ shape: (rows: Int, columns: Int)) {
-    expectAgreement(within: 0) { backend in
+  func `addition is exact`(_ shape: (rows: Int, columns: Int)) throws {
+    try expectAgreement(within: 0) { backend in
       let sum = Matrix.random(shape.rows, shape.columns, seed: 17)
       backend.add(.random(shape.rows, shape.columns, seed: 18), into: sum)
       return sum
@@ -249,14 +250,14 @@ import Testing
   }
 
   @Test(arguments: [1, 7, 5000], [0, -300, 3000] as [Float])
-  func `log likelihoods agree with their definition`(vocabulary: Int, offset: Float) {
+  func `log likelihoods agree with their definition`(vocabulary: Int, offset: Float) throws {
     let logits = Matrix.random(21, vocabulary, seed: 19)
     for row in 0..<21 {
       for column in 0..<vocabulary { logits[row, column] = logits[row, column] * 9 + offset }
     }
     let targets = (0..<21).map { Int32($0 * 31 % vocabulary) }
     // Logits of 3,000 have steps of 2.4e-4 themselves.
-    expectAgreement(within: offset > 1000 ? 1e-4 : 1e-5) { backend in
+    try expectAgreement(within: offset > 1000 ? 1e-4 : 1e-5) { backend in
       let losses = backend.negativeLogLikelihoods(logits: logits, targets: targets)
       return Matrix(rows: 1, columns: losses.count, losses)
     }

@@ -13,12 +13,12 @@ import Testing
   @Test(arguments: BFloat16Kernels.available, shapes)
   func `a linear agrees with its definition`(
     _ kernels: BFloat16Kernels, _ shape: (tokens: Int, inFeatures: Int, outFeatures: Int)
-  ) {
+  ) throws {
     let inputs = Matrix.random(shape.tokens, shape.inFeatures, seed: 1)
     let weights = Matrix.random(shape.outFeatures, shape.inFeatures, seed: 2)
     let bias = Matrix.random(1, shape.outFeatures, seed: 3).elements
     for (bias, isAdded) in [(nil, false), (bias, false), (nil, true), (bias, true)] {
-      expectAgreement(within: 2e-6, by: kernels) { backend in
+      try expectAgreement(within: 2e-6, by: kernels) { backend in
         let packed = backend.makeWeights(
           outFeatures: shape.outFeatures, inFeatures: shape.inFeatures, operands: .bfloat16)
         // Rows as they come, which need not begin where a panel does.
@@ -35,9 +35,9 @@ import Testing
   }
 
   @Test(arguments: BFloat16Kernels.available)
-  func `linears of either kind that share inputs run together`(_ kernels: BFloat16Kernels) {
+  func `linears of either kind that share inputs run together`(_ kernels: BFloat16Kernels) throws {
     let inputs = Matrix.random(300, 40, seed: 1)
-    expectAgreement(within: 2e-6, by: kernels) { backend in
+    try expectAgreement(within: 2e-6, by: kernels) { backend in
       let outputs = [
         Matrix(rows: 300, columns: 70), Matrix(rows: 300, columns: 33), Matrix(rows: 300, columns: 5),
       ]
@@ -102,9 +102,9 @@ import Testing
     [(1, 1), (17, 5), (31, 33), (2100, 33), (64, 300), (700, 64), (0, 7)])
   func `a Gram matrix grows in its lower triangle alone`(
     _ kernels: BFloat16Kernels, _ shape: (tokens: Int, features: Int)
-  ) {
+  ) throws {
     let inputs = Matrix.random(shape.tokens, shape.features, seed: 4)
-    expectAgreement(within: 1e-5, by: kernels) { backend in
+    try expectAgreement(within: 1e-5, by: kernels) { backend in
       let gram = Matrix.random(shape.features, shape.features, seed: 5)
       backend.accumulateGram(inputs, operands: .bfloat16, into: gram)
       return gram
@@ -128,10 +128,10 @@ import Testing
   @Test(arguments: BFloat16Kernels.available, [(1, 1, 1), (40, 33, 65), (500, 70, 30)])
   func `a cross product agrees with its definition`(
     _ kernels: BFloat16Kernels, _ shape: (tokens: Int, m: Int, n: Int)
-  ) {
+  ) throws {
     let a = Matrix.random(shape.tokens, shape.m, seed: 1)
     let b = Matrix.random(shape.tokens, shape.n, seed: 2)
-    expectAgreement(within: 4e-6, by: kernels) { backend in
+    try expectAgreement(within: 4e-6, by: kernels) { backend in
       let product = Matrix.random(shape.m, shape.n, seed: 3)
       backend.accumulateCrossProduct(a, b, operands: .bfloat16, into: product)
       return product
@@ -139,7 +139,7 @@ import Testing
   }
 
   @Test(arguments: BFloat16Kernels.available, [1, 17, 128, 300])
-  func `attention agrees with its definition`(_ kernels: BFloat16Kernels, length: Int) {
+  func `attention agrees with its definition`(_ kernels: BFloat16Kernels, length: Int) throws {
     for (heads, keyValueHeads, dimension, width) in [
       (1, 1, 8, 8), (4, 2, 6, 6), (3, 1, 64, 64), (2, 2, 80, 80), (2, 1, 40, 24), (2, 2, 9, 17),
     ] {
@@ -152,7 +152,7 @@ import Testing
           heads: heads, keyValueHeads: keyValueHeads, headDimension: dimension, valueDimension: width,
           sequenceLength: length, scale: 0.3, positionBias: bias, operands: .bfloat16)
         // A probability on the edge between two bfloat16 goes either way.
-        expectAgreement(within: 2e-3, by: kernels) { backend in
+        try expectAgreement(within: 2e-3, by: kernels) { backend in
           let outputs = Matrix(rows: tokens, columns: heads * width)
           outputs.fill(.nan)
           backend.attend(queries: queries, keys: keys, values: values, parameters, into: outputs)

@@ -1,0 +1,126 @@
+import CCUDA
+import Compute
+import Tensors
+
+/// A backend on one NVIDIA GPU: products by cuBLAS, everything else by the kernels beside this file.
+///
+/// Operations are asked of the device one after the other and return before they are done; what hands a result to the host
+/// waits for it. A call that fails has no result: see ``failure``.
+public struct CUDABackend: Sendable {
+  let context: DeviceContext
+  /// Whether products of fp32 operands round them to TF32, and bfloat16 models are multiplied in bfloat16.
+  let isExact: Bool
+  private let memoryLimit: Int
+
+  /// - Parameters:
+  ///   - device: the GPU
+  ///   - isExact: fp32 throughout
+  ///   - memoryLimit: what matrices may take, in bytes; nil for nearly all that is free
+  /// - Throws: ``CUDAError``
+  public init(
+    _ device: CUDADevice, _ libraries: CUDALibraries, isExact: Bool = false, memoryLimit: Int? = nil
+  ) throws(CUDAError) {
+    context = try DeviceContext(device, libraries)
+    self.isExact = isExact
+    // What the driver and cuBLAS take for themselves comes off what was free.
+    self.memoryLimit = memoryLimit ?? device.freeBytes - max(device.freeBytes / 20, Self.leastReserve)
+  }
+
+  private static let leastReserve = 768 << 20
+
+  public var device: CUDADevice { context.device }
+
+  /// The first call that failed; nothing was computed from there on.
+  public var failure: (any DeviceError)? { context.failure }
+
+  public var threads: Int { 1 }
+
+  public var progress: Int { context.progress }
+
+  public var deviceMemory: (any DeviceMemoryGauge)? { Gauge(context: context, limitBytes: memoryLimit) }
+
+  private struct Gauge: DeviceMemoryGauge {
+    let context: DeviceContext
+    let limitBytes: Int
+
+    func lap() -> Int { context.lapPeak() }
+  }
+
+  public func kernels(for operands: OperandType) -> String {
+    let types = isExact ? "fp32" : operands == .bfloat16 ? "bfloat16 and TF32" : "TF32"
+    return "\(device.name), \(types) products by cuBLAS \(versions.cublas), kernels by NVRTC \(versions.nvrtc), "
+      + "driver for CUDA \(versions.driver)"
+  }
+
+  /// Of the libraries that it computes with.
+  public var versions: (driver: String, nvrtc: String, cublas: String) {
+    let blas = context.blasVersion
+    return (
+      context.driverVersion.cudaVersion, context.libraries.compilerVersion,
+      "\(blas / 10_000).\(blas % 10_000 / 100).\(blas % 100)"
+    )
+  }
+
+  var isTF32: Bool { !isExact }
+}
+
+extension CUDABackend: ComputeBackend {}
+
+extension CUDABackend: MatrixStorage {
+  public func makeMatrix(rows: Int, columns: Int) -> Matrix {
+    let matrix = uninitialized(rows: rows, columns: columns)
+    context.fill(matrix.address, with: 0, count: matrix.count)
+    return matrix
+  }
+
+  /// A matrix whose elements are whatever stood in its memory.
+  func uninitialized(rows: Int, columns: Int) -> Matrix {
+    precondition(rows >= 0 && columns >= 0, "a matrix has no negative dimension")
+    return Matrix(rows: rows, columns: columns, memory: context.scratch(floats: rows * columns))
+  }
+
+  public func withHostMatrix<Result, Failure: Error>(
+    _ matrix: Matrix, for access: HostAccess, _ body: (_ host: Matrix) throws(Failure) -> Result
+  ) throws(Failure) -> Result {
+    let (host, buffer) = context.lend(rows: matrix.rows, columns: matrix.columns)
+    defer { context.give(buffer) }
+    let bytes = matrix.count * MemoryLayout<Float>.stride
+    if access != .writing { unsafe context.download(matrix.address, to: buffer.memory, bytes: bytes) }
+    let result = try body(host)
+    if access != .reading { unsafe context.upload(buffer.memory, to: matrix.address, bytes: bytes) }
+    return result
+  }
+
+  public func copy(_ source: Matrix, into destination: Matrix) {
+    precondition(source.rows == destination.rows && source.columns == destination.columns, "the shapes differ")
+    context.copy(source.address, to: destination.address, bytes: source.count * MemoryLayout<Float>.stride)
+  }
+
+  public func fill(_ matrix: Matrix, with value: Float) {
+    context.fill(matrix.address, with: value, count: matrix.count)
+  }
+
+  public func downloadCodes(_ panel: Matrix, to codes: inout [UInt8], firstRow: Int) {
+    let place = firstRow * panel.columns
+    precondition(firstRow >= 0 && place + panel.count <= codes.count, "rows outside the linear")
+    let bytes = context.scratch(bytes: panel.count)
+    context.launch(
+      .to_bytes, elements: panel.count, [.address(bytes.address), .address(panel.address), .long(panel.count)])
+    unsafe codes.withUnsafeMutableBytes { codes in
+      guard let base = codes.baseAddress else { return }
+      unsafe context.download(bytes.address, to: base + place, bytes: panel.count)
+    }
+  }
+
+  public func uploadCodes(_ codes: [UInt8], firstRow: Int, to panel: Matrix) {
+    let place = firstRow * panel.columns
+    precondition(firstRow >= 0 && place + panel.count <= codes.count, "rows outside the linear")
+    let bytes = context.scratch(bytes: panel.count)
+    unsafe codes.withUnsafeBytes { codes in
+      guard let base = codes.baseAddress else { return }
+      unsafe context.upload(base + place, to: bytes.address, bytes: panel.count)
+    }
+    context.launch(
+      .from_bytes, elements: panel.count, [.address(panel.address), .address(bytes.address), .long(panel.count)])
+  }
+}

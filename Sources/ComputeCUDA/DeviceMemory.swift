@@ -1,0 +1,116 @@
+import Compute
+import Tensors
+
+/// Memory of a GPU: its addresses have elements for the backend's operations alone.
+@safe final class DeviceMemory: MatrixMemory, @unchecked Sendable {
+  @unsafe let pointer: UnsafeMutablePointer<Float>
+  private let context: DeviceContext
+  let address: UInt64
+
+  init(bytes: Int, _ context: DeviceContext) {
+    self.context = context
+    address = context.allocate(bytes: bytes)
+    guard let pointer = unsafe UnsafeMutablePointer<Float>(bitPattern: UInt(address)) else {
+      preconditionFailure("an allocation succeeded without an address")
+    }
+    unsafe self.pointer = pointer
+  }
+
+  deinit { context.free(address) }
+}
+
+extension DeviceContext {
+  /// Memory until the last reference to it goes; what stands there is whatever stood there before.
+  func scratch(bytes: Int) -> DeviceMemory { DeviceMemory(bytes: bytes, self) }
+
+  func scratch(floats: Int) -> DeviceMemory { DeviceMemory(bytes: floats * MemoryLayout<Float>.stride, self) }
+
+  /// A copy of an array of the host's.
+  func uploaded<Element: BitwiseCopyable>(_ values: [Element]) -> DeviceMemory {
+    let memory = scratch(bytes: values.count * MemoryLayout<Element>.stride)
+    unsafe values.withUnsafeBytes { bytes in
+      if let base = bytes.baseAddress { unsafe upload(base, to: memory.address, bytes: bytes.count) }
+    }
+    return memory
+  }
+
+  /// What memory holds, from its beginning.
+  func downloaded<Element: BitwiseCopyable>(_ memory: DeviceMemory, count: Int, of zero: Element) -> [Element] {
+    downloaded(memory.address, count: count, of: zero)
+  }
+
+  /// - Returns: zeros where a call has failed
+  func downloaded<Element: BitwiseCopyable>(_ address: UInt64, count: Int, of zero: Element) -> [Element] {
+    var values = [Element](repeating: zero, count: count)
+    unsafe values.withUnsafeMutableBytes { bytes in
+      if let base = bytes.baseAddress { unsafe download(address, to: base, bytes: bytes.count) }
+    }
+    return values
+  }
+}
+
+extension Matrix {
+  /// Where it begins in the device's memory.
+  var address: UInt64 { UInt64(UInt(bitPattern: unsafe pointer)) }
+
+  var operand: DeviceContext.Operand { .init(address: address, stride: columns) }
+}
+
+/// Memory of the host's that a device copies from and to.
+@safe final class PinnedBuffer: MatrixMemory, @unchecked Sendable {
+  @unsafe let memory: UnsafeMutableRawPointer
+  @unsafe let pointer: UnsafeMutablePointer<Float>
+  let bytes: Int
+  let isPinned: Bool
+
+  init(_ memory: UnsafeMutableRawPointer, bytes: Int, isPinned: Bool) {
+    unsafe self.memory = memory
+    unsafe pointer = memory.bindMemory(to: Float.self, capacity: bytes / MemoryLayout<Float>.stride)
+    self.bytes = bytes
+    self.isPinned = isPinned
+  }
+}
+
+/// Buffers that have been given back. To pin memory takes longer than to copy it.
+struct PinnedBuffers {
+  /// Oldest first. The device may still copy from those that are pending.
+  private var buffers: [(buffer: PinnedBuffer, isPending: Bool)] = []
+  private var bytes = 0
+
+  private static let limit = 2 << 30
+  /// Buffers of a size that may be pending before one is waited for: enough for copies to go on meanwhile.
+  private static let mostPending = 3
+
+  /// - Returns: a buffer that is large enough and not much larger, if there is one to take
+  mutating func take(_ wanted: Int) -> (buffer: PinnedBuffer?, mustWait: Bool) {
+    let fitting = buffers.indices.filter { (wanted...2 * wanted).contains(buffers[$0].buffer.bytes) }
+    let done = fitting.first { !buffers[$0].isPending }
+    guard let index = done ?? (fitting.count < Self.mostPending ? nil : fitting.first) else { return (nil, false) }
+    let taken = buffers.remove(at: index)
+    bytes -= taken.buffer.bytes
+    return (taken.buffer, taken.isPending)
+  }
+
+  /// - Returns: what there is no room for
+  mutating func keep(_ buffer: PinnedBuffer) -> [PinnedBuffer] {
+    buffers.append((buffer, true))
+    bytes += buffer.bytes
+    var rest: [PinnedBuffer] = []
+    while bytes > Self.limit, buffers.count > 1 {
+      let oldest = buffers.removeFirst().buffer
+      bytes -= oldest.bytes
+      rest.append(oldest)
+    }
+    return rest
+  }
+
+  /// The device is done with all that was asked of it.
+  mutating func markDone() {
+    for index in buffers.indices { buffers[index].isPending = false }
+  }
+
+  mutating func removeAll() -> [PinnedBuffer] {
+    defer { (buffers, bytes) = ([], 0) }
+    return buffers.map(\.buffer)
+  }
+}

@@ -1,0 +1,63 @@
+import Compute
+import ComputeCUDA
+import ComputeOpenBLAS
+
+/// What computes, as a person names it: `auto`, `cpu`, `cuda` or `cuda:1`.
+public enum DeviceChoice: Sendable, Hashable {
+  /// The GPU with the most free memory, if there is one that can be used; the processor otherwise.
+  case auto
+  case processor
+  /// A GPU, counted from 0; nil for the one with the most free memory.
+  case cuda(Int?)
+
+  public static let notation = "auto, cpu, cuda, or cuda:N for the GPU with that number"
+
+  public init?(_ text: String) {
+    switch text {
+    case "auto": self = .auto
+    case "cpu": self = .processor
+    case "cuda": self = .cuda(nil)
+    default:
+      let parts = text.split(separator: ":", omittingEmptySubsequences: false)
+      guard parts.count == 2, parts[0] == "cuda", let index = Int(parts[1]), index >= 0 else { return nil }
+      self = .cuda(index)
+    }
+  }
+
+  /// The backend that it comes to on this machine.
+  /// - Parameters:
+  ///   - threads: of the processor
+  ///   - isExact: fp32 throughout
+  ///   - deviceBytes: what matrices may take of a GPU's memory; nil for nearly all that is free
+  ///   - warn: takes a note on a GPU that is there and cannot be used
+  /// - Throws: ``CUDAError`` where a GPU was asked for
+  public func backend(
+    threads: Int, isExact: Bool, deviceBytes: Int? = nil, warn: (String) -> Void
+  ) throws -> any ComputeBackend {
+    let processor = { OpenBLASBackend(threads: threads, bfloat16: isExact ? nil : .best) }
+    func gpu(_ index: Int?) throws(CUDAError) -> CUDABackend {
+      let libraries = try CUDALibraries.open()
+      let devices = try CUDADevice.all(libraries)
+      let device: CUDADevice
+      if let index {
+        guard devices.indices.contains(index) else { throw .noSuchDevice(index, count: devices.count) }
+        device = devices[index]
+      } else {
+        device = devices.reduce(devices[0]) { $1.freeBytes > $0.freeBytes ? $1 : $0 }
+      }
+      return try CUDABackend(device, libraries, isExact: isExact, memoryLimit: deviceBytes)
+    }
+    switch self {
+    case .processor: return processor()
+    case .cuda(let index): return try gpu(index)
+    case .auto:
+      do { return try gpu(nil) } catch {
+        switch error {
+        case .noDriver, .noDevice: break
+        default: warn("the processor computes, although there is a GPU: \(error)")
+        }
+        return processor()
+      }
+    }
+  }
+}
