@@ -150,6 +150,9 @@ public protocol DecoderOperations: MatrixStorage {
   /// - Parameter rows: `[count, inFeatures]`, in the host's memory
   func store(_ rows: Matrix, firstRow: Int, in weights: LinearWeights)
 
+  /// The same with rows in the backend's memory, which then need not come from the host.
+  func set(_ weights: LinearWeights, firstRow: Int, to rows: Matrix)
+
   /// Y = X Wᵀ + b of linears that read the same inputs.
   /// - Parameter inputs: X, `[tokens, inFeatures]`
   func linear(_ inputs: Matrix, _ products: [LinearProduct])
@@ -215,6 +218,12 @@ public protocol DecoderOperations: MatrixStorage {
 
   /// −log softmax(logits)[target] of every row, `[tokens, vocabulary]` → one value a row.
   func negativeLogLikelihoods(logits: Matrix, targets: [Int32]) -> [Float]
+}
+
+extension DecoderOperations where Self: HostMemoryBackend {
+  public func set(_ weights: LinearWeights, firstRow: Int, to rows: Matrix) {
+    store(rows, firstRow: firstRow, in: weights)
+  }
 }
 
 public struct NormalizationParameters: Sendable {

@@ -24,6 +24,13 @@ public protocol MatrixStorage: Sendable {
   /// Sets every element.
   func fill(_ matrix: Matrix, with value: Float)
 
+  /// Rounds states to a type, in place, and keeps them in a device's memory.
+  /// - Returns: nil if one of them has no value in that type, and from a backend without a device, which keeps nothing
+  func keep(_ states: Matrix, as type: DType) -> KeptStates?
+
+  /// Copies back what was kept; any number of times.
+  func restore(_ kept: KeptStates, into states: Matrix)
+
   /// Copies codes, whole numbers from 0 to 255, to their place among a linear's.
   /// - Parameters:
   ///   - panel: `[rows, inFeatures]`
@@ -35,6 +42,24 @@ public protocol MatrixStorage: Sendable {
   func uploadCodes(_ codes: [UInt8], firstRow: Int, to panel: Matrix)
 }
 
+/// States in a device's memory, in the type that the activation cache would have them in.
+public struct KeptStates: Sendable {
+  public let rows: Int
+  public let columns: Int
+  public let type: DType
+  /// What the device calls the type.
+  public let number: Int
+  public let memory: any MatrixMemory
+
+  public init(rows: Int, columns: Int, type: DType, number: Int, memory: any MatrixMemory) {
+    self.rows = rows
+    self.columns = columns
+    self.type = type
+    self.number = number
+    self.memory = memory
+  }
+}
+
 /// What the host does with a matrix that a backend lends it.
 public enum HostAccess: Sendable {
   case reading
@@ -44,6 +69,12 @@ public enum HostAccess: Sendable {
 }
 
 extension MatrixStorage {
+  public func keep(_ states: Matrix, as type: DType) -> KeptStates? { nil }
+
+  public func restore(_ kept: KeptStates, into states: Matrix) {
+    preconditionFailure("a backend without a device keeps nothing")
+  }
+
   /// A copy in the backend's memory.
   public func copy(of matrix: Matrix) -> Matrix {
     let result = makeMatrix(rows: matrix.rows, columns: matrix.columns)

@@ -22,8 +22,17 @@ extension CUDABackend: DecoderOperations {
     if weights.operands == .float32 { return upload(rows, to: place) }
     let memory = context.scratch(floats: rows.count)
     upload(rows, to: memory.address)
-    let uploaded = Matrix(rows: rows.rows, columns: rows.columns, memory: memory)
-    round(uploaded, factor: 1, to: place, stride: rows.columns.bfloat16Stride)
+    set(weights, firstRow: firstRow, to: Matrix(rows: rows.rows, columns: rows.columns, memory: memory))
+  }
+
+  public func set(_ weights: LinearWeights, firstRow: Int, to rows: Matrix) {
+    precondition(rows.columns == weights.inFeatures, "the rows have other features")
+    precondition(firstRow >= 0 && firstRow + rows.rows <= weights.outFeatures, "rows outside the weights")
+    let place = weights.values.operand.at(row: firstRow).address
+    if weights.operands == .float32 {
+      return context.copy(rows.address, to: place, bytes: rows.count * MemoryLayout<Float>.stride)
+    }
+    round(rows, factor: 1, to: place, stride: rows.columns.bfloat16Stride)
   }
 
   /// Copies a matrix of the host's, from pinned memory, so that the device copies while the host goes on.

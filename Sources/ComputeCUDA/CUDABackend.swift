@@ -10,17 +10,21 @@ public struct CUDABackend: Sendable {
   let context: DeviceContext
   /// Whether products of fp32 operands round them to TF32, and bfloat16 models are multiplied in bfloat16.
   let isExact: Bool
+  /// Of the host, for what is its part.
+  public let threads: Int
   private let memoryLimit: Int
 
   /// - Parameters:
   ///   - device: the GPU
+  ///   - threads: of the host, for what is its part
   ///   - isExact: fp32 throughout
   ///   - memoryLimit: what matrices may take, in bytes; nil for nearly all that is free
   /// - Throws: ``CUDAError``
   public init(
-    _ device: CUDADevice, _ libraries: CUDALibraries, isExact: Bool = false, memoryLimit: Int? = nil
+    _ device: CUDADevice, _ libraries: CUDALibraries, threads: Int = 1, isExact: Bool = false, memoryLimit: Int? = nil
   ) throws(CUDAError) {
     context = try DeviceContext(device, libraries)
+    self.threads = threads
     self.isExact = isExact
     // What the driver and cuBLAS take for themselves comes off what was free.
     self.memoryLimit = memoryLimit ?? device.freeBytes - max(device.freeBytes / 20, Self.leastReserve)
@@ -32,8 +36,6 @@ public struct CUDABackend: Sendable {
 
   /// The first call that failed; nothing was computed from there on.
   public var failure: (any DeviceError)? { context.failure }
-
-  public var threads: Int { 1 }
 
   public var progress: Int { context.progress }
 
@@ -98,6 +100,37 @@ extension CUDABackend: MatrixStorage {
 
   public func fill(_ matrix: Matrix, with value: Float) {
     context.fill(matrix.address, with: value, count: matrix.count)
+  }
+
+  public func keep(_ states: Matrix, as type: DType) -> KeptStates? {
+    let number: Int
+    switch type {
+    case .float32: number = 0
+    case .float16: number = 1
+    case .bfloat16: number = 2
+    default: preconditionFailure("states are float32, float16 or bfloat16")
+    }
+    let memory = context.scratch(bytes: states.count * type.byteWidth)
+    let unsound = context.uploaded([Int32(0)])
+    context.launch(
+      .keep_states, elements: states.count,
+      [
+        .address(memory.address), .address(states.address), .int(number), .address(unsound.address),
+        .long(states.count),
+      ])
+    let isSound = context.downloaded(unsound, count: 1, of: Int32(0))[0] == 0
+    return isSound
+      ? KeptStates(rows: states.rows, columns: states.columns, type: type, number: number, memory: memory) : nil
+  }
+
+  public func restore(_ kept: KeptStates, into states: Matrix) {
+    precondition(kept.rows == states.rows && kept.columns == states.columns, "the shapes differ")
+    context.launch(
+      .restore_states, elements: states.count,
+      [
+        .address(states.address), .address(UInt64(UInt(bitPattern: unsafe kept.memory.pointer))), .int(kept.number),
+        .long(states.count),
+      ])
   }
 
   public func downloadCodes(_ panel: Matrix, to codes: inout [UInt8], firstRow: Int) {

@@ -2,7 +2,7 @@ import Glibc
 import Synchronization
 
 /// Where a GPU's time goes, call by call: with `QUANTEASE_CUDA_PROFILE=1` in the environment every call is waited for, and a
-/// table is printed on standard error when the backend goes. Such a run is slower, as nothing overlaps.
+/// table is printed on standard error when the process ends. Such a run is slower, as nothing overlaps.
 final class CallProfile: Sendable {
   private struct Entry {
     var calls = 0
@@ -12,7 +12,11 @@ final class CallProfile: Sendable {
 
   private let entries = Mutex<[String: Entry]>([:])
 
-  static let isAsked = environment("QUANTEASE_CUDA_PROFILE") == "1"
+  static let shared: CallProfile? = {
+    guard environment("QUANTEASE_CUDA_PROFILE") == "1" else { return nil }
+    atexit { CallProfile.shared?.print() }
+    return CallProfile()
+  }()
 
   func add(_ name: String, seconds: Double, operations: Double) {
     entries.withLock { entries in

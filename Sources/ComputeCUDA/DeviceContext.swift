@@ -19,7 +19,7 @@ import Tensors
   private let firstFailure = Mutex<CUDAError?>(nil)
   private let launches = Atomic<Int>(0)
   private let pinned = Mutex(PinnedBuffers())
-  private let profile = CallProfile.isAsked ? CallProfile() : nil
+  private let profile = CallProfile.shared
   private var workspace: UInt64 = 0
   let blasVersion: Int
   let driverVersion: Int
@@ -82,7 +82,6 @@ import Tensors
   }
 
   deinit {
-    profile?.print()
     free(workspace)
     for buffer in pinned.withLock({ $0.removeAll() }) { release(buffer) }
   }

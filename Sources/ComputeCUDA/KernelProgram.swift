@@ -13,7 +13,7 @@ enum KernelProgram {
   /// Every kernel, by the name that its source has.
   enum Kernel: String, CaseIterable {
     case add, scale, softcap, clamp, add_bias, activate, activate_gate, clamped_swiglu, xielu, to_bfloat16_rows
-    case to_bytes, from_bytes, set_heads, rotate
+    case to_bytes, from_bytes, set_heads, rotate, keep_states, restore_states
     case normalize, negative_log_likelihood, row_dots, add_column_sums
     case causal_softmax, causal_convolution, gated_delta_rule
     case get_diagonal, set_diagonal, symmetrize, fill_upper, divide_upper_rows, copy_block, add_lower

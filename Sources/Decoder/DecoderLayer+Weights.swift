@@ -48,17 +48,20 @@ extension DecoderLayer {
   }
 
   /// Has the layer run with other weights of a linear, until its stage is unloaded.
-  /// - Parameter panels: gives the weights by calling what it is given with rows `[count, inFeatures]` in the host's
-  ///   memory, in order, until there are `outFeatures`
-  public func replaceWeights(of linear: LayerLinear, _ panels: ((_ rows: Matrix) -> Void) throws -> Void)
-    rethrows
-  {
+  /// - Parameters:
+  ///   - areOwnRows: whether the rows are in the backend's memory, and not in the host's
+  ///   - panels: gives the weights by calling what it is given with rows `[count, inFeatures]`, in order, until there are
+  ///     `outFeatures`
+  public func replaceWeights(
+    of linear: LayerLinear, byOwnRows areOwnRows: Bool = false,
+    _ panels: ((_ rows: Matrix) -> Void) throws -> Void
+  ) rethrows {
     // What it had is not needed meanwhile.
     resident[linear.name] = nil
     let weights = makeResident(linear)
     var firstRow = 0
     try panels { rows in
-      weights.store(rows, firstRow: firstRow, by: backend)
+      weights.store(rows, firstRow: firstRow, areOwn: areOwnRows, by: backend)
       firstRow += rows.rows
     }
     precondition(firstRow == linear.outFeatures, "the weights have other rows")

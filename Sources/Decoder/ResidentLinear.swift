@@ -27,16 +27,21 @@ struct ResidentLinear {
   var products: [(weights: LinearWeights, bias: [Float]?)] { Array(zip(parts, biases)) }
 
   /// Sets some rows of the checkpoint's matrix.
-  func store(_ panel: Matrix, firstRow: Int, by backend: any ComputeBackend) {
+  /// - Parameter areOwn: whether they are in the backend's memory, and not in the host's
+  func store(_ panel: Matrix, firstRow: Int, areOwn: Bool = false, by backend: any ComputeBackend) {
     let panelRows = firstRow..<firstRow + panel.rows
     for (part, ranges) in zip(parts, rows) {
       var start = 0
       for range in ranges {
         let shared = range.clamped(to: panelRows)
         if !shared.isEmpty {
-          backend.store(
-            panel.rows(shared.lowerBound - firstRow..<shared.upperBound - firstRow),
-            firstRow: start + shared.lowerBound - range.lowerBound, in: part)
+          let rows = panel.rows(shared.lowerBound - firstRow..<shared.upperBound - firstRow)
+          let place = start + shared.lowerBound - range.lowerBound
+          if areOwn {
+            backend.set(part, firstRow: place, to: rows)
+          } else {
+            backend.store(rows, firstRow: place, in: part)
+          }
         }
         start += range.count
       }

@@ -45,7 +45,7 @@ public enum DeviceChoice: Sendable, Hashable {
       } else {
         device = devices.reduce(devices[0]) { $1.freeBytes > $0.freeBytes ? $1 : $0 }
       }
-      return try CUDABackend(device, libraries, isExact: isExact, memoryLimit: deviceBytes)
+      return try CUDABackend(device, libraries, threads: threads, isExact: isExact, memoryLimit: deviceBytes)
     }
     switch self {
     case .processor: return processor()

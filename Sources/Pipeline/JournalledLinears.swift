@@ -10,6 +10,7 @@ struct JournalledLinears: KnownLinears {
   /// The linears that are to be quantized, by name; all others are known.
   let treatments: [String: Treatment]
   let description: ModelDescription
+  let backend: any ComputeBackend
 
   func isKnown(_ stage: Stage, inLayer index: Int) -> Bool {
     stage.linears.allSatisfy { linear in
@@ -22,23 +23,45 @@ struct JournalledLinears: KnownLinears {
     let companions = stage.companions.filter { !layer.isLoaded($0) }
     for linear in companions + stage.linears {
       guard let known = try journal.linear(layer.moduleName(of: linear)) else { continue }
-      layer.replaceWeights(of: linear, by: known)
+      layer.replaceWeights(of: linear, by: known, backend: backend)
     }
   }
 }
 
 extension DecoderLayer {
   private static let panelRows = 256
+  private static let panelRowsOnDevice = 4_096
 
   /// Has the layer run with what a linear was quantized to.
-  func replaceWeights(of linear: LayerLinear, by quantized: QuantizedLinear) {
+  func replaceWeights(of linear: LayerLinear, by quantized: QuantizedLinear, backend: any ComputeBackend) {
+    if backend.deviceMemory != nil, quantized.outliers == nil {
+      // A byte a weight goes to the device, and not the four of its value.
+      let grid = quantized.grid
+      let own = Grid(
+        format: grid.format, inFeatures: grid.inFeatures, scales: backend.upload(grid.scales),
+        zeroPoints: backend.upload(grid.zeroPoints))
+      return replaceWeights(of: linear, byOwnRows: true) { store in
+        for rows in quantized.panels(of: Self.panelRowsOnDevice) {
+          let panel = backend.makeMatrix(rows: rows.count, columns: quantized.inFeatures)
+          backend.uploadCodes(quantized.codes, firstRow: rows.lowerBound, to: panel)
+          backend.dequantize(panel, grid: own.rows(rows), into: panel)
+          store(panel)
+        }
+      }
+    }
     replaceWeights(of: linear) { store in
-      for start in stride(from: 0, to: quantized.outFeatures, by: Self.panelRows) {
-        let rows = start..<min(start + Self.panelRows, quantized.outFeatures)
+      for rows in quantized.panels(of: Self.panelRows) {
         let panel = Matrix(rows: rows.count, columns: quantized.inFeatures)
         quantized.dequantize(rows: rows, into: panel)
         store(panel)
       }
     }
+  }
+}
+
+extension QuantizedLinear {
+  /// Its rows, some at a time.
+  fileprivate func panels(of rows: Int) -> [Range<Int>] {
+    stride(from: 0, to: outFeatures, by: rows).map { $0..<min($0 + rows, outFeatures) }
   }
 }

@@ -74,12 +74,12 @@ final class LayerLoop {
 
     init(
       model: DecoderModel, store: HiddenStatesStore, number: Int, batches: ArraySlice<Range<Int>>,
-      backend: any ComputeBackend
+      backend: any ComputeBackend, keepsStates: Bool
     ) {
       self.model = model
       self.batches = batches
       states = StagedStates(
-        store: store, stream: number, description: model.description, backend: backend)
+        store: store, stream: number, description: model.description, backend: backend, areKept: keepsStates)
     }
   }
 
@@ -108,6 +108,7 @@ final class LayerLoop {
   ///   - original: a second instance of the model, whose weights stay as they are; nil for ``Target/layer``
   ///   - originalSamples: the sequences that run through it, too, the first ones
   ///   - batchSamples: sequences that are computed at a time
+  ///   - keepsStates: whether the device has room for the states of all of them
   ///   - experts: what those of mixtures are solved for
   ///   - beforeReading: called before a stage's weights are read
   ///   - advanced: called for every batch of every stage
@@ -116,18 +117,19 @@ final class LayerLoop {
   ///   - begun: called when it begins
   init(
     model: DecoderModel, original: DecoderModel?, originalSamples: Int, calibration: CalibrationSet,
-    store: HiddenStatesStore, backend: any ComputeBackend, batchSamples: Int,
+    store: HiddenStatesStore, backend: any ComputeBackend, batchSamples: Int, keepsStates: Bool = false,
     experts: ExpertSettings = ExpertSettings(),
     beforeReading: @escaping () throws -> Void = {}, advanced: @escaping () -> Void = {},
     repeating: @escaping (_ layer: Int, _ until: Int) -> Void = { _, _ in }, begun: @escaping () -> Void = {}
   ) {
     let batches = calibration.batches(
       of: batchSamples, endingAt: original == nil ? calibration.samples : originalSamples)
-    quantized = Stream(model: model, store: store, number: 0, batches: batches[...], backend: backend)
+    quantized = Stream(
+      model: model, store: store, number: 0, batches: batches[...], backend: backend, keepsStates: keepsStates)
     self.original = original.map {
       Stream(
         model: $0, store: store, number: 1, batches: batches.prefix { $0.upperBound <= originalSamples },
-        backend: backend)
+        backend: backend, keepsStates: keepsStates)
     }
     self.calibration = calibration
     self.backend = backend

@@ -19,6 +19,8 @@ public struct MemoryPlan: Sendable, Equatable {
   public let bytesPerPhase: [Phase: Int]
   /// The same in a device's; nil where matrices are in the host's.
   public let deviceBytesPerPhase: [Phase: Int]?
+  /// Whether the states of all tokens stay in the device's memory, and need no cache.
+  public let keepsStates: Bool
 
   public var peakBytes: Int { bytesPerPhase.values.max() ?? 0 }
   public var devicePeakBytes: Int? { deviceBytesPerPhase?.values.max() }
@@ -58,11 +60,14 @@ public struct MemoryPlan: Sendable, Equatable {
     public var operands: OperandType
     /// Whether some linear keeps outliers, which takes a second solution beside the first.
     public var keepsOutliers: Bool
+    /// Bytes of a value between two stages.
+    public var stateBytes: Int
 
     public init(
       model: ModelDescription, samples: Int, sequenceLength: Int, originalSamples: Int,
-      operands: OperandType = .float32, keepsOutliers: Bool = false
+      operands: OperandType = .float32, keepsOutliers: Bool = false, stateBytes: Int = 2
     ) {
+      self.stateBytes = stateBytes
       self.model = model
       self.samples = samples
       self.sequenceLength = sequenceLength
@@ -77,6 +82,10 @@ public struct MemoryPlan: Sendable, Equatable {
   /// - Throws: ``PipelineError/notEnoughMemory(needed:available:phase:mend:)`` if the smallest do not fit.
   public init(_ work: Work, budget: Budget) throws(PipelineError) {
     let isOnDevice = budget.deviceBytes != nil
+    if let plan = Self.keepingStates(work, budget) {
+      self = plan
+      return
+    }
     var batch = max(1, min(work.samples, Self.preferredBatchTokens / work.sequenceLength))
     var panel = isOnDevice ? Self.preferredPanelRowsOnDevice : Self.preferredPanelRows
     while true {
@@ -96,6 +105,18 @@ public struct MemoryPlan: Sendable, Equatable {
     }
   }
 
+  /// The plan with all states in the device's memory, if it has room for them beside panels that are still large: to encode
+  /// them for the cache takes longer than to compute them.
+  private static func keepingStates(_ work: Work, _ budget: Budget) -> MemoryPlan? {
+    guard budget.deviceBytes != nil else { return nil }
+    let batch = max(1, min(work.samples, preferredBatchTokens / work.sequenceLength))
+    return sequence(first: preferredPanelRowsOnDevice) { $0 / 2 }.prefix { $0 >= preferredPanelRows }.lazy
+      .map {
+        MemoryPlan(work, batchSamples: batch, panelRows: $0, isOnDevice: true, keepsStates: true)
+      }
+      .first { $0.fits(budget) }
+  }
+
   public init(_ work: Work, budgetBytes: Int) throws(PipelineError) {
     try self.init(work, budget: Budget(hostBytes: budgetBytes))
   }
@@ -105,8 +126,14 @@ public struct MemoryPlan: Sendable, Equatable {
   public init(
     _ work: Work, batchSamples: Int, panelRows: Int, budget: Budget
   ) throws(PipelineError) {
-    self.init(
-      work, batchSamples: batchSamples, panelRows: panelRows, isOnDevice: budget.deviceBytes != nil)
+    let isOnDevice = budget.deviceBytes != nil
+    let keeping = MemoryPlan(
+      work, batchSamples: batchSamples, panelRows: panelRows, isOnDevice: isOnDevice, keepsStates: isOnDevice)
+    if isOnDevice, keeping.fits(budget) {
+      self = keeping
+      return
+    }
+    self.init(work, batchSamples: batchSamples, panelRows: panelRows, isOnDevice: isOnDevice)
     if !fits(budget) { throw refusal(work, budget) }
   }
 
@@ -118,14 +145,18 @@ public struct MemoryPlan: Sendable, Equatable {
   }
 
   /// The plan for given sizes, whatever memory there is.
-  init(_ work: Work, batchSamples: Int, panelRows: Int, isOnDevice: Bool = false) {
+  init(
+    _ work: Work, batchSamples: Int, panelRows: Int, isOnDevice: Bool = false, keepsStates: Bool = false
+  ) {
     // Of a mixture one expert is there at a time.
     let stages = (0..<work.model.layerCount).flatMap { work.model.stages(ofLayer: $0) }.flatMap { stage in
       stage.experts.isEmpty
         ? [stage]
         : [stage.experts.first, stage.experts.last].compactMap(\.self).flatMap(\.halves)
     }
-    let needs = Needs(work: work, batchSamples: batchSamples, panelRows: panelRows, stages: stages)
+    let needs = Needs(
+      work: work, batchSamples: batchSamples, panelRows: panelRows, keepsStates: keepsStates, stages: stages)
+    self.keepsStates = keepsStates
     self.batchSamples = batchSamples
     self.panelRows = panelRows
     bytesPerPhase =
@@ -176,6 +207,7 @@ private struct Needs {
   let work: MemoryPlan.Work
   let batchSamples: Int
   let panelRows: Int
+  let keepsStates: Bool
   /// Of all layers, one after the other.
   let stages: [Stage]
 
@@ -261,6 +293,13 @@ private struct Needs {
       model.hiddenSize + model.mixerFeatures + model.latentFeatures + model.expansionFeatures
       + (model.hasBlockOutputs ? model.hiddenSize : 0)
     return ((states + working) * (batchTokens + originalTokens) + mixture) * Self.float
+      + (keepsStates ? keptStates : 0)
+  }
+
+  /// The residual stream and the widest of what stands beside it, of all tokens of both streams.
+  private var keptStates: Int {
+    let columns = model.hiddenSize + max(model.intermediateSize, model.contextFeatures + model.latentFeatures)
+    return columns * (work.samples + work.originalSamples) * work.sequenceLength * work.stateBytes
   }
 
   var gatheringBesideDevice: Int { standingBesideDevice }

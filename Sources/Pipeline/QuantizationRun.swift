@@ -72,7 +72,8 @@ public final class QuantizationRun: Sendable {
       model: description, samples: request.calibration.samples,
       sequenceLength: request.calibration.sequenceLength,
       originalSamples: request.originalSamples, operands: operands,
-      keepsOutliers: treatments.values.contains { $0.outliers != nil })
+      keepsOutliers: treatments.values.contains { $0.outliers != nil },
+      stateBytes: (request.cacheType ?? modelType).byteWidth)
     let budget = MemoryPlan.Budget(hostBytes: request.memoryBudgetBytes, of: backend)
     if let head = journal?.head {
       plan = try MemoryPlan(
@@ -154,7 +155,8 @@ public final class QuantizationRun: Sendable {
       LayerLoop(
         model: try model(), original: request.target == .original ? try model() : nil,
         originalSamples: request.originalSamples, calibration: request.calibration, store: store,
-        backend: backend, batchSamples: plan.batchSamples, experts: request.experts,
+        backend: backend, batchSamples: plan.batchSamples, keepsStates: plan.keepsStates,
+        experts: request.experts,
         beforeReading: checkSource,
         advanced: { progress(.advanced) },
         repeating: { progress(.catchingUp(layer: $0, until: $1)) },
@@ -167,7 +169,8 @@ public final class QuantizationRun: Sendable {
     var devicePeaks: [MemoryPlan.Phase: Int] = [:]
 
     let known = journal.map {
-      JournalledLinears(journal: $0, treatments: treatments, description: description)
+      JournalledLinears(
+        journal: $0, treatments: treatments, description: description, backend: backend)
     }
     if let journal, !journal.rows.isEmpty {
       if let earlier = journal.head?.kernels, earlier != kernels {
@@ -209,7 +212,7 @@ public final class QuantizationRun: Sendable {
         var (solution, row) = try finish(begun.removeFirst(), layer: layer.index)
         try backend.checkDevice()
         (row.expert, row.tokens) = (expert?.number, expert?.tokens)
-        layer.replaceWeights(of: linear, by: solution.linear)
+        layer.replaceWeights(of: linear, by: solution.linear, backend: backend)
         try exportTimes.measure(.export) {
           try export.write(solution.linear)
           try journal?.append(solution.linear, row: row)

@@ -28,11 +28,17 @@ final class StagedStates {
   private var buffers: [Slot: Matrix] = [:]
 
   private let backend: any ComputeBackend
+  /// States that stay in the device's memory, in place of the cache; nil where the cache has all.
+  private var kept: [HiddenStatesKey: KeptStates]?
 
+  /// - Parameter areKept: whether there is room for them in the device's memory, where they need neither be encoded nor
+  ///   copied; they go with the process then, and a later one computes them again
   init(
-    store: HiddenStatesStore, stream: Int, description: ModelDescription, backend: any ComputeBackend
+    store: HiddenStatesStore, stream: Int, description: ModelDescription, backend: any ComputeBackend,
+    areKept: Bool = false
   ) {
     self.backend = backend
+    kept = areKept ? [:] : nil
     self.store = store
     self.stream = stream
     self.description = description
@@ -45,7 +51,12 @@ final class StagedStates {
 
   /// Whether the cache holds all of a batch.
   func holds(batch: Int) throws -> Bool {
-    try !versions.isEmpty && versions.allSatisfy { try store.contains(key($0.key, $0.value, batch)) }
+    try !versions.isEmpty && versions.allSatisfy { try contains(key($0.key, $0.value, batch)) }
+  }
+
+  private func contains(_ key: HiddenStatesKey) throws -> Bool {
+    if let kept { return kept[key] != nil }
+    return try store.contains(key)
   }
 
   /// Goes back to before the first state was written.
@@ -55,7 +66,10 @@ final class StagedStates {
   }
 
   /// Deletes what the cache holds, of all streams.
-  func clear() throws { try store.removeAll() }
+  func clear() throws {
+    if kept != nil { kept = [:] }
+    try store.removeAll()
+  }
 
   private func read(
     _ slots: Set<Slot>, versions: [Slot: Version], batch: Int, tokens: Int
@@ -63,6 +77,13 @@ final class StagedStates {
     func matrix(_ slot: Slot) throws -> Matrix? {
       guard slots.contains(slot), let version = versions[slot] else { return nil }
       let buffer = buffer(slot, rows: tokens, columns: version.columns)
+      if let kept {
+        guard let states = kept[key(slot, version, batch)] else {
+          preconditionFailure("a batch is read before it is written")
+        }
+        backend.restore(states, into: buffer)
+        return buffer
+      }
       try backend.withHostMatrix(buffer, for: .writing) {
         try store.read(key(slot, version, batch), into: $0)
       }
@@ -76,6 +97,7 @@ final class StagedStates {
 
   /// Begins reading a batch ahead of its use.
   func prefetch(_ slots: Set<Slot>, batch: Int) {
+    if kept != nil { return }
     for slot in slots {
       if let version = versions[slot] { store.prefetch(key(slot, version, batch)) }
     }
@@ -128,9 +150,17 @@ final class StagedStates {
         .map { states.key($0.key, $0.value, batch) }
       for slot in Slot.allCases where written.contains(slot) {
         guard let version = after[slot], let matrix = state[slot] else { continue }
+        let key = states.key(slot, version, batch)
+        if states.kept != nil, let values = states.backend.keep(matrix, as: states.store.elementType) {
+          for key in replaced { states.kept?[key] = nil }
+          states.kept?[key] = values
+          replaced = []
+          continue
+        }
         // What is stored is rounded, and computed with from then on.
         try states.backend.withHostMatrix(matrix, for: .changing) {
-          try states.store.write($0, key: states.key(slot, version, batch), replacing: replaced)
+          // What is not sound is refused by the cache, with its place.
+          try states.store.write($0, key: key, replacing: replaced)
         }
         replaced = []
       }
@@ -138,7 +168,7 @@ final class StagedStates {
 
     /// Whether what the stage leaves of a batch is in the cache.
     func isWritten(batch: Int) throws -> Bool {
-      try after.allSatisfy { try states.store.contains(states.key($0.key, $0.value, batch)) }
+      try after.allSatisfy { try states.contains(states.key($0.key, $0.value, batch)) }
     }
 
     /// What the stage has left of a batch, of `slots`.

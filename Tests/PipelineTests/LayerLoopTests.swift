@@ -152,7 +152,7 @@ final class LoopRun {
           format: format,
           backend: backend)
         quantized[module] = solution.linear.dequantized()
-        layer.replaceWeights(of: linear, by: solution.linear)
+        layer.replaceWeights(of: linear, by: solution.linear, backend: backend)
       }
     }
     statistics = store.statistics

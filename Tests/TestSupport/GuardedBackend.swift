@@ -124,6 +124,10 @@ public struct GuardedBackend: ComputeBackend {
     opening(weights.values) { base.store(rows, firstRow: firstRow, in: weights) }
   }
 
+  public func set(_ weights: LinearWeights, firstRow: Int, to rows: Matrix) {
+    opening(rows, weights.values) { base.set(weights, firstRow: firstRow, to: rows) }
+  }
+
   public func linear(_ inputs: Matrix, _ products: [LinearProduct]) {
     for product in products {
       opening(inputs, product.weights.values, product.outputs) { base.linear(inputs, [product]) }

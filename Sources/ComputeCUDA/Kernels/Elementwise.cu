@@ -104,3 +104,53 @@ KERNEL(256, rotate,
     x[other] = high * cosine + low * sine;
   }
 }
+
+// The nearest value of float16, ties to even; those beyond its range become infinite.
+__device__ __forceinline__ unsigned short to_float16(float value) {
+  const unsigned bits = __float_as_uint(value), sign = bits >> 16 & 0x8000u;
+  const float magnitude = fabsf(value);
+  if (!(magnitude < 65520.0f)) return (unsigned short)(sign | (magnitude != magnitude ? 0x7E00u : 0x7C00u));
+  if (magnitude < 6.103515625e-05f) {
+    // Below the normal numbers steps are of one size, 2⁻²⁴: what is added leaves their count in the last bits.
+    return (unsigned short)(sign | (__float_as_uint(magnitude + 0.5f) - 0x3F000000u));
+  }
+  const unsigned rounded = (bits & 0x7FFFFFFFu) + 0xFFFu + (bits >> 13 & 1u);
+  return (unsigned short)(sign | ((rounded - 0x38000000u) >> 13));
+}
+
+__device__ __forceinline__ float from_float16(unsigned short half) {
+  const unsigned sign = (unsigned)(half & 0x8000u) << 16, rest = half & 0x7FFFu;
+  if (rest < 0x400u) return __uint_as_float(__float_as_uint((float)rest * 5.9604644775390625e-08f) | sign);
+  return __uint_as_float(sign | ((rest << 13) + 0x38000000u));
+}
+
+// States as they are kept between two stages, and back: fp32 (0), float16 (1) or bfloat16 (2). They are rounded in place;
+// one that has no finite value of the type is told in `unsound`.
+KERNEL(256, keep_states, (void *kept, float *x, int type, int *unsound, i64 count)) {
+  FOR_EACH(index, count) {
+    float value = x[index];
+    if (type == 0) {
+      ((float *)kept)[index] = value;
+    } else if (type == 1) {
+      const unsigned short half = to_float16(value);
+      ((unsigned short *)kept)[index] = half;
+      value = (half & 0x7FFFu) < 0x7C00u ? from_float16(half) : INFINITY;
+    } else {
+      const bfloat16 half = to_bfloat16(value);
+      ((bfloat16 *)kept)[index] = half;
+      value = from_bfloat16(half);
+    }
+    if (!(fabsf(value) <= 3.4028235e38f)) {
+      *unsound = 1;
+    } else {
+      x[index] = value;
+    }
+  }
+}
+
+KERNEL(256, restore_states, (float *x, const void *kept, int type, i64 count)) {
+  FOR_EACH(index, count)
+  x[index] = type == 0   ? ((const float *)kept)[index]
+             : type == 1 ? from_float16(((const unsigned short *)kept)[index])
+                         : from_bfloat16(((const bfloat16 *)kept)[index]);
+}

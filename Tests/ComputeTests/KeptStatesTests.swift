@@ -1,0 +1,39 @@
+import Compute
+import ComputeCUDA
+import Tensors
+import TestSupport
+import Testing
+
+/// States that stay in the device's memory are those that the activation cache would give back.
+struct KeptStatesTests {
+  private static let values: [Float] = [
+    0, -0.0, 1, -1.000_488_3, 1.000_488_3, 1.001_464_8, 65_504, -65_519.99, 6.1e-5, 6.097_555e-5, 5.96e-8, 2.98e-8,
+    2.980_232_2e-8, 1e-9, 0.333_333_34, -1234.567,
+  ]
+
+  @Test(arguments: [DType.float32, .float16, .bfloat16])
+  func `kept states are rounded as in the cache, in place, and come back`(_ type: DType) throws {
+    let backend = try EmulatedGPU.backend()
+    let random = Matrix.random(61, 16, seed: 3).elements.map { $0 * 900 }
+    let values = Matrix(rows: 62, columns: 16, Self.values + random)
+    let states = backend.upload(values)
+    let kept = try #require(backend.keep(states, as: type))
+    let expected = values.elements.map { $0.rounded(to: type) }
+    #expect(backend.download(states).elements.map(\.bitPattern) == expected.map(\.bitPattern))
+    let restored = backend.makeMatrix(rows: 62, columns: 16)
+    backend.restore(kept, into: restored)
+    #expect(backend.download(restored).elements.map(\.bitPattern) == expected.map(\.bitPattern))
+  }
+
+  @Test(
+    arguments: [
+      (DType.float32, Float.nan), (.float32, -.infinity), (.bfloat16, .infinity), (.bfloat16, 3.4e38), (.float16, 65_520),
+      (.float16, .nan), (.float16, -1e9),
+    ])
+  func `what has no value in the type is not kept, and stays to be told`(_ type: DType, _ value: Float) throws {
+    let backend = try EmulatedGPU.backend()
+    let states = backend.upload(Matrix(rows: 1, columns: 3, [1, value, 2]))
+    #expect(backend.keep(states, as: type) == nil)
+    #expect(backend.download(states)[0, 1].bitPattern == value.bitPattern)
+  }
+}
