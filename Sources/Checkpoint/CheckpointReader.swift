@@ -272,6 +272,18 @@ public final class CheckpointReader: WeightSource {
     }
   }
 
+  public func lend(_ tensor: String, rows: Range<Int>, _ body: (DType, RawSpan) -> Void) throws -> Bool {
+    let info = try self.info(of: tensor)
+    guard [.float32, .float16, .bfloat16].contains(info.dtype), info.coding == nil, info.scatteredPart == nil else {
+      return false
+    }
+    let bytes = info.bytes(ofRows: rows, columns: info.matrixDimensions.columns)
+    willNeed(tensor, bytes)
+    try withBytes(of: tensor, bytes) { body(info.dtype, $0) }
+    release(tensor, bytes)
+    return true
+  }
+
   /// Converts rows of 8-bit floats.
   /// - Returns: whether every element is finite
   private func convert(

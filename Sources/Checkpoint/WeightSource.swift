@@ -12,11 +12,19 @@ public protocol WeightSource: Sendable {
   /// - Throws: If there is no such tensor, or if a value is NaN or infinite.
   func read(_ tensor: String, rows: Range<Int>, into panel: Matrix) throws
 
+  /// Lends the given rows as they are stored, if they lie together in a float type that a device converts by itself.
+  /// Whether every value is finite is left to the reader.
+  /// - Returns: whether `body` was called
+  /// - Throws: If there is no such tensor
+  func lend(_ tensor: String, rows: Range<Int>, _ body: (DType, RawSpan) -> Void) throws -> Bool
+
   /// Has the operating system forget what it keeps of a tensor that has been read for the last time in a while.
   func forget(_ tensor: String)
 }
 
 extension WeightSource {
+  public func lend(_ tensor: String, rows: Range<Int>, _ body: (DType, RawSpan) -> Void) throws -> Bool { false }
+
   public func forget(_ tensor: String) {}
 
   /// Reads a tensor, `[out, in]`, in panels of about four megabytes; a vector gives one row.

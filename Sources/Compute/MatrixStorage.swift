@@ -24,6 +24,12 @@ public protocol MatrixStorage: Sendable {
   /// Sets every element.
   func fill(_ matrix: Matrix, with value: Float)
 
+  /// Converts values as a file has them, float32, float16 or bfloat16, into a matrix of the backend's.
+  func convert(_ stored: RawSpan, _ type: DType, into matrix: Matrix)
+
+  /// Whether every element is finite.
+  func isFinite(_ matrix: Matrix) -> Bool
+
   /// Rounds states to a type, in place, and keeps them in a device's memory.
   /// - Returns: nil if one of them has no value in that type, and from a backend without a device, which keeps nothing
   func keep(_ states: Matrix, as type: DType) -> KeptStates?
@@ -69,6 +75,14 @@ public enum HostAccess: Sendable {
 }
 
 extension MatrixStorage {
+  public func convert(_ stored: RawSpan, _ type: DType, into matrix: Matrix) {
+    preconditionFailure("a backend without a device has its weights converted by the host")
+  }
+
+  public func isFinite(_ matrix: Matrix) -> Bool {
+    withHostMatrix(matrix, for: .reading) { $0.firstNonFinite == nil }
+  }
+
   public func keep(_ states: Matrix, as type: DType) -> KeptStates? { nil }
 
   public func restore(_ kept: KeptStates, into states: Matrix) {

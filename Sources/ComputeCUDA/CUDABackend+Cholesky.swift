@@ -8,6 +8,8 @@ private enum BlockRows {
   static let pivoted = 128
   /// What one kernel factorizes.
   static let kernel = 64
+  /// Rows whose products are taken off A together, at most.
+  static let products = 4_096
   /// Columns that are solved for at a time.
   static let solve = 512
 }
@@ -96,8 +98,11 @@ extension CUDABackend {
   }
 }
 
-/// Rows of R after one another, each made of A and all rows before it. Products are in fp32: what is left of a variance is
-/// a small difference of large numbers.
+/// Rows of R after one another, each made of A and all rows before it.
+///
+/// What is left of a variance is a small difference of large numbers, and the first rows take most of it away. Products are
+/// in fp32, and those of few rows at first: a sum over all rows would round each of its many terms to the size of the
+/// largest, and at the widths of the largest models come out larger than the ridge.
 private struct CholeskySteps {
   private let matrix: Matrix
   private let backend: CUDABackend
@@ -132,16 +137,28 @@ private struct CholeskySteps {
     let a = matrix.operand
     let own = DeviceContext.Operand(address: corner.address, stride: rows.count)
     copyUpper(from: a.at(row: start, column: start), to: own, rows.count)
-    let above = a.at(column: start).transposed
-    context.multiply(
-      above, a.at(column: start), into: own, rows: rows.count, inner: start, columns: rows.count, alpha: -1, beta: 1,
-      isTF32: false)
+    subtractProducts(rowsAbove: start, a.at(column: start), rows.count, from: own, a.at(column: start), rows.count)
     factorize(own, size: rows.count, first: start)
     copyUpper(from: own, to: a.at(row: start, column: start), rows.count)
-    context.multiply(
-      above, a.at(column: end), into: a.at(row: start, column: end), rows: rows.count, inner: start,
-      columns: size - end, alpha: -1, beta: 1, isTF32: false)
+    subtractProducts(
+      rowsAbove: start, a.at(column: start), rows.count, from: a.at(row: start, column: end), a.at(column: end),
+      size - end)
     context.solveTransposed(own, a.at(row: start, column: end), size: rows.count, columns: size - end)
+  }
+
+  /// C ← C − LᵀR for so many rows of L and R, the first ones of the factor.
+  private func subtractProducts(
+    rowsAbove count: Int, _ left: DeviceContext.Operand, _ rows: Int, from c: DeviceContext.Operand,
+    _ right: DeviceContext.Operand, _ columns: Int
+  ) {
+    var start = 0
+    while start < count {
+      let part = min(max(BlockRows.pivoted, start), BlockRows.products, count - start)
+      context.multiply(
+        left.at(row: start).transposed, right.at(row: start), into: c, rows: rows, inner: part, columns: columns,
+        alpha: -1, beta: 1, isTF32: false)
+      start += part
+    }
   }
 
   /// R of a block that stands alone.

@@ -2,6 +2,10 @@ import Compute
 import Quantization
 import Tensors
 
+/// Where fewer than one of so many codes move, each takes its row of Σ off the gradient; else products do, which cost the
+/// same whatever moves.
+private let leastElementsPerMove = 300
+
 extension CUDABackend: OutlierSweeps {
   public func roundToNearestPlane(
     _ weights: Matrix, outliers: SparseRows, factor: NearestPlaneFactor, grid: Grid, into codes: Matrix,
@@ -36,9 +40,29 @@ extension CUDABackend: OutlierSweeps {
           .address(gradient.address), .address(gram.address), .address(inverse.address), .long(codes.columns),
         ])
     }
-    return descend(
-      codes, areCodes: true, isQuantizing: true, held: marks(entries, among: codes), gradient: gradient, gram: gram,
-      inverseDiagonal: inverseDiagonal, grid: grid)
+    let held = marks(entries, among: codes)
+    let inverse = context.uploaded(inverseDiagonal)
+    let arguments: [DeviceContext.Argument] = [
+      .address(inverse.address), .address(grid.scales.address), .long(grid.groups), .long(grid.columnsPerGroup),
+      .float(Float(grid.format.maximumCode)), .long(codes.columns),
+    ]
+    let counts = context.uploaded([UInt64(0), UInt64(0)])
+    context.launch(
+      .count_movers, elements: codes.count,
+      [.address(codes.address), .address(held?.address ?? 0), .address(gradient.address)] + arguments + [
+        .long(codes.count), .address(counts.address),
+      ])
+    guard context.downloaded(counts, count: 1, of: UInt64(0))[0] < codes.count / leastElementsPerMove else {
+      return descend(
+        codes, areCodes: true, isQuantizing: true, held: held, gradient: gradient, gram: gram,
+        inverseDiagonal: inverseDiagonal, grid: grid)
+    }
+    context.launch(
+      .descend_singles, rows: codes.rows, width: codes.columns,
+      [
+        .address(codes.address), .address(held?.address ?? 0), .address(gradient.address), .address(gram.address),
+      ] + arguments + [.address(counts.address + 8)])
+    return Int(context.downloaded(counts.address + 8, count: 1, of: UInt64(0))[0])
   }
 
   public func descendInPairs(

@@ -102,14 +102,34 @@ extension CUDABackend: MatrixStorage {
     context.fill(matrix.address, with: value, count: matrix.count)
   }
 
-  public func keep(_ states: Matrix, as type: DType) -> KeptStates? {
-    let number: Int
-    switch type {
-    case .float32: number = 0
-    case .float16: number = 1
-    case .bfloat16: number = 2
-    default: preconditionFailure("states are float32, float16 or bfloat16")
+  public func convert(_ stored: RawSpan, _ type: DType, into matrix: Matrix) {
+    precondition(stored.byteCount == matrix.count * type.byteWidth, "the values do not fill the matrix")
+    let memory = context.scratch(bytes: stored.byteCount)
+    let (_, buffer) = context.lend(rows: 1, columns: (stored.byteCount + 3) / 4)
+    unsafe stored.withUnsafeBytes { bytes in
+      if let base = bytes.baseAddress { unsafe buffer.memory.copyMemory(from: base, byteCount: bytes.count) }
     }
+    unsafe context.upload(buffer.memory, to: memory.address, bytes: stored.byteCount)
+    context.give(buffer)
+    convert(memory.address, type.kernelNumber, into: matrix)
+  }
+
+  private func convert(_ address: UInt64, _ type: Int, into matrix: Matrix) {
+    context.launch(
+      .restore_states, elements: matrix.count,
+      [.address(matrix.address), .address(address), .int(type), .long(matrix.count)])
+  }
+
+  public func isFinite(_ matrix: Matrix) -> Bool {
+    let unsound = context.uploaded([Int32(0)])
+    context.launch(
+      .find_unsound, elements: matrix.count,
+      [.address(matrix.address), .address(unsound.address), .long(matrix.count)])
+    return context.downloaded(unsound, count: 1, of: Int32(0))[0] == 0
+  }
+
+  public func keep(_ states: Matrix, as type: DType) -> KeptStates? {
+    let number = type.kernelNumber
     let memory = context.scratch(bytes: states.count * type.byteWidth)
     let unsound = context.uploaded([Int32(0)])
     context.launch(
@@ -125,12 +145,7 @@ extension CUDABackend: MatrixStorage {
 
   public func restore(_ kept: KeptStates, into states: Matrix) {
     precondition(kept.rows == states.rows && kept.columns == states.columns, "the shapes differ")
-    context.launch(
-      .restore_states, elements: states.count,
-      [
-        .address(states.address), .address(UInt64(UInt(bitPattern: unsafe kept.memory.pointer))), .int(kept.number),
-        .long(states.count),
-      ])
+    convert(UInt64(UInt(bitPattern: unsafe kept.memory.pointer)), kept.number, into: states)
   }
 
   public func downloadCodes(_ panel: Matrix, to codes: inout [UInt8], firstRow: Int) {
@@ -155,5 +170,17 @@ extension CUDABackend: MatrixStorage {
     }
     context.launch(
       .from_bytes, elements: panel.count, [.address(panel.address), .address(bytes.address), .long(panel.count)])
+  }
+}
+
+extension DType {
+  /// What kernels call a float type of states and weights.
+  fileprivate var kernelNumber: Int {
+    switch self {
+    case .float32: 0
+    case .float16: 1
+    case .bfloat16: 2
+    default: preconditionFailure("states and weights are float32, float16 or bfloat16")
+    }
   }
 }

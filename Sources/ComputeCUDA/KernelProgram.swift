@@ -14,6 +14,7 @@ enum KernelProgram {
   enum Kernel: String, CaseIterable {
     case add, scale, softcap, clamp, add_bias, activate, activate_gate, clamped_swiglu, xielu, to_bfloat16_rows
     case to_bytes, from_bytes, set_heads, rotate, keep_states, restore_states
+    case find_unsound
     case normalize, negative_log_likelihood, row_dots, add_column_sums
     case causal_softmax, causal_convolution, gated_delta_rule
     case get_diagonal, set_diagonal, symmetrize, fill_upper, divide_upper_rows, copy_block, add_lower
@@ -21,7 +22,7 @@ enum KernelProgram {
     case round_to_grid, dequantize, rounding_remainders, row_objectives, search_grid, group_steps, refit_group
     case refit_row
     case descend_block, nearest_plane_block
-    case most_correlated, descend_pairs
+    case most_correlated, count_movers, descend_singles, descend_pairs
     case descend_outliers, mark_places, add_sparse, gather_sparse, clear_sparse, round_outliers, multiply_sampled
     case weigh_squares, count_at_least, collect_at_least
   }

@@ -10,8 +10,14 @@ extension DecoderLayer {
   public func load(_ stage: Stage) throws {
     for linear in stage.linears + stage.companions where resident[linear.name] == nil {
       let weights = makeResident(linear)
-      try source.forEachPanel(of: weightName(linear), shape: shape(linear)) { rows, panel in
-        weights.store(panel, firstRow: rows.lowerBound, by: backend)
+      let name = weightName(linear)
+      let isConverted = try source.convertPanels(of: name, shape: shape(linear), by: backend) { rows, panel in
+        weights.store(panel, firstRow: rows.lowerBound, areOwn: true, by: backend)
+      }
+      if !isConverted {
+        try source.forEachPanel(of: name, shape: shape(linear)) { rows, panel in
+          weights.store(panel, firstRow: rows.lowerBound, by: backend)
+        }
       }
       resident[linear.name] = weights
     }
@@ -92,10 +98,39 @@ extension WeightSource {
   func matrix(_ tensor: String, shape: [Int], for backend: any ComputeBackend) throws -> Matrix {
     let (columns, panels) = try panels(of: tensor, shape: shape)
     let matrix = backend.makeMatrix(rows: panels.last?.upperBound ?? 0, columns: columns)
+    if try convertPanels(of: tensor, shape: shape, by: backend, { backend.copy($1, into: matrix.rows($0)) }) {
+      return matrix
+    }
     for rows in panels {
       try backend.withHostMatrix(matrix.rows(rows), for: .writing) { try read(tensor, rows: rows, into: $0) }
     }
     return matrix
+  }
+
+  /// Elements of a panel that a device converts.
+  private static var panelElements: Int { 32 << 20 }
+
+  /// Has a device convert a tensor from the type that it is stored in, which is half of what the host would send.
+  /// - Parameter body: called with panels in the device's memory and their rows, in order
+  /// - Returns: whether it was done; if not, there is no device, the type is another, or a value is not finite, which
+  ///   ``read(_:rows:into:)`` then tells of
+  fileprivate func convertPanels(
+    of tensor: String, shape expected: [Int], by backend: any ComputeBackend,
+    _ body: (_ rows: Range<Int>, _ panel: Matrix) -> Void
+  ) throws -> Bool {
+    if backend.deviceMemory == nil { return false }
+    let (columns, small) = try panels(of: tensor, shape: expected)
+    let rowCount = small.last?.upperBound ?? 0
+    let panelRows = max(1, Self.panelElements / max(columns, 1))
+    let memory = backend.makeMatrix(rows: min(panelRows, rowCount), columns: columns)
+    for first in stride(from: 0, to: rowCount, by: panelRows) {
+      let rows = first..<min(first + panelRows, rowCount)
+      let panel = memory.prefix(rows.count)
+      let isLent = try lend(tensor, rows: rows) { type, bytes in backend.convert(bytes, type, into: panel) }
+      guard isLent, backend.isFinite(panel) else { return false }
+      body(rows, panel)
+    }
+    return true
   }
 
   /// The norm of an attention's queries, or keys.

@@ -17,7 +17,30 @@ public func pack(
   var pending: UInt64 = 0
   var pendingBits = 0
   var position = start
-  for index in codes.indices {
+  var first = 0
+  if bits <= 4 {
+    // Eight codes at a time: neighbours are pushed together in pairs, then pairs, then fours.
+    let bytes = unsafe codes.bytes
+    let (pairs, fours) = ((1 << UInt64(2 * bits)) - 1 as UInt64, (1 << UInt64(4 * bits)) - 1 as UInt64)
+    let (inBytes, inPairs) = (mask &* 0x0001_0001_0001_0001, pairs &* 0x0000_0001_0000_0001)
+    let (one, two, four) = (UInt64(8 - bits), UInt64(16 - 2 * bits), UInt64(32 - 4 * bits))
+    while first + 8 <= codes.count {
+      var eight = UInt64(littleEndian: unsafe bytes.unsafeLoadUnaligned(fromByteOffset: first, as: UInt64.self))
+      eight = (eight & inBytes) | ((eight & (inBytes &<< 8)) &>> one)
+      eight = (eight & inPairs) | ((eight & (inPairs &<< 16)) &>> two)
+      eight = (eight & fours) | ((eight & (fours &<< 32)) &>> four)
+      pending |= eight &<< UInt64(pendingBits)
+      pendingBits += 8 * bits
+      if pendingBits >= 32 {
+        words[position] = UInt32(truncatingIfNeeded: pending).littleEndian
+        position += stride
+        pending &>>= 32
+        pendingBits -= 32
+      }
+      first += 8
+    }
+  }
+  for index in first..<codes.count {
     // Masked before it is shifted: a code that is too large must not reach its neighbour.
     pending |= (UInt64(codes[index]) & mask) &<< UInt64(pendingBits)
     pendingBits += bits

@@ -81,19 +81,18 @@ extension QuantizationRun {
   }
 }
 
-extension MatrixStorage {
+extension ComputeBackend {
   /// A run of rows so long of nothing but zeros that no training left it: 16, or all there are.
   func firstZeroRows(of weights: Matrix) -> Range<Int>? {
-    // Some rows at a time: every loan of a device's waits for it.
-    let isZero = stride(from: 0, to: weights.rows, by: 512).flatMap { first in
-      withHostMatrix(weights.rows(first..<min(first + 512, weights.rows)), for: .reading) { host in
-        host.withSpan { span in
-          (0..<host.rows).map { row in
-            (row * host.columns..<(row + 1) * host.columns).allSatisfy { span[$0] == 0 }
-          }
+    // A device sums up squares in fp64 sooner than it sends the weights.
+    let isZero =
+      deviceMemory != nil
+      ? rowDots(weights, weights).map { $0 == 0 }
+      : (0..<weights.rows).map { row in
+        withHostMatrix(weights.rows(row..<row + 1), for: .reading) { host in
+          host.withSpan { span in span.indices.allSatisfy { span[$0] == 0 } }
         }
       }
-    }
     var start = 0
     for row in 0...weights.rows {
       if row < weights.rows, isZero[row] { continue }

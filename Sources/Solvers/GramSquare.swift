@@ -47,18 +47,18 @@ final class GramSquare {
     return matrix
   }
 
-  /// The factor of Σ + ρI.
+  /// The factor of Σ + ρI, or, where rounding leaves that without one, of Σ with so much more on its diagonal as it takes:
+  /// coordinate descent, which follows, takes the ridge that was asked for.
   /// - Throws: ``SolverError/notPositiveDefinite(ridge:)``
   func factor(_ order: ColumnOrder, ridge: Float) throws(SolverError) -> NearestPlaneFactor {
     if case .factor(let known, order, ridge: ridge) = content { return known }
     content = .nothing
-    do {
-      let factor = try makeFactor(order, ridge: ridge)
+    for multiple in [1, 10, 100] as [Float] {
+      guard let factor = try? makeFactor(order, ridge: multiple * ridge) else { continue }
       content = .factor(factor, order, ridge: ridge)
       return factor
-    } catch {
-      throw .notPositiveDefinite(ridge: ridge)
     }
+    throw .notPositiveDefinite(ridge: ridge)
   }
 
   private func makeFactor(_ order: ColumnOrder, ridge: Float) throws(ComputeError) -> NearestPlaneFactor {

@@ -154,3 +154,9 @@ KERNEL(256, restore_states, (float *x, const void *kept, int type, i64 count)) {
              : type == 1 ? from_float16(((const unsigned short *)kept)[index])
                          : from_bfloat16(((const bfloat16 *)kept)[index]);
 }
+
+KERNEL(256, find_unsound, (const float *x, int *unsound, i64 count)) {
+  FOR_EACH(index, count) {
+    if (!(fabsf(x[index]) <= 3.4028235e38f)) *unsound = 1;
+  }
+}

@@ -68,6 +68,68 @@ KERNEL(ROW_THREADS, most_correlated,
   }
 }
 
+// How many codes would move if each were the only one.
+KERNEL(256, count_movers,
+       (const float *codes, const unsigned char *held, const float *gradient, const float *inverse_diagonal,
+        const float *scales, i64 groups, i64 per_group, float maximum_code, i64 columns, i64 count,
+        unsigned long long *movers)) {
+  unsigned long long mine = 0;
+  FOR_EACH(index, count) {
+    const i64 column = index % columns;
+    const float scale = scales[index / columns * groups + column / per_group];
+    const float best = nearest_code(codes[index] + gradient[index] * inverse_diagonal[column] / scale, maximum_code);
+    mine += best != codes[index] && !(held && held[index]);
+  }
+  for (int offset = 16; offset > 0; offset /= 2) mine += __shfl_xor_sync(0xFFFFFFFFu, mine, offset);
+  if (threadIdx.x % 32 == 0 && mine) atomicAdd(movers, mine);
+}
+
+// One pass of single moves over every row, for rows of which few codes move: as the pass of pairs below.
+KERNEL(ROW_THREADS, descend_singles,
+       (float *codes, const unsigned char *held, float *gradient, const float *gram, const float *inverse_diagonal,
+        const float *scales, i64 groups, i64 per_group, float maximum_code, i64 columns, unsigned long long *moved)) {
+  __shared__ int first_mover;
+  __shared__ float change;
+  const i64 row = blockIdx.x;
+  float *code = codes + row * columns, *residual = gradient + row * columns;
+  const unsigned char *is_held = held ? held + row * columns : nullptr;
+  unsigned long long moves = 0;
+  i64 start = 0;
+  while (start < columns) {
+    const i64 column = start + threadIdx.x;
+    float best = 0.0f, scale = 0.0f;
+    bool can_move = false;
+    if (column < columns && !(is_held && is_held[column])) {
+      scale = scales[row * groups + column / per_group];
+      best = nearest_code(code[column] + residual[column] * inverse_diagonal[column] / scale, maximum_code);
+      can_move = best != code[column];
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) first_mover = blockDim.x;
+    __syncthreads();
+    const unsigned able = __ballot_sync(0xFFFFFFFFu, can_move);
+    if (threadIdx.x % 32 == 0 && able) atomicMin(&first_mover, (int)threadIdx.x + __ffs(able) - 1);
+    __syncthreads();
+    const int first = first_mover;
+    if (first >= (int)blockDim.x) {
+      start += blockDim.x;
+      continue;
+    }
+    if ((int)threadIdx.x == first) {
+      change = (best - code[column]) * scale;
+      code[column] = best;
+      moves++;
+    }
+    __syncthreads();
+    const float *mover = gram + (start + first) * columns;
+    for (i64 index = threadIdx.x; index < columns; index += blockDim.x)
+      residual[index] = fmaf(-change, mover[index], residual[index]);
+    __syncthreads();
+    start += first + 1;
+  }
+  if (moves) atomicAdd(moved, moves);
+}
+
 // One pass of pair moves over every row, in the order of the columns: a block looks at as many columns at once as it has
 // threads, the first that can move does, and those behind it are looked at again.
 KERNEL(ROW_THREADS, descend_pairs,
