@@ -87,7 +87,8 @@ let package = Package(
     module(
       "Daemon",
       [
-        "ActivationCache", "Calibration", "CCrypto", "Checkpoint", "CLMDB", "Compute", "Decoder", "Export",
+        "ActivationCache", "Calibration", "CCrypto", "Checkpoint", "CLMDB", "Compute", "Decoder", "Devices",
+        "Export",
         "Pipeline", "SystemIO", "Tensors",
         .product(name: "Yams", package: "Yams"),
       ]),
@@ -97,15 +98,17 @@ let package = Package(
     .executableTarget(
       name: "quanteased",
       dependencies: [
-        "ActivationCache", "Calibration", "Checkpoint", "ComputeOpenBLAS", "Daemon", "Decoder", "Devices", "Export",
-        "Pipeline", "ProgramSupport", "Solvers", "SystemIO",
+        "ActivationCache", "Calibration", "Checkpoint", "Compute", "ComputeOpenBLAS", "Daemon", "Decoder",
+        "Devices",
+        "Export", "Pipeline", "ProgramSupport", "Solvers", "SystemIO",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
       ],
       swiftSettings: strict),
     .executableTarget(
       name: "quantease",
       dependencies: [
-        "ActivationCache", "Calibration", "Checkpoint", "Compute", "ComputeOpenBLAS", "Daemon", "Decoder", "Devices",
+        "ActivationCache", "Calibration", "Checkpoint", "Compute", "ComputeOpenBLAS", "Daemon", "Decoder",
+        "Devices",
         "Evaluation", "Export", "Pipeline", "ProgramSupport", "Quantization", "Solvers", "SystemIO",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
       ],
@@ -122,7 +125,10 @@ let package = Package(
     tests("ActivationCacheTests", ["ActivationCache", "Tensors"]),
     tests(
       "ComputeTests",
-      ["CCUDA", "ComputeCUDA", "ComputeOpenBLAS", "Compute", "Quantization", "Tensors", "TestSupport"]),
+      [
+        "CCUDA", "CUDAOnCPU", "ComputeCUDA", "ComputeOpenBLAS", "Compute", "Quantization", "Tensors",
+        "TestSupport",
+      ]),
     tests("ExportTests", ["Export", "Checkpoint", "Quantization", "SystemIO", "Tensors", "TestSupport"]),
     tests(
       "DecoderTests",

@@ -21,6 +21,8 @@ settle_places() {
   local lib=/usr/local/lib
   [ "$prefix" != /usr ] || lib=/usr/lib
   bindir=$prefix/bin
+  # Where the programs look.
+  cudadir=/usr/local/lib/quantease/cuda
   docdir=$prefix/share/doc/quantease
   sharedir=$prefix/share/quantease
   unitdir=$lib/systemd/system

@@ -274,7 +274,8 @@ public final class CheckpointReader: WeightSource {
 
   public func lend(_ tensor: String, rows: Range<Int>, _ body: (DType, RawSpan) -> Void) throws -> Bool {
     let info = try self.info(of: tensor)
-    guard [.float32, .float16, .bfloat16].contains(info.dtype), info.coding == nil, info.scatteredPart == nil else {
+    guard [.float32, .float16, .bfloat16].contains(info.dtype), info.coding == nil, info.scatteredPart == nil
+    else {
       return false
     }
     let bytes = info.bytes(ofRows: rows, columns: info.matrixDimensions.columns)

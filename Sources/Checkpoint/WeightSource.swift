@@ -23,7 +23,9 @@ public protocol WeightSource: Sendable {
 }
 
 extension WeightSource {
-  public func lend(_ tensor: String, rows: Range<Int>, _ body: (DType, RawSpan) -> Void) throws -> Bool { false }
+  public func lend(_ tensor: String, rows: Range<Int>, _ body: (DType, RawSpan) -> Void) throws -> Bool {
+    false
+  }
 
   public func forget(_ tensor: String) {}
 

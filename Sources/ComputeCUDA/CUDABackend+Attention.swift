@@ -1,8 +1,8 @@
 import Compute
 import Tensors
 
-/// Bytes of the scores that are computed at a time.
-private let scoreBytes = 256 << 20
+/// Bytes of the scores that are computed at a time: about what a device's cache holds.
+private let scoreBytes = 64 << 20
 
 extension CUDABackend {
   /// Scores of some heads of a sequence at a time by one product, their softmax, and the product with the values.
@@ -10,7 +10,9 @@ extension CUDABackend {
     queries: Matrix, keys: Matrix, values: Matrix, _ parameters: AttentionParameters, into outputs: Matrix
   ) {
     let (heads, keyHeads) = (parameters.heads, parameters.keyValueHeads)
-    let (dimension, width, length) = (parameters.headDimension, parameters.valueDimension, parameters.sequenceLength)
+    let (dimension, width, length) = (
+      parameters.headDimension, parameters.valueDimension, parameters.sequenceLength
+    )
     precondition(queries.columns == heads * dimension, "the shapes do not fit")
     precondition(keys.columns == keyHeads * dimension, "the shapes do not fit")
     precondition(values.columns == keyHeads * width, "the shapes do not fit")
@@ -25,7 +27,8 @@ extension CUDABackend {
     let run = shared > 1 ? shared : heads
     let batch = max(1, min(run, scoreBytes / (length * length * MemoryLayout<Float>.stride), 65_535))
     let scores = context.scratch(floats: batch * length * length)
-    let probabilities = isRounded ? context.scratch(bytes: batch * length * length.bfloat16Stride * 2) : scores
+    let probabilities =
+      isRounded ? context.scratch(bytes: batch * length * length.bfloat16Stride * 2) : scores
     let sinks = parameters.sinks.map(context.uploaded)
     let stride = isRounded ? length.bfloat16Stride : length
     let p = DeviceContext.Operand(address: probabilities.address, stride: stride, isBFloat16: isRounded)
@@ -36,7 +39,8 @@ extension CUDABackend {
           let keyHead = head / shared
           context.multiplyBatch(
             count, q.operand.at(row: first, column: head * dimension), step: dimension,
-            k.operand.at(row: first, column: keyHead * dimension).transposed, step: shared > 1 ? 0 : dimension,
+            k.operand.at(row: first, column: keyHead * dimension).transposed,
+            step: shared > 1 ? 0 : dimension,
             into: .init(address: scores.address, stride: length), step: length * length, rows: length,
             inner: dimension, columns: length, alpha: isRounded ? 1 : parameters.scale, isTF32: isTF32)
           context.launch(
@@ -49,7 +53,8 @@ extension CUDABackend {
             ])
           context.multiplyBatch(
             count, p, step: length * stride, v.operand.at(row: first, column: keyHead * width),
-            step: shared > 1 ? 0 : width, into: outputs.operand.at(row: first, column: head * width), step: width,
+            step: shared > 1 ? 0 : width, into: outputs.operand.at(row: first, column: head * width),
+            step: width,
             rows: length, inner: length, columns: width, alpha: 1, isTF32: isTF32)
         }
       }
@@ -79,7 +84,8 @@ extension CUDABackend {
       threads: (parameters.valueDimension <= 32 ? 32 : 128, 1),
       [
         .address(outputs.address), .address(mixed.address), .address(decays.address), .address(gates.address),
-        .address(logarithms.address), .address(biases.address), .address(state.address), .long(parameters.keyHeads),
+        .address(logarithms.address), .address(biases.address), .address(state.address),
+        .long(parameters.keyHeads),
         .long(parameters.valueHeads), .long(parameters.keyDimension), .long(parameters.valueDimension),
         .long(parameters.sequenceLength),
       ])

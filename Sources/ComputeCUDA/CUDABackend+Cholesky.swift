@@ -79,7 +79,8 @@ extension CUDABackend {
     for start in starts {
       let width = min(BlockRows.solve, size - start)
       context.multiply(
-        x, r.at(column: start), into: x.at(column: start), rows: rows.rows, inner: start, columns: width, alpha: -1,
+        x, r.at(column: start), into: x.at(column: start), rows: rows.rows, inner: start, columns: width,
+        alpha: -1,
         beta: 1, isTF32: isTF32)
       context.solve(
         x.at(column: start), factor: r.at(row: start, column: start), rows: rows.rows, size: width,
@@ -89,7 +90,8 @@ extension CUDABackend {
       let width = min(BlockRows.solve, size - start)
       let end = start + width
       context.multiply(
-        x.at(column: end), r.at(row: start, column: end).transposed, into: x.at(column: start), rows: rows.rows,
+        x.at(column: end), r.at(row: start, column: end).transposed, into: x.at(column: start),
+        rows: rows.rows,
         inner: size - end, columns: width, alpha: -1, beta: 1, isTF32: isTF32)
       context.solve(
         x.at(column: start), factor: r.at(row: start, column: start), rows: rows.rows, size: width,
@@ -137,11 +139,13 @@ private struct CholeskySteps {
     let a = matrix.operand
     let own = DeviceContext.Operand(address: corner.address, stride: rows.count)
     copyUpper(from: a.at(row: start, column: start), to: own, rows.count)
-    subtractProducts(rowsAbove: start, a.at(column: start), rows.count, from: own, a.at(column: start), rows.count)
+    subtractProducts(
+      rowsAbove: start, a.at(column: start), rows.count, from: own, a.at(column: start), rows.count)
     factorize(own, size: rows.count, first: start)
     copyUpper(from: own, to: a.at(row: start, column: start), rows.count)
     subtractProducts(
-      rowsAbove: start, a.at(column: start), rows.count, from: a.at(row: start, column: end), a.at(column: end),
+      rowsAbove: start, a.at(column: start), rows.count, from: a.at(row: start, column: end),
+      a.at(column: end),
       size - end)
     context.solveTransposed(own, a.at(row: start, column: end), size: rows.count, columns: size - end)
   }
@@ -155,7 +159,8 @@ private struct CholeskySteps {
     while start < count {
       let part = min(max(BlockRows.pivoted, start), BlockRows.products, count - start)
       context.multiply(
-        left.at(row: start).transposed, right.at(row: start), into: c, rows: rows, inner: part, columns: columns,
+        left.at(row: start).transposed, right.at(row: start), into: c, rows: rows, inner: part,
+        columns: columns,
         alpha: -1, beta: 1, isTF32: false)
       start += part
     }
@@ -170,7 +175,8 @@ private struct CholeskySteps {
       context.launch(
         .factorize_block, blocks: (1, 1), threads: (256, 1),
         [
-          .address(corner.address), .long(block.stride), .int(width), .address(status.address), .int(first + start),
+          .address(corner.address), .long(block.stride), .int(width), .address(status.address),
+          .int(first + start),
         ])
       let right = block.at(row: start, column: end)
       context.solveTransposed(corner, right, size: width, columns: size - end)
@@ -184,7 +190,8 @@ private struct CholeskySteps {
     context.launch(
       .copy_block, elements: size * size,
       [
-        .address(to.address), .long(to.stride), .address(from.address), .long(from.stride), .long(size), .long(size),
+        .address(to.address), .long(to.stride), .address(from.address), .long(from.stride), .long(size),
+        .long(size),
         .int(1),
       ])
   }

@@ -77,7 +77,8 @@ extension CUDABackend: DecoderOperations {
     context.launch(
       .normalize, rows: inputs.rows, width: inputs.columns,
       [
-        .address(outputs.address), .address(inputs.address), .address(weight.address), .address(bias?.address ?? 0),
+        .address(outputs.address), .address(inputs.address), .address(weight.address),
+        .address(bias?.address ?? 0),
         .float(normalization.epsilon), .int(normalization.kind == .layer ? 1 : 0), .long(groups),
         .long(inputs.columns),
       ])
@@ -93,8 +94,10 @@ extension CUDABackend: DecoderOperations {
     context.launch(
       .rotate, elements: count,
       [
-        .address(states.address), .address(table.cosines.address), .address(table.sines.address), .long(heads),
-        .long(headDimension), .long(table.pairs), .long(table.sequenceLength), .int(table.isInterleaved ? 1 : 0),
+        .address(states.address), .address(table.cosines.address), .address(table.sines.address),
+        .long(heads),
+        .long(headDimension), .long(table.pairs), .long(table.sequenceLength),
+        .int(table.isInterleaved ? 1 : 0),
         .long(count),
       ])
   }
@@ -116,7 +119,8 @@ extension CUDABackend: DecoderOperations {
 
   public func activate(_ states: Matrix, _ function: ActivationFunction) {
     context.launch(
-      .activate, elements: states.count, [.address(states.address), .int(function.number), .long(states.count)])
+      .activate, elements: states.count,
+      [.address(states.address), .int(function.number), .long(states.count)])
   }
 
   public func activateGate(_ gate: Matrix, up: Matrix, _ function: ActivationFunction) {
@@ -140,7 +144,8 @@ extension CUDABackend: DecoderOperations {
     context.launch(
       .xielu, elements: states.count,
       [
-        .address(states.address), .float(function.positive), .float(function.negative), .float(function.linear),
+        .address(states.address), .float(function.positive), .float(function.negative),
+        .float(function.linear),
         .long(states.count),
       ])
   }

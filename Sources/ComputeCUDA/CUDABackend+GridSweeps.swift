@@ -22,7 +22,9 @@ extension CUDABackend: GridSweeps {
     grid.checkShapes(codes, weights)
     context.launch(
       .dequantize, elements: codes.count,
-      [.address(weights.address), .address(codes.address)] + grid.addresses + grid.extents + [.long(codes.count)])
+      [.address(weights.address), .address(codes.address)] + grid.addresses + grid.extents + [
+        .long(codes.count)
+      ])
   }
 
   public func subtract(_ x: Matrix, from y: Matrix) { add(x, factor: -1, into: y) }
@@ -42,7 +44,10 @@ extension CUDABackend: GridSweeps {
     let sums = context.scratch(bytes: codes.rows * MemoryLayout<Double>.stride)
     context.launch(
       .row_objectives, rows: codes.rows, width: codes.columns,
-      [.address(sums.address), .address(codes.address), .address(weights.address), .address(gradient.address)]
+      [
+        .address(sums.address), .address(codes.address), .address(weights.address),
+        .address(gradient.address),
+      ]
         + grid.addresses + grid.extents)
     return context.downloaded(sums, count: codes.rows, of: Double(0))
   }
@@ -59,8 +64,10 @@ extension CUDABackend: GridSweeps {
       .search_grid, rows: weights.rows * grid.groups, width: grid.columnsPerGroup,
       grid.addresses + [
         .address(weights.address), .address(importance.address), .address(shrinks.address),
-        .int(candidates.shrinks.count), .int(candidates.isIndependent ? 1 : 0), .float(Float(format.maximumCode)),
-        .float(Float(format.middleCode)), .int(format.isSymmetric ? 1 : 0), .int(format.hasSignedScales ? 1 : 0),
+        .int(candidates.shrinks.count), .int(candidates.isIndependent ? 1 : 0),
+        .float(Float(format.maximumCode)),
+        .float(Float(format.middleCode)), .int(format.isSymmetric ? 1 : 0),
+        .int(format.hasSignedScales ? 1 : 0),
         .int(format.scaleTypeNumbers),
       ] + grid.extents)
   }
@@ -75,7 +82,8 @@ extension CUDABackend: GridSweeps {
     context.launch(
       .most_correlated, rows: count == 0 ? 0 : size, width: size,
       [
-        .address(found.address), .address(values.address), .address(diagonals.address), .address(gram.address),
+        .address(found.address), .address(values.address), .address(diagonals.address),
+        .address(gram.address),
         .address(roots.address), .long(size), .int(count),
       ])
     return ColumnNeighbours(
@@ -95,7 +103,8 @@ extension CUDABackend: GridSweeps {
     }
     let (columns, perGroup) = (codes.columns, grid.columnsPerGroup)
     let groupImages = uninitialized(rows: codes.rows, columns: min(perGroup, columns))
-    forEachWindow(of: columns, blocks: min(perGroup, columns), gradient: gradient, gram: gram) { block, changes in
+    forEachWindow(of: columns, blocks: min(perGroup, columns), gradient: gradient, gram: gram) {
+      block, changes in
       let group = block.lowerBound / perGroup
       context.launch(
         .group_steps, elements: codes.rows * block.count,
@@ -112,7 +121,8 @@ extension CUDABackend: GridSweeps {
         .refit_group, rows: codes.rows, width: block.count,
         [
           .address(changes.address), .long(changes.stride), .address(groupImages.address),
-          .address(gradient.address), .address(grid.scales.address), .int(types), .long(group), .long(grid.groups),
+          .address(gradient.address), .address(grid.scales.address), .int(types), .long(group),
+          .long(grid.groups),
           .long(block.lowerBound), .long(block.count), .long(columns),
         ])
     }
@@ -144,7 +154,8 @@ extension CUDABackend: GridSweeps {
   ) -> Int {
     let (rows, columns) = (values.rows, values.columns)
     precondition(
-      gram.rows == columns && gram.columns == columns && inverseDiagonal.count == columns, "the shapes differ")
+      gram.rows == columns && gram.columns == columns && inverseDiagonal.count == columns, "the shapes differ"
+    )
     let inverse = context.uploaded(inverseDiagonal)
     let moved = context.uploaded([UInt64(0)])
     forEachWindow(of: columns, blocks: sweepColumns, gradient: gradient, gram: gram) { block, changes in
@@ -152,13 +163,15 @@ extension CUDABackend: GridSweeps {
       context.launch(
         .descend_block, blocks: ((rows + sweepRows - 1) / sweepRows, 1), threads: (sweepRows, 1),
         [
-          .address(values.operand.at(column: start).address), .address(held.map { $0.address + UInt64(start) } ?? 0),
+          .address(values.operand.at(column: start).address),
+          .address(held.map { $0.address + UInt64(start) } ?? 0),
           .address(gradient.operand.at(column: start).address), .long(columns),
           .address(gram.operand.at(row: start, column: start).address), .long(columns),
           .address(inverse.address + UInt64(start * 4)),
         ] + grid.addresses + [
           .long(grid.groups), .int(start), .int(grid.columnsPerGroup), .float(Float(grid.format.maximumCode)),
-          .int(areCodes ? 1 : 0), .int(isQuantizing ? 1 : 0), .address(changes.address), .long(changes.stride),
+          .int(areCodes ? 1 : 0), .int(isQuantizing ? 1 : 0), .address(changes.address),
+          .long(changes.stride),
           .int(block.count), .long(rows), .address(moved.address),
         ])
     }
@@ -182,13 +195,15 @@ extension CUDABackend: GridSweeps {
         let own = changes.operand.at(column: first - start)
         body(block, own)
         context.multiply(
-          own, gram.operand.at(row: first, column: start), into: gradient.operand.at(column: start), rows: rows,
+          own, gram.operand.at(row: first, column: start), into: gradient.operand.at(column: start),
+          rows: rows,
           inner: block.count, columns: end - start, alpha: -1, beta: 1, isTF32: isTF32)
       }
       for rest in [0..<start, end..<columns] {
         context.multiply(
           changes.operand, gram.operand.at(row: start, column: rest.lowerBound),
-          into: gradient.operand.at(column: rest.lowerBound), rows: rows, inner: end - start, columns: rest.count,
+          into: gradient.operand.at(column: rest.lowerBound), rows: rows, inner: end - start,
+          columns: rest.count,
           alpha: -1, beta: 1, isTF32: isTF32)
       }
     }
@@ -230,7 +245,8 @@ extension CUDABackend: GridSweeps {
           ])
         // What the block's errors ask of the positions before it in the window.
         context.multiply(
-          own, unit.at(row: start, column: first).transposed, into: feedback.operand.at(column: start), rows: rows,
+          own, unit.at(row: start, column: first).transposed, into: feedback.operand.at(column: start),
+          rows: rows,
           inner: end - first, columns: first - start, beta: 1, isTF32: isTF32)
       }
       context.multiply(
@@ -248,7 +264,8 @@ extension Grid {
 
   func checkShapes(_ one: Matrix, _ other: Matrix) {
     precondition(
-      one.rows == other.rows && one.columns == other.columns && outFeatures == one.rows && inFeatures == one.columns,
+      one.rows == other.rows && one.columns == other.columns && outFeatures == one.rows
+        && inFeatures == one.columns,
       "the shapes differ")
   }
 }

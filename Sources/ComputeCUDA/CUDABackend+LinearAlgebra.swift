@@ -10,10 +10,12 @@ extension CUDABackend: LinearAlgebra {
   public func multiply(
     _ a: Matrix, _ b: Matrix, transposingB: Bool, scale alpha: Float, into c: Matrix, keeping beta: Float
   ) {
-    precondition(a.rows == c.rows && a.columns == (transposingB ? b.columns : b.rows), "the shapes do not fit")
+    precondition(
+      a.rows == c.rows && a.columns == (transposingB ? b.columns : b.rows), "the shapes do not fit")
     precondition((transposingB ? b.rows : b.columns) == c.columns, "the shapes do not fit")
     context.multiply(
-      a.operand, transposingB ? b.operand.transposed : b.operand, into: c.operand, rows: a.rows, inner: a.columns,
+      a.operand, transposingB ? b.operand.transposed : b.operand, into: c.operand, rows: a.rows,
+      inner: a.columns,
       columns: c.columns, alpha: alpha, beta: beta, isTF32: isTF32)
   }
 

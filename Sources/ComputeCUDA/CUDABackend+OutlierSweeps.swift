@@ -43,7 +43,8 @@ extension CUDABackend: OutlierSweeps {
     let held = marks(entries, among: codes)
     let inverse = context.uploaded(inverseDiagonal)
     let arguments: [DeviceContext.Argument] = [
-      .address(inverse.address), .address(grid.scales.address), .long(grid.groups), .long(grid.columnsPerGroup),
+      .address(inverse.address), .address(grid.scales.address), .long(grid.groups),
+      .long(grid.columnsPerGroup),
       .float(Float(grid.format.maximumCode)), .long(codes.columns),
     ]
     let counts = context.uploaded([UInt64(0), UInt64(0)])
@@ -60,13 +61,15 @@ extension CUDABackend: OutlierSweeps {
     context.launch(
       .descend_singles, rows: codes.rows, width: codes.columns,
       [
-        .address(codes.address), .address(held?.address ?? 0), .address(gradient.address), .address(gram.address),
+        .address(codes.address), .address(held?.address ?? 0), .address(gradient.address),
+        .address(gram.address),
       ] + arguments + [.address(counts.address + 8)])
     return Int(context.downloaded(counts.address + 8, count: 1, of: UInt64(0))[0])
   }
 
   public func descendInPairs(
-    codes: Matrix, outliers: SparseRows, gradient: Matrix, gram: Matrix, neighbours: ColumnNeighbours, grid: Grid
+    codes: Matrix, outliers: SparseRows, gradient: Matrix, gram: Matrix, neighbours: ColumnNeighbours,
+    grid: Grid
   ) -> Int {
     grid.checkShapes(codes, gradient)
     precondition(gram.rows == codes.columns && gram.columns == codes.columns, "the shapes differ")
@@ -76,9 +79,11 @@ extension CUDABackend: OutlierSweeps {
     context.launch(
       .descend_pairs, rows: codes.rows, width: codes.columns,
       [
-        .address(codes.address), .address(held?.address ?? 0), .address(gradient.address), .address(gram.address),
+        .address(codes.address), .address(held?.address ?? 0), .address(gradient.address),
+        .address(gram.address),
         .address(columns.address), .address(neighbours.gram.address), .address(neighbours.diagonal.address),
-        .int(neighbours.count), .address(grid.scales.address), .long(grid.groups), .long(grid.columnsPerGroup),
+        .int(neighbours.count), .address(grid.scales.address), .long(grid.groups),
+        .long(grid.columnsPerGroup),
         .float(Float(grid.format.maximumCode)), .long(codes.columns), .address(moved.address),
       ])
     return Int(context.downloaded(moved, count: 1, of: UInt64(0))[0])
@@ -119,7 +124,8 @@ extension CUDABackend: OutlierSweeps {
     context.launch(
       .collect_at_least, blocks: (matrix.rows, 1), threads: (32, 1),
       [
-        .address(columns.address), .address(values.address), .address(starts.address), .address(matrix.address),
+        .address(columns.address), .address(values.address), .address(starts.address),
+        .address(matrix.address),
         .float(threshold), .long(matrix.columns),
       ])
     let places = context.downloaded(columns, count: total, of: Int32(0))

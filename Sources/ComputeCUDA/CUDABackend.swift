@@ -21,7 +21,8 @@ public struct CUDABackend: Sendable {
   ///   - memoryLimit: what matrices may take, in bytes; nil for nearly all that is free
   /// - Throws: ``CUDAError``
   public init(
-    _ device: CUDADevice, _ libraries: CUDALibraries, threads: Int = 1, isExact: Bool = false, memoryLimit: Int? = nil
+    _ device: CUDADevice, _ libraries: CUDALibraries, threads: Int = 1, isExact: Bool = false,
+    memoryLimit: Int? = nil
   ) throws(CUDAError) {
     context = try DeviceContext(device, libraries)
     self.threads = threads
@@ -50,7 +51,8 @@ public struct CUDABackend: Sendable {
 
   public func kernels(for operands: OperandType) -> String {
     let types = isExact ? "fp32" : operands == .bfloat16 ? "bfloat16 and TF32" : "TF32"
-    return "\(device.name), \(types) products by cuBLAS \(versions.cublas), kernels by NVRTC \(versions.nvrtc), "
+    return
+      "\(device.name), \(types) products by cuBLAS \(versions.cublas), kernels by NVRTC \(versions.nvrtc), "
       + "driver for CUDA \(versions.driver)"
   }
 
@@ -94,7 +96,8 @@ extension CUDABackend: MatrixStorage {
   }
 
   public func copy(_ source: Matrix, into destination: Matrix) {
-    precondition(source.rows == destination.rows && source.columns == destination.columns, "the shapes differ")
+    precondition(
+      source.rows == destination.rows && source.columns == destination.columns, "the shapes differ")
     context.copy(source.address, to: destination.address, bytes: source.count * MemoryLayout<Float>.stride)
   }
 
@@ -140,7 +143,8 @@ extension CUDABackend: MatrixStorage {
       ])
     let isSound = context.downloaded(unsound, count: 1, of: Int32(0))[0] == 0
     return isSound
-      ? KeptStates(rows: states.rows, columns: states.columns, type: type, number: number, memory: memory) : nil
+      ? KeptStates(rows: states.rows, columns: states.columns, type: type, number: number, memory: memory)
+      : nil
   }
 
   public func restore(_ kept: KeptStates, into states: Matrix) {
@@ -153,7 +157,8 @@ extension CUDABackend: MatrixStorage {
     precondition(firstRow >= 0 && place + panel.count <= codes.count, "rows outside the linear")
     let bytes = context.scratch(bytes: panel.count)
     context.launch(
-      .to_bytes, elements: panel.count, [.address(bytes.address), .address(panel.address), .long(panel.count)])
+      .to_bytes, elements: panel.count,
+      [.address(bytes.address), .address(panel.address), .long(panel.count)])
     unsafe codes.withUnsafeMutableBytes { codes in
       guard let base = codes.baseAddress else { return }
       unsafe context.download(bytes.address, to: base + place, bytes: panel.count)
@@ -169,7 +174,8 @@ extension CUDABackend: MatrixStorage {
       unsafe context.upload(base + place, to: bytes.address, bytes: panel.count)
     }
     context.launch(
-      .from_bytes, elements: panel.count, [.address(panel.address), .address(bytes.address), .long(panel.count)])
+      .from_bytes, elements: panel.count,
+      [.address(panel.address), .address(bytes.address), .long(panel.count)])
   }
 }
 

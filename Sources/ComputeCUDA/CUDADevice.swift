@@ -38,7 +38,8 @@ public struct CUDADevice: Sendable, Equatable {
     var (total, free, all) = (0, 0, 0)
     var context: OpaquePointer?
     guard unsafe calls.cuDeviceGet(&device, Int32(index)) == 0,
-      unsafe calls.cuDeviceGetName(&name, 255, device) == 0, unsafe calls.cuDeviceTotalMem_v2(&total, device) == 0,
+      unsafe calls.cuDeviceGetName(&name, 255, device) == 0,
+      unsafe calls.cuDeviceTotalMem_v2(&total, device) == 0,
       unsafe calls.cuDevicePrimaryCtxRetain(&context, device) == 0, let context = unsafe context,
       unsafe calls.cuCtxSetCurrent(context) == 0, unsafe calls.cuMemGetInfo_v2(&free, &all) == 0
     else { throw .noDevice }

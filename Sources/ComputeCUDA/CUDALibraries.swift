@@ -10,6 +10,8 @@ import Glibc
   @unsafe let calls: UnsafeMutablePointer<qe_cuda_libraries>
   /// Where cuBLAS lies; empty for the loader's own search.
   public let folder: String
+  /// Whether what NVRTC compiles is worth keeping on disk.
+  let keepsKernels: Bool
 
   /// What this machine has.
   /// - Throws: ``CUDAError`` for what is missing
@@ -21,6 +23,7 @@ import Glibc
   public init(filledBy fill: (UnsafeMutablePointer<qe_cuda_libraries>) -> Void) {
     unsafe calls = Self.allocate()
     folder = ""
+    keepsKernels = false
     unsafe fill(calls)
   }
 
@@ -40,6 +43,7 @@ import Glibc
         ? nil : .cublas
     }
     self.folder = folders[folder]
+    keepsKernels = true
     if let missing {
       unsafe calls.deallocate()
       throw .noLibrary(missing, message.text)
@@ -68,7 +72,9 @@ import Glibc
       folders += [named, "\(named)/lib64", "\(named)/lib"] + wheels(inEnvironment: named)
     }
     folders += ["/usr/local/cuda/lib64", ""]
-    if let home = environment("HOME") { folders += wheels(inEnvironment: "\(home)/.local/share/quantease/cuda") }
+    if let home = environment("HOME") {
+      folders += wheels(inEnvironment: "\(home)/.local/share/quantease/cuda")
+    }
     folders += wheels(inEnvironment: "/usr/local/lib/quantease/cuda")
     if let active = environment("VIRTUAL_ENV") { folders += wheels(inEnvironment: active) }
     return folders
@@ -78,7 +84,9 @@ import Glibc
   private static func wheels(inEnvironment environment: String) -> [String] {
     var matches = unsafe glob_t()
     defer { unsafe globfree(&matches) }
-    guard unsafe glob("\(environment)/lib/python3*/site-packages/nvidia/*/lib", 0, nil, &matches) == 0 else { return [] }
+    guard unsafe glob("\(environment)/lib/python3*/site-packages/nvidia/*/lib", 0, nil, &matches) == 0 else {
+      return []
+    }
     return (0..<Int(unsafe matches.gl_pathc)).compactMap { index in
       unsafe matches.gl_pathv[index].map { unsafe String(cString: $0) }
     }

@@ -37,20 +37,27 @@ import Tensors
     }
     var ordinal: Int32 = 0
     try check(unsafe calls.cuDeviceGet(&ordinal, Int32(device.index)), "cuDeviceGet")
-    func made(_ name: String, _ make: (UnsafeMutablePointer<OpaquePointer?>) -> Int32) throws(CUDAError) -> OpaquePointer {
+    func made(_ name: String, _ make: (UnsafeMutablePointer<OpaquePointer?>) -> Int32) throws(CUDAError)
+      -> OpaquePointer
+    {
       var object: OpaquePointer?
       try check(unsafe make(&object), name)
       guard let object = unsafe object else { throw .callFailed(name, words: "nothing was made") }
       return unsafe object
     }
-    unsafe context = try made("cuDevicePrimaryCtxRetain") { unsafe calls.cuDevicePrimaryCtxRetain($0, ordinal) }
+    unsafe context = try made("cuDevicePrimaryCtxRetain") {
+      unsafe calls.cuDevicePrimaryCtxRetain($0, ordinal)
+    }
     try check(unsafe calls.cuCtxSetCurrent(context), "cuCtxSetCurrent")
     unsafe stream = try made("cuStreamCreate") { unsafe calls.cuStreamCreate($0, 1) }
-    unsafe pool = try made("cuDeviceGetDefaultMemPool") { unsafe calls.cuDeviceGetDefaultMemPool($0, ordinal) }
+    unsafe pool = try made("cuDeviceGetDefaultMemPool") {
+      unsafe calls.cuDeviceGetDefaultMemPool($0, ordinal)
+    }
     // What is given back is kept for the next layer, which asks for the same.
     var threshold = UInt64.max
     try check(
-      unsafe calls.cuMemPoolSetAttribute(pool, Int32(qe_pool_release_threshold), &threshold), "cuMemPoolSetAttribute")
+      unsafe calls.cuMemPoolSetAttribute(pool, Int32(qe_pool_release_threshold), &threshold),
+      "cuMemPoolSetAttribute")
     unsafe blas = try made("cublasCreate") { unsafe calls.cublasCreate_v2($0) }
     try check(unsafe calls.cublasSetStream_v2(blas, stream), "cublasSetStream")
     var version: Int32 = 0
@@ -66,11 +73,12 @@ import Tensors
     var module: OpaquePointer?
     let image = try KernelProgram.image(for: device.architecture, libraries)
     if unsafe calls.cuModuleLoadData(&module, image) != 0 {
-      // What was kept on disk may be damaged.
-      let anew = try KernelProgram.compile(for: device.architecture, libraries)
+      let anew = try KernelProgram.image(for: device.architecture, isAnew: true, libraries)
       try check(unsafe calls.cuModuleLoadData(&module, anew), "cuModuleLoadData")
     }
-    guard let module = unsafe module else { throw .callFailed("cuModuleLoadData", words: "nothing was loaded") }
+    guard let module = unsafe module else {
+      throw .callFailed("cuModuleLoadData", words: "nothing was loaded")
+    }
     var kernels = unsafe [OpaquePointer]()
     for kernel in KernelProgram.Kernel.allCases {
       unsafe kernels.append(
@@ -104,7 +112,8 @@ import Tensors
     if let profile {
       _ = unsafe calls.cuStreamSynchronize(stream)
       let time = (ContinuousClock.now - start).components
-      profile.add(name, seconds: Double(time.seconds) + Double(time.attoseconds) * 1e-18, operations: operations)
+      profile.add(
+        name, seconds: Double(time.seconds) + Double(time.attoseconds) * 1e-18, operations: operations)
     }
     if result == 0 { return true }
     let words = isBLAS ? calls.blasWords(of: result) : calls.words(of: result)
@@ -154,7 +163,9 @@ import Tensors
   func lapPeak() -> Int {
     let peak = poolValue(qe_pool_used_at_most)
     var zero: UInt64 = 0
-    call("cuMemPoolSetAttribute") { unsafe $0.cuMemPoolSetAttribute(pool, Int32(qe_pool_used_at_most), &zero) }
+    call("cuMemPoolSetAttribute") {
+      unsafe $0.cuMemPoolSetAttribute(pool, Int32(qe_pool_used_at_most), &zero)
+    }
     return peak
   }
 
@@ -254,7 +265,8 @@ import Tensors
   ///   - blocks: along x, y and z; none of a dimension is nothing to do
   ///   - threads: of a block, along x and y
   func launch(
-    _ kernel: KernelProgram.Kernel, blocks: (x: Int, y: Int), threads: (x: Int, y: Int), _ arguments: [Argument]
+    _ kernel: KernelProgram.Kernel, blocks: (x: Int, y: Int), threads: (x: Int, y: Int),
+    _ arguments: [Argument]
   ) {
     if blocks.x == 0 || blocks.y == 0 { return }
     precondition(blocks.y <= 65_535 && blocks.x < 1 << 31, "a grid is larger than devices take")
@@ -265,7 +277,8 @@ import Tensors
         guard let base = slots.baseAddress else { return 0 }
         var pointers = unsafe (0..<slots.count).map { unsafe Optional(UnsafeMutableRawPointer(base + $0)) }
         return unsafe calls.cuLaunchKernel(
-          kernels[index], UInt32(blocks.x), UInt32(blocks.y), 1, UInt32(threads.x), UInt32(threads.y), 1, 0, stream,
+          kernels[index], UInt32(blocks.x), UInt32(blocks.y), 1, UInt32(threads.x), UInt32(threads.y), 1, 0,
+          stream,
           &pointers, nil)
       }
     }
@@ -314,11 +327,14 @@ import Tensors
     let compute = Int32(!a.isBFloat16 && isTF32 ? qe_compute_tf32 : qe_compute_float32)
     var (alpha, beta) = (alpha, beta)
     // A row-major matrix is its transpose by columns.
-    let name = a.isBFloat16 ? "product in bfloat16" : compute == qe_compute_tf32 ? "product in TF32" : "product in fp32"
+    let name =
+      a.isBFloat16
+      ? "product in bfloat16" : compute == qe_compute_tf32 ? "product in TF32" : "product in fp32"
     call(name, isBLAS: true, operations: 2 * Double(rows) * Double(inner) * Double(columns)) {
       unsafe $0.cublasGemmEx(
         blas, b.operation, a.operation, Int32(columns), Int32(rows), Int32(inner), &alpha, b.address, type,
-        Int32(b.stride), a.address, type, Int32(a.stride), &beta, c.address, Int32(qe_type_float32), Int32(c.stride),
+        Int32(b.stride), a.address, type, Int32(a.stride), &beta, c.address, Int32(qe_type_float32),
+        Int32(c.stride),
         compute, -1)
     }
     launches.wrappingAdd(1, ordering: .relaxed)
@@ -326,7 +342,8 @@ import Tensors
 
   /// As many products, every operand so many elements further than the one before.
   func multiplyBatch(
-    _ count: Int, _ a: Operand, step aStep: Int, _ b: Operand, step bStep: Int, into c: Operand, step cStep: Int,
+    _ count: Int, _ a: Operand, step aStep: Int, _ b: Operand, step bStep: Int, into c: Operand,
+    step cStep: Int,
     rows: Int, inner: Int, columns: Int, alpha: Float, isTF32: Bool
   ) {
     if count == 0 || rows == 0 || columns == 0 { return }
@@ -352,7 +369,8 @@ import Tensors
     // By columns the factor is a lower triangle, Rᵀ, and X its transpose.
     call("cublasStrsm", isBLAS: true) {
       unsafe $0.cublasStrsm_v2(
-        blas, Int32(qe_left), Int32(qe_lower), Int32(isTransposed ? qe_transposed : qe_as_it_is), Int32(qe_non_unit),
+        blas, Int32(qe_left), Int32(qe_lower), Int32(isTransposed ? qe_transposed : qe_as_it_is),
+        Int32(qe_non_unit),
         Int32(size), Int32(rows), &one, factor.address, Int32(factor.stride), x.address, Int32(x.stride))
     }
   }
@@ -363,7 +381,8 @@ import Tensors
     var one: Float = 1
     call("cublasStrsm", isBLAS: true) {
       unsafe $0.cublasStrsm_v2(
-        blas, Int32(qe_right), Int32(qe_lower), Int32(qe_transposed), Int32(qe_non_unit), Int32(columns), Int32(size),
+        blas, Int32(qe_right), Int32(qe_lower), Int32(qe_transposed), Int32(qe_non_unit), Int32(columns),
+        Int32(size),
         &one, factor.address, Int32(factor.stride), x.address, Int32(x.stride))
     }
   }
@@ -402,7 +421,9 @@ extension qe_cuda_libraries {
   /// The driver's words for a result.
   func words(of result: Int32) -> String {
     var text: UnsafePointer<CChar>?
-    guard unsafe cuGetErrorString(result, &text) == 0, let text = unsafe text else { return "error \(result)" }
+    guard unsafe cuGetErrorString(result, &text) == 0, let text = unsafe text else {
+      return "error \(result)"
+    }
     return "\(unsafe String(cString: text)) (\(result))"
   }
 }

@@ -35,7 +35,8 @@ extension DeviceContext {
   }
 
   /// What memory holds, from its beginning.
-  func downloaded<Element: BitwiseCopyable>(_ memory: DeviceMemory, count: Int, of zero: Element) -> [Element] {
+  func downloaded<Element: BitwiseCopyable>(_ memory: DeviceMemory, count: Int, of zero: Element) -> [Element]
+  {
     downloaded(memory.address, count: count, of: zero)
   }
 
@@ -85,7 +86,9 @@ struct PinnedBuffers {
   mutating func take(_ wanted: Int) -> (buffer: PinnedBuffer?, mustWait: Bool) {
     let fitting = buffers.indices.filter { (wanted...2 * wanted).contains(buffers[$0].buffer.bytes) }
     let done = fitting.first { !buffers[$0].isPending }
-    guard let index = done ?? (fitting.count < Self.mostPending ? nil : fitting.first) else { return (nil, false) }
+    guard let index = done ?? (fitting.count < Self.mostPending ? nil : fitting.first) else {
+      return (nil, false)
+    }
     let taken = buffers.remove(at: index)
     bytes -= taken.buffer.bytes
     return (taken.buffer, taken.isPending)

@@ -12,7 +12,8 @@ enum KernelProgram {
 
   /// Every kernel, by the name that its source has.
   enum Kernel: String, CaseIterable {
-    case add, scale, softcap, clamp, add_bias, activate, activate_gate, clamped_swiglu, xielu, to_bfloat16_rows
+    case add, scale, softcap, clamp, add_bias, activate, activate_gate, clamped_swiglu, xielu,
+      to_bfloat16_rows
     case to_bytes, from_bytes, set_heads, rotate, keep_states, restore_states
     case find_unsound
     case normalize, negative_log_likelihood, row_dots, add_column_sums
@@ -23,23 +24,30 @@ enum KernelProgram {
     case refit_row
     case descend_block, nearest_plane_block
     case most_correlated, count_movers, descend_singles, descend_pairs
-    case descend_outliers, mark_places, add_sparse, gather_sparse, clear_sparse, round_outliers, multiply_sampled
+    case descend_outliers, mark_places, add_sparse, gather_sparse, clear_sparse, round_outliers,
+      multiply_sampled
     case weigh_squares, count_at_least, collect_at_least
   }
 
   /// The program for an architecture, from the cache or compiled anew.
   /// - Throws: ``CUDAError/cannotCompile(log:)``
-  static func image(for architecture: String, _ libraries: CUDALibraries) throws(CUDAError) -> [CChar] {
+  /// - Parameter isAnew: passes over what the cache has, which may be damaged
+  static func image(
+    for architecture: String, isAnew: Bool = false, _ libraries: CUDALibraries
+  ) throws(CUDAError) -> [CChar] {
+    guard libraries.keepsKernels else { return try compile(for: architecture, libraries) }
     let key = "kernels-\(architecture)-nvrtc\(libraries.compilerVersion)-\(source.fnv1a).cubin"
     let cache = KernelCache()
-    if let known = cache.read(key) { return known }
+    if !isAnew, let known = cache.read(key) { return known }
     let image = try compile(for: architecture, libraries)
     cache.write(image, key)
     return image
   }
 
   /// - Throws: ``CUDAError/cannotCompile(log:)``
-  static func compile(for architecture: String, _ libraries: CUDALibraries) throws(CUDAError) -> [CChar] {
+  private static func compile(for architecture: String, _ libraries: CUDALibraries) throws(CUDAError)
+    -> [CChar]
+  {
     let calls = unsafe libraries.calls.pointee
     var program: OpaquePointer?
     guard unsafe calls.nvrtcCreateProgram(&program, source, "kernels.cu", 0, nil, nil) == 0,
@@ -72,7 +80,8 @@ enum KernelProgram {
 /// Compiled kernels, in the user's cache. What cannot be kept is compiled again.
 private struct KernelCache {
   /// systemd names the first for services.
-  private let folder = (environment("CACHE_DIRECTORY") ?? environment("XDG_CACHE_HOME")).map { "\($0)/quantease" }
+  private let folder =
+    (environment("CACHE_DIRECTORY") ?? environment("XDG_CACHE_HOME")).map { "\($0)/quantease" }
     ?? environment("HOME").map { "\($0)/.cache/quantease" }
 
   func read(_ key: String) -> [CChar]? {
@@ -99,7 +108,9 @@ private struct KernelCache {
 }
 
 extension qe_cuda_libraries {
-  fileprivate func compilerWords(of result: Int32) -> String { unsafe String(cString: nvrtcGetErrorString(result)) }
+  fileprivate func compilerWords(of result: Int32) -> String {
+    unsafe String(cString: nvrtcGetErrorString(result))
+  }
 }
 
 extension String {

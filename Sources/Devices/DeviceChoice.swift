@@ -3,12 +3,20 @@ import ComputeCUDA
 import ComputeOpenBLAS
 
 /// What computes, as a person names it: `auto`, `cpu`, `cuda` or `cuda:1`.
-public enum DeviceChoice: Sendable, Hashable {
+public enum DeviceChoice: Sendable, Hashable, CustomStringConvertible {
   /// The GPU with the most free memory, if there is one that can be used; the processor otherwise.
   case auto
   case processor
   /// A GPU, counted from 0; nil for the one with the most free memory.
   case cuda(Int?)
+
+  public var description: String {
+    switch self {
+    case .auto: "auto"
+    case .processor: "cpu"
+    case .cuda(let index): index.map { "cuda:\($0)" } ?? "cuda"
+    }
+  }
 
   public static let notation = "auto, cpu, cuda, or cuda:N for the GPU with that number"
 

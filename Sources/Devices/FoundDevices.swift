@@ -45,7 +45,8 @@ public struct FoundDevices: Sendable, Encodable {
       let devices = try CUDADevice.all(libraries)
       gpus = devices.map {
         GPU(
-          device: "cuda:\($0.index)", name: $0.name, capability: $0.capability.map(String.init).joined(separator: "."),
+          device: "cuda:\($0.index)", name: $0.name,
+          capability: $0.capability.map(String.init).joined(separator: "."),
           memoryBytes: $0.totalBytes, freeBytes: $0.freeBytes)
       }
       let versions = try CUDABackend(devices[0], libraries).versions

@@ -25,7 +25,8 @@ public func pack(
     let (inBytes, inPairs) = (mask &* 0x0001_0001_0001_0001, pairs &* 0x0000_0001_0000_0001)
     let (one, two, four) = (UInt64(8 - bits), UInt64(16 - 2 * bits), UInt64(32 - 4 * bits))
     while first + 8 <= codes.count {
-      var eight = UInt64(littleEndian: unsafe bytes.unsafeLoadUnaligned(fromByteOffset: first, as: UInt64.self))
+      var eight = UInt64(
+        littleEndian: unsafe bytes.unsafeLoadUnaligned(fromByteOffset: first, as: UInt64.self))
       eight = (eight & inBytes) | ((eight & (inBytes &<< 8)) &>> one)
       eight = (eight & inPairs) | ((eight & (inPairs &<< 16)) &>> two)
       eight = (eight & fours) | ((eight & (fours &<< 32)) &>> four)

@@ -125,7 +125,8 @@ final class LayerLoop {
     let batches = calibration.batches(
       of: batchSamples, endingAt: original == nil ? calibration.samples : originalSamples)
     quantized = Stream(
-      model: model, store: store, number: 0, batches: batches[...], backend: backend, keepsStates: keepsStates)
+      model: model, store: store, number: 0, batches: batches[...], backend: backend, keepsStates: keepsStates
+    )
     self.original = original.map {
       Stream(
         model: $0, store: store, number: 1, batches: batches.prefix { $0.upperBound <= originalSamples },
@@ -195,6 +196,8 @@ final class LayerLoop {
         here = position
         continue
       }
+      quantized.states.releaseBuffers()
+      original?.states.releaseBuffers()
       // The solver reads weights of its own, in fp32.
       position.quantized.unload(position.stage)
       try known?.restore(position.stage, in: position.quantized)

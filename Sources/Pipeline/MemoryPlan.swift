@@ -155,7 +155,8 @@ public struct MemoryPlan: Sendable, Equatable {
         : [stage.experts.first, stage.experts.last].compactMap(\.self).flatMap(\.halves)
     }
     let needs = Needs(
-      work: work, batchSamples: batchSamples, panelRows: panelRows, keepsStates: keepsStates, stages: stages)
+      work: work, batchSamples: batchSamples, panelRows: panelRows, keepsStates: keepsStates, stages: stages,
+      stateColumns: work.model.stateColumns(before: stages))
     self.keepsStates = keepsStates
     self.batchSamples = batchSamples
     self.panelRows = panelRows
@@ -210,6 +211,8 @@ private struct Needs {
   let keepsStates: Bool
   /// Of all layers, one after the other.
   let stages: [Stage]
+  /// The values of a token that stand before each of them.
+  let stateColumns: [Int]
 
   private static let float = 4
   /// The program itself, its tables, and the spare mappings of matrices.
@@ -259,7 +262,7 @@ private struct Needs {
   // MARK: With a device
 
   /// cuBLAS's workspace, the corner of a Gram matrix, and the scores of an attention with their probabilities.
-  private static let deviceBase = 64_000_000 + 4 * 2_048 * 2_048 + 256_000_000 * 3 / 2
+  private static let deviceBase = 64_000_000 + 4 * 2_048 * 2_048 + 64_000_000 * 3 / 2
   /// Columns whose changes a sweep takes to the others by one product.
   private static let windowColumns = 1_024
   /// Buffers that the device copies from while the host fills others.
@@ -272,34 +275,39 @@ private struct Needs {
       let stage = stages[index]
       return square(stage) + streams * residentWeights(before)
         + (hasDrift(stage) ? drift(stage) + residentWeights(stage) : 0)
+        // Batch by batch the states before the stage give way to those after it.
+        + kept(max(stateColumns[index], stateColumns[(index + stages.count - 1) % stages.count]))
     }.max().map { $0 + roundedInputs + forwardOnDevice + Self.deviceBase } ?? 0
   }
 
   var solvingOnDevice: Int {
-    stages.map { stage in
+    zip(stages, stateColumns).map { stage, columns in
       let width = stage.inFeatures
       let neighbours = 3 * 16 * width * Self.float
       let matrices = work.keepsOutliers ? Self.panelMatricesWithOutliers : Self.panelMatrices
       let rows = min(panelRows, widestOutput(stage))
       let panels = (matrices * width + min(Self.windowColumns, width)) * rows * Self.float
-      return square(stage) + drift(stage) + weights(stage) + neighbours + panels
-    }.max().map { $0 + forwardOnDevice + Self.deviceBase } ?? 0
+      return square(stage) + drift(stage) + weights(stage) + neighbours + panels + kept(columns)
+    }.max().map { $0 + workingOnDevice + Self.deviceBase } ?? 0
   }
 
-  /// The buffers of the forward pass, which are kept from batch to batch.
+  /// The buffers of the forward pass, which are kept from batch to batch: those that states are read into, and others.
   private var forwardOnDevice: Int {
     let states = model.hiddenSize + model.contextFeatures + model.intermediateSize + model.latentFeatures
+    return states * (batchTokens + originalTokens) * Self.float + workingOnDevice
+  }
+
+  private var workingOnDevice: Int {
     let working =
       model.hiddenSize + model.mixerFeatures + model.latentFeatures + model.expansionFeatures
       + (model.hasBlockOutputs ? model.hiddenSize : 0)
-    return ((states + working) * (batchTokens + originalTokens) + mixture) * Self.float
-      + (keepsStates ? keptStates : 0)
+    return (working * (batchTokens + originalTokens) + mixture) * Self.float
   }
 
-  /// The residual stream and the widest of what stands beside it, of all tokens of both streams.
-  private var keptStates: Int {
-    let columns = model.hiddenSize + max(model.intermediateSize, model.contextFeatures + model.latentFeatures)
-    return columns * (work.samples + work.originalSamples) * work.sequenceLength * work.stateBytes
+  /// States of all tokens, if the device keeps them.
+  private func kept(_ columns: Int) -> Int {
+    keepsStates
+      ? columns * (work.samples + work.originalSamples) * work.sequenceLength * work.stateBytes : 0
   }
 
   var gatheringBesideDevice: Int { standingBesideDevice }

@@ -65,3 +65,10 @@ public enum PipelineError: Error, Sendable, Equatable, CustomStringConvertible {
     }
   }
 }
+
+extension PipelineError {
+  /// Whether a smaller plan, or another device, would do.
+  public var isLackOfMemory: Bool {
+    if case .notEnoughMemory = self { true } else { false }
+  }
+}

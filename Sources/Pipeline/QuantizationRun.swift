@@ -255,7 +255,9 @@ public final class QuantizationRun: Sendable {
     totals.inputBytes = checkpoint.byteCount
     totals.outputBytes = try FileSystem.treeSize(staging.path) / request.formats.count
     totals.peakMemoryBytes = memory.stop()
-    func memoryReport(_ planned: [MemoryPlan.Phase: Int], _ peaks: [MemoryPlan.Phase: Int]) -> [String: Report.Memory] {
+    func memoryReport(_ planned: [MemoryPlan.Phase: Int], _ peaks: [MemoryPlan.Phase: Int]) -> [String: Report
+      .Memory]
+    {
       Dictionary(
         uniqueKeysWithValues: planned.map { phase, bytes in
           (phase.rawValue, Report.Memory(planned: bytes, peak: peaks[phase] ?? 0))

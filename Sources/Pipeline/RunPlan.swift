@@ -57,8 +57,7 @@ public struct RunPlan: Sendable {
     // What experts read and make stands beside them, in fp32.
     let mixture = model.hasMixtures ? 2 * 4 * model.hiddenSize : 0
     return tokens
-      * (2 * (model.hiddenSize + max(model.intermediateSize, model.contextFeatures + model.latentFeatures))
-        + mixture)
+      * (2 * model.widestStates + mixture)
   }
 
   /// The memory that the run would plan with.

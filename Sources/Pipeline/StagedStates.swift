@@ -95,6 +95,11 @@ final class StagedStates {
     return state
   }
 
+  /// Gives back the buffers that batches are read into, where that costs nothing and the solver has use for their memory.
+  func releaseBuffers() {
+    if backend.deviceMemory != nil { buffers = [:] }
+  }
+
   /// Begins reading a batch ahead of its use.
   func prefetch(_ slots: Set<Slot>, batch: Int) {
     if kept != nil { return }
@@ -277,5 +282,28 @@ extension Stage {
     case [.latentAttention]: [.queryLatents, .latents, .rotaryKeys]
     default: inputSlot == .residual ? [] : [inputSlot]
     }
+  }
+}
+
+extension ModelDescription {
+  /// The values of a token that stand between two stages: what is written by one and not used up by any before.
+  /// - Parameter stages: of all layers, one after the other
+  func stateColumns(before stages: [Stage]) -> [Int] {
+    // The halves of experts are run beside the stages.
+    if hasMixtures {
+      return stages.map { _ in hiddenSize + contextFeatures + latentFeatures + intermediateSize }
+    }
+    var columns: [StagedStates.Slot: Int] = [.residual: hiddenSize]
+    return stages.map { stage in
+      let before = columns.values.reduce(0, +)
+      for slot in stage.consumes { columns[slot] = nil }
+      for slot in stage.writes { columns[slot] = stage.columns(of: slot) }
+      return before
+    }
+  }
+
+  /// The most of them.
+  var widestStates: Int {
+    stateColumns(before: (0..<layerCount).flatMap { stages(ofLayer: $0) }).max() ?? hiddenSize
   }
 }

@@ -58,7 +58,9 @@ struct InspectCommand: ParsableCommand {
         operands: operands)
       // As little as it can do with.
       return
-        (try? MemoryPlan(work, batchSamples: 1, panelRows: MemoryPlan.leastPanelRows, budget: MemoryPlan.Budget(hostBytes: .max)))?
+        (try? MemoryPlan(
+          work, batchSamples: 1, panelRows: MemoryPlan.leastPanelRows,
+          budget: MemoryPlan.Budget(hostBytes: .max)))?
         .peakBytes
     }
     let summary = Summary(

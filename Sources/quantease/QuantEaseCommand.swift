@@ -25,7 +25,8 @@ struct QuantEaseCommand: ParsableCommand {
       CommandGroup(
         name: "Models",
         subcommands: [
-          QuantizeCommand.self, EvaluateCommand.self, InspectCommand.self, PlanCommand.self, DevicesCommand.self,
+          QuantizeCommand.self, EvaluateCommand.self, InspectCommand.self, PlanCommand.self,
+          DevicesCommand.self,
         ]),
       CommandGroup(
         name: "The daemon quanteased",

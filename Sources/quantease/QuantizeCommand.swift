@@ -86,16 +86,21 @@ struct QuantizeCommand: ParsableCommand {
     let backend = try machine.backend(isExact: options.precision == .exact) { progress.show(.warning($0)) }
     progress.show(.step("reading \(calibration)"))
     let rows = try TokenRows(file: calibration, model: model)
-    let run = try QuantizationRun(
-      QuantizationRequest(
-        model: model, output: output, recipe: try settings.recipe(), target: settings.resolvedTarget,
-        targetShare: settings.resolvedTargetShare, formats: settings.formats,
-        calibration: try CalibrationSet(
-          drawing: options.samples, sequenceLength: options.sequenceLength, from: rows, seed: seed),
-        seed: seed, calibrationSource: calibration, cacheDirectory: machine.cacheDir,
-        memoryBudgetBytes: try options.memoryBudgetBytes, isStrict: strict,
-        experts: settings.experts, allowsRequantizing: settings.allowRequantize),
-      backend: backend)
+    let request = QuantizationRequest(
+      model: model, output: output, recipe: try settings.recipe(), target: settings.resolvedTarget,
+      targetShare: settings.resolvedTargetShare, formats: settings.formats,
+      calibration: try CalibrationSet(
+        drawing: options.samples, sequenceLength: options.sequenceLength, from: rows, seed: seed),
+      seed: seed, calibrationSource: calibration, cacheDirectory: machine.cacheDir,
+      memoryBudgetBytes: try options.memoryBudgetBytes, isStrict: strict,
+      experts: settings.experts, allowsRequantizing: settings.allowRequantize)
+    let run: QuantizationRun
+    do { run = try QuantizationRun(request, backend: backend) } catch let error as PipelineError
+      where error.isLackOfMemory && backend.deviceMemory != nil && machine.device == .auto
+    {
+      progress.show(.warning("the processor computes, although there is a GPU: \(error)"))
+      run = try QuantizationRun(request, backend: machine.processor(isExact: options.precision == .exact))
+    }
     let interruption = try Interruption { run.discard() }
     let report = try withExtendedLifetime(interruption) { try run.run(progress: progress.show) }
     progress.close()
@@ -376,7 +381,13 @@ struct MachineOptions: ParsableArguments {
 
   func validate() throws {
     guard threads > 0 else { throw ValidationError("--threads must be at least 1") }
-    guard deviceMemory.map({ $0 > 0 }) ?? true else { throw ValidationError("--device-memory must be above 0") }
+    guard deviceMemory.map({ $0 > 0 }) ?? true else {
+      throw ValidationError("--device-memory must be above 0")
+    }
+  }
+
+  func processor(isExact: Bool) throws -> any ComputeBackend {
+    try DeviceChoice.processor.backend(threads: threads, isExact: isExact) { _ in }
   }
 
   func backend(isExact: Bool, warn: (String) -> Void) throws -> any ComputeBackend {

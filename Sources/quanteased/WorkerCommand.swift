@@ -1,6 +1,8 @@
 import ArgumentParser
+import Compute
 import ComputeOpenBLAS
 import Daemon
+import Devices
 import Dispatch
 import Foundation
 import Synchronization
@@ -19,12 +21,14 @@ struct WorkerCommand: ParsableCommand {
     KernelSet.useBest()
     let order = try JobOrder(path: order)
     ProcessMemory.returnLargeBlocks()
-    let backend = OpenBLASBackend(
-      threads: order.threads, bfloat16: order.settings.precision == .auto ? .best : nil)
     let output = WorkerOutput()
-    output.watch(backend)
     if let warning = KernelSet.warning { output.send(.warning(warning)) }
     do {
+      let device = order.device.flatMap(DeviceChoice.init) ?? .processor
+      let backend = try device.backend(threads: order.threads, isExact: order.settings.precision == .exact) {
+        output.send(.warning($0))
+      }
+      output.watch(backend)
       try JobWorker(order, backend: backend, send: output.send).run()
     } catch {
       let failure = JobFailure(error)
@@ -54,7 +58,7 @@ private final class WorkerOutput: Sendable {
   }
 
   /// Tells of progress within an operation, which may take an hour: only when parts of it get done.
-  func watch(_ backend: OpenBLASBackend) {
+  func watch(_ backend: any ComputeBackend) {
     let thread = Thread { [self] in
       var seen = 0
       while true {

@@ -61,7 +61,9 @@ import Testing
   }
 
   @Test(arguments: [(2, 1, 3), (10, 3, 17), (64, 9, 700)])
-  func `rotary embedding agrees with its definition`(_ shape: (dimension: Int, heads: Int, length: Int)) throws {
+  func `rotary embedding agrees with its definition`(_ shape: (dimension: Int, heads: Int, length: Int))
+    throws
+  {
     let table = RotaryTable(
       cosines: .random(shape.length, shape.dimension / 2, seed: 8),
       sines: .random(shape.length, shape.dimension / 2, seed: 9))

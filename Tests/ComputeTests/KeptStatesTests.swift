@@ -7,7 +7,8 @@ import Testing
 /// States that stay in the device's memory are those that the activation cache would give back.
 struct KeptStatesTests {
   private static let values: [Float] = [
-    0, -0.0, 1, -1.000_488_3, 1.000_488_3, 1.001_464_8, 65_504, -65_519.99, 6.1e-5, 6.097_555e-5, 5.96e-8, 2.98e-8,
+    0, -0.0, 1, -1.000_488_3, 1.000_488_3, 1.001_464_8, 65_504, -65_519.99, 6.1e-5, 6.097_555e-5, 5.96e-8,
+    2.98e-8,
     2.980_232_2e-8, 1e-9, 0.333_333_34, -1234.567,
   ]
 
@@ -27,10 +28,12 @@ struct KeptStatesTests {
 
   @Test(
     arguments: [
-      (DType.float32, Float.nan), (.float32, -.infinity), (.bfloat16, .infinity), (.bfloat16, 3.4e38), (.float16, 65_520),
+      (DType.float32, Float.nan), (.float32, -.infinity), (.bfloat16, .infinity), (.bfloat16, 3.4e38),
+      (.float16, 65_520),
       (.float16, .nan), (.float16, -1e9),
     ])
-  func `what has no value in the type is not kept, and stays to be told`(_ type: DType, _ value: Float) throws {
+  func `what has no value in the type is not kept, and stays to be told`(_ type: DType, _ value: Float) throws
+  {
     let backend = try EmulatedGPU.backend()
     let states = backend.upload(Matrix(rows: 1, columns: 3, [1, value, 2]))
     #expect(backend.keep(states, as: type) == nil)

@@ -103,7 +103,9 @@ import Testing
     let matrix = Matrix.random(order, order, seed: 9)
     let places = Array((0..<order).map { ($0 * 7 + 3) % order })
     guard Set(places).count == order else { return }
-    for backend in try [ReferenceBackend(), OpenBLASBackend(threads: 3), HostedBackend(EmulatedGPU.backend())]
+    for backend in try [
+      ReferenceBackend(), OpenBLASBackend(threads: 3), HostedBackend(EmulatedGPU.backend()),
+    ]
       as [any Operations]
     {
       let result = matrix.copy()
@@ -197,7 +199,9 @@ import Testing
   func `a factorisation names the pivot that is not positive`(pivot: Int, value: Float) throws {
     let identity = Matrix(rows: 600, columns: 600)
     for row in 0..<600 { identity[row, row] = row == pivot ? value : 1 }
-    for backend in try [ReferenceBackend(), OpenBLASBackend(threads: 2), HostedBackend(EmulatedGPU.backend())]
+    for backend in try [
+      ReferenceBackend(), OpenBLASBackend(threads: 2), HostedBackend(EmulatedGPU.backend()),
+    ]
       as [any Operations]
     {
       #expect(throws: ComputeError.notPositiveDefinite(pivot: pivot)) {

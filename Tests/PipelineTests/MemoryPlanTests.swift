@@ -73,6 +73,42 @@ struct MemoryPlanTests {
     #expect(plan.peakBytes <= budget && plan.peakBytes > square)
   }
 
+  @Test(arguments: [(24, false), (72, false), (141, true)])
+  func `Falcon-180B fits into a GPU's memory, and with more of it needs no cache`(
+    _ gigabytes: Int, _ keepsStates: Bool
+  ) throws {
+    let model = try ModelDescription(configuration: Self.falcon) { _ in true }
+    let work = MemoryPlan.Work(
+      model: model, samples: 128, sequenceLength: 2_048, originalSamples: 16, operands: .bfloat16)
+    let budget = MemoryPlan.Budget(hostBytes: 32_000_000_000, deviceBytes: gigabytes * 1_000_000_000)
+    let plan = try MemoryPlan(work, budget: budget)
+    #expect(try #require(plan.devicePeakBytes) <= gigabytes * 1_000_000_000)
+    #expect(plan.keepsStates == keepsStates)
+    // Large panels keep a device busy.
+    #expect(plan.panelRows >= (gigabytes > 24 ? 4_096 : 64))
+    // A run that goes on has the sizes that it began with.
+    #expect(
+      try MemoryPlan(work, batchSamples: plan.batchSamples, panelRows: plan.panelRows, budget: budget) == plan
+    )
+  }
+
+  @Test func `states that stand beside others count as long as they do`() throws {
+    // Falcon's attention and MLP read the same stream, and what both leave waits for the linears that add to it.
+    let model = try ModelDescription(configuration: Self.falcon) { _ in true }
+    #expect(model.widestStates == 14_848 + 14_848 + 59_392)
+    #expect(self.model.widestStates == self.model.hiddenSize + self.model.intermediateSize)
+  }
+
+  @Test func `what does not fit into a device is refused with that device's mend`() throws {
+    let model = try ModelDescription(configuration: Self.falcon) { _ in true }
+    let work = MemoryPlan.Work(
+      model: model, samples: 128, sequenceLength: 2_048, originalSamples: 0, operands: .bfloat16)
+    let error = try #require(throws: PipelineError.self) {
+      try MemoryPlan(work, budget: MemoryPlan.Budget(hostBytes: 1 << 40, deviceBytes: 8_000_000_000))
+    }
+    #expect("\(error)".contains("--device cpu"), "\(error)")
+  }
+
   @Test func `what does not fit is refused with the one change that would do`() throws {
     let model = try ModelDescription(configuration: Self.falcon) { _ in true }
     func message(_ budget: Int) -> String {

@@ -24,7 +24,8 @@ public struct HostedBackend: HostMemoryBackend, ComputeBackend {
     /// The twin of a matrix; two arguments that are the same matrix have the same.
     subscript(_ matrix: Matrix) -> Matrix {
       if let known = twins.first(where: {
-        unsafe $0.host.pointer == matrix.pointer && $0.host.rows == matrix.rows && $0.host.columns == matrix.columns
+        unsafe $0.host.pointer == matrix.pointer && $0.host.rows == matrix.rows
+          && $0.host.columns == matrix.columns
       }) {
         return known.twin
       }
@@ -77,7 +78,9 @@ public struct HostedBackend: HostMemoryBackend, ComputeBackend {
   public func multiply(
     _ a: Matrix, _ b: Matrix, transposingB: Bool, scale alpha: Float, into c: Matrix, keeping beta: Float
   ) {
-    sending { base.multiply($0[a], $0[b], transposingB: transposingB, scale: alpha, into: $0[c], keeping: beta) }
+    sending {
+      base.multiply($0[a], $0[b], transposingB: transposingB, scale: alpha, into: $0[c], keeping: beta)
+    }
   }
 
   public func accumulateGram(_ inputs: Matrix, operands: OperandType, into gram: Matrix) {
@@ -116,7 +119,9 @@ public struct HostedBackend: HostMemoryBackend, ComputeBackend {
     }
   }
 
-  public func divideUpperRowsByDiagonal(_ matrix: Matrix) { sending { base.divideUpperRowsByDiagonal($0[matrix]) } }
+  public func divideUpperRowsByDiagonal(_ matrix: Matrix) {
+    sending { base.divideUpperRowsByDiagonal($0[matrix]) }
+  }
 
   public func solveCholesky(rows: Matrix, factor: Matrix) {
     sending { base.solveCholesky(rows: $0[rows], factor: $0[factor]) }
@@ -144,7 +149,8 @@ public struct HostedBackend: HostMemoryBackend, ComputeBackend {
           let own =
             weights.operands == .float32 && weights.values.isHosted
             ? LinearWeights(parcel[weights.values]) : weights
-          return LinearProduct(own, bias: product.bias, into: parcel[product.outputs], adding: product.isAdded)
+          return LinearProduct(
+            own, bias: product.bias, into: parcel[product.outputs], adding: product.isAdded)
         })
     }
   }
@@ -208,7 +214,9 @@ public struct HostedBackend: HostMemoryBackend, ComputeBackend {
     sending { base.activateGate($0[gate], up: $0[up], function) }
   }
 
-  public func activate(_ states: Matrix, _ function: XIELU) { sending { base.activate($0[states], function) } }
+  public func activate(_ states: Matrix, _ function: XIELU) {
+    sending { base.activate($0[states], function) }
+  }
 
   public func add(_ x: Matrix, into y: Matrix) { sending { base.add($0[x], into: $0[y]) } }
 
@@ -232,7 +240,9 @@ public struct HostedBackend: HostMemoryBackend, ComputeBackend {
     sending { base.dequantize($0[codes], grid: $0[grid], into: $0[weights]) }
   }
 
-  public func roundToNearestPlane(_ weights: Matrix, factor: NearestPlaneFactor, grid: Grid, into codes: Matrix) {
+  public func roundToNearestPlane(
+    _ weights: Matrix, factor: NearestPlaneFactor, grid: Grid, into codes: Matrix
+  ) {
     sending { base.roundToNearestPlane($0[weights], factor: $0[factor], grid: $0[grid], into: $0[codes]) }
   }
 
@@ -250,7 +260,8 @@ public struct HostedBackend: HostMemoryBackend, ComputeBackend {
   public func refitScales(codes: Matrix, images: Matrix?, gradient: Matrix, gram: Matrix, grid: Grid) {
     sending { parcel in
       base.refitScales(
-        codes: parcel[codes], images: images.map { parcel[$0] }, gradient: parcel[gradient], gram: parcel[gram],
+        codes: parcel[codes], images: images.map { parcel[$0] }, gradient: parcel[gradient],
+        gram: parcel[gram],
         grid: parcel[grid])
     }
   }
@@ -308,7 +319,8 @@ public struct HostedBackend: HostMemoryBackend, ComputeBackend {
   }
 
   public func descendInPairs(
-    codes: Matrix, outliers: SparseRows, gradient: Matrix, gram: Matrix, neighbours: ColumnNeighbours, grid: Grid
+    codes: Matrix, outliers: SparseRows, gradient: Matrix, gram: Matrix, neighbours: ColumnNeighbours,
+    grid: Grid
   ) -> Int {
     sending {
       base.descendInPairs(

@@ -1,4 +1,5 @@
 import Calibration
+import Devices
 import Foundation
 import Pipeline
 import SystemIO
@@ -12,6 +13,8 @@ public struct DaemonConfiguration: Sendable {
   public var stateDirectory = "/var/lib/quantease"
   public var cacheDirectory = "/var/cache/quantease"
   public var threads = ProcessInfo.processInfo.activeProcessorCount
+  /// What computes.
+  public var device = DeviceChoice.auto
   /// Memory that a job may use, in 10⁹ bytes; nil is what is available when it starts.
   public var memoryGB: Double?
   public var settleSeconds = 30

@@ -1,3 +1,4 @@
+import Devices
 import Export
 import Foundation
 import Pipeline
@@ -18,6 +19,10 @@ enum SettingTable {
         if text == "all" { return ProcessInfo.processInfo.activeProcessorCount }
         return Int(text).flatMap { (1...4_096).contains($0) ? $0 : nil }
       }),
+    .value(
+      "device", \.device, expected: DeviceChoice.notation,
+      "What computes; auto takes the GPU with the most free memory, if there is one. See quantease devices.",
+      parse: DeviceChoice.init, show: \.description),
     .value(
       "memory", \.memoryGB, expected: "available, or a number of GB above 0",
       "Memory that a job may use, in GB (10^9 bytes); available: what is free when it starts.",

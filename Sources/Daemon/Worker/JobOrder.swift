@@ -21,6 +21,8 @@ public struct JobOrder: Codable, Sendable, Equatable {
   public var calibration: String
   public var settings: QuantizationSettings
   public var threads: Int
+  /// What computes, as ``DeviceChoice`` reads it; in an order of an earlier version, nil: the processor.
+  public var device: String?
   /// What is available when the job begins, if nil.
   public var memoryBytes: Int?
   /// The Python interpreter that has the package `tokenizers`.
@@ -30,7 +32,7 @@ public struct JobOrder: Codable, Sendable, Equatable {
     id: String, name: String? = nil, results: [Result] = [], model: String, source: SourceFiles? = nil,
     directory: String, cacheDirectory: String,
     calibration: String,
-    settings: QuantizationSettings, threads: Int, memoryBytes: Int?, python: String
+    settings: QuantizationSettings, threads: Int, device: String? = nil, memoryBytes: Int?, python: String
   ) {
     self.id = id
     self.name = name
@@ -42,6 +44,7 @@ public struct JobOrder: Codable, Sendable, Equatable {
     self.calibration = calibration
     self.settings = settings
     self.threads = threads
+    self.device = device
     self.memoryBytes = memoryBytes
     self.python = python
   }
