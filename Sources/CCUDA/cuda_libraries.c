@@ -70,6 +70,7 @@ static void find_driver(void *driver, qe_cuda_libraries *libraries, char *messag
   FIND(driver, cuDeviceGetAttribute);
   FIND(driver, cuDeviceTotalMem_v2);
   FIND(driver, cuDevicePrimaryCtxRetain);
+  FIND(driver, cuDevicePrimaryCtxRelease_v2);
   FIND(driver, cuCtxSetCurrent);
   FIND(driver, cuMemGetInfo_v2);
   FIND(driver, cuDeviceGetDefaultMemPool);

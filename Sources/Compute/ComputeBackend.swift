@@ -3,8 +3,8 @@ import Tensors
 
 /// Everything that the decoder and the solvers ask of a processor.
 ///
-/// Matrices are row-major fp32. An operation returns when its result stands in memory, owns its threads,
-/// and gives the same bits for every number of threads. Shapes that do not fit are programmer errors and trap.
+/// Matrices are row-major fp32. An operation returns when its result stands in memory, or, on a device, when it is asked for,
+/// and whatever hands values to the host waits; it owns its threads, and gives the same bits for every number of them. Shapes that do not fit are programmer errors and trap.
 public protocol ComputeBackend: DecoderOperations, LinearAlgebra, GridSweeps, OutlierSweeps {
   /// Threads that an operation may use.
   var threads: Int { get }

@@ -28,26 +28,35 @@ import Glibc
   }
 
   private init(folders: [String]) throws(CUDAError) {
-    let calls = unsafe Self.allocate()
-    unsafe self.calls = unsafe calls
+    (unsafe calls, folder) = try unsafe Self.opened(in: folders)
+    keepsKernels = true
+  }
+
+  /// The calls, and the folder of cuBLAS.
+  private static func opened(
+    in folders: [String]
+  ) throws(CUDAError) -> (UnsafeMutablePointer<qe_cuda_libraries>, String) {
+    let calls = unsafe allocate()
     var message = [CChar](repeating: 0, count: 512)
     var folder = 0
-    let opened = unsafe qe_cuda_open_driver(calls, &message)
-    if opened != qe_cuda_opened {
+    var error: CUDAError?
+    if unsafe qe_cuda_open_driver(calls, &message) != qe_cuda_opened {
+      error = .noDriver(message.text)
+    } else {
+      let missing = unsafe folders.withCStrings { names -> CUDAError.Library? in
+        if unsafe qe_cuda_open_nvrtc(names, folders.count, calls, &message) != qe_cuda_opened {
+          return .nvrtc
+        }
+        return unsafe qe_cuda_open_cublas(names, folders.count, calls, &message, &folder) == qe_cuda_opened
+          ? nil : .cublas
+      }
+      if let missing { error = .noLibrary(missing, message.text) }
+    }
+    if let error {
       unsafe calls.deallocate()
-      throw .noDriver(message.text)
+      throw error
     }
-    let missing = unsafe folders.withCStrings { names -> CUDAError.Library? in
-      if unsafe qe_cuda_open_nvrtc(names, folders.count, calls, &message) != qe_cuda_opened { return .nvrtc }
-      return unsafe qe_cuda_open_cublas(names, folders.count, calls, &message, &folder) == qe_cuda_opened
-        ? nil : .cublas
-    }
-    self.folder = folders[folder]
-    keepsKernels = true
-    if let missing {
-      unsafe calls.deallocate()
-      throw .noLibrary(missing, message.text)
-    }
+    return unsafe (calls, folders[folder])
   }
 
   deinit { unsafe calls.deallocate() }

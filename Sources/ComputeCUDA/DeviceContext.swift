@@ -29,11 +29,14 @@ import Tensors
 
   /// - Throws: ``CUDAError``
   init(_ device: CUDADevice, _ libraries: CUDALibraries) throws(CUDAError) {
+    if !device.isSupported { throw .deviceTooOld(device.name, capability: device.capability) }
     self.device = device
     self.libraries = libraries
     let calls = unsafe libraries.calls.pointee
     func check(_ result: Int32, _ call: String) throws(CUDAError) {
-      if result != 0 { throw .callFailed(call, words: calls.words(of: result)) }
+      if result == 0 { return }
+      let words = call.hasPrefix("cublas") ? calls.blasWords(of: result) : calls.words(of: result)
+      throw .callFailed(call, words: "\(words); is the library for a newer driver?")
     }
     var ordinal: Int32 = 0
     try check(unsafe calls.cuDeviceGet(&ordinal, Int32(device.index)), "cuDeviceGet")

@@ -51,7 +51,9 @@ public enum DeviceChoice: Sendable, Hashable, CustomStringConvertible {
         guard devices.indices.contains(index) else { throw .noSuchDevice(index, count: devices.count) }
         device = devices[index]
       } else {
-        device = devices.reduce(devices[0]) { $1.freeBytes > $0.freeBytes ? $1 : $0 }
+        // Those that can be used before others.
+        let usable = devices.filter(\.isSupported)
+        device = (usable.isEmpty ? devices : usable).max { $0.freeBytes < $1.freeBytes } ?? devices[0]
       }
       return try CUDABackend(device, libraries, threads: threads, isExact: isExact, memoryLimit: deviceBytes)
     }

@@ -49,7 +49,8 @@ public struct FoundDevices: Sendable, Encodable {
           capability: $0.capability.map(String.init).joined(separator: "."),
           memoryBytes: $0.totalBytes, freeBytes: $0.freeBytes)
       }
-      let versions = try CUDABackend(devices[0], libraries).versions
+      let first = devices.first(where: \.isSupported) ?? devices[0]
+      let versions = try CUDABackend(first, libraries).versions
       cuda = Libraries(
         driver: versions.driver, nvrtc: versions.nvrtc, cublas: versions.cublas,
         folder: libraries.folder.isEmpty ? nil : libraries.folder)

@@ -85,9 +85,16 @@ public struct PerplexityEvaluation {
   }
 
   private func write(_ states: Matrix, _ key: HiddenStatesKey, replacing: [HiddenStatesKey] = []) throws {
-    try backend.withHostMatrix(states, for: .changing) {
-      try store.write($0, key: key, replacing: replacing)
+    do {
+      try backend.withHostMatrix(states, for: .changing) {
+        try store.write($0, key: key, replacing: replacing)
+      }
+    } catch {
+      // What a device that failed leaves is no fault of the model's.
+      try backend.checkDevice()
+      throw error
     }
+    try backend.checkDevice()
   }
 
   /// The summed loss of a window's predictions.

@@ -191,13 +191,13 @@ final class LayerLoop {
       let statistics = try enter(position, from: here, gathering: index >= open)
       here?.unload()
       mixtureOutputs = []
+      quantized.states.releaseBuffers()
+      original?.states.releaseBuffers()
       guard position.stage.experts.isEmpty else {
         try runMixture(position, shared: statistics?.gram, knowing: known, quantize)
         here = position
         continue
       }
-      quantized.states.releaseBuffers()
-      original?.states.releaseBuffers()
       // The solver reads weights of its own, in fp32.
       position.quantized.unload(position.stage)
       try known?.restore(position.stage, in: position.quantized)

@@ -262,7 +262,10 @@ private struct Needs {
   // MARK: With a device
 
   /// cuBLAS's workspace, the corner of a Gram matrix, and the scores of an attention with their probabilities.
-  private static let deviceBase = 64_000_000 + 4 * 2_048 * 2_048 + 64_000_000 * 3 / 2
+  private var deviceBase: Int {
+    64_000_000 + 4 * 2_048 * 2_048 + max(64_000_000, Self.float * work.sequenceLength * work.sequenceLength)
+      * 3 / 2
+  }
   /// Columns whose changes a sweep takes to the others by one product.
   private static let windowColumns = 1_024
   /// Buffers that the device copies from while the host fills others.
@@ -277,7 +280,7 @@ private struct Needs {
         + (hasDrift(stage) ? drift(stage) + residentWeights(stage) : 0)
         // Batch by batch the states before the stage give way to those after it.
         + kept(max(stateColumns[index], stateColumns[(index + stages.count - 1) % stages.count]))
-    }.max().map { $0 + roundedInputs + forwardOnDevice + Self.deviceBase } ?? 0
+    }.max().map { $0 + roundedInputs + forwardOnDevice + deviceBase } ?? 0
   }
 
   var solvingOnDevice: Int {
@@ -288,7 +291,7 @@ private struct Needs {
       let rows = min(panelRows, widestOutput(stage))
       let panels = (matrices * width + min(Self.windowColumns, width)) * rows * Self.float
       return square(stage) + drift(stage) + weights(stage) + neighbours + panels + kept(columns)
-    }.max().map { $0 + workingOnDevice + Self.deviceBase } ?? 0
+    }.max().map { $0 + workingOnDevice + deviceBase } ?? 0
   }
 
   /// The buffers of the forward pass, which are kept from batch to batch: those that states are read into, and others.

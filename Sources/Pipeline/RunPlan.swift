@@ -84,7 +84,7 @@ public struct RunPlan: Sendable {
     MemoryPlan.Work(
       model: model, samples: settings.samples, sequenceLength: settings.sequenceLength,
       originalSamples: settings.originalSamples, operands: operands,
-      keepsOutliers: treatments.values.contains { $0.outliers != nil })
+      keepsOutliers: treatments.values.contains { $0.outliers != nil }, stateBytes: modelType.byteWidth)
   }
 
   /// Of every linear that is to be quantized: its weights, and the bits of one.

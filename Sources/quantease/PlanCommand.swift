@@ -1,4 +1,5 @@
 import ArgumentParser
+import Compute
 import ComputeOpenBLAS
 import Foundation
 import Pipeline
@@ -10,7 +11,8 @@ struct PlanCommand: ParsableCommand {
     abstract: "Says what a run would need: memory, space and time.",
     discussion: """
       From config.json and the headers of the shards, and a trial of one layer with weights by chance, which takes some \
-      seconds and is made by as many threads as the run would have. Nothing else should run meanwhile.
+      seconds and is made by as many threads as the run would have. Nothing else should run meanwhile. For a GPU its memory \
+      is planned, and no time.
 
       Example:
         quantease plan llama --bits 3 --samples 256
@@ -44,12 +46,16 @@ struct PlanCommand: ParsableCommand {
   private var settings: QuantizationSettings { QuantizationSettings(grid, solver, options, model: model) }
 
   func run() throws {
+    KernelSet.useBest()
     let model = URL(fileURLWithPath: model).standardizedFileURL.path
     let place =
       output.map { URL(fileURLWithPath: $0).standardizedFileURL.path } ?? FileSystem.parent(of: model)
     let needs = try Needs(
-      RunPlan(model: model, settings: settings, symlinks: .follow), threads: machine.threads,
-      budgetBytes: try options.memoryBudgetBytes,
+      RunPlan(model: model, settings: settings, symlinks: .follow),
+      backend: machine.backend(isExact: settings.precision == .exact) {
+        Console.note("quantease: warning: \($0)")
+      },
+      budgetBytes: options.memoryBudgetBytes,
       places: Needs.Places(output: place, journal: nil, cache: machine.cacheDir ?? place))
     if json { return try Console.json(needs) }
     for line in needs.lines { try Console.line(line) }
@@ -82,6 +88,12 @@ struct Needs: Encodable {
   let memoryBytes: Int?
   let memoryBytesPerPhase: [String: Int]?
   let memoryBudgetBytes: Int
+  /// Of a GPU; nil where the processor would compute.
+  let deviceMemoryBytes: Int?
+  let deviceMemoryBytesPerPhase: [String: Int]?
+  let deviceMemoryBudgetBytes: Int?
+  /// Whether states stay in the GPU's memory, and the cache is not needed.
+  let keepsStatesOnDevice: Bool?
   /// Why the run cannot begin with the memory that there is.
   let memoryShortage: String?
   let seconds: Double?
@@ -93,13 +105,12 @@ struct Needs: Encodable {
   private enum CodingKeys: String, CodingKey {
     case architecture, linears, inputBytes, outputSpace, journalSpace, cacheSpace, memoryBytes,
       memoryBytesPerPhase
+    case deviceMemoryBytes, deviceMemoryBytesPerPhase, deviceMemoryBudgetBytes, keepsStatesOnDevice
     case memoryBudgetBytes, memoryShortage, seconds, secondsPerPhase, basis
   }
 
-  init(_ plan: RunPlan, threads: Int, budgetBytes: Int, places: Places) throws {
-    KernelSet.useBest()
+  init(_ plan: RunPlan, backend: any ComputeBackend, budgetBytes: Int, places: Places) throws {
     let settings = plan.settings
-    let backend = OpenBLASBackend(threads: threads, bfloat16: settings.precision == .auto ? .best : nil)
     architecture = plan.model.modelType
     linears = plan.linearCount
     title = "\(plan.linearCount) linears to \(settings.bits) bits, solver \(settings.solver.rawValue)"
@@ -118,16 +129,25 @@ struct Needs: Encodable {
       shortage = "\(error)"
     }
     memoryBytes = memory?.peakBytes
-    memoryBytesPerPhase = memory.map { memory in
-      Dictionary(uniqueKeysWithValues: memory.bytesPerPhase.map { ($0.rawValue, $1) })
+    func byName(_ phases: [MemoryPlan.Phase: Int]) -> [String: Int] {
+      Dictionary(uniqueKeysWithValues: phases.map { ($0.rawValue, $1) })
     }
+    memoryBytesPerPhase = memory.map { byName($0.bytesPerPhase) }
+    deviceMemoryBytes = memory?.devicePeakBytes
+    deviceMemoryBytesPerPhase = memory?.deviceBytesPerPhase.map(byName)
+    deviceMemoryBudgetBytes = backend.deviceMemory?.limitBytes
+    keepsStatesOnDevice = backend.deviceMemory == nil ? nil : memory?.keepsStates
     memoryShortage = shortage
     // Where the cache may not be tried, a temporary file tells nearly as well.
     let directory = try FileSystem.nearestExisting(places.cache)
     let place = FileSystem.isWritable(directory) ? directory : FileManager.default.temporaryDirectory.path
-    let time = try memory.map {
-      try plan.timePlan(backend: backend, memory: $0, cacheDirectory: place)
-    }
+    // Operations of a GPU return before they are done: what the trial measures says nothing of it.
+    let time =
+      backend.deviceMemory != nil
+      ? nil
+      : try memory.map {
+        try plan.timePlan(backend: backend, memory: $0, cacheDirectory: place)
+      }
     seconds = time?.seconds
     secondsPerPhase = time.map { time in
       Dictionary(uniqueKeysWithValues: time.secondsPerPhase.map { ($0.rawValue, $1) })
@@ -148,14 +168,22 @@ struct Needs: Encodable {
     if let journalSpace {
       lines.append("journal  about \(text(journalSpace)), until the result is published")
     }
-    lines.append("cache    at most \(text(cacheSpace))")
+    lines.append(
+      keepsStatesOnDevice == true
+        ? "cache    none: states stay in the GPU's memory" : "cache    at most \(text(cacheSpace))")
     guard let memoryBytes, let memoryBytesPerPhase else {
       return lines + ["memory   too little now, the run would wait or stop: \(memoryShortage ?? "")"]
     }
-    let phases = memoryBytesPerPhase.sorted { $0.key < $1.key }.map { "\($0.key) \(Console.bytes($0.value))" }
-    lines.append(
-      "memory   \(Console.bytes(memoryBytes)) at the peak of \(Console.bytes(memoryBudgetBytes)) (\(phases.joined(separator: ", ")))"
-    )
+    func memory(_ peak: Int, of budget: Int, _ phases: [String: Int]) -> String {
+      let phases = phases.sorted { $0.key < $1.key }.map { "\($0.key) \(Console.bytes($0.value))" }
+      return
+        "\(Console.bytes(peak)) at the peak of \(Console.bytes(budget)) (\(phases.joined(separator: ", ")))"
+    }
+    lines.append("memory   \(memory(memoryBytes, of: memoryBudgetBytes, memoryBytesPerPhase))")
+    if let deviceMemoryBytes, let deviceMemoryBudgetBytes, let deviceMemoryBytesPerPhase {
+      lines.append(
+        "GPU      \(memory(deviceMemoryBytes, of: deviceMemoryBudgetBytes, deviceMemoryBytesPerPhase))")
+    }
     guard let seconds, let secondsPerPhase, let basis else { return lines }
     let parts = secondsPerPhase.sorted { $0.value > $1.value }.map { "\($0.key) \(Console.time($0.value))" }
     lines.append("time     about \(Console.time(seconds)) (\(parts.joined(separator: ", ")))")

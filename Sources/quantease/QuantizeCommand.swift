@@ -296,7 +296,7 @@ struct RunOptions: ParsableArguments {
   @Option(
     help: """
       auto: checkpoints in bfloat16 are multiplied in bfloat16, and summed up in fp32, where the processor is fast at \
-      it (AMX, or AVX-512 BF16 of AMD); exact: fp32 throughout.
+      it (AMX, or AVX-512 BF16 of AMD); on a GPU products of fp32 round to TF32, too. exact: fp32 throughout.
       """)
   var precision = QuantizationSettings.Precision.auto
 

@@ -25,8 +25,11 @@ struct WorkerCommand: ParsableCommand {
     if let warning = KernelSet.warning { output.send(.warning(warning)) }
     do {
       let device = order.device.flatMap(DeviceChoice.init) ?? .processor
-      let backend = try device.backend(threads: order.threads, isExact: order.settings.precision == .exact) {
-        output.send(.warning($0))
+      let isExact = order.settings.precision == .exact
+      var backend = try device.backend(threads: order.threads, isExact: isExact) { output.send(.warning($0)) }
+      if device == .auto, let shortage = JobWorker.shortage(of: order, on: backend) {
+        output.send(.warning("the processor computes, although there is a GPU: \(shortage)"))
+        backend = try DeviceChoice.processor.backend(threads: order.threads, isExact: isExact) { _ in }
       }
       output.watch(backend)
       try JobWorker(order, backend: backend, send: output.send).run()

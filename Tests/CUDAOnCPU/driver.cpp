@@ -113,6 +113,10 @@ void fill_devices(qe_cuda_libraries &libraries) {
     *context = handle_of<qe_cuda_context>(context_object);
     return call.error;
   };
+  libraries.cuDevicePrimaryCtxRelease_v2 = [](int) {
+    const Call call(Call::initialization);
+    return call.error;
+  };
   libraries.cuCtxSetCurrent = [](qe_cuda_context context) {
     const Call call(Call::initialization);
     if (call.error != success) return call.error;

@@ -39,4 +39,37 @@ struct KeptStatesTests {
     #expect(backend.keep(states, as: type) == nil)
     #expect(backend.download(states)[0, 1].bitPattern == value.bitPattern)
   }
+
+  @Test(arguments: [DType.float32, .float16, .bfloat16])
+  func `every stored value is converted as the host converts it`(_ type: DType) throws {
+    let backend = try EmulatedGPU.backend()
+    // All there are of 16 bits; of 32 those with the same upper half.
+    let bits = (0...UInt16.max).map { $0 }
+    let stored: [UInt8] =
+      type == .float32
+      ? bits.flatMap { [0, 0, UInt8(truncatingIfNeeded: $0), UInt8($0 >> 8)] }
+      : bits.flatMap { [UInt8(truncatingIfNeeded: $0), UInt8($0 >> 8)] }
+    let expected = bits.map { bits in
+      switch type {
+      case .float16: Float(float16Bits: bits)
+      default: Float(bitPattern: UInt32(bits) << 16)
+      }
+    }
+    let matrix = backend.makeMatrix(rows: 256, columns: 256)
+    unsafe backend.convert(stored.span.bytes, type, into: matrix)
+    let found = backend.download(matrix).elements
+    for (one, other) in zip(found, expected) {
+      #expect(one.bitPattern == other.bitPattern || (one.isNaN && other.isNaN))
+    }
+    // What is not finite is seen, and one of it is enough.
+    #expect(!backend.isFinite(matrix))
+    let largest = backend.upload(
+      Matrix(rows: 1, columns: 300, (0..<300).map { $0 == 7 ? .greatestFiniteMagnitude : 1 }))
+    #expect(backend.isFinite(largest))
+    for value in [Float.nan, .infinity, -.infinity] {
+      #expect(
+        !backend.isFinite(
+          backend.upload(Matrix(rows: 1, columns: 300, (0..<300).map { $0 == 299 ? value : 1 }))))
+    }
+  }
 }

@@ -487,11 +487,8 @@ struct DeviceTests {
     #expect(run.status == 0, "\(run.errors)")
     let found = try JSONDecoder().decode(Found.self, from: Data(run.output.utf8))
     #expect(found.processor.threads > 0 && found.processor.kernels.contains("OpenBLAS"))
-    // Libraries that are not there cannot be used, and what cannot be used says why.
-    #expect(found.gpus.isEmpty == (found.missing != nil))
-    if let missing = found.missing {
-      #expect(missing.contains("--device cpu") || missing.contains("pip install"))
-    }
+    // What cannot be used says why.
+    #expect(!found.gpus.isEmpty || found.missing?.isEmpty == false)
     #expect(try Quantease(["devices"]).output.contains("cpu"))
   }
 

@@ -67,6 +67,7 @@ typedef struct {
   int (*cuDeviceGetAttribute)(int *value, int attribute, int device);
   int (*cuDeviceTotalMem_v2)(size_t *bytes, int device);
   int (*cuDevicePrimaryCtxRetain)(qe_cuda_context _Nullable *_Nonnull context, int device);
+  int (*cuDevicePrimaryCtxRelease_v2)(int device);
   int (*cuCtxSetCurrent)(qe_cuda_context context);
   int (*cuMemGetInfo_v2)(size_t *free, size_t *total);
   int (*cuDeviceGetDefaultMemPool)(qe_cuda_pool _Nullable *_Nonnull pool, int device);

@@ -120,6 +120,7 @@ __device__ __forceinline__ unsigned short to_float16(float value) {
 
 __device__ __forceinline__ float from_float16(unsigned short half) {
   const unsigned sign = (unsigned)(half & 0x8000u) << 16, rest = half & 0x7FFFu;
+  if (rest >= 0x7C00u) return __uint_as_float(sign | 0x7F800000u | ((rest & 0x3FFu) << 13));
   if (rest < 0x400u) return __uint_as_float(__float_as_uint((float)rest * 5.9604644775390625e-08f) | sign);
   return __uint_as_float(sign | ((rest << 13) + 0x38000000u));
 }

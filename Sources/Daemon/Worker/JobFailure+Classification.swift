@@ -1,6 +1,6 @@
-import Compute
 import ActivationCache
 import Calibration
+import Compute
 import Foundation
 import Pipeline
 import SystemIO
@@ -43,8 +43,9 @@ extension JobFailure {
       guard keys.contains(key) else { return String(match.0) }
       return match.2.map { "'\(key): \($0)' in \(JobFile.name)" } ?? "'\(key)'"
     }
-    return words.replacing(
-      "set \(Tokenizer.variable) to", with: "set 'python' in the daemon's configuration to")
+    return words.replacing("take --device cpu", with: "set 'device: cpu' in the daemon's configuration")
+      .replacing("or --device cpu", with: "or set 'device: cpu' in the daemon's configuration").replacing(
+        "set \(Tokenizer.variable) to", with: "set 'python' in the daemon's configuration to")
   }
 }
 

@@ -30,6 +30,19 @@ public struct JobWorker {
     files = JobFiles(order.directory)
   }
 
+  /// Why a job does not fit into a device's memory; nil if it does, if there is no device, and where the job itself is at
+  /// fault, which its work then finds.
+  public static func shortage(of order: JobOrder, on backend: any ComputeBackend) -> PipelineError? {
+    guard backend.deviceMemory != nil,
+      let plan = try? RunPlan(model: order.model, settings: order.settings, symlinks: .refuse),
+      let budget = try? order.memoryBytes ?? ProcessMemory.availableBytes()
+    else { return nil }
+    do {
+      _ = try plan.memoryPlan(backend: backend, budgetBytes: budget)
+      return nil
+    } catch let error as PipelineError where error.isLackOfMemory { return error } catch { return nil }
+  }
+
   /// Works until the finished checkpoint stands in the job's directory, complete, verified and on the disk.
   /// - Throws: what stops the job; ``JobFailure/init(_:)`` tells what it asks for.
   public func run() throws {

@@ -87,9 +87,14 @@ struct SubmitCommand: ParsableCommand {
 
   /// What the job would need.
   private static func show(_ submission: Submission, _ configuration: DaemonConfiguration) throws {
+    KernelSet.useBest()
     let budget = try configuration.memoryGB.map { Int($0 * 1e9) } ?? ProcessMemory.availableBytes()
     let needs = try Needs(
-      submission.plan, threads: configuration.threads, budgetBytes: budget,
+      submission.plan,
+      backend: configuration.device.backend(
+        threads: configuration.threads, isExact: submission.plan.settings.precision == .exact
+      ) { Console.note("quantease: warning: \($0)") },
+      budgetBytes: budget,
       places: Needs.Places(
         output: configuration.spool, journal: configuration.spool, cache: configuration.cacheDirectory))
     for line in needs.lines { try Console.line(line) }
