@@ -137,9 +137,10 @@ extension CUDABackend: GridSweeps {
     let errors = copy(of: weights)
     subtract(approximation, from: errors)
     multiply(errors, gram, transposingB: false, scale: 1, into: gradient, keeping: 0)
+    precondition(inverseDiagonal.count == weights.columns, "the shapes differ")
     return descend(
       approximation, areCodes: false, isQuantizing: isQuantizing, held: nil, gradient: gradient, gram: gram,
-      inverseDiagonal: inverseDiagonal, grid: grid)
+      inverseDiagonal: context.uploaded(inverseDiagonal), grid: grid)
   }
 
   /// One pass over the columns, block after block.
@@ -150,13 +151,10 @@ extension CUDABackend: GridSweeps {
   /// - Returns: the number of values that changed
   func descend(
     _ values: Matrix, areCodes: Bool, isQuantizing: Bool, held: DeviceMemory?, gradient: Matrix, gram: Matrix,
-    inverseDiagonal: [Float], grid: Grid
+    inverseDiagonal: DeviceMemory, grid: Grid
   ) -> Int {
     let (rows, columns) = (values.rows, values.columns)
-    precondition(
-      gram.rows == columns && gram.columns == columns && inverseDiagonal.count == columns, "the shapes differ"
-    )
-    let inverse = context.uploaded(inverseDiagonal)
+    precondition(gram.rows == columns && gram.columns == columns, "the shapes differ")
     let moved = context.uploaded([UInt64(0)])
     forEachWindow(of: columns, blocks: sweepColumns, gradient: gradient, gram: gram) { block, changes in
       let start = block.lowerBound
@@ -167,7 +165,7 @@ extension CUDABackend: GridSweeps {
           .address(held.map { $0.address + UInt64(start) } ?? 0),
           .address(gradient.operand.at(column: start).address), .long(columns),
           .address(gram.operand.at(row: start, column: start).address), .long(columns),
-          .address(inverse.address + UInt64(start * 4)),
+          .address(inverseDiagonal.address + UInt64(start * 4)),
         ] + grid.addresses + [
           .long(grid.groups), .int(start), .int(grid.columnsPerGroup), .float(Float(grid.format.maximumCode)),
           .int(areCodes ? 1 : 0), .int(isQuantizing ? 1 : 0), .address(changes.address),

@@ -29,9 +29,10 @@ extension CUDABackend: OutlierSweeps {
     codes: Matrix, outliers: SparseRows, gradient: Matrix, gram: Matrix, inverseDiagonal: [Float], grid: Grid
   ) -> Int {
     grid.checkShapes(codes, gradient)
+    precondition(inverseDiagonal.count == codes.columns, "the shapes differ")
     let entries = entries(of: outliers, among: codes)
+    let inverse = context.uploaded(inverseDiagonal)
     if let entries {
-      let inverse = context.uploaded(inverseDiagonal)
       let offsets = context.uploaded(outliers.offsets.map(Int64.init))
       context.launch(
         .descend_outliers, rows: codes.rows, width: codes.columns,
@@ -41,7 +42,6 @@ extension CUDABackend: OutlierSweeps {
         ])
     }
     let held = marks(entries, among: codes)
-    let inverse = context.uploaded(inverseDiagonal)
     let arguments: [DeviceContext.Argument] = [
       .address(inverse.address), .address(grid.scales.address), .long(grid.groups),
       .long(grid.columnsPerGroup),
@@ -56,7 +56,7 @@ extension CUDABackend: OutlierSweeps {
     guard context.downloaded(counts, count: 1, of: UInt64(0))[0] < codes.count / leastElementsPerMove else {
       return descend(
         codes, areCodes: true, isQuantizing: true, held: held, gradient: gradient, gram: gram,
-        inverseDiagonal: inverseDiagonal, grid: grid)
+        inverseDiagonal: inverse, grid: grid)
     }
     context.launch(
       .descend_singles, rows: codes.rows, width: codes.columns,

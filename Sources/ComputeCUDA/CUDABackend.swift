@@ -119,7 +119,7 @@ extension CUDABackend: MatrixStorage {
 
   private func convert(_ address: UInt64, _ type: Int, into matrix: Matrix) {
     context.launch(
-      .restore_states, elements: matrix.count,
+      .convert_stored, elements: matrix.count,
       [.address(matrix.address), .address(address), .int(type), .long(matrix.count)])
   }
 

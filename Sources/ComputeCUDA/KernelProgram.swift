@@ -14,7 +14,7 @@ enum KernelProgram {
   enum Kernel: String, CaseIterable {
     case add, scale, softcap, clamp, add_bias, activate, activate_gate, clamped_swiglu, xielu,
       to_bfloat16_rows
-    case to_bytes, from_bytes, set_heads, rotate, keep_states, restore_states
+    case to_bytes, from_bytes, set_heads, rotate, keep_states, convert_stored
     case find_unsound
     case normalize, negative_log_likelihood, row_dots, add_column_sums
     case causal_softmax, causal_convolution, gated_delta_rule

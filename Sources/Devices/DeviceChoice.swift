@@ -20,6 +20,11 @@ public enum DeviceChoice: Sendable, Hashable, CustomStringConvertible {
 
   public static let notation = "auto, cpu, cuda, or cuda:N for the GPU with that number"
 
+  /// What `auto` says of a GPU that is there and does not compute.
+  public static func withoutGPU(_ reason: some Error) -> String {
+    "the processor computes, although there is a GPU: \(reason)"
+  }
+
   public init?(_ text: String) {
     switch text {
     case "auto": self = .auto
@@ -64,7 +69,7 @@ public enum DeviceChoice: Sendable, Hashable, CustomStringConvertible {
       do { return try gpu(nil) } catch {
         switch error {
         case .noDriver, .noDevice: break
-        default: warn("the processor computes, although there is a GPU: \(error)")
+        default: warn(Self.withoutGPU(error))
         }
         return processor()
       }

@@ -225,7 +225,7 @@ private struct Needs {
   private static let roundingRows = 96
   private static let roundingMatrices = 4
   /// Matrices of a panel: target, codes, gradient, errors, W Σ, and with outliers those of the other solution.
-  private static let panelMatrices = 5
+  private static let matricesOfPanel = 5
   private static let panelMatricesWithOutliers = 9
 
   private var model: ModelDescription { work.model }
@@ -250,12 +250,11 @@ private struct Needs {
   var solving: Int {
     stages.map { stage in
       let width = stage.inFeatures
-      let neighbours = 3 * 16 * width * Self.float
-      let matrices = work.keepsOutliers ? Self.panelMatricesWithOutliers : Self.panelMatrices
-      let panels = matrices * min(panelRows, widestOutput(stage)) * width * Self.float
+      let panels = panelMatrices * min(panelRows, widestOutput(stage)) * width * Self.float
       let rounding = Self.threads * Self.roundingMatrices * Self.roundingRows * width * Self.float
       // What a linear is replaced by takes no more than its weights did, which go before.
-      return square(stage) + drift(stage) + weights(stage) + codes(stage) + neighbours + max(panels, rounding)
+      return square(stage) + drift(stage) + weights(stage) + codes(stage) + neighbours(stage)
+        + max(panels, rounding)
     }.max().map { $0 + standing } ?? 0
   }
 
@@ -286,25 +285,19 @@ private struct Needs {
   var solvingOnDevice: Int {
     zip(stages, stateColumns).map { stage, columns in
       let width = stage.inFeatures
-      let neighbours = 3 * 16 * width * Self.float
-      let matrices = work.keepsOutliers ? Self.panelMatricesWithOutliers : Self.panelMatrices
       let rows = min(panelRows, widestOutput(stage))
-      let panels = (matrices * width + min(Self.windowColumns, width)) * rows * Self.float
-      return square(stage) + drift(stage) + weights(stage) + neighbours + panels + kept(columns)
+      let panels = (panelMatrices * width + min(Self.windowColumns, width)) * rows * Self.float
+      return square(stage) + drift(stage) + weights(stage) + neighbours(stage) + panels + kept(columns)
     }.max().map { $0 + workingOnDevice + deviceBase } ?? 0
   }
 
   /// The buffers of the forward pass, which are kept from batch to batch: those that states are read into, and others.
   private var forwardOnDevice: Int {
-    let states = model.hiddenSize + model.contextFeatures + model.intermediateSize + model.latentFeatures
-    return states * (batchTokens + originalTokens) * Self.float + workingOnDevice
+    stateFeatures * (batchTokens + originalTokens) * Self.float + workingOnDevice
   }
 
   private var workingOnDevice: Int {
-    let working =
-      model.hiddenSize + model.mixerFeatures + model.latentFeatures + model.expansionFeatures
-      + (model.hasBlockOutputs ? model.hiddenSize : 0)
-    return (working * (batchTokens + originalTokens) + mixture) * Self.float
+    (workingFeatures * (batchTokens + originalTokens) + mixture) * Self.float
   }
 
   /// States of all tokens, if the device keeps them.
@@ -327,15 +320,30 @@ private struct Needs {
   /// What is there all the time: the program, and the buffers of the forward pass and of the cache, which are kept from
   /// batch to batch.
   private var standing: Int {
-    let states = model.hiddenSize + model.contextFeatures + model.intermediateSize + model.latentFeatures
-    // Normalised inputs, queries, keys and values and their context, expansion, and what a block makes.
-    let working =
-      model.hiddenSize + model.mixerFeatures + model.latentFeatures + model.expansionFeatures
-      + (model.hasBlockOutputs ? model.hiddenSize : 0)
     let embeddings = model.hiddenSize
-    let forward = (states + working) * (batchTokens + originalTokens) + embeddings * batchTokens
+    let forward =
+      (stateFeatures + workingFeatures) * (batchTokens + originalTokens) + embeddings * batchTokens
     return Self.base + (forward + mixture) * Self.float + writtenValue + valuesAhead
   }
+
+  /// A token's values in the buffers that states are read into.
+  private var stateFeatures: Int {
+    model.hiddenSize + model.contextFeatures + model.intermediateSize + model.latentFeatures
+  }
+
+  /// A token's values in the forward pass's other buffers: normalised inputs, queries, keys and values and their context,
+  /// expansion, and what a block makes.
+  private var workingFeatures: Int {
+    model.hiddenSize + model.mixerFeatures + model.latentFeatures + model.expansionFeatures
+      + (model.hasBlockOutputs ? model.hiddenSize : 0)
+  }
+
+  private var panelMatrices: Int {
+    work.keepsOutliers ? Self.panelMatricesWithOutliers : Self.matricesOfPanel
+  }
+
+  /// What pair moves know of a stage's columns.
+  private func neighbours(_ stage: Stage) -> Int { 3 * 16 * stage.inFeatures * Self.float }
 
   /// What all experts share: the Gram matrix of what they read, the rows of one of them, what it makes, and a batch's sum.
   private var mixture: Int {

@@ -98,7 +98,7 @@ struct QuantizeCommand: ParsableCommand {
     do { run = try QuantizationRun(request, backend: backend) } catch let error as PipelineError
       where error.isLackOfMemory && backend.deviceMemory != nil && machine.device == .auto
     {
-      progress.show(.warning("the processor computes, although there is a GPU: \(error)"))
+      progress.show(.warning(DeviceChoice.withoutGPU(error)))
       run = try QuantizationRun(request, backend: machine.processor(isExact: options.precision == .exact))
     }
     let interruption = try Interruption { run.discard() }

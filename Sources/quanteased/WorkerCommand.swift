@@ -28,7 +28,7 @@ struct WorkerCommand: ParsableCommand {
       let isExact = order.settings.precision == .exact
       var backend = try device.backend(threads: order.threads, isExact: isExact) { output.send(.warning($0)) }
       if device == .auto, let shortage = JobWorker.shortage(of: order, on: backend) {
-        output.send(.warning("the processor computes, although there is a GPU: \(shortage)"))
+        output.send(.warning(DeviceChoice.withoutGPU(shortage)))
         backend = try DeviceChoice.processor.backend(threads: order.threads, isExact: isExact) { _ in }
       }
       output.watch(backend)

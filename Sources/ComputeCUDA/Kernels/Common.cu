@@ -31,44 +31,40 @@ __device__ __forceinline__ bfloat16 to_bfloat16(float value) {
   return (bfloat16)((bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16);
 }
 
-// The sum over a block, for all of its threads. A power of two of them, at most 1,024.
-__device__ __forceinline__ float block_sum(float value, float *scratch) {
-  for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(0xFFFFFFFFu, value, offset);
+struct Sum {
+  template <class T>
+  __device__ __forceinline__ T operator()(T a, T b) const { return a + b; }
+};
+
+// NaN is passed over.
+struct Maximum {
+  __device__ __forceinline__ float operator()(float a, float b) const { return fmaxf(a, b); }
+};
+
+// What the values of a block come to, for all of its threads: a power of two of them, from 32 to 1,024.
+// scratch: 32 elements of shared memory
+template <class T, class Combine>
+__device__ __forceinline__ T block_reduce(T value, T neutral, T *scratch, Combine combine) {
+  for (int offset = 16; offset > 0; offset /= 2)
+    value = combine(value, __shfl_xor_sync(0xFFFFFFFFu, value, offset));
   const int warps = (blockDim.x + 31) / 32;
   if (warps == 1) return value;
   __syncthreads();
   if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = value;
   __syncthreads();
-  value = threadIdx.x % 32 < warps ? scratch[threadIdx.x % 32] : 0.0f;
-  for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(0xFFFFFFFFu, value, offset);
+  value = threadIdx.x % 32 < warps ? scratch[threadIdx.x % 32] : neutral;
+  for (int offset = 16; offset > 0; offset /= 2)
+    value = combine(value, __shfl_xor_sync(0xFFFFFFFFu, value, offset));
   return value;
 }
 
-__device__ __forceinline__ double block_sum(double value, double *scratch) {
-  for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(0xFFFFFFFFu, value, offset);
-  const int warps = (blockDim.x + 31) / 32;
-  if (warps == 1) return value;
-  __syncthreads();
-  if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = value;
-  __syncthreads();
-  value = threadIdx.x % 32 < warps ? scratch[threadIdx.x % 32] : 0.0;
-  for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(0xFFFFFFFFu, value, offset);
-  return value;
+template <class T>
+__device__ __forceinline__ T block_sum(T value, T *scratch) {
+  return block_reduce(value, T(0), scratch, Sum());
 }
 
-// The largest value of a block, for all of its threads; NaN is passed over.
 __device__ __forceinline__ float block_maximum(float value, float *scratch) {
-  for (int offset = 16; offset > 0; offset /= 2)
-    value = fmaxf(value, __shfl_xor_sync(0xFFFFFFFFu, value, offset));
-  const int warps = (blockDim.x + 31) / 32;
-  if (warps == 1) return value;
-  __syncthreads();
-  if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = value;
-  __syncthreads();
-  value = threadIdx.x % 32 < warps ? scratch[threadIdx.x % 32] : -INFINITY;
-  for (int offset = 16; offset > 0; offset /= 2)
-    value = fmaxf(value, __shfl_xor_sync(0xFFFFFFFFu, value, offset));
-  return value;
+  return block_reduce(value, -INFINITY, scratch, Maximum());
 }
 
 // The nearest code to a value in units of codes, ties to even.

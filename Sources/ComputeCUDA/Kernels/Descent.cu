@@ -5,6 +5,20 @@
 #define SWEEP_COLUMNS 128
 #define SWEEP_WINDOW 32
 
+// A row a line; one element more, so that a column's are in different banks.
+typedef float Tile[SWEEP_ROWS][SWEEP_COLUMNS + 1];
+
+// Copies the first columns of some rows, as many as there are, together: neighbouring threads take neighbouring elements.
+__device__ __forceinline__ void load_tile(Tile &tile, const float *x, i64 stride, int width, i64 rows) {
+  for (int line = 0; line < SWEEP_ROWS && line < rows; line++)
+    for (int column = threadIdx.x; column < width; column += SWEEP_ROWS) tile[line][column] = x[line * stride + column];
+}
+
+__device__ __forceinline__ void store_tile(const Tile &tile, float *x, i64 stride, int width, i64 rows) {
+  for (int line = 0; line < SWEEP_ROWS && line < rows; line++)
+    for (int column = threadIdx.x; column < width; column += SWEEP_ROWS) x[line * stride + column] = tile[line][column];
+}
+
 // One coordinate descent step for every column of a block, first to last.
 //
 // values: what moves, `[rows, stride]` from the block's first column on: codes where `are_codes`, else Ŵ
@@ -17,14 +31,12 @@ KERNEL(SWEEP_ROWS, descend_block,
         const float *inverse_diagonal, const float *scales, const float *zero_points, i64 groups, int first_column,
         int per_group, float maximum_code, int are_codes, int is_quantizing, float *changes, i64 changes_stride,
         int width, i64 rows, unsigned long long *moved)) {
-  __shared__ float residuals[SWEEP_ROWS][SWEEP_COLUMNS + 1];
+  __shared__ Tile residuals;
   __shared__ float coefficients[SWEEP_WINDOW][SWEEP_COLUMNS];
   const int lane = threadIdx.x;
   const i64 first_row = (i64)blockIdx.x * SWEEP_ROWS, row = first_row + lane;
   const bool is_live = row < rows;
-  for (int line = 0; line < SWEEP_ROWS && first_row + line < rows; line++)
-    for (int column = lane; column < width; column += SWEEP_ROWS)
-      residuals[line][column] = gradient[(first_row + line) * stride + column];
+  load_tile(residuals, gradient + first_row * stride, stride, width, rows - first_row);
   unsigned mine = 0;
   for (int start = 0; start < width; start += SWEEP_WINDOW) {
     const int window = width - start < SWEEP_WINDOW ? width - start : SWEEP_WINDOW;
@@ -76,9 +88,7 @@ KERNEL(SWEEP_ROWS, descend_block,
       if (j < window) residuals[lane][start + j] = change[j];
   }
   __syncthreads();
-  for (int line = 0; line < SWEEP_ROWS && first_row + line < rows; line++)
-    for (int column = lane; column < width; column += SWEEP_ROWS)
-      changes[(first_row + line) * changes_stride + column] = residuals[line][column];
+  store_tile(residuals, changes + first_row * changes_stride, changes_stride, width, rows - first_row);
   for (int offset = 16; offset > 0; offset /= 2) mine += __shfl_xor_sync(0xFFFFFFFFu, mine, offset);
   if (lane == 0 && mine) atomicAdd(moved, (unsigned long long)mine);
 }
@@ -95,14 +105,12 @@ KERNEL(SWEEP_ROWS, nearest_plane_block,
         const float *factor, i64 factor_stride, const float *scales, const float *zero_points, i64 groups,
         int per_group, float maximum_code, const float *feedback, i64 feedback_stride, float *errors, i64 errors_stride,
         int width, i64 rows)) {
-  __shared__ float tile[SWEEP_ROWS][SWEEP_COLUMNS + 1];
+  __shared__ Tile tile;
   __shared__ float coefficients[SWEEP_WINDOW][SWEEP_COLUMNS];
   const int lane = threadIdx.x;
   const i64 first_row = (i64)blockIdx.x * SWEEP_ROWS, row = first_row + lane;
   const bool is_live = row < rows;
-  for (int line = 0; line < SWEEP_ROWS && first_row + line < rows; line++)
-    for (int column = lane; column < width; column += SWEEP_ROWS)
-      tile[line][column] = feedback[(first_row + line) * feedback_stride + column];
+  load_tile(tile, feedback + first_row * feedback_stride, feedback_stride, width, rows - first_row);
   const int windows = (width + SWEEP_WINDOW - 1) / SWEEP_WINDOW;
   for (int start = (windows - 1) * SWEEP_WINDOW; start >= 0; start -= SWEEP_WINDOW) {
     const int window = width - start < SWEEP_WINDOW ? width - start : SWEEP_WINDOW;
@@ -145,7 +153,5 @@ KERNEL(SWEEP_ROWS, nearest_plane_block,
       if (j < window) tile[lane][start + j] = error[j];
   }
   __syncthreads();
-  for (int line = 0; line < SWEEP_ROWS && first_row + line < rows; line++)
-    for (int column = lane; column < width; column += SWEEP_ROWS)
-      errors[(first_row + line) * errors_stride + column] = tile[line][column];
+  store_tile(tile, errors + first_row * errors_stride, errors_stride, width, rows - first_row);
 }

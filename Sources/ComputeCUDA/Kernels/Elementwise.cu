@@ -149,7 +149,7 @@ KERNEL(256, keep_states, (void *kept, float *x, int type, int *unsound, i64 coun
   }
 }
 
-KERNEL(256, restore_states, (float *x, const void *kept, int type, i64 count)) {
+KERNEL(256, convert_stored, (float *x, const void *kept, int type, i64 count)) {
   FOR_EACH(index, count)
   x[index] = type == 0   ? ((const float *)kept)[index]
              : type == 1 ? from_float16(((const unsigned short *)kept)[index])

@@ -3,14 +3,7 @@
 
 // The nearest finite float16 value.
 __device__ __forceinline__ float storable_outlier(float value) {
-  value = fminf(fmaxf(value, -65504.0f), 65504.0f);
-  const float magnitude = fabsf(value);
-  if (magnitude < 6.103515625e-05f) {
-    // Below float16's normal numbers steps are of one size, 2⁻²⁴: adding 2⁻¹ leaves no digit beyond them.
-    return copysignf((magnitude + 0.5f) - 0.5f, value);
-  }
-  const unsigned bits = __float_as_uint(value);
-  return __uint_as_float((bits + 0xFFFu + (bits >> 13 & 1u)) >> 13 << 13);
+  return from_float16(to_float16(fminf(fmaxf(value, -65504.0f), 65504.0f)));
 }
 
 // Outliers move one after the other to the nearest float16 value of their minimum; one block a row.

@@ -68,6 +68,19 @@ KERNEL(ROW_THREADS, most_correlated,
   }
 }
 
+// The first thread of a block that can do something, or, if none can, their number.
+// slot: shared memory
+__device__ __forceinline__ int first_of_block(bool is_able, int *slot) {
+  __syncthreads();
+  if (threadIdx.x == 0) *slot = blockDim.x;
+  __syncthreads();
+  // The first of a warp, and then of the warps, one after the other in any order: a minimum.
+  const unsigned able = __ballot_sync(0xFFFFFFFFu, is_able);
+  if (threadIdx.x % 32 == 0 && able) atomicMin(slot, (int)threadIdx.x + __ffs(able) - 1);
+  __syncthreads();
+  return *slot;
+}
+
 // How many codes would move if each were the only one.
 KERNEL(256, count_movers,
        (const float *codes, const unsigned char *held, const float *gradient, const float *inverse_diagonal,
@@ -104,13 +117,7 @@ KERNEL(ROW_THREADS, descend_singles,
       best = nearest_code(code[column] + residual[column] * inverse_diagonal[column] / scale, maximum_code);
       can_move = best != code[column];
     }
-    __syncthreads();
-    if (threadIdx.x == 0) first_mover = blockDim.x;
-    __syncthreads();
-    const unsigned able = __ballot_sync(0xFFFFFFFFu, can_move);
-    if (threadIdx.x % 32 == 0 && able) atomicMin(&first_mover, (int)threadIdx.x + __ffs(able) - 1);
-    __syncthreads();
-    const int first = first_mover;
+    const int first = first_of_block(can_move, &first_mover);
     if (first >= (int)blockDim.x) {
       start += blockDim.x;
       continue;
@@ -180,14 +187,7 @@ KERNEL(ROW_THREADS, descend_pairs,
         }
       }
     }
-    __syncthreads();
-    if (threadIdx.x == 0) first_mover = blockDim.x;
-    __syncthreads();
-    // The first of a warp, and then of the warps, one after the other in any order: a minimum.
-    const unsigned able = __ballot_sync(0xFFFFFFFFu, partner >= 0);
-    if (threadIdx.x % 32 == 0 && able) atomicMin(&first_mover, (int)threadIdx.x + __ffs(able) - 1);
-    __syncthreads();
-    const int first = first_mover;
+    const int first = first_of_block(partner >= 0, &first_mover);
     if (first >= (int)blockDim.x) {
       start += blockDim.x;
       continue;
