@@ -41,6 +41,9 @@ VARIANTS = {
         "tie_word_embeddings": True,
         "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                          "original_max_position_embeddings": 64}},
+    # Rows of whole super-blocks, but for those of attn_output.
+    "llama-wide": LLAMA | {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1, "num_attention_heads": 4,
+                           "num_key_value_heads": 1, "head_dim": 32},
     "qwen2": LLAMA | {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"},
     "qwen3": LLAMA | {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 24},
 }
@@ -98,14 +101,20 @@ def write_blocks(root: Path) -> None:
 
     generator = numpy.random.default_rng(5)
     tensors = {}
-    for name in ["Q4_0", "Q8_0"]:
+    # Where the float16 numbers of a block stand, which random bytes may make infinite.
+    units = {"Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0], "Q2_K": [80, 82], "Q3_K": [108],
+             "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208]}
+    for name, places in units.items():
         kind = gguf.GGMLQuantizationType[name]
         size, width = gguf.GGML_QUANT_SIZES[kind]
-        blocks = generator.integers(0, 256, (60, 2 * width), dtype=numpy.uint8)
-        scales = generator.normal(size=(60, 2)).astype(numpy.float16)
-        scales[0] = 0
-        for half in (0, 1):
-            blocks[:, half * width:half * width + 2] = scales[:, half:half + 1].view(numpy.uint8)
+        rows = 60 if size == 32 else 8
+        blocks = generator.integers(0, 256, (rows, 2 * width), dtype=numpy.uint8)
+        for start in (0, width):
+            for place in places:
+                scales = generator.normal(size=(rows, 1)).astype(numpy.float16)
+                scales[0] = 0
+                scales[1] = 6e-8
+                blocks[:, start + place:start + place + 2] = scales.view(numpy.uint8)
         tensors[name] = torch.from_numpy(blocks)
         tensors[f"{name}.values"] = torch.from_numpy(gguf.quants.dequantize(blocks, kind))
     save_file(tensors, root / "blocks.safetensors")

@@ -16,6 +16,8 @@ size_t qe_descend_block(
   for (size_t j = 0; j < columns; j++) {
     const float *scale = grid.scales + (size_t)group_of[j] * rows;
     const float *inverse_scale = grid.inverse_scales + (size_t)group_of[j] * rows;
+    const float *offset = grid.offsets + (size_t)group_of[j] * rows;
+    const float *zero_code = grid.zero_codes + (size_t)group_of[j] * rows;
     const float *zero_point = grid.zero_points + (size_t)group_of[j] * rows;
     const float step = inverse_diagonal[j];
     float *restrict value = approximation + j * rows;
@@ -26,8 +28,8 @@ size_t qe_descend_block(
       const float old = value[r];
       float best = old + delta[r] * step;
       if (is_quantizing) {
-        const float code = nearest_code(best * inverse_scale[r] + zero_point[r], grid.maximum_code);
-        best = scale[r] * (code - zero_point[r]);
+        const float code = nearest_code(best * inverse_scale[r] + zero_code[r], grid.maximum_code);
+        best = scale[r] * (code - zero_point[r]) + offset[r];
       }
       const float change = best - old;
       moved_here += change != 0.0f;
@@ -261,6 +263,19 @@ double qe_dot(size_t count, const float *restrict a, const float *restrict b) {
 }
 
 QE_DISPATCH
+double qe_sum(size_t count, const float *restrict a) {
+#pragma clang fp reassociate(on)
+  double total = 0.0;
+  for (size_t start = 0; start < count; start += stretch) {
+    const size_t end = start + stretch < count ? start + stretch : count;
+    float sum = 0.0f;
+    for (size_t i = start; i < end; i++) sum += a[i];
+    total += (double)sum;
+  }
+  return total;
+}
+
+QE_DISPATCH
 void qe_round(
     size_t columns, const float *restrict weights, float scale, float zero_point, float maximum_code,
     float *restrict codes) {
@@ -269,22 +284,22 @@ void qe_round(
 }
 
 QE_DISPATCH
-void qe_dequantize(size_t columns, const float *codes, float scale, float zero_point, float *weights) {
+void qe_dequantize(size_t columns, const float *codes, qe_line line, float *weights) {
   EACH_ELEMENT_ON_ITS_OWN
-  for (size_t j = 0; j < columns; j++) weights[j] = scale * (codes[j] - zero_point);
+  for (size_t j = 0; j < columns; j++) weights[j] = line.scale * (codes[j] - line.zero_point) + line.offset;
 }
 
 QE_DISPATCH
 double qe_row_objective(
-    size_t columns, const float *restrict weights, const float *restrict codes, float scale,
-    float zero_point, const float *restrict gradient) {
+    size_t columns, const float *restrict weights, const float *restrict codes, qe_line line,
+    const float *restrict gradient) {
 #pragma clang fp contract(fast) reassociate(on)
   double total = 0.0;
   for (size_t start = 0; start < columns; start += stretch) {
     const size_t end = start + stretch < columns ? start + stretch : columns;
     float sum = 0.0f;
     for (size_t j = start; j < end; j++) {
-      sum += (weights[j] - scale * (codes[j] - zero_point)) * gradient[j];
+      sum += (weights[j] - (line.scale * (codes[j] - line.zero_point) + line.offset)) * gradient[j];
     }
     total += (double)sum;
   }

@@ -13,13 +13,15 @@ INLINED void nearest_plane_block(
   for (size_t k = columns; k-- > 0;) {
     const float *scale = grid.scales + (size_t)group_of[k] * rows;
     const float *inverse_scale = grid.inverse_scales + (size_t)group_of[k] * rows;
+    const float *offset = grid.offsets + (size_t)group_of[k] * rows;
+    const float *zero_code = grid.zero_codes + (size_t)group_of[k] * rows;
     const float *zero_point = grid.zero_points + (size_t)group_of[k] * rows;
     const float *weight = weights + k * rows;
     float *error = errors + k * rows;
     for (size_t r = 0; r < rows; r++) {
       const float target = weight[r] + feedback[k * rows + r];
-      const float code = nearest_code(target * inverse_scale[r] + zero_point[r], grid.maximum_code);
-      const float value = scale[r] * (code - zero_point[r]);
+      const float code = nearest_code(target * inverse_scale[r] + zero_code[r], grid.maximum_code);
+      const float value = scale[r] * (code - zero_point[r]) + offset[r];
       codes[k * rows + r] = code;
       error[r] = weight[r] - value;
       if (has_outliers) {

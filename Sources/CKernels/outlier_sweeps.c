@@ -4,13 +4,13 @@
 
 QE_DISPATCH
 void qe_rounding_remainders(
-    size_t columns, const float *restrict values, float scale, float zero_point, float maximum_code,
+    size_t columns, const float *restrict values, qe_line line, float zero_code, float maximum_code,
     float *restrict remainders) {
 #pragma clang fp contract(fast)
-  const float inverse_scale = 1.0f / scale;
+  const float inverse_scale = 1.0f / line.scale;
   for (size_t j = 0; j < columns; j++) {
-    const float code = nearest_code(values[j] * inverse_scale + zero_point, maximum_code);
-    remainders[j] = values[j] - scale * (code - zero_point);
+    const float code = nearest_code(values[j] * inverse_scale + zero_code, maximum_code);
+    remainders[j] = values[j] - (line.scale * (code - line.zero_point) + line.offset);
   }
 }
 

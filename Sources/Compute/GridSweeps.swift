@@ -10,7 +10,7 @@ public protocol GridSweeps: MatrixStorage {
   /// The nearest code of every weight.
   func round(_ weights: Matrix, grid: Grid, into codes: Matrix)
 
-  /// Ŵ = s·(q − z).
+  /// Ŵ = s·(q − z), or s·q + o.
   func dequantize(_ codes: Matrix, grid: Grid, into weights: Matrix)
 
   /// Babai's nearest plane, which is GPTQ in the reverse of the factor's order: columns take their nearest
@@ -29,8 +29,8 @@ public protocol GridSweeps: MatrixStorage {
     isQuantizing: Bool
   ) -> Int
 
-  /// Moves every scale to the least-squares optimum for its codes, group after group, rounded to what the outputs
-  /// store, wherever that lowers the objective.
+  /// Moves every scale, and every offset, to the least-squares optimum for its codes, group after
+  /// group, rounded to what the outputs store, wherever that lowers the objective.
   /// - Parameters:
   ///   - images: W Σ if it is known and Ŵ is all on the grid: where a group is a whole row, it saves a product with Σ
   ///   - gradient: (W − Ŵ) Σ, kept up to date
@@ -48,7 +48,8 @@ public protocol GridSweeps: MatrixStorage {
   /// The dot product of every row of `a` with the same row of `b`.
   func rowDots(_ a: Matrix, _ b: Matrix) -> [Double]
 
-  /// For every row and group the candidate grid with the least Σ_j importance_j (w_j − ŵ_j)².
+  /// For every row and group the candidate grid with the least Σ_j importance_j (w_j − ŵ_j)². Scales and offsets of
+  /// super-blocks are no multiples of anything yet: see ``chooseGrid(_:importance:candidates:into:)``.
   /// - Parameters:
   ///   - importance: one weight a column
   ///   - candidates: shrink factors of the group's range
@@ -61,18 +62,16 @@ public protocol GridSweeps: MatrixStorage {
 extension GridSweeps {
   /// Grids to be chosen, in the backend's memory.
   public func makeGrid(_ format: GridFormat, outFeatures: Int, inFeatures: Int) -> Grid {
-    let groups = format.groupSize.groupCount(inFeatures: inFeatures)
-    return Grid(
-      format: format, inFeatures: inFeatures, scales: makeMatrix(rows: outFeatures, columns: groups),
-      zeroPoints: makeMatrix(rows: outFeatures, columns: groups))
+    Grid(format: format, outFeatures: outFeatures, inFeatures: inFeatures) {
+      makeMatrix(rows: $0, columns: $1)
+    }
   }
 
   /// A copy of grids in the host's memory.
-  public func download(_ grid: Grid) -> Grid {
-    Grid(
-      format: grid.format, inFeatures: grid.inFeatures, scales: download(grid.scales),
-      zeroPoints: download(grid.zeroPoints))
-  }
+  public func download(_ grid: Grid) -> Grid { grid.map { download($0) } }
+
+  /// A copy in the backend's memory of grids in the host's.
+  public func upload(_ grid: Grid) -> Grid { grid.map { upload($0) } }
 }
 
 /// The triangular factor that nearest-plane rounding works with.

@@ -67,7 +67,7 @@ extension CUDABackend: GridSweeps {
         .int(candidates.shrinks.count), .int(candidates.isIndependent ? 1 : 0),
         .float(Float(format.maximumCode)),
         .float(Float(format.middleCode)), .int(format.isSymmetric ? 1 : 0),
-        .int(format.hasSignedScales ? 1 : 0),
+        .int(format.hasSignedScales ? 1 : 0), .int(format.superBlocks == nil ? 0 : 1),
         .int(format.scaleTypeNumbers),
       ] + grid.extents)
   }
@@ -94,25 +94,33 @@ extension CUDABackend: GridSweeps {
   public func refitScales(codes: Matrix, images: Matrix?, gradient: Matrix, gram: Matrix, grid: Grid) {
     grid.checkShapes(codes, gradient)
     precondition(gram.rows == codes.columns && gram.columns == codes.columns, "the shapes differ")
-    let types = grid.format.scaleTypeNumbers
-    if let images, grid.groups == 1 {
+    let format = grid.format
+    let types = format.scaleTypeNumbers
+    if let images, grid.groups == 1, !format.hasOwnOffsets, grid.units == nil {
       return context.launch(
         .refit_row, rows: codes.rows, width: codes.columns,
-        [.address(codes.address), .address(images.address), .address(gradient.address)] + grid.addresses
+        [.address(codes.address), .address(images.address), .address(gradient.address)]
+          + grid.addresses.dropLast()
           + [.int(types), .long(codes.columns)])
     }
     let (columns, perGroup) = (codes.columns, grid.columnsPerGroup)
     let groupImages = uninitialized(rows: codes.rows, columns: min(perGroup, columns))
+    let blocks = format.superBlocks
+    let stored: [DeviceContext.Argument] = [
+      .address(grid.units?.scales.address ?? 0), .address(grid.units?.offsets?.address ?? 0), .int(types),
+      .int(blocks?.scaleMultiples.lowerBound ?? 0), .int(blocks?.scaleMultiples.upperBound ?? 0),
+      .int(blocks?.offsetMultiples?.upperBound ?? 0), .float(Float(format.middleCode)),
+    ]
     forEachWindow(of: columns, blocks: min(perGroup, columns), gradient: gradient, gram: gram) {
       block, changes in
       let group = block.lowerBound / perGroup
       context.launch(
         .group_steps, elements: codes.rows * block.count,
-        [
-          .address(changes.address), .long(changes.stride), .address(codes.address),
-          .address(grid.zeroPoints.address), .long(group), .long(grid.groups), .long(block.lowerBound),
-          .long(block.count), .long(columns), .long(codes.rows),
-        ])
+        [.address(changes.address), .long(changes.stride), .address(codes.address)]
+          + grid.addresses.dropFirst() + [
+            .long(group), .long(grid.groups), .long(block.lowerBound), .long(block.count),
+            .long(columns), .long(codes.rows),
+          ])
       context.multiply(
         changes, gram.operand.at(row: block.lowerBound, column: block.lowerBound),
         into: .init(address: groupImages.address, stride: block.count), rows: codes.rows, inner: block.count,
@@ -121,9 +129,10 @@ extension CUDABackend: GridSweeps {
         .refit_group, rows: codes.rows, width: block.count,
         [
           .address(changes.address), .long(changes.stride), .address(groupImages.address),
-          .address(gradient.address), .address(grid.scales.address), .int(types), .long(group),
-          .long(grid.groups),
-          .long(block.lowerBound), .long(block.count), .long(columns),
+          .address(gradient.address), .address(gram.address),
+        ] + grid.addresses + stored + [
+          .long(group / (blocks?.groups ?? 1)), .long(grid.units?.scales.columns ?? 0), .long(group),
+          .long(grid.groups), .long(block.lowerBound), .long(block.count), .long(columns),
         ])
     }
   }
@@ -255,7 +264,10 @@ extension CUDABackend: GridSweeps {
 }
 
 extension Grid {
-  var addresses: [DeviceContext.Argument] { [.address(scales.address), .address(zeroPoints.address)] }
+  /// Scales, shifts, and whether those are offsets.
+  var addresses: [DeviceContext.Argument] {
+    [.address(scales.address), .address(shifts.address), .int(format.hasOwnOffsets ? 1 : 0)]
+  }
 
   /// Columns, columns of a group, and groups.
   var extents: [DeviceContext.Argument] { [.long(inFeatures), .long(columnsPerGroup), .long(groups)] }

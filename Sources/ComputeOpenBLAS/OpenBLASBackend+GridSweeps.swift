@@ -17,16 +17,15 @@ private let rowsPerTask = 16
 extension OpenBLASBackend: ComputeBackend {
   public func round(_ weights: Matrix, grid: Grid, into codes: Matrix) {
     let maximum = Float(grid.format.maximumCode)
-    unsafe forEachGroup(of: weights, grid: grid, into: codes) {
-      count, source, scale, zeroPoint, destination in
-      unsafe qe_round(count, source, scale, zeroPoint, maximum, destination)
+    unsafe forEachGroup(of: weights, grid: grid, into: codes) { count, source, row, group, destination in
+      unsafe qe_round(
+        count, source, grid.scales[row, group], grid.zeroPoint(row, group), maximum, destination)
     }
   }
 
   public func dequantize(_ codes: Matrix, grid: Grid, into weights: Matrix) {
-    unsafe forEachGroup(of: codes, grid: grid, into: weights) {
-      count, source, scale, zeroPoint, destination in
-      unsafe qe_dequantize(count, source, scale, zeroPoint, destination)
+    unsafe forEachGroup(of: codes, grid: grid, into: weights) { count, source, row, group, destination in
+      unsafe qe_dequantize(count, source, grid.line(row, group), destination)
     }
   }
 
@@ -81,23 +80,25 @@ extension OpenBLASBackend: ComputeBackend {
     let scratch = {
       (
         steps: Matrix(rows: chunks.size, columns: grid.columnsPerGroup),
-        stepImages: Matrix(rows: chunks.size, columns: columns)
+        stepImages: Matrix(rows: chunks.size, columns: columns),
+        ones: Matrix(rows: 1, columns: columns)
       )
     }
+    let hasOwnOffsets = grid.format.hasOwnOffsets
     team.run(chunks: chunks.count, scratch: scratch) { chunk, scratch in
       let rows = chunks[chunk]
       for group in 0..<grid.groups {
         let members = grid.columns(ofGroup: group)
         let steps = scratch.steps.prefix(rows: rows.count, columns: members.count)
         for (chunkRow, row) in rows.enumerated() {
-          let zeroPoint = grid.zeroPoints[row, group]
+          let zeroPoint = grid.line(row, group).zero_point
           for (index, column) in members.enumerated() {
             unsafe steps.pointer[chunkRow * members.count + index] =
               codes.pointer[row * columns + column] - zeroPoint
           }
         }
         let stepImages = scratch.stepImages.prefix(rows.count)
-        let known = grid.groups == 1 ? images?.rows(rows) : nil
+        let known = grid.groups == 1 && !hasOwnOffsets ? images?.rows(rows) : nil
         if let known {
           // W Σ − G = Ŵ Σ, the steps' image times the scale.
           stepImages.copy(from: known)
@@ -105,22 +106,32 @@ extension OpenBLASBackend: ComputeBackend {
         } else {
           stepImages.whole.multiply(steps.whole, gram.rows(members).whole, keeping: 0)
         }
+        var offsetCurvature = 0.0
+        if hasOwnOffsets {
+          // The same for every row: what a step of the offset moves.
+          scratch.ones.fill(0)
+          for column in members {
+            unsafe qe_axpy(columns, 1, gram.pointer + column * columns, scratch.ones.pointer)
+          }
+          offsetCurvature = unsafe qe_sum(members.count, scratch.ones.pointer + members.lowerBound)
+        }
         for (chunkRow, row) in rows.enumerated() {
           let direction = unsafe steps.pointer + chunkRow * members.count
           let moved = unsafe stepImages.pointer + chunkRow * columns
           let residual = unsafe gradient.pointer + row * columns
-          let slope = unsafe qe_dot(members.count, direction, residual + members.lowerBound)
-          let present = grid.scales[row, group]
-          let unit = known == nil ? 1 : 1 / Double(present)
-          let curvature = unit * (unsafe qe_dot(members.count, direction, moved + members.lowerBound))
-          guard curvature > 0 && curvature.isFinite else { continue }
-          let optimum = present + Float(slope / curvature)
-          let scale = optimum > 0 ? grid.format.storable(optimum) : present
-          let change = Double(scale - present)
-          // Rounding can carry the scale past the optimum, to where the objective is higher than before.
-          guard change * (2 * slope - change * curvature) > 0 else { continue }
-          unsafe qe_axpy(columns, -Float(change * unit), moved, residual)
-          grid.scales[row, group] = scale
+          let unit = known == nil ? 1 : 1 / Double(grid.scales[row, group])
+          var forms = RefitForms()
+          forms.scaleSlope = unsafe qe_dot(members.count, direction, residual + members.lowerBound)
+          forms.scaleCurvature =
+            unit * (unsafe qe_dot(members.count, direction, moved + members.lowerBound))
+          if hasOwnOffsets {
+            forms.offsetSlope = unsafe qe_sum(members.count, residual + members.lowerBound)
+            forms.offsetCurvature = offsetCurvature
+            forms.mixedCurvature = unsafe qe_sum(members.count, moved + members.lowerBound)
+          }
+          guard let change = grid.refit(row, group, forms) else { continue }
+          unsafe qe_axpy(columns, -Float(Double(change.scale) * unit), moved, residual)
+          if change.offset != 0 { unsafe qe_axpy(columns, -change.offset, scratch.ones.pointer, residual) }
         }
       }
     }
@@ -136,8 +147,8 @@ extension OpenBLASBackend: ComputeBackend {
         let columns = grid.columns(ofGroup: group)
         let start = row * codes.columns + columns.lowerBound
         let share = unsafe qe_row_objective(
-          columns.count, weights.pointer + start, codes.pointer + start, grid.scales[row, group],
-          grid.zeroPoints[row, group], gradient.pointer + start)
+          columns.count, weights.pointer + start, codes.pointer + start, grid.line(row, group),
+          gradient.pointer + start)
         return sum + share
       }
     }
@@ -175,13 +186,13 @@ extension OpenBLASBackend: ComputeBackend {
             let start = group * grid.columnsPerGroup
             let width = min(grid.columnsPerGroup, columns - start)
             let values = unsafe weights.pointer + row * columns + start
-            let range = unsafe UnsafeBufferPointer(start: values, count: width).rangeHoldingZero
+            let range = unsafe UnsafeBufferPointer(start: values, count: width).range
             let best = candidates.best(for: range, format: format) { scale, zeroPoint, limit in
               unsafe qe_weighted_rounding_error(
                 width, values, importance + start, scale, zeroPoint, Float(format.maximumCode), limit)
             }
             grid.scales[row, group] = best.scale
-            grid.zeroPoints[row, group] = best.zeroPoint
+            grid.shifts[row, group] = best.shift
           }
         }
       }
@@ -209,7 +220,7 @@ extension OpenBLASBackend: ComputeBackend {
   private func forEachGroup(
     of source: Matrix, grid: Grid, into destination: Matrix,
     _ body: (
-      _ count: Int, _ source: UnsafePointer<Float>, _ scale: Float, _ zeroPoint: Float,
+      _ count: Int, _ source: UnsafePointer<Float>, _ row: Int, _ group: Int,
       _ destination: UnsafeMutablePointer<Float>
     ) -> Void
   ) {
@@ -223,8 +234,7 @@ extension OpenBLASBackend: ComputeBackend {
           let columns = grid.columns(ofGroup: group)
           let start = row * source.columns + columns.lowerBound
           unsafe body(
-            columns.count, source.pointer + start, grid.scales[row, group], grid.zeroPoints[row, group],
-            destination.pointer + start)
+            columns.count, source.pointer + start, row, group, destination.pointer + start)
         }
       }
     }
@@ -258,27 +268,34 @@ extension OpenBLASBackend: ComputeBackend {
 struct TransposedGrid {
   private let scales: Matrix
   private let inverseScales: Matrix
+  private let offsets: Matrix
   private let zeroPoints: Matrix
+  private let zeroCodes: Matrix
   private let maximumCode: Float
 
   init(_ grid: Grid) {
     scales = Matrix(rows: grid.groups, columns: grid.outFeatures)
     inverseScales = Matrix(rows: grid.groups, columns: grid.outFeatures)
+    offsets = Matrix(rows: grid.groups, columns: grid.outFeatures)
+    zeroCodes = Matrix(rows: grid.groups, columns: grid.outFeatures)
     zeroPoints = Matrix(rows: grid.groups, columns: grid.outFeatures)
     maximumCode = Float(grid.format.maximumCode)
     for row in 0..<grid.outFeatures {
       for group in 0..<grid.groups {
-        scales[group, row] = grid.scales[row, group]
-        inverseScales[group, row] = 1 / grid.scales[row, group]
-        zeroPoints[group, row] = grid.zeroPoints[row, group]
+        let line = grid.line(row, group)
+        scales[group, row] = line.scale
+        inverseScales[group, row] = 1 / line.scale
+        zeroPoints[group, row] = line.zero_point
+        offsets[group, row] = line.offset
+        zeroCodes[group, row] = grid.zeroPoint(row, group)
       }
     }
   }
 
   @unsafe var kernelView: qe_grid {
     unsafe qe_grid(
-      scales: scales.pointer, inverse_scales: inverseScales.pointer,
-      zero_points: zeroPoints.pointer, maximum_code: maximumCode)
+      scales: scales.pointer, inverse_scales: inverseScales.pointer, zero_points: zeroPoints.pointer,
+      offsets: offsets.pointer, zero_codes: zeroCodes.pointer, maximum_code: maximumCode)
   }
 }
 
@@ -293,12 +310,16 @@ extension ColumnNeighbours {
 }
 
 extension Grid {
-  func largestScale(ofRow row: Int) -> Float {
-    (0..<groups).reduce(0) { max($0, scales[row, $1]) }
+  /// What the codes of a row and group stand for.
+  func line(_ row: Int, _ group: Int) -> qe_line {
+    let shift = shifts[row, group]
+    return qe_line(
+      scale: scales[row, group], zero_point: format.hasOwnOffsets ? 0 : shift,
+      offset: format.hasOwnOffsets ? shift : 0)
   }
 
-  func columns(ofGroup group: Int) -> Range<Int> {
-    group * columnsPerGroup..<min((group + 1) * columnsPerGroup, inFeatures)
+  func largestScale(ofRow row: Int) -> Float {
+    (0..<groups).reduce(0) { max($0, scales[row, $1]) }
   }
 
   /// The scale of every column of a row.

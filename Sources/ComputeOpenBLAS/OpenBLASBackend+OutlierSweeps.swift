@@ -16,7 +16,7 @@ extension OpenBLASBackend: OutlierSweeps {
           let first = row * columns + start
           unsafe qe_rounding_remainders(
             min(grid.columnsPerGroup, columns - start), weights.pointer + first,
-            grid.scales[row, group], grid.zeroPoints[row, group], Float(grid.format.maximumCode),
+            grid.line(row, group), grid.zeroPoint(row, group), Float(grid.format.maximumCode),
             remainders.pointer + first)
         }
       }

@@ -46,22 +46,26 @@ public final class CheckpointExport: Sendable {
   ///   - shardSizeLimit: Bytes of tensors in one shard.
   ///   - leftOut: Names of files in the source that are not part of the model.
   ///   - towers: Parts of modules' names below which nothing is quantized.
+  ///   - mix: What a GGUF file is named after.
   /// - Throws: ``ExportError`` if a format cannot hold a linear or if the source lacks one;
   ///   ``FileError`` if the files cannot be made.
   public init(
     source: CheckpointReader, linears: [LinearDescription], formats: [OutputFormatName],
     directory: String, shardSizeLimit: Int = 5_000_000_000, leavingOut leftOut: Set<String> = [],
-    besides towers: [String] = [], traits: ModelTraits = []
+    besides towers: [String] = [], traits: ModelTraits = [], mix: GGUFMix = GGUFMix(.q4_K_M)
   ) throws {
     precondition(!formats.isEmpty && Set(formats).count == formats.count, "each format once")
     precondition(Set(linears.map(\.name)).count == linears.count, "a linear is described twice")
     let quantized = linears.filter { $0.gridFormat != nil }
     for linear in quantized { try Self.check(linear, in: source) }
+    func format(_ name: OutputFormatName) -> any OutputFormat {
+      name == .gguf ? GGUFFormat(mix) : name.format
+    }
     for name in formats {
       if name == .gguf && source.gguf == nil { throw ExportError.needsGGUF }
       if name != .gguf && source.gguf != nil { throw ExportError.onlyGGUF(format: name) }
-      try name.format.check(linears)
-      if traits.contains(.stackedExperts), !name.format.keepsSourceLayout {
+      try format(name).check(linears)
+      if traits.contains(.stackedExperts), !format(name).keepsSourceLayout {
         throw ExportError.expertsLoadNowhere(format: name)
       }
     }
@@ -81,7 +85,7 @@ public final class CheckpointExport: Sendable {
     for name in formats {
       let path = formats.count == 1 ? directory : FileSystem.join(directory, name.rawValue)
       try FileSystem.createDirectories(path)
-      let format = name.format
+      let format = format(name)
       let plan = Self.plan(
         of: source, quantized: byName, wholes: wholes, format: format)
       outputs.append(
@@ -187,7 +191,7 @@ public final class CheckpointExport: Sendable {
       if quantized[Self.module(of: name, "weight")] != nil { continue }
       let isBias = quantized[Self.module(of: name, "bias")] != nil
       let ggufs = outputs.filter { $0.format.ggufType(ofUnquantized: tensor) != nil }
-      try copyToGGUF(tensor, ggufs)
+      if !ggufs.isEmpty { try copyBytes(of: tensor, to: ggufs, as: tensor.part?.whole ?? tensor.name, at: 0) }
       let outputs = outputs.filter { $0.format.ggufType(ofUnquantized: tensor) == nil }
       if outputs.isEmpty { continue }
       func isConverted(in output: Output) -> Bool {
@@ -227,25 +231,6 @@ public final class CheckpointExport: Sendable {
     guard !outputs.isEmpty else { return }
     try source.forEachPanel(of: tensor.name, shape: tensor.shape) { rows, panel in
       for output in outputs { try output.writer.write(panel, firstRow: rows.lowerBound, of: tensor) }
-    }
-    source.forget(tensor.name)
-  }
-
-  /// Copies a tensor in its blocks, or rounds it to others, a panel at a time.
-  private func copyToGGUF(_ tensor: TensorInfo, _ outputs: [Output]) throws {
-    let name = tensor.part?.whole ?? tensor.name
-    func isKept(in output: Output) -> Bool {
-      output.format.ggufType(ofUnquantized: tensor) == tensor.ggufType
-    }
-    let kept = outputs.filter(isKept)
-    if !kept.isEmpty { try copyBytes(of: tensor, to: kept, as: name, at: 0) }
-    let rounding = outputs.filter { !isKept(in: $0) }
-    guard !rounding.isEmpty else { return }
-    try source.forEachPanel(of: tensor.name, shape: tensor.shape) { rows, panel in
-      let bytes = GGUFFormat.rounded(panel)
-      for output in rounding {
-        try output.writer.write(name, bytes, at: rows.lowerBound * (bytes.count / rows.count))
-      }
     }
     source.forget(tensor.name)
   }

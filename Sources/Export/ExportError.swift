@@ -3,6 +3,7 @@ import Tensors
 /// Why a checkpoint cannot be written as asked.
 public enum ExportError: Error, Equatable, Sendable, CustomStringConvertible {
   case featuresNotMultipleOf32(linear: String, outFeatures: Int, inFeatures: Int, format: OutputFormatName)
+  case bitsNotInFormat(linear: String, bits: Int, format: OutputFormatName)
   case groupSizeDoesNotDivide(linear: String, groupSize: Int, inFeatures: Int, format: OutputFormatName)
   case mixedGrids(linear: String, other: String, format: OutputFormatName)
   /// Experts of a family that no runtime loads one by one.
@@ -10,6 +11,7 @@ public enum ExportError: Error, Equatable, Sendable, CustomStringConvertible {
   case needsGGUF
   /// A GGUF file is to become another format.
   case onlyGGUF(format: OutputFormatName)
+  case noWholeBlocks(linear: String, type: String, blockSize: Int, inFeatures: Int)
   case gridNotInGGUF(linear: String, bits: Int, groupSize: Int, isSymmetric: Bool)
   case outliersNotInGGUF(linear: String)
   case missingTensor(String)
@@ -27,6 +29,11 @@ public enum ExportError: Error, Equatable, Sendable, CustomStringConvertible {
       """
       \(linear) is \(outFeatures) × \(inFeatures), and \(format.rawValue) needs multiples of 32: \
       leave this linear out, or write compressed-tensors
+      """
+    case .bitsNotInFormat(let linear, let bits, let format):
+      """
+      \(linear) has \(bits) bits, and readers of \(format.rawValue) know 2, 3, 4 and 8: choose one of those, or write \
+      compressed-tensors
       """
     case .groupSizeDoesNotDivide(let linear, let groupSize, let inFeatures, let format):
       """
@@ -58,8 +65,13 @@ public enum ExportError: Error, Equatable, Sendable, CustomStringConvertible {
     case .gridNotInGGUF(let linear, let bits, let groupSize, let isSymmetric):
       """
       \(linear) has \(bits) bits, \(groupSize == -1 ? "whole rows" : "groups of \(groupSize)") and a \
-      \(isSymmetric ? "symmetric" : "asymmetric") grid, and what is written to GGUF is Q4_0 and Q8_0, 4 or 8 bits in \
-      symmetric groups of 32: take --gguf-type Q4_0 or Q8_0, and rules with bits:4, bits:8 or skip alone
+      \(isSymmetric ? "symmetric" : "asymmetric") grid, which no type of GGUF has: choose a file by --gguf-type, and \
+      linears of another type by rules as '[.]v_proj=type:Q6_K'
+      """
+    case .noWholeBlocks(let linear, let type, let blockSize, let inFeatures):
+      """
+      \(linear) has \(inFeatures) columns, and \(type) has blocks of \(blockSize): choose another type for it, or none, and \
+      it gets the nearest that fits
       """
     case .outliersNotInGGUF(let linear):
       "\(linear): GGUF has no place for outliers: leave --outliers out, or keep more bits with --gguf-type Q8_0"

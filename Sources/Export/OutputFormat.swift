@@ -16,7 +16,7 @@ public enum OutputFormatName: String, CaseIterable, Codable, Sendable {
     case .gptq: GPTQFormat(version: .one)
     case .gptqV2: GPTQFormat(version: .two)
     case .dense: DenseFormat()
-    case .gguf: GGUFFormat()
+    case .gguf: GGUFFormat(GGUFMix(.q4_K_M))
     }
   }
 }

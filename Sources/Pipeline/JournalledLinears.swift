@@ -36,10 +36,7 @@ extension DecoderLayer {
   func replaceWeights(of linear: LayerLinear, by quantized: QuantizedLinear, backend: any ComputeBackend) {
     if backend.deviceMemory != nil, quantized.outliers == nil {
       // A byte a weight goes to the device, and not the four of its value.
-      let grid = quantized.grid
-      let own = Grid(
-        format: grid.format, inFeatures: grid.inFeatures, scales: backend.upload(grid.scales),
-        zeroPoints: backend.upload(grid.zeroPoints))
+      let own = backend.upload(quantized.grid)
       return replaceWeights(of: linear, byOwnRows: true) { store in
         for rows in quantized.panels(of: Self.panelRowsOnDevice) {
           let panel = backend.makeMatrix(rows: rows.count, columns: quantized.inFeatures)

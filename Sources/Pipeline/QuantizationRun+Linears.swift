@@ -42,6 +42,25 @@ extension QuantizationRun {
       warnings: warnings, seconds: (ContinuousClock.now - start).seconds)
   }
 
+  /// Rounds a matrix that no inputs are known of, some rows at a time.
+  func round(_ linear: LinearDescription) throws -> QuantizedLinear {
+    guard let format = linear.gridFormat else { preconditionFailure("it is not to be quantized") }
+    var codes = [UInt8](repeating: 0, count: linear.outFeatures * linear.inFeatures)
+    let grid = Grid(format: format, outFeatures: linear.outFeatures, inFeatures: linear.inFeatures)
+    let rounding = RoundToNearest(searchesGrid: true)
+    try checkpoint.forEachPanel(
+      of: "\(linear.name).weight", shape: [linear.outFeatures, linear.inFeatures]
+    ) { rows, panel in
+      let draft = rounding.round(backend.upload(panel), format: format, backend: backend)
+      backend.downloadCodes(draft.codes, to: &codes, firstRow: rows.lowerBound)
+      for (part, whole) in zip(draft.grid.matrices, grid.rows(rows).matrices) {
+        whole.copy(from: backend.download(part))
+      }
+    }
+    try backend.checkDevice()
+    return QuantizedLinear(name: linear.name, codes: codes, grid: grid)
+  }
+
   func finish(
     _ linear: BegunLinear, layer: Int
   ) throws -> (solution: LayerSolution, row: Report.Linear) {

@@ -24,6 +24,8 @@ public final class QuantizationRun: Sendable {
   private let modelType: DType
   let operands: OperandType
   let treatments: [String: Treatment]
+  /// What stands in blocks of a GGUF file and is no linear of a layer.
+  let rounded: [LinearDescription]
   private let journal: ResumeJournal?
   private let unpublished = Mutex(Unpublished())
 
@@ -57,7 +59,8 @@ public final class QuantizationRun: Sendable {
     if !description.hasPlainOutputs { request.target = .layer }
     self.description = description
     self.modelType = modelType
-    treatments = try request.recipe.resolve(for: description)
+    let resolved = try request.recipe.resolve(for: description, in: checkpoint)
+    (treatments, rounded) = (resolved.linears, resolved.rounded)
     // The linears are checked as they are read; the head, for one, is only copied along and would slip through. What no
     // layer reads may hold what it likes: a mask of infinities is one.
     for (name, _) in description.requiredTensors
@@ -132,10 +135,10 @@ public final class QuantizationRun: Sendable {
     let linears = exportedLinears
     let others = others
     let export = try CheckpointExport(
-      source: checkpoint, linears: linears + others.linears, formats: request.formats,
+      source: checkpoint, linears: linears + rounded + others.linears, formats: request.formats,
       directory: staging.path,
       shardSizeLimit: request.shardSizeLimit, leavingOut: [FileSystem.name(of: request.calibrationSource)],
-      besides: others.towers, traits: traits)
+      besides: others.towers, traits: traits, mix: request.recipe.mix ?? GGUFMix(.q4_K_M))
     for support in export.runtimes where description.hasMixtures && !support.loads {
       progress(.warning("\(support)"))
     }
@@ -236,6 +239,11 @@ public final class QuantizationRun: Sendable {
       try loop.run(knowing: known, quantize)
     }
     progress(.step("writing the other tensors and files"))
+    for linear in rounded {
+      let quantized = try round(linear)
+      try exportTimes.measure(.export) { try export.write(quantized) }
+      progress(.advanced)
+    }
     try exportTimes.measure(.export) {
       try export.copyUnquantized()
       try export.finish()

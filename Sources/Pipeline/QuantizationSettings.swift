@@ -98,15 +98,33 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
   }
   /// nil in orders of earlier versions.
   private var requantizing: Bool?
+  /// The file that the format gguf writes, in place of bits, group size and symmetry.
+  public var ggufType: GGUFMix.Name {
+    get { chosenGGUFType ?? .q4_K_M }
+    set { chosenGGUFType = newValue == .q4_K_M ? nil : newValue }
+  }
+  /// nil in orders of earlier versions.
+  private var chosenGGUFType: GGUFMix.Name?
+  /// Whether all tensors of that file are of its standard type.
+  public var ggufPure: Bool {
+    get { isPure ?? false }
+    set { isPure = newValue ? true : nil }
+  }
+  private var isPure: Bool?
 
   public init() {}
+
+  /// What the format gguf writes, where it is the one that is asked for.
+  var mix: GGUFMix? {
+    formats == [.gguf] ? GGUFMix(ggufType, isPure: ggufPure) : nil
+  }
 
   /// - Throws: ``SettingsError`` for the first value that is not possible.
   public func validate() throws(SettingsError) {
     func require(_ condition: Bool, _ key: String, _ value: Any, _ mend: String) throws(SettingsError) {
       if !condition { throw SettingsError(key: key, value: "\(value)", mend: mend) }
     }
-    try require(BitWidth(rawValue: bits) != nil, "bits", bits, "2, 3, 4 or 8")
+    try require(BitWidth(rawValue: bits) != nil, "bits", bits, "2 to 6, or 8")
     try require(GroupSize(groupSize) != nil, "group-size", groupSize, "-1, or a number of columns")
     if let targetShare {
       try require(
@@ -147,7 +165,7 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
       bitWidth: bitWidth, groupSize: size, isSymmetric: symmetric, hasSignedScales: !unsignedScales)
     return Recipe(
       Treatment(gridFormat: grid, solver: layerSolver(solver), outliers: outlierSettings),
-      rules: try rules.map { try RecipeRule(parsing: $0, solvers: solvers) })
+      rules: try rules.map { try RecipeRule(parsing: $0, solvers: solvers) }, mix: mix)
   }
 
   /// The target that the settings come to.
@@ -165,7 +183,9 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
   }
 
   /// The share that the settings come to.
-  public var resolvedTargetShare: Double { targetShare ?? Self.defaultTargetShare(bits: bits) }
+  public var resolvedTargetShare: Double {
+    targetShare ?? Self.defaultTargetShare(bits: mix?.name.standardType.blocks?.bits ?? bits)
+  }
 
   /// The calibration sequences that also run through the original model.
   public var originalSamples: Int {

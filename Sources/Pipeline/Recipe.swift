@@ -1,3 +1,4 @@
+import Checkpoint
 import Decoder
 import Export
 import Quantization
@@ -28,25 +29,48 @@ public struct Recipe: Sendable {
   public var standard: Treatment
   /// Later rules win.
   public var rules: [RecipeRule]
+  /// What decides about grids in place of the standard one, where a GGUF file is written.
+  public var mix: GGUFMix?
 
-  public init(_ standard: Treatment, rules: [RecipeRule] = []) {
+  public init(_ standard: Treatment, rules: [RecipeRule] = [], mix: GGUFMix? = nil) {
     self.standard = standard
     self.rules = rules
+    self.mix = mix
+  }
+
+  /// The treatments of a model's linears, by module name, and of what else a GGUF file has in blocks.
+  public struct Resolved: Sendable {
+    public var linears: [String: Treatment] = [:]
+    /// Embeddings and heads, which no solver sees.
+    public var rounded: [LinearDescription] = []
   }
 
   /// The treatment of a module; nil leaves it as it is.
   /// - Parameter matching: the rules that match it
-  private func treatment(by matching: [Int]) -> Treatment? {
+  private func treatment(of standard: Treatment?, by matching: [Int]) -> Treatment? {
     matching.reduce(standard) { result, index in
-      rules[index].isSkipped ? nil : rules[index].applied(to: result ?? standard)
+      rules[index].isSkipped ? nil : rules[index].applied(to: result ?? self.standard)
     }
   }
 
-  /// The treatment of every linear of a model, by module name.
+  /// What becomes of every linear of a model.
+  /// - Parameter checkpoint: the model's, whose tensors a mix asks for
   /// - Throws: ``RecipeError`` if a rule matches nothing or takes apart what runtimes fuse.
-  public func resolve(for model: ModelDescription) throws(RecipeError) -> [String: Treatment] {
-    var treatments: [String: Treatment] = [:]
+  public func resolve(
+    for model: ModelDescription, in checkpoint: CheckpointReader? = nil
+  ) throws(RecipeError) -> Resolved {
+    var resolved = Resolved()
     var used = [Bool](repeating: false, count: rules.count)
+    let types = mix.flatMap { checkpoint?.ggufTypes(of: $0) }
+    /// Before any rule.
+    func standard(_ module: String) -> Treatment? {
+      guard let types else { return self.standard }
+      guard let grid = types[module]?.gridFormat else { return nil }
+      var treatment = self.standard
+      treatment.gridFormat = grid
+      treatment.gridFormat.hasSignedScales = self.standard.gridFormat.hasSignedScales
+      return treatment
+    }
     // Once for all: a mixture has tens of thousands of linears.
     var expressions: [Regex<AnyRegexOutput>] = []
     for rule in rules { expressions.append(try rule.expression) }
@@ -56,7 +80,7 @@ public struct Recipe: Sendable {
         for linear in part {
           let module = model.layerPrefix(layer) + linear.name
           let matching = expressions.indices.filter { (try? expressions[$0].firstMatch(in: module)) != nil }
-          let treatment = treatment(by: matching)
+          let treatment = treatment(of: standard(module), by: matching)
           if let treatment, treatment.outliers != nil, !(treatment.solver is QuantEase) {
             throw .outliersNeedQuantEase(module, solver: treatment.solver.name)
           }
@@ -65,9 +89,10 @@ public struct Recipe: Sendable {
           {
             throw .passesNeedQuantEase(module, solver: treatment.solver.name)
           }
-          treatments[module] = treatment
+          resolved.linears[module] = treatment
           for index in matching { used[index] = true }
-          if let first, first.grid != treatment?.gridFormat {
+          // llama.cpp fuses nothing.
+          if types == nil, let first, first.grid != treatment?.gridFormat {
             throw .fusedModulesDiffer(first.module, module)
           }
           first = first ?? (module, treatment?.gridFormat)
@@ -77,14 +102,28 @@ public struct Recipe: Sendable {
         let experts = stage.experts.filter { $0.number != nil }.flatMap(\.linears)
         let modules = experts.map { model.layerPrefix(layer) + $0.name }
         if let other = modules.first(where: {
-          treatments[$0]?.gridFormat != treatments[modules[0]]?.gridFormat
+          resolved.linears[$0]?.gridFormat != resolved.linears[modules[0]]?.gridFormat
         }) {
           throw .fusedModulesDiffer(modules[0], other)
         }
       }
     }
+    let linears = Set(
+      (0..<model.layerCount).flatMap { layer in
+        model.linears(ofLayer: layer).map { model.layerPrefix(layer) + $0.name }
+      })
+    for module in (types ?? [:]).keys.sorted() where !linears.contains(module) {
+      let matching = expressions.indices.filter { (try? expressions[$0].firstMatch(in: module)) != nil }
+      for index in matching { used[index] = true }
+      guard let grid = treatment(of: standard(module), by: matching)?.gridFormat,
+        let shape = checkpoint?.shape(of: "\(module).weight"), shape.count == 2
+      else { continue }
+      resolved.rounded.append(
+        LinearDescription(
+          name: module, outFeatures: shape[0], inFeatures: shape[1], gridFormat: grid, hasBias: false))
+    }
     if let unused = used.firstIndex(of: false) { throw .matchesNothing(rules[unused].pattern) }
-    return treatments
+    return resolved
   }
 }
 
@@ -98,9 +137,11 @@ public struct RecipeRule: Sendable {
   public var solver: (any LayerSolver)?
   public var outlierShare: Double?
   public var passes: Int?
+  /// Of a GGUF file.
+  public var ggufType: GGUFTensorType?
 
-  /// Reads `PATTERN=SETTING,SETTING…`: skip, bits:3, group-size:128, symmetric, asymmetric, solver:gptq, outliers:0.01,
-  /// passes:5.
+  /// Reads `PATTERN=SETTING,SETTING…`: skip, bits:3, group-size:128, symmetric, asymmetric, type:Q6_K, solver:gptq,
+  /// outliers:0.01, passes:5.
   /// - Parameter solvers: the solvers by name
   public init(parsing text: String, solvers: [String: any LayerSolver]) throws(RecipeError) {
     guard let separator = text.lastIndex(of: "="), separator != text.startIndex else {
@@ -119,6 +160,7 @@ public struct RecipeRule: Sendable {
       case "asymmetric": isSymmetric = false
       case "bits": bitWidth = Int(value).flatMap(BitWidth.init(rawValue:))
       case "group-size": groupSize = Int(value).flatMap { GroupSize($0) }
+      case "type": ggufType = GGUFTensorType.quantized.first { $0.name.lowercased() == value.lowercased() }
       case "solver": solver = solvers[value]
       case "passes": passes = Int(value).flatMap { $0 > 0 ? $0 : nil }
       case "outliers": outlierShare = Double(value).flatMap { (0...1).contains($0) ? $0 : nil }
@@ -128,6 +170,7 @@ public struct RecipeRule: Sendable {
         switch parts[0] {
         case "bits": bitWidth != nil
         case "group-size": groupSize != nil
+        case "type": ggufType != nil
         case "solver": solver != nil
         case "outliers": outlierShare != nil
         case "passes": passes != nil
@@ -147,6 +190,10 @@ public struct RecipeRule: Sendable {
 
   func applied(to treatment: Treatment) -> Treatment {
     var result = treatment
+    if let grid = ggufType?.gridFormat {
+      result.gridFormat = grid
+      result.gridFormat.hasSignedScales = treatment.gridFormat.hasSignedScales
+    }
     if let bitWidth { result.gridFormat.bitWidth = bitWidth }
     if let groupSize { result.gridFormat.groupSize = groupSize }
     if let isSymmetric { result.gridFormat.isSymmetric = isSymmetric }
@@ -177,7 +224,7 @@ public enum RecipeError: Error, Sendable, Equatable, CustomStringConvertible {
     switch self {
     case .malformed(let rule, let reason):
       "rule \"\(rule)\": \(reason); write PATTERN=SETTING,SETTING with skip, bits:3, group-size:128, "
-        + "symmetric, asymmetric, solver:gptq, outliers:0.01, passes:5"
+        + "symmetric, asymmetric, solver:gptq, outliers:0.01, passes:5, or, for a GGUF file, type:Q6_K"
     case .matchesNothing(let pattern):
       "rule \"\(pattern)\" matches no linear of this model; 'quantease inspect' shows their names"
     case .fusedModulesDiffer(let first, let second):
@@ -200,5 +247,18 @@ extension OutlierLayout {
       : .unstructured(
         count: settings.entryCount(
           outFeatures: linear.outFeatures, inFeatures: linear.inFeatures))
+  }
+}
+
+extension CheckpointReader {
+  /// What a mix makes of a GGUF file's tensors, by the modules that they are of; nil for another checkpoint.
+  func ggufTypes(of mix: GGUFMix) -> [String: GGUFTensorType]? {
+    guard let gguf else { return nil }
+    let modules = Dictionary(
+      tensors.values.map { ($0.part?.whole ?? $0.name, String($0.name.dropLast(".weight".count))) },
+      uniquingKeysWith: { first, _ in first })
+    return Dictionary(
+      mix.choices(for: gguf).compactMap { choice in modules[choice.tensor].map { ($0, choice.type) } },
+      uniquingKeysWith: { first, _ in first })
   }
 }

@@ -13,13 +13,13 @@ import Tensors
 /// at most the linear in work is lost. A record that is not whole, at the end of the file, is not there.
 ///
 ///     record   "QELINEAR", payload bytes (u64), checksum of the payload (u64), payload
-///     payload  bytes of the header (u64), header (JSON), scales, zero points (fp32), codes, outliers
+///     payload  bytes of the header (u64), header (JSON), scales, offsets, units (fp32), codes, outliers
 ///
 /// Numbers are little-endian. The first record's header names the job and the sizes that the run computes with.
 final class ResumeJournal: Sendable {
   /// What the first record says.
   struct Head: Codable, Equatable {
-    static let version = 3
+    static let version = 4
     var version = Head.version
     let identity: String
     /// The sums of a run depend on these in their last digits.
@@ -33,6 +33,7 @@ final class ResumeJournal: Sendable {
   private struct LinearHead: Codable {
     let row: Report.Linear
     let scaleTypes: [String]
+    let coding: GridCoding
     let outliers: OutlierShape?
   }
 
@@ -98,9 +99,8 @@ final class ResumeJournal: Sendable {
     var payload = try JournalPayload(
       header: LinearHead(
         row: row, scaleTypes: linear.grid.format.scaleTypes.map(\.rawValue),
-        outliers: linear.outliers.map { OutlierShape($0) }))
-    linear.grid.scales.withSpan { payload.append($0) }
-    linear.grid.zeroPoints.withSpan { payload.append($0) }
+        coding: linear.grid.format.coding, outliers: linear.outliers.map { OutlierShape($0) }))
+    for matrix in linear.grid.matrices { matrix.withSpan { payload.append($0) } }
     payload.append(codes: linear.codes, bits: linear.grid.format.bitWidth.rawValue)
     switch linear.outliers {
     case .unstructured(let values, let columns, let rowOffsets):
@@ -167,7 +167,7 @@ final class ResumeJournal: Sendable {
       case .structured(let columns): 4 * columns * (linear.outFeatures + 1)
       case nil: 0
       }
-    return 4_096 + 4 * wordCount(codes: weights, bits: format.bitWidth.rawValue) + 8 * groups + outliers
+    return 4_096 + 4 * wordCount(codes: weights, bits: format.bitWidth.rawValue) + 16 * groups + outliers
   }
 
   // MARK: Reading
@@ -220,14 +220,15 @@ final class ResumeJournal: Sendable {
     let grid = Grid(
       format: GridFormat(
         bitWidth: bits, groupSize: groupSize, isSymmetric: head.row.symmetric,
-        scaleTypes: head.scaleTypes.compactMap(DType.init(rawValue:))),
+        coding: head.coding, scaleTypes: head.scaleTypes.compactMap(DType.init(rawValue:))),
       outFeatures: rows, inFeatures: columns)
-    guard let scales = reader.values(Float.self, count: rows * grid.groups, of: payload),
-      let zeroPoints = reader.values(Float.self, count: rows * grid.groups, of: payload),
-      let codes = reader.codes(count: rows * columns, bits: bits.rawValue, of: payload)
-    else { return nil }
-    grid.scales.copy(from: Matrix(rows: rows, columns: grid.groups, scales))
-    grid.zeroPoints.copy(from: Matrix(rows: rows, columns: grid.groups, zeroPoints))
+    for matrix in grid.matrices {
+      guard let values = reader.values(Float.self, count: matrix.count, of: payload) else { return nil }
+      matrix.copy(from: Matrix(rows: matrix.rows, columns: matrix.columns, values))
+    }
+    guard let codes = reader.codes(count: rows * columns, bits: bits.rawValue, of: payload) else {
+      return nil
+    }
     var outliers: Outliers?
     if let shape = head.outliers {
       guard let values = reader.values(Float.self, count: shape.values, of: payload),

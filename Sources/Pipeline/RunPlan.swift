@@ -13,6 +13,7 @@ public struct RunPlan: Sendable {
   public let inputBytes: Int
   let modelType: DType
   let treatments: [String: Treatment]
+  private let rounded: [LinearDescription]
   /// Of the tensors that are copied.
   private let otherBytes: Int
 
@@ -25,12 +26,14 @@ public struct RunPlan: Sendable {
     (checkpoint, model) = try QuantizationRun.open(
       path, symlinks: symlinks, allowingRequantizing: settings.allowRequantize)
     self.settings = settings
-    let treatments = try settings.recipe().resolve(for: model)
-    self.treatments = treatments
+    let resolved = try settings.recipe().resolve(for: model, in: checkpoint)
+    (treatments, rounded) = (resolved.linears, resolved.rounded)
     modelType = checkpoint.weightType(of: model)
     inputBytes = checkpoint.byteCount
     otherBytes = checkpoint.tensors.values.reduce(0) { sum, tensor in
-      let isQuantized = tensor.name.hasSuffix(".weight") && treatments[String(tensor.name.dropLast(7))] != nil
+      let module = tensor.name.hasSuffix(".weight") ? String(tensor.name.dropLast(7)) : ""
+      let isQuantized =
+        resolved.linears[module] != nil || resolved.rounded.contains { $0.name == module }
       return sum + (isQuantized ? 0 : tensor.byteCount)
     }
   }
@@ -42,7 +45,7 @@ public struct RunPlan: Sendable {
   public var resultBytes: Int {
     settings.formats.reduce(0) { sum, format in
       sum + otherBytes
-        + weights.reduce(0) {
+        + (weights + (format == .gguf ? roundedWeights : [])).reduce(0) {
           $0 + (format == .dense ? $1.count * modelType.byteWidth : $1.count * $1.bits / 8)
         }
     }
@@ -85,6 +88,10 @@ public struct RunPlan: Sendable {
       model: model, samples: settings.samples, sequenceLength: settings.sequenceLength,
       originalSamples: settings.originalSamples, operands: operands,
       keepsOutliers: treatments.values.contains { $0.outliers != nil }, stateBytes: modelType.byteWidth)
+  }
+
+  private var roundedWeights: [(count: Int, bits: Int)] {
+    rounded.map { ($0.outFeatures * $0.inFeatures, $0.gridFormat?.bitWidth.rawValue ?? 16) }
   }
 
   /// Of every linear that is to be quantized: its weights, and the bits of one.

@@ -20,10 +20,10 @@ public struct QuantizedLinear: Sendable {
   public var outFeatures: Int { grid.outFeatures }
   public var inFeatures: Int { grid.inFeatures }
 
-  /// Stored bits over weights: codes, 16-bit scales, zero points, and outliers with their indices.
+  /// Stored bits over weights: codes, scales, zero points or offsets, and outliers with their indices.
   public var bitsPerWeight: Double {
     let width = grid.format.bitWidth.rawValue
-    let gridBits = grid.outFeatures * grid.groups * (grid.format.isSymmetric ? 16 : 16 + width)
+    let gridBits = grid.outFeatures * grid.format.storedBits(groups: grid.groups)
     let weights = Double(outFeatures * inFeatures)
     return Double(width) + Double(gridBits + (outliers?.storedBits ?? 0)) / max(weights, 1)
   }
@@ -32,25 +32,19 @@ public struct QuantizedLinear: Sendable {
   /// negative and the codes count downwards. Every weight stays what it is, to the last bit.
   public var withStoredScales: QuantizedLinear {
     let format = grid.format
-    let isStored =
-      !format.isSymmetric
-      || grid.zeroPoints.withSpan { points in
-        points.indices.allSatisfy { points[$0] == Float(format.middleCode) }
-      }
-    if isStored { return self }
-    let stored = Grid(format: format, outFeatures: outFeatures, inFeatures: inFeatures)
+    guard format.isSymmetric else { return self }
+    let middle = Float(format.middleCode)
+    let places = (0..<outFeatures).lazy.flatMap { row in (0..<grid.groups).lazy.map { (row, $0) } }
+    let above = places.filter { grid.shifts[$0, $1] != middle }
+    if above.isEmpty { return self }
+    let stored = grid.map { $0.copy() }
     var codes = codes
-    let (width, maximum) = (grid.columnsPerGroup, UInt8(format.maximumCode))
-    for row in 0..<outFeatures {
-      for group in 0..<grid.groups {
-        let isAbove = grid.zeroPoints[row, group] != Float(format.middleCode)
-        stored.scales[row, group] = isAbove ? -grid.scales[row, group] : grid.scales[row, group]
-        stored.zeroPoints[row, group] = Float(format.middleCode)
-        guard isAbove else { continue }
-        let start = row * inFeatures
-        for place in (start + group * width)..<(start + min((group + 1) * width, inFeatures)) {
-          codes[place] = maximum - codes[place]
-        }
+    let maximum = UInt8(format.maximumCode)
+    for (row, group) in above {
+      stored.scales[row, group] = -grid.scales[row, group]
+      stored.shifts[row, group] = middle
+      for column in grid.columns(ofGroup: group) {
+        codes[row * inFeatures + column] = maximum - codes[row * inFeatures + column]
       }
     }
     return QuantizedLinear(name: name, codes: codes, grid: stored, outliers: outliers)
@@ -66,15 +60,16 @@ public struct QuantizedLinear: Sendable {
   /// Writes Ŵ + Ĥ of some rows into `panel`, `[rows.count, inFeatures]`.
   public func dequantize(rows: Range<Int>, into panel: Matrix) {
     precondition(panel.rows == rows.count && panel.columns == inFeatures, "the panel has another shape")
-    let width = grid.columnsPerGroup
+    let hasOffsets = grid.format.hasOwnOffsets
     panel.withMutableSpan { weights in
       for (panelRow, row) in rows.enumerated() {
         for group in 0..<grid.groups {
           let scale = grid.scales[row, group]
-          let zeroPoint = grid.zeroPoints[row, group]
-          for column in (group * width)..<min((group + 1) * width, inFeatures) {
+          let shift = grid.shifts[row, group]
+          for column in grid.columns(ofGroup: group) {
+            let code = Float(codes[row * inFeatures + column])
             weights[panelRow * inFeatures + column] =
-              scale * (Float(codes[row * inFeatures + column]) - zeroPoint)
+              hasOffsets ? scale * code + shift : scale * (code - shift)
           }
         }
       }

@@ -22,7 +22,7 @@ struct QuantizeCommand: ParsableCommand {
       Examples:
         quantease quantize llama --output llama-w4 --calibration prose.txt
         quantease quantize llama --output llama-w4g128 --group-size 128 --symmetric --calibration prose.txt
-        quantease quantize llama-bf16.gguf --output llama-Q4_0 --gguf-type Q4_0 --calibration ids.safetensors
+        quantease quantize llama-bf16.gguf --output llama-Q4_K_M --gguf-type Q4_K_M --calibration ids.safetensors
         quantease quantize llama --output out --bits 3 --format gptq --format dense --calibration ids.safetensors
 
       What loads where: 4 and 8 bits symmetric load in vLLM and transformers in every format;
@@ -127,7 +127,7 @@ struct QuantizeCommand: ParsableCommand {
 }
 
 struct GridOptions: ParsableArguments {
-  @Option(help: "Bits per weight: 2, 3, 4 or 8.")
+  @Option(help: "Bits per weight: 2 to 6, or 8.")
   var bits = 4
 
   @Option(help: "Columns that share a scale; -1 is one scale for a whole row.")
@@ -135,16 +135,13 @@ struct GridOptions: ParsableArguments {
 
   @Option(
     help: """
-      For GGUF files, in place of --bits: Q4_0, 4 bits, or Q8_0, 8 bits; both in symmetric groups of 32 columns.
+      For GGUF files, in place of --bits, --group-size and --symmetric: the file, with the types that llama-quantize \
+      gives its tensors.
       """)
-  var ggufType: GGUFType?
+  var ggufType = GGUFMix.Name.q4_K_M
 
-  enum GGUFType: String, ExpressibleByArgument, CaseIterable {
-    case q4_0 = "Q4_0"
-    case q8_0 = "Q8_0"
-
-    var bits: Int { self == .q4_0 ? 4 : 8 }
-  }
+  @Flag(help: "GGUF files: all tensors of the one type that the file is named after.")
+  var pure = false
 
   @Flag(
     exclusivity: .exclusive,
@@ -167,7 +164,8 @@ struct GridOptions: ParsableArguments {
     settings.groupSize = groupSize
     settings.symmetric = symmetry == .symmetric
     settings.unsignedScales = unsignedScales
-    if let ggufType { settings.bits = ggufType.bits }
+    settings.ggufType = ggufType
+    settings.ggufPure = pure
   }
 }
 
@@ -328,10 +326,7 @@ extension QuantizationSettings {
     solver.set(&self)
     options.set(&self)
     guard CheckpointReader.isGGUF(model) else { return }
-    // What its types have.
     if options.format.isEmpty { formats = [.gguf] }
-    if groupSize == -1 { groupSize = 32 }
-    symmetric = true
   }
 
   /// Refuses values that exclude each other, as a mistake on the command line.
@@ -409,3 +404,12 @@ extension QuantizationSettings.Start: ExpressibleByArgument {}
 extension QuantizationSettings.ExpertGram: ExpressibleByArgument {}
 
 extension OutputFormatName: ExpressibleByArgument {}
+
+extension GGUFMix.Name: ExpressibleByArgument {
+  /// In any case, and Q3_K, Q4_K and Q5_K for their middle ones, as llama-quantize takes them.
+  public init?(argument: String) {
+    let name = argument.uppercased()
+    guard let known = GGUFMix.Name(rawValue: name) ?? GGUFMix.Name(rawValue: "\(name)_M") else { return nil }
+    self = known
+  }
+}

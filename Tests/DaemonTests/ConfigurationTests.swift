@@ -162,7 +162,7 @@ struct ConfigurationTests {
       "python: ./python",
       #"quanteased.yaml:1:1: python: "./python" is not possible; expected a program's name or absolute path"#
     ),
-    ("defaults:\n  bits: 5", #"quanteased.yaml:2:3: bits: "5" is not possible; 2, 3, 4 or 8"#),
+    ("defaults:\n  bits: 7", #"quanteased.yaml:2:3: bits: "7" is not possible; 2 to 6, or 8"#),
     (
       "defaults:\n  symmetric: maybe",
       #"quanteased.yaml:2:3: symmetric: "maybe" is not possible; expected true or false"#
@@ -217,7 +217,7 @@ struct ConfigurationTests {
       "QUANTEASED_ATTEMPTS", "x",
       #"environment: QUANTEASED_ATTEMPTS: "x" is not possible; expected a whole number from 1 to 1000"#
     ),
-    ("QUANTEASED_BITS", "7", #"environment: QUANTEASED_BITS: "7" is not possible; 2, 3, 4 or 8"#),
+    ("QUANTEASED_BITS", "7", #"environment: QUANTEASED_BITS: "7" is not possible; 2 to 6, or 8"#),
   ])
   func `the environment's errors name the variable`(name: String, value: String, message: String) throws {
     #expect(try failure(environment: [name: value]) == message)

@@ -77,13 +77,28 @@ func randomLinear(
 ) -> QuantizedLinear {
   var dice = Dice(state: UInt64(name.utf8.count * 1000 + outFeatures))
   let grid = Grid(format: format, outFeatures: outFeatures, inFeatures: inFeatures)
+  func half(_ range: ClosedRange<Float>) -> Float {
+    Float.random(in: range, using: &dice).rounded(to: .float16)
+  }
   for row in 0..<outFeatures {
     for group in 0..<grid.groups {
-      grid.scales[row, group] = format.storable(Float.random(in: 0.001...0.1, using: &dice))
-      grid.zeroPoints[row, group] =
-        format.isSymmetric
-        ? Float(Int.random(in: format.symmetricZeroPoints, using: &dice))
-        : Float(Int.random(in: format.zeroPointRange, using: &dice))
+      let scale = format.storable(Float.random(in: 0.001...0.1, using: &dice))
+      let zeroPoints = format.isSymmetric ? format.symmetricZeroPoints : format.zeroPointRange
+      grid.scales[row, group] = scale
+      grid.shifts[row, group] =
+        format.hasOwnOffsets ? half(-1...1) : Float(Int.random(in: zeroPoints, using: &dice))
+      guard let units = grid.units, let blocks = format.superBlocks else { continue }
+      let block = group / blocks.groups
+      if group % blocks.groups == 0 {
+        units.scales[row, block] =
+          half(1e-5...1e-3) * (format.isSymmetric && Bool.random(using: &dice) ? -1 : 1)
+        units.offsets?[row, block] = half(1e-5...1e-3)
+      }
+      let multiple = Float(Int.random(in: 1...blocks.scaleMultiples.upperBound, using: &dice))
+      grid.scales[row, group] = abs(units.scales[row, block]) * multiple
+      if let offsets = units.offsets, let multiples = blocks.offsetMultiples {
+        grid.shifts[row, group] = 0 - offsets[row, block] * Float(Int.random(in: multiples, using: &dice))
+      }
     }
   }
   let codes = (0..<(outFeatures * inFeatures)).map { _ in

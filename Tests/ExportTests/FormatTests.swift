@@ -16,7 +16,7 @@ struct FormatTests {
       [StoredTensor("a.weight", floats: [Float](repeating: 1, count: 1024), as: .float16, shape: [32, 32])])
     let format = gridFormat(bits, .channel, symmetric: false, for: [name], dtype: .float16)
     let linear = randomLinear("a", outFeatures: 32, inFeatures: 32, format: format)
-    linear.grid.zeroPoints.fill(Float(zeroPoint))
+    linear.grid.shifts.fill(Float(zeroPoint))
     let output = try scratch.subdirectory("output")
     let export = try CheckpointExport(
       source: source,
@@ -50,7 +50,7 @@ struct FormatTests {
     }
   }
 
-  @Test(arguments: BitWidth.allCases)
+  @Test(arguments: GPTQFormat.bitWidths)
   func `version 1 stores the smallest zero point as all zeros and the largest one below it`(
     bits: BitWidth
   ) throws {
@@ -63,7 +63,7 @@ struct FormatTests {
     #expect(unpacked.allSatisfy { $0 == bits.maximumCode - 1 })
   }
 
-  @Test(arguments: BitWidth.allCases)
+  @Test(arguments: GPTQFormat.bitWidths)
   func `version 2 stores a zero point as it is`(bits: BitWidth) throws {
     let stored = try storedZeroPoints(bits.maximumCode, bits: bits, .gptqV2)
     #expect(stored.allSatisfy { $0 == UInt32.max })

@@ -287,8 +287,8 @@ extension BadInput {
     BadInput("too little memory", status: 75, "memory", "too few", "a machine with more") { bench in
       bench.options = ["--memory", "0.0001"]
     },
-    BadInput("a number of bits that there is not", status: 64, "--bits 5", "2, 3, 4 or 8") { bench in
-      bench.options = ["--bits", "5"]
+    BadInput("a number of bits that there is not", status: 64, "--bits 7", "2 to 6, or 8") { bench in
+      bench.options = ["--bits", "7"]
     },
     BadInput("an unknown format", status: 64, "awq", "compressed-tensors") { bench in
       bench.options = ["--format", "awq"]

@@ -13,7 +13,7 @@ extension DaemonTests {
     try bench.start()
     #expect(try bench.quantease("pause").output == "quanteased: pause done\n")
     for name in ["one", "two", "bad"] {
-      try bench.drop(name, recipe: name == "bad" ? "bits: 5\n" : "bits: \(name == "one" ? 3 : 4)\n")
+      try bench.drop(name, recipe: name == "bad" ? "bits: 7\n" : "bits: \(name == "one" ? 3 : 4)\n")
       try bench.wait("a claim") { try bench.quantease("why", name).output.contains("-\(name) ") }
     }
     let status = try bench.quantease("status")
@@ -85,8 +85,8 @@ extension DaemonTests {
     let text = try String(contentsOfFile: bench.configuration, encoding: .utf8)
     try AtomicFile.write("hooks: \(hooks)\nkeep-done: 0\nkeep-failed: 1\n" + text, to: bench.configuration)
     try bench.start()
-    try bench.drop("bad", recipe: "bits: 5\n")
-    try bench.drop("worse", recipe: "bits: 6\n")
+    try bench.drop("bad", recipe: "bits: 7\n")
+    try bench.drop("worse", recipe: "bits: 9\n")
     try bench.drop("good")
     try bench.drop("link") {
       try FileManager.default.createSymbolicLink(atPath: $0 + "/x", withDestinationPath: "/")
@@ -115,7 +115,7 @@ extension DaemonTests {
     let bench = try DaemonBench()
     try bench.start()
     try bench.drop("good")
-    try bench.drop("bad", recipe: "bits: 5\n")
+    try bench.drop("bad", recipe: "bits: 7\n")
     try bench.waitForOutput("good")
     try bench.waitForFailure("bad")
     try bench.stop()

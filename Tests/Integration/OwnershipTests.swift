@@ -95,7 +95,7 @@ struct OwnershipTests {
   {
     let bench = try DaemonBench(user: Self.user)
     try bench.start()
-    try bench.drop("bad", recipe: "bits: 5\n") { try #require(unsafe chmod($0, 0o755) == 0) }
+    try bench.drop("bad", recipe: "bits: 7\n") { try #require(unsafe chmod($0, 0o755) == 0) }
     try bench.waitForFailure("bad")
     let job = try #require(try bench.snapshot.finished.first)
     let place = "\(bench.spool.incoming)/\(job.id).failed"

@@ -56,7 +56,7 @@ struct SourceTests {
       try bench.quantize(more, model: model, output: bench.directory.file(output))
     }
     let source = TestFiles.gguf("llama.gguf")
-    let four = try quantize(source, "four")
+    let four = try quantize(source, "four", "--gguf-type", "q4_0")
     #expect(four.status == 0 && four.output.contains("gguf: llama.cpp loads it"), "\(four.errors)")
     let file = bench.directory.file("four/llama-Q4_0.gguf")
     #expect(
@@ -73,6 +73,17 @@ struct SourceTests {
     )
     #expect(abs(eight / before - 1) < 0.01)
     #expect(try abs(perplexity(file) / before - 1) < 0.2)
+    // By itself it is Q4_K_M, whose types the widths that they do not fit fall back from.
+    let wide = try quantize(TestFiles.gguf("llama-wide.gguf"), "wide", "--rule", "[.]k_proj=type:Q3_K")
+    #expect(wide.status == 0, "\(wide.errors)")
+    let mixed = bench.directory.file("wide/llama-wide-Q4_K_M.gguf")
+    let reader = try CheckpointReader(gguf: mixed)
+    let types = Dictionary(
+      uniqueKeysWithValues: try #require(reader.gguf).tensors.map { ($0.name, $0.type.name) })
+    #expect(types["blk.0.attn_q.weight"] == "Q4_K" && types["blk.0.attn_k.weight"] == "Q3_K")
+    #expect(types["blk.0.attn_output.weight"] == "Q5_0" && types["blk.0.ffn_down.weight"] == "Q6_K")
+    #expect(types["token_embd.weight"] == "Q4_K" && types["output.weight"] == "Q6_K")
+    #expect(try abs(perplexity(mixed) / perplexity(TestFiles.gguf("llama-wide.gguf")) - 1) < 0.2)
     let again = try quantize(file, "again")
     #expect(again.status == 65 && again.errors.contains("already quantized (Q"), "\(again.errors)")
     #expect(try quantize(file, "asked", "--allow-requantize", "--gguf-type", "Q8_0").status == 0)

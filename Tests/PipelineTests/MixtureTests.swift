@@ -115,10 +115,10 @@ struct MixtureTests {
     settings.rules = [#"experts\.3\.=skip"#]
     let expected = RecipeError.fusedModulesDiffer(
       "model.layers.1.mlp.experts.0.gate_proj", "model.layers.1.mlp.experts.3.gate_proj")
-    #expect(throws: expected) { try settings.recipe().resolve(for: model) }
+    #expect(throws: expected) { try settings.recipe().resolve(for: model).linears }
     // Layers among themselves, and the shared expert, may differ.
     settings.rules = [#"\.1\.mlp\.experts=bits:8"#, "shared_experts=bits:3"]
-    _ = try settings.recipe().resolve(for: model)
+    _ = try settings.recipe().resolve(for: model).linears
   }
 
   @Test func `experts may take fewer passes than the rest`() throws {
@@ -126,12 +126,12 @@ struct MixtureTests {
     let model = try ModelDescription(checking: checkpoint, source: checkpoint)
     var settings = QuantizationSettings()
     settings.rules = [#"[.]experts[.]=passes:3"#]
-    for (module, treatment) in try settings.recipe().resolve(for: model) {
+    for (module, treatment) in try settings.recipe().resolve(for: model).linears {
       let solver = try #require(treatment.solver as? QuantEase)
       #expect(solver.settings.passes == (module.contains(".experts.") ? 3 : settings.passes))
     }
     settings.rules = [#"experts=solver:gptq,passes:3"#]
-    #expect(throws: RecipeError.self) { try settings.recipe().resolve(for: model) }
+    #expect(throws: RecipeError.self) { try settings.recipe().resolve(for: model).linears }
     #expect(throws: RecipeError.self) { try RecipeRule(parsing: "a=passes:0", solvers: [:]) }
   }
 

@@ -122,7 +122,7 @@ final class ResumeBench {
 
   /// The batches that are left to compute after so many linears, all stages and the embedding counted.
   func batches(after linears: Int) -> Int {
-    let recipe = try? test.settings.recipe().resolve(for: description)
+    let recipe = try? test.settings.recipe().resolve(for: description).linears
     var done = linears
     var stagesLeft = 0
     for layer in 0..<description.layerCount {

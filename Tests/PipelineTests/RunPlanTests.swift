@@ -64,7 +64,7 @@ struct RunPlanTests {
   }
 
   @Test func `settings that cannot be and memory that is not there are errors`() throws {
-    #expect(throws: SettingsError.self) { try plan("llama") { $0.bits = 5 } }
+    #expect(throws: SettingsError.self) { try plan("llama") { $0.bits = 7 } }
     #expect(throws: PipelineError.self) {
       try plan("llama").memoryPlan(backend: OpenBLASBackend(threads: 1), budgetBytes: 1 << 20)
     }

@@ -100,10 +100,55 @@ struct TestProblem {
   var scale: Double { objective(of: Matrix(rows: weights.rows, columns: weights.columns)) }
 }
 
-/// The formats that the tests try: bits × groups × symmetry.
-let allFormats: [GridFormat] = BitWidth.allCases.flatMap { bits in
-  [GroupSize.channel, .columns(32), .columns(128)].flatMap { group in
-    [false, true].map { GridFormat(bitWidth: bits, groupSize: group, isSymmetric: $0) }
+/// The formats that the tests try: bits × groups × symmetry, and those of GGUF.
+let allFormats: [GridFormat] =
+  BitWidth.allCases.flatMap { bits in
+    [GroupSize.channel, .columns(32), .columns(128)].flatMap { group in
+      [false, true].map { GridFormat(bitWidth: bits, groupSize: group, isSymmetric: $0) }
+    }
+  } + GridFormat.ofGGUF
+
+extension GridFormat {
+  /// Float offsets, and super-blocks with and without offsets; fewer groups in a super-block than files have, so that small
+  /// matrices have some.
+  static let ofGGUF = [
+    GridFormat(
+      bitWidth: .four, groupSize: .columns(32), isSymmetric: false, coding: .offsets, scaleTypes: [.float16]),
+    superBlocks(.two, group: 16, scales: 0...15, offsets: 0...15),
+    superBlocks(.five, group: 32, scales: 0...63, offsets: 0...63),
+    superBlocks(.three, group: 16, scales: -32...31),
+    superBlocks(.six, group: 16, scales: -128...127),
+  ]
+
+  private static func superBlocks(
+    _ bits: BitWidth, group: Int, scales: ClosedRange<Int>, offsets: ClosedRange<Int>? = nil
+  ) -> GridFormat {
+    GridFormat(
+      bitWidth: bits, groupSize: .columns(group), isSymmetric: offsets == nil,
+      coding: .superBlocks(SuperBlockCoding(groups: 3, scaleMultiples: scales, offsetMultiples: offsets)),
+      scaleTypes: [.float16])
+  }
+}
+
+extension Grid {
+  /// Whether all scales and offsets of super-blocks, as they are stored, are such multiples of units as have a place.
+  fileprivate var areMultiplesValid: Bool {
+    guard let units, let blocks = format.superBlocks else { return true }
+    func isMultiple(_ value: Float, of unit: Float, in range: ClosedRange<Int>) -> Bool {
+      let multiple = (value / unit).rounded()
+      return unit == unit.rounded(to: .float16) && multiple * unit == value
+        && range.contains(Int(multiple))
+    }
+    return (0..<outFeatures).allSatisfy { row in
+      (0..<groups).allSatisfy { group in
+        let block = group / blocks.groups
+        guard isMultiple(scales[row, group], of: units.scales[row, block], in: blocks.scaleMultiples) else {
+          return false
+        }
+        guard let offsets = units.offsets, let range = blocks.offsetMultiples else { return true }
+        return isMultiple(-shifts[row, group], of: offsets[row, block], in: range)
+      }
+    }
   }
 }
 
@@ -112,14 +157,15 @@ extension LayerSolution {
   var isValid: Bool {
     let grid = linear.grid
     let format = grid.format
-    let zeroPoints = grid.zeroPoints.elements
-    return linear.codes.allSatisfy { $0 <= format.maximumCode }
-      && zeroPoints.allSatisfy { zero in
-        format.isSymmetric
-          ? format.symmetricZeroPoints.contains(Int(zero))
-          : zero == zero.rounded() && format.zeroPointRange.contains(Int(zero))
-      }
+    let areShiftsValid = grid.shifts.elements.allSatisfy { shift in
+      if format.hasOwnOffsets { return format.superBlocks != nil || shift == format.storable(offset: shift) }
+      return format.isSymmetric
+        ? format.symmetricZeroPoints.contains(Int(shift))
+        : shift == shift.rounded() && format.zeroPointRange.contains(Int(shift))
+    }
+    return linear.codes.allSatisfy { $0 <= format.maximumCode } && areShiftsValid
       && grid.scales.elements.allSatisfy { $0.isFinite && $0 > 0 && $0 == format.storable($0) }
+      && linear.withStoredScales.grid.areMultiplesValid
       && relativeError.isFinite && relativeError >= 0
       && linear.dequantized().firstNonFinite == nil
   }

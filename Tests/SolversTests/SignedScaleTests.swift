@@ -72,7 +72,7 @@ struct SignedScaleTests {
         TestProblem(rows: 24, columns: 48), format(bits, .columns(16), signed: true))
       let stored = solution.linear.withStoredScales
       let middle = Float(stored.grid.format.middleCode)
-      #expect(stored.grid.zeroPoints.elements.allSatisfy { $0 == middle })
+      #expect(stored.grid.shifts.elements.allSatisfy { $0 == middle })
       #expect(
         stored.grid.scales.elements.contains { $0 < 0 } && stored.grid.scales.elements.contains { $0 > 0 })
       #expect(stored.dequantized().elements == solution.linear.dequantized().elements)
@@ -83,6 +83,6 @@ struct SignedScaleTests {
     let format = format(.three, .columns(16), signed: false)
     let solution = try Method.standard.solve(TestProblem(rows: 24, columns: 48), format)
     #expect(solution.isValid)
-    #expect(solution.linear.grid.zeroPoints.elements.allSatisfy { $0 == Float(format.middleCode) })
+    #expect(solution.linear.grid.shifts.elements.allSatisfy { $0 == Float(format.middleCode) })
   }
 }

@@ -64,7 +64,7 @@ struct SolverTests {
     for solution in solutions.dropFirst() {
       #expect(solution.linear.codes == solutions[0].linear.codes)
       #expect(solution.linear.grid.scales.elements == solutions[0].linear.grid.scales.elements)
-      #expect(solution.linear.grid.zeroPoints.elements == solutions[0].linear.grid.zeroPoints.elements)
+      #expect(solution.linear.grid.shifts.elements == solutions[0].linear.grid.shifts.elements)
       #expect(solution.objective == solutions[0].objective)
     }
   }
@@ -136,7 +136,7 @@ struct DegenerateProblemTests {
     for row in 0..<20 {
       for column in [0, 17, 47] {
         let group = column / grid.columnsPerGroup
-        let place = problem.weights[row, column] / grid.scales[row, group] + grid.zeroPoints[row, group]
+        let place = problem.weights[row, column] / grid.scales[row, group] + grid.zeroPoint(row, group)
         let inRange = min(max(place, 0), Float(format.maximumCode))
         // The standard settings refit scales after the rounding.
         let distance = abs(Float(solution.linear.codes[row * 48 + column]) - inRange)

@@ -8,11 +8,12 @@ import Testing
 
 /// Passes of the descent: each may only lower the objective.
 struct DescentTests {
-  private static let formats = [
-    GridFormat(bitWidth: .two, groupSize: .channel, isSymmetric: false),
-    GridFormat(bitWidth: .three, groupSize: .columns(32), isSymmetric: true),
-    GridFormat(bitWidth: .four, groupSize: .columns(32), isSymmetric: false),
-  ]
+  private static let formats =
+    [
+      GridFormat(bitWidth: .two, groupSize: .channel, isSymmetric: false),
+      GridFormat(bitWidth: .three, groupSize: .columns(32), isSymmetric: true),
+      GridFormat(bitWidth: .four, groupSize: .columns(32), isSymmetric: false),
+    ] + GridFormat.ofGGUF
 
   @Test(arguments: formats)
   func `dense passes never raise the objective`(_ format: GridFormat) {
@@ -123,7 +124,7 @@ private struct Start {
     self.problem = problem
     grid = Grid(format: format, outFeatures: rows, inFeatures: columns)
     inverseDiagonal = (0..<columns).map { 1 / problem.gram[$0, $0] }
-    backend.searchGrid(problem.weights, importance: inverseDiagonal, candidates: .range, into: grid)
+    backend.chooseGrid(problem.weights, importance: inverseDiagonal, candidates: .range, into: grid)
     codes = Matrix(rows: rows, columns: columns)
     approximation = Matrix(rows: rows, columns: columns)
     backend.round(problem.weights, grid: grid, into: codes)
@@ -177,19 +178,22 @@ struct SweepAgreementTests {
     var testDescription: String { "\(rows) × \(columns), \(format)" }
   }
 
-  static let shapes: [Shape] = [
-    Shape(
-      rows: 1, columns: 1, format: GridFormat(bitWidth: .four, groupSize: .channel, isSymmetric: false)),
-    Shape(
-      rows: 7, columns: 33, format: GridFormat(bitWidth: .three, groupSize: .channel, isSymmetric: false)),
-    Shape(
-      rows: 17, columns: 61, format: GridFormat(bitWidth: .two, groupSize: .columns(16), isSymmetric: false)),
-    Shape(
-      rows: 35, columns: 50,
-      format: GridFormat(bitWidth: .four, groupSize: .columns(24), isSymmetric: true, scaleTypes: [.float16])),
-    Shape(
-      rows: 101, columns: 49, format: GridFormat(bitWidth: .eight, groupSize: .channel, isSymmetric: true)),
-  ]
+  static let shapes: [Shape] =
+    [
+      Shape(
+        rows: 1, columns: 1, format: GridFormat(bitWidth: .four, groupSize: .channel, isSymmetric: false)),
+      Shape(
+        rows: 7, columns: 33, format: GridFormat(bitWidth: .three, groupSize: .channel, isSymmetric: false)),
+      Shape(
+        rows: 17, columns: 61, format: GridFormat(bitWidth: .two, groupSize: .columns(16), isSymmetric: false)
+      ),
+      Shape(
+        rows: 35, columns: 50,
+        format: GridFormat(
+          bitWidth: .four, groupSize: .columns(24), isSymmetric: true, scaleTypes: [.float16])),
+      Shape(
+        rows: 101, columns: 49, format: GridFormat(bitWidth: .eight, groupSize: .channel, isSymmetric: true)),
+    ] + GridFormat.ofGGUF.map { Shape(rows: 19, columns: 71, format: $0) }
 
   @Test(arguments: shapes)
   func `rounding and dequantizing agree`(_ shape: Shape) throws {
@@ -234,12 +238,12 @@ struct SweepAgreementTests {
       let grid = Grid(format: shape.format, outFeatures: shape.rows, inFeatures: shape.columns)
       let importance = (0..<shape.columns).map { setup.problem.gram[$0, $0] }
       backend.searchGrid(setup.problem.weights, importance: importance, candidates: candidates, into: grid)
-      // Which grid it is: a zero point that is another one counts as much as a scale that is.
+      // Which grid it is: a shift that is another one counts as much as a scale that is.
       let both = Matrix(rows: shape.rows, columns: 2 * grid.groups)
       for row in 0..<shape.rows {
         for group in 0..<grid.groups {
           both[row, 2 * group] = grid.scales[row, group]
-          both[row, 2 * group + 1] = grid.zeroPoints[row, group]
+          both[row, 2 * group + 1] = grid.shifts[row, group]
         }
       }
       return both

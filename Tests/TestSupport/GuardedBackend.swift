@@ -17,6 +17,18 @@ public struct GuardedBackend: ComputeBackend {
   private func opening<Result, Failure: Error>(
     _ matrices: Matrix?..., body: () throws(Failure) -> Result
   ) throws(Failure) -> Result {
+    try opening(all: matrices, body: body)
+  }
+
+  private func opening<Result, Failure: Error>(
+    _ grid: Grid, _ matrices: Matrix?..., body: () throws(Failure) -> Result
+  ) throws(Failure) -> Result {
+    try opening(all: grid.matrices + matrices, body: body)
+  }
+
+  private func opening<Result, Failure: Error>(
+    all matrices: [Matrix?], body: () throws(Failure) -> Result
+  ) throws(Failure) -> Result {
     let memories = matrices.compactMap { $0 }.map { matrix in
       guard let memory = matrix.memory as? GuardedMemory else { fatalError("the matrix is the host's") }
       return memory
@@ -202,13 +214,13 @@ public struct GuardedBackend: ComputeBackend {
   // MARK: Sweeps
 
   public func round(_ weights: Matrix, grid: Grid, into codes: Matrix) {
-    opening(weights, grid.scales, grid.zeroPoints, codes) {
+    opening(grid, weights, codes) {
       base.round(weights, grid: grid, into: codes)
     }
   }
 
   public func dequantize(_ codes: Matrix, grid: Grid, into weights: Matrix) {
-    opening(codes, grid.scales, grid.zeroPoints, weights) {
+    opening(grid, codes, weights) {
       base.dequantize(codes, grid: grid, into: weights)
     }
   }
@@ -216,7 +228,7 @@ public struct GuardedBackend: ComputeBackend {
   public func roundToNearestPlane(
     _ weights: Matrix, factor: NearestPlaneFactor, grid: Grid, into codes: Matrix
   ) {
-    opening(weights, factor.unitFactor, grid.scales, grid.zeroPoints, codes) {
+    opening(grid, weights, factor.unitFactor, codes) {
       base.roundToNearestPlane(weights, factor: factor, grid: grid, into: codes)
     }
   }
@@ -225,7 +237,7 @@ public struct GuardedBackend: ComputeBackend {
     from weights: Matrix, approximation: Matrix, gram: Matrix, inverseDiagonal: [Float], grid: Grid,
     isQuantizing: Bool
   ) -> Int {
-    opening(weights, approximation, gram, grid.scales, grid.zeroPoints) {
+    opening(grid, weights, approximation, gram) {
       base.descend(
         from: weights, approximation: approximation, gram: gram, inverseDiagonal: inverseDiagonal,
         grid: grid, isQuantizing: isQuantizing)
@@ -233,13 +245,13 @@ public struct GuardedBackend: ComputeBackend {
   }
 
   public func refitScales(codes: Matrix, images: Matrix?, gradient: Matrix, gram: Matrix, grid: Grid) {
-    opening(codes, images, gradient, gram, grid.scales, grid.zeroPoints) {
+    opening(grid, codes, images, gradient, gram) {
       base.refitScales(codes: codes, images: images, gradient: gradient, gram: gram, grid: grid)
     }
   }
 
   public func rowObjectives(of codes: Matrix, weights: Matrix, gradient: Matrix, grid: Grid) -> [Double] {
-    opening(codes, weights, gradient, grid.scales, grid.zeroPoints) {
+    opening(grid, codes, weights, gradient) {
       base.rowObjectives(of: codes, weights: weights, gradient: gradient, grid: grid)
     }
   }
@@ -251,7 +263,7 @@ public struct GuardedBackend: ComputeBackend {
   public func searchGrid(
     _ weights: Matrix, importance: [Float], candidates: GridCandidates, into grid: Grid
   ) {
-    opening(weights, grid.scales, grid.zeroPoints) {
+    opening(grid, weights) {
       base.searchGrid(weights, importance: importance, candidates: candidates, into: grid)
     }
   }
@@ -266,14 +278,14 @@ public struct GuardedBackend: ComputeBackend {
     _ weights: Matrix, outliers: SparseRows, factor: NearestPlaneFactor, grid: Grid, into codes: Matrix,
     remainders: Matrix
   ) {
-    opening(weights, outliers.values, factor.unitFactor, grid.scales, grid.zeroPoints, codes, remainders) {
+    opening(grid, weights, outliers.values, factor.unitFactor, codes, remainders) {
       base.roundToNearestPlane(
         weights, outliers: outliers, factor: factor, grid: grid, into: codes, remainders: remainders)
     }
   }
 
   public func roundingRemainders(_ weights: Matrix, grid: Grid, into remainders: Matrix) {
-    opening(weights, grid.scales, grid.zeroPoints, remainders) {
+    opening(grid, weights, remainders) {
       base.roundingRemainders(weights, grid: grid, into: remainders)
     }
   }
@@ -282,7 +294,7 @@ public struct GuardedBackend: ComputeBackend {
     codes: Matrix, outliers: SparseRows, gradient: Matrix, gram: Matrix, inverseDiagonal: [Float],
     grid: Grid
   ) -> Int {
-    opening(codes, outliers.values, gradient, gram, grid.scales, grid.zeroPoints) {
+    opening(grid, codes, outliers.values, gradient, gram) {
       base.descendSparsely(
         codes: codes, outliers: outliers, gradient: gradient, gram: gram,
         inverseDiagonal: inverseDiagonal, grid: grid)
@@ -293,10 +305,7 @@ public struct GuardedBackend: ComputeBackend {
     codes: Matrix, outliers: SparseRows, gradient: Matrix, gram: Matrix, neighbours: ColumnNeighbours,
     grid: Grid
   ) -> Int {
-    opening(
-      codes, outliers.values, gradient, gram, neighbours.gram, neighbours.diagonal, grid.scales,
-      grid.zeroPoints
-    ) {
+    opening(grid, codes, outliers.values, gradient, gram, neighbours.gram, neighbours.diagonal) {
       base.descendInPairs(
         codes: codes, outliers: outliers, gradient: gradient, gram: gram, neighbours: neighbours,
         grid: grid)

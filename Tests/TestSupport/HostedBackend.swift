@@ -34,11 +34,7 @@ public struct HostedBackend: HostMemoryBackend, ComputeBackend {
       return twin
     }
 
-    subscript(_ grid: Grid) -> Grid {
-      Grid(
-        format: grid.format, inFeatures: grid.inFeatures, scales: self[grid.scales],
-        zeroPoints: self[grid.zeroPoints])
-    }
+    subscript(_ grid: Grid) -> Grid { grid.map { self[$0] } }
 
     subscript(_ factor: NearestPlaneFactor) -> NearestPlaneFactor {
       NearestPlaneFactor(

@@ -9,11 +9,18 @@
 #include <stddef.h>
 #include <stdint.h>
 
-// The grids of a chunk of rows: scale and zero point at [group][row], the group of a column by `group_of`.
+// What codes stand for: s (q - z) + o, where z or o is 0.
+typedef struct {
+  float scale, zero_point, offset;
+} qe_line;
+
+// The grids of a chunk of rows: such lines at [group][row], the group of a column by `group_of`.
 typedef struct {
   const float *scales;
   const float *inverse_scales;
   const float *zero_points;
+  const float *offsets;
+  const float *zero_codes;  // the codes, whole or not, that stand for 0
   float maximum_code;
 } qe_grid;
 
@@ -84,13 +91,15 @@ void qe_round(
     size_t columns, const float *weights, float scale, float zero_point, float maximum_code,
     float *codes);
 
-// ŵ_j = s (q_j - z); both may be the same memory.
-void qe_dequantize(size_t columns, const float *codes, float scale, float zero_point, float *weights);
+// ŵ_j, what the codes stand for; both may be the same memory.
+void qe_dequantize(size_t columns, const float *codes, qe_line line, float *weights);
 
-// Σ_j (w_j - s (q_j - z)) g_j
+// Σ_j (w_j - ŵ_j) g_j
 double qe_row_objective(
-    size_t columns, const float *weights, const float *codes, float scale, float zero_point,
-    const float *gradient);
+    size_t columns, const float *weights, const float *codes, qe_line line, const float *gradient);
+
+// Σ a_i
+double qe_sum(size_t count, const float *a);
 
 // Σ a_i b_i
 double qe_dot(size_t count, const float *a, const float *b);

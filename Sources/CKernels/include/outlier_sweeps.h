@@ -5,10 +5,12 @@
 #include <stddef.h>
 #include <stdint.h>
 
-// remainders_j = w_j - s (q_j - z), q_j the nearest code
+#include "grid_sweeps.h"
+
+// remainders_j = w_j - ŵ_j of the nearest codes
+//   zero_code  the code, whole or not, that stands for 0
 void qe_rounding_remainders(
-    size_t columns, const float *values, float scale, float zero_point, float maximum_code,
-    float *remainders);
+    size_t columns, const float *values, qe_line line, float zero_code, float maximum_code, float *remainders);
 
 // x_j ← weights_j x_j²
 void qe_weigh_squares(size_t count, const float *weights, float *x);

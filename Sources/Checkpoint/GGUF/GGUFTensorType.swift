@@ -8,8 +8,21 @@ public struct GGUFTensorType: Sendable, Hashable {
   public let blockSize: Int
   public let blockBytes: Int
 
-  public static let q4_0 = GGUFTensorType(number: 2, name: "Q4_0", blockSize: 32, blockBytes: 18)
-  public static let q8_0 = GGUFTensorType(number: 8, name: "Q8_0", blockSize: 32, blockBytes: 34)
+  public static let float16 = GGUFTensorType(
+    number: 1, name: DType.float16.rawValue, blockSize: 1, blockBytes: 2)
+  public static let q4_0 = of(2, "Q4_0", 32, 18)
+  public static let q4_1 = of(3, "Q4_1", 32, 20)
+  public static let q5_0 = of(6, "Q5_0", 32, 22)
+  public static let q5_1 = of(7, "Q5_1", 32, 24)
+  public static let q8_0 = of(8, "Q8_0", 32, 34)
+  public static let q2_K = of(10, "Q2_K", 256, 84)
+  public static let q3_K = of(11, "Q3_K", 256, 110)
+  public static let q4_K = of(12, "Q4_K", 256, 144)
+  public static let q5_K = of(13, "Q5_K", 256, 176)
+  public static let q6_K = of(14, "Q6_K", 256, 210)
+
+  /// The types that linears are quantized to.
+  public static let quantized = [q4_0, q4_1, q5_0, q5_1, q8_0, q2_K, q3_K, q4_K, q5_K, q6_K]
 
   private init(number: UInt32, name: String, blockSize: Int, blockBytes: Int) {
     self.number = number
@@ -36,8 +49,11 @@ public struct GGUFTensorType: Sendable, Hashable {
   /// What it is called in a file's header, and the values of a block.
   public var plainType: DType? { Self.plain.first { $0.number == number }?.type }
 
+  /// How its blocks are stored; nil if they are not read.
+  public var blocks: GGUFBlocks? { GGUFBlocks(self) }
+
   /// Whether its blocks can be read as the weights that they stand for.
-  public var isReadable: Bool { self == .q4_0 || self == .q8_0 }
+  public var isReadable: Bool { blocks != nil }
 
   /// Bytes of a row of `columns` values; nil if they are no whole blocks, or too many to count.
   public func byteCount(ofRow columns: Int) -> Int? {
@@ -56,9 +72,8 @@ public struct GGUFTensorType: Sendable, Hashable {
       GGUFTensorType(number: $0.number, name: $0.type.rawValue, blockSize: 1, blockBytes: $0.type.byteWidth)
     }
     + [
-      q4_0, q8_0, of(3, "Q4_1", 32, 20), of(6, "Q5_0", 32, 22), of(7, "Q5_1", 32, 24), of(9, "Q8_1", 32, 36),
-      of(10, "Q2_K", 256, 84), of(11, "Q3_K", 256, 110), of(12, "Q4_K", 256, 144), of(13, "Q5_K", 256, 176),
-      of(14, "Q6_K", 256, 210), of(15, "Q8_K", 256, 292), of(16, "IQ2_XXS", 256, 66),
+      q4_0, q4_1, q5_0, q5_1, q8_0, q2_K, q3_K, q4_K, q5_K, q6_K, of(9, "Q8_1", 32, 36),
+      of(15, "Q8_K", 256, 292), of(16, "IQ2_XXS", 256, 66),
       of(17, "IQ2_XS", 256, 74),
       of(18, "IQ3_XXS", 256, 98), of(19, "IQ1_S", 256, 50), of(20, "IQ4_NL", 32, 18),
       of(21, "IQ3_S", 256, 110),
@@ -78,24 +93,10 @@ extension GGUFTensorType {
   ///   - bytes: at any alignment
   ///   - panel: as many values as the blocks have
   func read(_ bytes: RawSpan, into panel: inout MutableSpan<Float>) {
-    precondition(isReadable, "blocks of \(name) are not read")
+    guard let blocks else { preconditionFailure("blocks of \(name) are not read") }
     precondition(bytes.byteCount == panel.count / blockSize * blockBytes, "the bytes do not fill the panel")
     for block in 0..<panel.count / blockSize {
-      let start = block * blockBytes
-      let scale = Float(
-        float16Bits: UInt16(
-          littleEndian: unsafe bytes.unsafeLoadUnaligned(fromByteOffset: start, as: UInt16.self)))
-      for element in 0..<blockSize {
-        let code: Int
-        if self == .q8_0 {
-          code = Int(unsafe bytes.unsafeLoad(fromByteOffset: start + 2 + element, as: Int8.self))
-        } else {
-          // The first half in the low four bits, the second one above it.
-          let byte = unsafe bytes.unsafeLoad(fromByteOffset: start + 2 + element % 16, as: UInt8.self)
-          code = Int(element < 16 ? byte & 15 : byte >> 4) - 8
-        }
-        panel[block * blockSize + element] = scale * Float(code)
-      }
+      blocks.read(bytes, at: block * blockBytes, into: &panel, from: block * blockSize)
     }
   }
 }

@@ -40,22 +40,29 @@ extension ReferenceBackend: GridSweeps {
   public func refitScales(codes: Matrix, images: Matrix?, gradient: Matrix, gram: Matrix, grid: Grid) {
     for row in 0..<codes.rows {
       for group in 0..<grid.groups {
-        let start = group * grid.columnsPerGroup
-        let columns = start..<min(start + grid.columnsPerGroup, codes.columns)
-        func step(_ column: Int) -> Double { codes.value(row, column) - grid.zeroPoints.value(row, group) }
-        let image = (0..<codes.columns).map { other in
-          sum(columns) { step($0) * gram.value($0, other) }
+        let columns = grid.columns(ofGroup: group)
+        /// What a step of the scale, and one of the offset, moves.
+        let zeroPoint = grid.format.hasOwnOffsets ? 0 : grid.shifts.value(row, group)
+        let steps = columns.map { codes.value(row, $0) - zeroPoint }
+        func image(_ direction: [Double]) -> [Double] {
+          (0..<codes.columns).map { other in
+            sum(columns) { direction[$0 - columns.lowerBound] * gram.value($0, other) }
+          }
         }
-        let slope = sum(columns) { step($0) * gradient.value(row, $0) }
-        let curvature = sum(columns) { step($0) * image[$0] }
-        guard curvature > 0 else { continue }
-        let present = grid.scales.value(row, group)
-        let optimum = present + slope / curvature
-        let scale = optimum > 0 ? Double(grid.format.storable(Float(optimum))) : present
-        let change = scale - present
-        guard change * (2 * slope - change * curvature) > 0 else { continue }
-        for other in 0..<codes.columns { gradient[row, other] -= Float(change * image[other]) }
-        grid.scales[row, group] = Float(scale)
+        let (image, ones) = (image(steps), image(steps.map { _ in 1 }))
+        var forms = RefitForms()
+        for (index, column) in columns.enumerated() {
+          forms.scaleSlope += steps[index] * gradient.value(row, column)
+          forms.scaleCurvature += steps[index] * image[column]
+          forms.offsetSlope += gradient.value(row, column)
+          forms.offsetCurvature += ones[column]
+          forms.mixedCurvature += steps[index] * ones[column]
+        }
+        guard let change = grid.refit(row, group, forms) else { continue }
+        for other in 0..<codes.columns {
+          gradient[row, other] -= Float(
+            Double(change.scale) * image[other] + Double(change.offset) * ones[other])
+        }
       }
     }
   }
@@ -86,10 +93,9 @@ extension ReferenceBackend: GridSweeps {
   ) {
     for row in 0..<weights.rows {
       for group in 0..<grid.groups {
-        let start = group * grid.columnsPerGroup
-        let columns = start..<min(start + grid.columnsPerGroup, weights.columns)
+        let columns = grid.columns(ofGroup: group)
         let values = columns.map { weights[row, $0] }
-        let range = (low: min(values.min() ?? 0, 0), high: max(values.max() ?? 0, 0))
+        let range = (low: values.min() ?? 0, high: values.max() ?? 0)
         let best = candidates.best(for: range, format: grid.format) { scale, zeroPoint, _ in
           Float(
             sum(columns) { column in
@@ -102,7 +108,7 @@ extension ReferenceBackend: GridSweeps {
             })
         }
         grid.scales[row, group] = best.scale
-        grid.zeroPoints[row, group] = best.zeroPoint
+        grid.shifts[row, group] = best.shift
       }
     }
   }
@@ -114,13 +120,15 @@ extension Grid {
   /// The code nearest to a weight.
   func nearest(_ value: Double, _ row: Int, _ column: Int) -> Double {
     let group = column / columnsPerGroup
-    let code = value / scales.value(row, group) + zeroPoints.value(row, group)
+    let (scale, shift) = (scales.value(row, group), shifts.value(row, group))
+    let code = format.hasOwnOffsets ? (value - shift) / scale : value / scale + shift
     return min(max(code.rounded(.toNearestOrEven), 0), Double(format.maximumCode))
   }
 
   /// The weight that a code stands for.
   func point(_ code: Double, _ row: Int, _ column: Int) -> Double {
     let group = column / columnsPerGroup
-    return scales.value(row, group) * (code - zeroPoints.value(row, group))
+    let (scale, shift) = (scales.value(row, group), shifts.value(row, group))
+    return format.hasOwnOffsets ? scale * code + shift : scale * (code - shift)
   }
 }

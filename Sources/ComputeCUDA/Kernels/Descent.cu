@@ -28,7 +28,7 @@ __device__ __forceinline__ void store_tile(const Tile &tile, float *x, i64 strid
 // changes: of Ŵ, `[rows, changes_stride]`, written
 KERNEL(SWEEP_ROWS, descend_block,
        (float *values, const unsigned char *held, const float *gradient, i64 stride, const float *gram, i64 gram_stride,
-        const float *inverse_diagonal, const float *scales, const float *zero_points, i64 groups, int first_column,
+        const float *inverse_diagonal, const float *scales, const float *shifts, int has_offsets, i64 groups, int first_column,
         int per_group, float maximum_code, int are_codes, int is_quantizing, float *changes, i64 changes_stride,
         int width, i64 rows, unsigned long long *moved)) {
   __shared__ Tile residuals;
@@ -56,7 +56,7 @@ KERNEL(SWEEP_ROWS, descend_block,
         const i64 index = row * stride + start + j;
         if (!held || !held[index]) {
           const i64 place = row * groups + (first_column + start + j) / per_group;
-          const float scale = scales[place], zero_point = zero_points[place];
+          const float scale = scales[place], shift = shifts[place];
           const float old = values[index], step = residual[j] * inverse_diagonal[start + j];
           float best;
           if (are_codes) {
@@ -64,7 +64,8 @@ KERNEL(SWEEP_ROWS, descend_block,
             change[j] = (best - old) * scale;
           } else {
             best = old + step;
-            if (is_quantizing) best = scale * (nearest_code(best / scale + zero_point, maximum_code) - zero_point);
+            if (is_quantizing) 
+              best = grid_value(grid_code(best, scale, shift, has_offsets, maximum_code), scale, shift, has_offsets);
             change[j] = best - old;
           }
           if (best != old) {
@@ -102,8 +103,8 @@ KERNEL(SWEEP_ROWS, descend_block,
 // held: a byte an entry as stored, 1 for outliers, which pass on no error of their own; or null, as `remainders`
 KERNEL(SWEEP_ROWS, nearest_plane_block,
        (const float *weights, float *codes, float *remainders, const unsigned char *held, i64 columns, const int *order,
-        const float *factor, i64 factor_stride, const float *scales, const float *zero_points, i64 groups,
-        int per_group, float maximum_code, const float *feedback, i64 feedback_stride, float *errors, i64 errors_stride,
+        const float *factor, i64 factor_stride, const float *scales, const float *shifts, int has_offsets,
+        i64 groups, int per_group, float maximum_code, const float *feedback, i64 feedback_stride, float *errors, i64 errors_stride,
         int width, i64 rows)) {
   __shared__ Tile tile;
   __shared__ float coefficients[SWEEP_WINDOW][SWEEP_COLUMNS];
@@ -129,10 +130,10 @@ KERNEL(SWEEP_ROWS, nearest_plane_block,
         const int column = order[start + j];
         const i64 index = row * columns + column;
         const i64 place = row * groups + column / per_group;
-        const float scale = scales[place], zero_point = zero_points[place];
+        const float scale = scales[place], shift = shifts[place];
         const float target = weights[index] + added[j];
-        const float code = nearest_code(target / scale + zero_point, maximum_code);
-        const float remainder = target - scale * (code - zero_point);
+        const float code = grid_code(target, scale, shift, has_offsets, maximum_code);
+        const float remainder = target - grid_value(code, scale, shift, has_offsets);
         codes[index] = code;
         if (remainders) remainders[index] = remainder;
         error[j] = held && held[index] ? -added[j] : remainder - added[j];

@@ -1,44 +1,55 @@
-// Grids: scale and zero point of every row and group, `[rows, groups]`, a group so many neighbouring columns.
+// Grids: scale and shift of every row and group, `[rows, groups]`, a group so many neighbouring columns. Shifts are zero
+// points, or offsets: s (q - z), or s q + o.
+
+__device__ __forceinline__ float grid_code(float weight, float scale, float shift, int has_offsets, float maximum_code) {
+  return nearest_code(has_offsets ? (weight - shift) / scale : weight / scale + shift, maximum_code);
+}
+
+__device__ __forceinline__ float grid_value(float code, float scale, float shift, int has_offsets) {
+  return has_offsets ? fmaf(scale, code, shift) : scale * (code - shift);
+}
 
 KERNEL(256, round_to_grid,
-       (float *codes, const float *weights, const float *scales, const float *zero_points, float maximum_code,
+       (float *codes, const float *weights, const float *scales, const float *shifts, int has_offsets, float maximum_code,
         i64 columns, i64 per_group, i64 groups, i64 count)) {
   FOR_EACH(index, count) {
     const i64 place = index / columns * groups + index % columns / per_group;
-    codes[index] = nearest_code(weights[index] / scales[place] + zero_points[place], maximum_code);
+    codes[index] = grid_code(weights[index], scales[place], shifts[place], has_offsets, maximum_code);
   }
 }
 
 KERNEL(256, dequantize,
-       (float *weights, const float *codes, const float *scales, const float *zero_points, i64 columns, i64 per_group,
+       (float *weights, const float *codes, const float *scales, const float *shifts, int has_offsets, i64 columns, i64 per_group,
         i64 groups, i64 count)) {
   FOR_EACH(index, count) {
     const i64 place = index / columns * groups + index % columns / per_group;
-    weights[index] = scales[place] * (codes[index] - zero_points[place]);
+    weights[index] = grid_value(codes[index], scales[place], shifts[place], has_offsets);
   }
 }
 
 // What rounding to nearest leaves of every weight.
 KERNEL(256, rounding_remainders,
-       (float *remainders, const float *weights, const float *scales, const float *zero_points, float maximum_code,
+       (float *remainders, const float *weights, const float *scales, const float *shifts, int has_offsets, float maximum_code,
         i64 columns, i64 per_group, i64 groups, i64 count)) {
   FOR_EACH(index, count) {
     const i64 place = index / columns * groups + index % columns / per_group;
-    const float weight = weights[index], scale = scales[place], zero_point = zero_points[place];
-    remainders[index] = weight - scale * (nearest_code(weight / scale + zero_point, maximum_code) - zero_point);
+    const float weight = weights[index], scale = scales[place], shift = shifts[place];
+    const float code = grid_code(weight, scale, shift, has_offsets, maximum_code);
+    remainders[index] = weight - grid_value(code, scale, shift, has_offsets);
   }
 }
 
 // Σ_j (w_j − ŵ_j) G_j of every row, one block a row.
 KERNEL(ROW_THREADS, row_objectives,
        (double *result, const float *codes, const float *weights, const float *gradient, const float *scales,
-        const float *zero_points, i64 columns, i64 per_group, i64 groups)) {
+        const float *shifts, int has_offsets, i64 columns, i64 per_group, i64 groups)) {
   __shared__ double scratch[32];
   const i64 row = blockIdx.x, start = row * columns;
   double sum = 0.0;
   for (i64 column = threadIdx.x; column < columns; column += blockDim.x) {
     const i64 place = row * groups + column / per_group;
-    const float error = weights[start + column] - scales[place] * (codes[start + column] - zero_points[place]);
+    const float value = grid_value(codes[start + column], scales[place], shifts[place], has_offsets);
+    const float error = weights[start + column] - value;
     sum += (double)error * (double)gradient[start + column];
   }
   sum = block_sum(sum, scratch);
@@ -60,45 +71,68 @@ __device__ __forceinline__ float storable_scale(float scale, int types) {
   return scale;
 }
 
+// An offset that is a float of its own, by the same types.
+__device__ __forceinline__ float storable_offset(float offset, int types) {
+  int has_half = 0;
+  for (int rest = types; rest; rest >>= 4) has_half |= (rest & 15) == 1;
+  const float greatest = has_half ? 32768.0f : 1.7014118e38f;
+  offset = fminf(fmaxf(offset, -greatest), greatest);
+  for (int rest = types; rest; rest >>= 4)
+    offset = (rest & 15) == 1 ? from_float16(to_float16(offset)) : from_bfloat16(to_bfloat16(offset));
+  return offset;
+}
+
 struct GridFormat {
   float maximum_code, middle_code;
-  int is_symmetric, has_signed_scales, types;
+  int is_symmetric, has_signed_scales, has_offsets, in_super_blocks, types;
 };
 
 struct GridPoint {
-  float scale, zero_point;
+  float scale, shift;
 };
 
+// A scale of super-blocks stays as it is.
+__device__ __forceinline__ float storable_scale(float scale, GridFormat format) {
+  return format.in_super_blocks ? fminf(fmaxf(scale, 1.17549435e-38f), 1.7014118e38f) : storable_scale(scale, format.types);
+}
+
 __device__ __forceinline__ GridPoint spanning_grid(float low, float high, GridFormat format) {
+  const float empty = format.in_super_blocks ? 0.0f : 1.0f;
   if (format.is_symmetric) {
     const float reach = fmaxf(-low, high);
-    return {storable_scale(reach > 0.0f ? 2.0f * reach / format.maximum_code : 1.0f, format.types),
+    return {storable_scale(reach > 0.0f ? 2.0f * reach / format.maximum_code : empty, format),
             format.middle_code};
   }
-  if (!(high > low)) return {storable_scale(1.0f, format.types), format.middle_code};
-  const float scale = storable_scale((high - low) / format.maximum_code, format.types);
+  if (format.has_offsets) {
+    const float scale = storable_scale((high - low) / format.maximum_code, format);
+    return {scale, format.in_super_blocks ? low : storable_offset(low, format.types)};
+  }
+  if (!(high > low)) return {storable_scale(empty, format), format.middle_code};
+  const float scale = storable_scale((high - low) / format.maximum_code, format);
   return {scale, fminf(fmaxf(rintf(-low / scale), 1.0f), format.maximum_code)};
 }
 
 __device__ __forceinline__ GridPoint signed_grid(float low, float high, GridFormat format) {
   const bool is_above = high > -low;
   const float far = is_above ? high : -low, near = is_above ? -low : high;
-  const float scale = far > 0.0f ? fmaxf(far / format.middle_code, near / (format.middle_code - 0.5f)) : 1.0f;
-  return {storable_scale(scale, format.types), is_above ? format.middle_code - 1.0f : format.middle_code};
+  const float empty = format.in_super_blocks ? 0.0f : 1.0f;
+  const float scale = far > 0.0f ? fmaxf(far / format.middle_code, near / (format.middle_code - 0.5f)) : empty;
+  return {storable_scale(scale, format), is_above ? format.middle_code - 1.0f : format.middle_code};
 }
 
 // The candidate grid with the least weighted rounding error, as GridCandidates.best: one block a row and group.
 // ranges: 0 for shrinks of both ends together, 1 of each on its own
 KERNEL(ROW_THREADS, search_grid,
-       (float *scales, float *zero_points, const float *weights, const float *importance, const float *shrinks,
+       (float *scales, float *shifts, int has_offsets, const float *weights, const float *importance, const float *shrinks,
         int shrink_count, int is_independent, float maximum_code, float middle_code, int is_symmetric,
-        int has_signed_scales, int types, i64 columns, i64 per_group, i64 groups)) {
+        int has_signed_scales, int in_super_blocks, int types, i64 columns, i64 per_group, i64 groups)) {
   __shared__ float scratch[32];
-  const GridFormat format = {maximum_code, middle_code, is_symmetric, has_signed_scales, types};
+  const GridFormat format = {maximum_code, middle_code,     is_symmetric, has_signed_scales,
+                             has_offsets,  in_super_blocks, types};
   const i64 group = blockIdx.x % groups, row = blockIdx.x / groups;
   const i64 first = group * per_group, end = first + per_group < columns ? first + per_group : columns;
   const float *w = weights + row * columns;
-  float low = 0.0f, high = 0.0f;
+  float low = w[first], high = low;
   for (i64 column = first + threadIdx.x; column < end; column += blockDim.x) {
     low = fminf(low, w[column]);
     high = fmaxf(high, w[column]);
@@ -106,6 +140,11 @@ KERNEL(ROW_THREADS, search_grid,
   high = block_maximum(high, scratch);
   __syncthreads();
   low = -block_maximum(-low, scratch);
+  // What a grid has to span, and what that shrinks towards: GridFormat.spanned and .center.
+  if (!has_offsets || in_super_blocks) low = fminf(low, 0.0f);
+  if (!has_offsets) high = fmaxf(high, 0.0f);
+  high = fmaxf(high, low);
+  const float center = has_offsets ? (low + high) / 2.0f : 0.0f;
   const bool is_signed = is_symmetric && has_signed_scales;
   GridPoint best = spanning_grid(low, high, format);
   if (shrink_count > 1 || is_signed) {
@@ -123,17 +162,18 @@ KERNEL(ROW_THREADS, search_grid,
       } else if (number >= 0) {
         const float one = shrinks[number / per_shrink];
         const float other = is_symmetric || !is_independent ? one : shrinks[number % per_shrink];
-        point = spanning_grid(low * one, high * other, format);
+        point = spanning_grid(center - (center - low) * one, center + (high - center) * other, format);
         if (is_signed && number % 2 == 1) {
-          point.zero_point -= 1.0f;
+          point.shift -= 1.0f;
           limit = margin;
         }
       }
       float cost = 0.0f;
       const float inverse = 1.0f / point.scale;
+      const float zero_code = has_offsets ? -point.shift / point.scale : point.shift;
       for (i64 column = first + threadIdx.x; column < end; column += blockDim.x) {
-        const float code = nearest_code(fmaf(w[column], inverse, point.zero_point), maximum_code);
-        const float error = w[column] - point.scale * (code - point.zero_point);
+        const float code = nearest_code(fmaf(w[column], inverse, zero_code), maximum_code);
+        const float error = w[column] - grid_value(code, point.scale, point.shift, has_offsets);
         cost = fmaf(importance[column] * error, error, cost);
       }
       __syncthreads();
@@ -148,63 +188,120 @@ KERNEL(ROW_THREADS, search_grid,
   }
   if (threadIdx.x == 0) {
     scales[row * groups + group] = best.scale;
-    zero_points[row * groups + group] = best.zero_point;
+    shifts[row * groups + group] = best.shift;
   }
 }
 
 // MARK: Refit
 //
-// The least-squares scale of the codes of one group in every row, one block a row. The steps q − z of the group stand in
-// `steps`, `[rows, steps_stride]`, and their products with the group's part of Σ in `images`; both become those of the
-// change of scale, which the caller takes off the gradient.
+// The least-squares scale, and offset where that is a number of its own, for the codes of one group in every row, one block
+// a row; as Grid.refit. The steps of the scale, q − z or q, stand in `steps`, `[rows, steps_stride]`, and their products with
+// the group's part of Σ in `images`; the steps become the changes of Ŵ, whose product the caller takes off the gradient.
 
 KERNEL(256, group_steps,
-       (float *steps, i64 steps_stride, const float *codes, const float *zero_points, i64 group, i64 groups, i64 first,
-        i64 width, i64 columns, i64 rows)) {
+       (float *steps, i64 steps_stride, const float *codes, const float *shifts, int has_offsets, i64 group, i64 groups,
+        i64 first, i64 width, i64 columns, i64 rows)) {
   FOR_EACH(index, rows * width) {
     const i64 row = index / width, column = index % width;
-    steps[row * steps_stride + column] = codes[row * columns + first + column] - zero_points[row * groups + group];
+    const float zero_point = has_offsets ? 0.0f : shifts[row * groups + group];
+    steps[row * steps_stride + column] = codes[row * columns + first + column] - zero_point;
   }
 }
 
-// Decides on a scale: the change, 0 where the objective would not fall.
-__device__ __forceinline__ float scale_change(double slope, double curvature, float present, int types) {
-  if (!(curvature > 0.0) || curvature > 1e300) return 0.0f;
-  const float optimum = present + (float)(slope / curvature);
-  const float scale = optimum > 0.0f ? storable_scale(optimum, types) : present;
-  const double change = (double)(scale - present);
-  // Rounding can carry the scale past the optimum, to where the objective is higher than before.
-  return change * (2.0 * slope - change * curvature) > 0.0 ? scale - present : 0.0f;
+// What scales and offsets may be: `types` for floats; units, `[rows, blocks]`, and multiples for super-blocks.
+struct StoredGrid {
+  const float *scale_units, *offset_units;
+  int types, least_multiple, most_multiple, most_offset_multiple;
+};
+
+__device__ __forceinline__ float stored_scale(float scale, StoredGrid stored, i64 block, bool is_negative) {
+  if (!stored.scale_units) return storable_scale(scale, stored.types);
+  const float unit = stored.scale_units[block];
+  const int most = is_negative != (unit < 0.0f) ? -stored.least_multiple : stored.most_multiple;
+  return fabsf(unit) * fminf(fmaxf(rintf(scale / fabsf(unit)), 1.0f), (float)most);
+}
+
+__device__ __forceinline__ float stored_offset(float offset, StoredGrid stored, i64 block) {
+  if (!stored.offset_units) return storable_offset(offset, stored.types);
+  const float unit = stored.offset_units[block];
+  return 0.0f - unit * fminf(fmaxf(rintf(-offset / unit), 0.0f), (float)stored.most_offset_multiple);
 }
 
 KERNEL(ROW_THREADS, refit_group,
-       (float *steps, i64 steps_stride, const float *images, const float *gradient, float *scales, int types, i64 group,
-        i64 groups, i64 first, i64 width, i64 columns)) {
+       (float *steps, i64 steps_stride, const float *images, const float *gradient, const float *gram, float *scales,
+        float *shifts, int has_offsets, const float *scale_units, const float *offset_units, int types, int least_multiple,
+        int most_multiple, int most_offset_multiple, float middle_code, i64 block, i64 blocks,
+        i64 group, i64 groups, i64 first, i64 width, i64 columns)) {
   __shared__ double scratch[32];
-  const i64 row = blockIdx.x;
+  const StoredGrid stored = {scale_units, offset_units, types, least_multiple, most_multiple, most_offset_multiple};
+  const i64 row = blockIdx.x, place = row * groups + group, unit = row * blocks + block;
   float *step = steps + row * steps_stride;
-  double slope = 0.0, curvature = 0.0;
+  double slope = 0.0, curvature = 0.0, offset_slope = 0.0, offset_curvature = 0.0, mixed = 0.0;
   for (i64 column = threadIdx.x; column < width; column += blockDim.x) {
-    slope += (double)step[column] * (double)gradient[row * columns + first + column];
-    curvature += (double)step[column] * (double)images[row * width + column];
+    const double residual = (double)gradient[row * columns + first + column];
+    const double image = (double)images[row * width + column];
+    slope += (double)step[column] * residual;
+    curvature += (double)step[column] * image;
+    if (!has_offsets) continue;
+    offset_slope += residual;
+    mixed += image;
+    for (i64 other = 0; other < width; other++) offset_curvature += (double)gram[(first + column) * columns + first + other];
   }
   slope = block_sum(slope, scratch);
   __syncthreads();
   curvature = block_sum(curvature, scratch);
-  const float present = scales[row * groups + group];
-  const float change = scale_change(slope, curvature, present, types);
   __syncthreads();
-  if (threadIdx.x == 0) scales[row * groups + group] = present + change;
-  for (i64 column = threadIdx.x; column < width; column += blockDim.x) step[column] *= change;
+  if (has_offsets) {
+    offset_slope = block_sum(offset_slope, scratch);
+    __syncthreads();
+    offset_curvature = block_sum(offset_curvature, scratch);
+    __syncthreads();
+    mixed = block_sum(mixed, scratch);
+    __syncthreads();
+  }
+  const float scale = scales[place], shift = shifts[place];
+  float scale_change = 0.0f, shift_change = 0.0f;
+  if (curvature > 0.0 && curvature < 1e300) {
+    if (!has_offsets) {
+      const float optimum = scale + (float)(slope / curvature);
+      const float next = optimum > 0.0f ? stored_scale(optimum, stored, unit, shift != middle_code) : scale;
+      const double change = (double)(next - scale);
+      // Rounding can carry the scale past the optimum, to where the objective is higher than before.
+      if (change * (2.0 * slope - change * curvature) > 0.0) scale_change = next - scale;
+    } else {
+      const double determinant = curvature * offset_curvature - mixed * mixed;
+      if (offset_curvature > 0.0 && determinant > 1e-6 * curvature * offset_curvature) {
+        const float optimum = scale + (float)((slope * offset_curvature - offset_slope * mixed) / determinant);
+        const float next = optimum > 0.0f ? stored_scale(optimum, stored, unit, false) : scale;
+        const double change = (double)(next - scale);
+        const float wanted = shift + (float)((offset_slope - mixed * change) / offset_curvature);
+        const float moved = stored_offset(wanted, stored, unit);
+        const double other = (double)(moved - shift);
+        const double gain = change * (2.0 * slope - change * curvature) +
+                            other * (2.0 * (offset_slope - mixed * change) - other * offset_curvature);
+        if (gain > 0.0) {
+          scale_change = next - scale;
+          shift_change = moved - shift;
+        }
+      }
+    }
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    scales[place] = scale + scale_change;
+    shifts[place] = shift + shift_change;
+  }
+  for (i64 column = threadIdx.x; column < width; column += blockDim.x)
+    step[column] = fmaf(step[column], scale_change, shift_change);
 }
 
 // The same where a group is a whole row and W Σ is known: the image of Ŵ is W Σ − G.
 KERNEL(ROW_THREADS, refit_row,
-       (const float *codes, const float *images, float *gradient, float *scales, const float *zero_points, int types,
+       (const float *codes, const float *images, float *gradient, float *scales, const float *shifts, int types,
         i64 columns)) {
   __shared__ double scratch[32];
   const i64 row = blockIdx.x, start = row * columns;
-  const float zero_point = zero_points[row], present = scales[row];
+  const float present = scales[row], zero_point = shifts[row];
   const double unit = 1.0 / (double)present;
   double slope = 0.0, curvature = 0.0;
   for (i64 column = threadIdx.x; column < columns; column += blockDim.x) {
@@ -215,7 +312,13 @@ KERNEL(ROW_THREADS, refit_row,
   slope = block_sum(slope, scratch);
   __syncthreads();
   curvature = block_sum(curvature, scratch) * unit;
-  const float change = scale_change(slope, curvature, present, types);
+  float change = 0.0f;
+  if (curvature > 0.0 && curvature < 1e300) {
+    const float optimum = present + (float)(slope / curvature);
+    const float scale = optimum > 0.0f ? storable_scale(optimum, types) : present;
+    const double gain = (double)(scale - present) * (2.0 * slope - (double)(scale - present) * curvature);
+    if (gain > 0.0) change = scale - present;
+  }
   __syncthreads();
   if (threadIdx.x == 0) scales[row] = present + change;
   const float factor = (float)((double)change * unit);

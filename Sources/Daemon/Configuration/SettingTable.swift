@@ -73,7 +73,7 @@ enum SettingTable {
     .integer(
       "priority", \.priority, -1_000_000...1_000_000,
       "Jobs with a greater one come first; the job at work is not interrupted."),
-    .integer("bits", \.settings.bits, 2...8, "Bits per weight: 2, 3, 4 or 8."),
+    .integer("bits", \.settings.bits, 2...8, "Bits per weight: 2 to 6, or 8."),
     .integer(
       "group-size", \.settings.groupSize, -1...(1 << 24),
       "Columns that share a scale; -1 is one scale for a whole row."),
@@ -81,6 +81,12 @@ enum SettingTable {
     .flag(
       "unsigned-scales", \.settings.unsignedScales,
       "Symmetric grids: only positive scales, for runtimes that take no others; less exact."),
+    .choice(
+      "gguf-type", \.settings.ggufType,
+      "Format gguf, in place of bits, group-size and symmetric: the file, with llama-quantize's types."),
+    .flag(
+      "gguf-pure", \.settings.ggufPure,
+      "Format gguf: all tensors of the one type that the file is named after."),
     .choice("solver", \.settings.solver, "How weights are moved onto the grid."),
     .choice(
       "preset", \.settings.preset, "quantease only: all that lowers the error, or the published algorithm."),

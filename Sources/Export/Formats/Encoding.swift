@@ -10,6 +10,7 @@ extension GridFormat {
   /// Whether linears of both formats can stand under one setting of a file.
   func hasSameLayout(as other: GridFormat) -> Bool {
     bitWidth == other.bitWidth && groupSize == other.groupSize && isSymmetric == other.isSymmetric
+      && coding == other.coding
   }
 }
 
@@ -98,7 +99,7 @@ extension Matrix {
 /// The zero points of one group, row after row, less `offset`.
 func zeroPointCodes(of grid: Grid, group: Int, offset: Int) -> [UInt8] {
   (0..<grid.outFeatures).map { row in
-    let stored = Int(grid.zeroPoints[row, group]) - offset
+    let stored = Int(grid.zeroPoint(row, group)) - offset
     precondition(
       (0...grid.format.maximumCode).contains(stored), "a zero point that the format cannot store")
     return UInt8(stored)

@@ -27,12 +27,18 @@ public struct GPTQFormat: OutputFormat {
 
   public init(version: Version) { self.version = version }
 
+  /// Widths that the format's readers know.
+  static let bitWidths: [BitWidth] = [.two, .three, .four, .eight]
+
   public func scaleTypes(modelType: DType) -> [DType] { [.float16] }
   public func biasType(modelType: DType) -> DType { .float16 }
 
   public func check(_ linears: [LinearDescription]) throws(ExportError) {
     let quantized = linears.filter { $0.gridFormat != nil }
     for linear in quantized {
+      if let bits = linear.gridFormat?.bitWidth, !Self.bitWidths.contains(bits) {
+        throw .bitsNotInFormat(linear: linear.name, bits: bits.rawValue, format: name)
+      }
       if linear.outFeatures % 32 != 0 || linear.inFeatures % 32 != 0 {
         throw .featuresNotMultipleOf32(
           linear: linear.name, outFeatures: linear.outFeatures, inFeatures: linear.inFeatures,

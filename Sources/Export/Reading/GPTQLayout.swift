@@ -15,7 +15,9 @@ struct GPTQLayout: PackedLayout {
     func unsupported(_ what: String) -> PackedCheckpointError {
       .unsupported(directory: directory, what: what)
     }
-    guard let bits = configuration["bits"]?.int, let bitWidth = BitWidth(rawValue: bits) else {
+    guard let bits = configuration["bits"]?.int, let bitWidth = BitWidth(rawValue: bits),
+      GPTQFormat.bitWidths.contains(bitWidth)
+    else {
       throw unsupported("bits \(configuration["bits"]?.compactText ?? "missing")")
     }
     guard let groupSize = GroupSize(configuration["group_size"]?.int ?? -1) else {

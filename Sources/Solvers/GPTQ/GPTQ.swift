@@ -22,7 +22,7 @@ public struct GPTQ: LayerSolver {
     _ weights: Matrix, problem: LayerProblem, grid: Grid, into codes: Matrix, backend: any ComputeBackend
   ) throws {
     let factor = try problem.factor(.natural)
-    backend.searchGrid(weights, importance: problem.inverseDiagonal, candidates: .range, into: grid)
+    backend.chooseGrid(weights, importance: problem.inverseDiagonal, candidates: .range, into: grid)
     backend.roundToNearestPlane(weights, factor: factor, grid: grid, into: codes)
   }
 }

@@ -76,8 +76,7 @@ struct OutlierPanel {
         backend.copy(source.rows(row..<row + 1), into: destination.rows(row..<row + 1))
       }
       take(plainCodes, codes)
-      take(plainGrid.scales, grid.scales)
-      take(plainGrid.zeroPoints, grid.zeroPoints)
+      for (plain, own) in zip(plainGrid.matrices, grid.matrices) { take(plain, own) }
       backend.fill(outliers.values(ofRow: row), with: 0)
     }
     if !worse.isEmpty { descend() }

@@ -70,7 +70,7 @@ struct OutlierSearch {
     var worths = [Double](repeating: 0, count: weights.columns)
     let importance = try problem.factor(.smallestPivot).conditionalVariances
     forEachPanel { panel, rows, scores in
-      backend.searchGrid(panel, importance: importance, candidates: candidates, into: grid.rows(rows))
+      backend.chooseGrid(panel, importance: importance, candidates: candidates, into: grid.rows(rows))
       backend.roundingRemainders(panel, grid: grid.rows(rows), into: scores)
       backend.weighSquares(scores, by: importance)
       backend.addColumnSums(of: scores, to: &worths)
@@ -89,7 +89,7 @@ struct OutlierSearch {
     // Zero lies on every grid and in every range: it takes part in neither.
     let others = backend.copy(of: panel)
     backend.clear(others, at: outliers)
-    backend.searchGrid(others, importance: importance, candidates: candidates, into: grid)
+    backend.chooseGrid(others, importance: importance, candidates: candidates, into: grid)
   }
 
   /// The entries with the largest scores, which `score` writes a panel at a time.

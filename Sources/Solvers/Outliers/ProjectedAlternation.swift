@@ -140,7 +140,7 @@ struct ProjectedAlternation {
     for rows in weights.panels(of: panelRows) {
       let others = backend.copy(of: weights.rows(rows))
       backend.clear(others, at: outliers.rows(rows))
-      backend.searchGrid(
+      backend.chooseGrid(
         others, importance: problem.inverseDiagonal, candidates: .range, into: grid.rows(rows))
     }
   }

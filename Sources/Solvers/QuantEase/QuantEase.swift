@@ -86,7 +86,7 @@ public struct QuantEase: LayerSolver {
   private func chooseGrid(
     _ weights: Matrix, importance: [Float], _ grid: Grid, _ backend: any ComputeBackend
   ) {
-    backend.searchGrid(
+    backend.chooseGrid(
       weights, importance: importance,
       candidates: settings.searchesGrid ? .standard(grid.format) : .range, into: grid)
   }
