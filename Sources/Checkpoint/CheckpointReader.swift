@@ -83,7 +83,7 @@ public final class CheckpointReader: WeightSource {
   public init(gguf path: String, symlinks: SymlinkPolicy = .follow) throws {
     let file = try MappedFile(path: path, symlinks: symlinks)
     let header = try GGUFHeader(of: file)
-    let divisors = try header.tensors.first { $0.name == GGUFModel.rotaryDivisors }.map { tensor in
+    let model = try GGUFModel(header) { tensor throws(GGUFError) in
       guard tensor.type.plainType == .float32, tensor.shape.count == 1, tensor.shape[0] <= 1 << 16 else {
         throw GGUFError(file: path, reason: .badKey(tensor.name))
       }
@@ -93,9 +93,9 @@ public final class CheckpointReader: WeightSource {
       }
       return values.elements
     }
-    let stored = header.tensors.map { TensorInfo($0, file: path) }
+    let stored = model.tensors(of: header)
     directory = FileSystem.parent(of: path)
-    configuration = try GGUFModel(header, rotaryDivisors: divisors).configuration
+    configuration = model.configuration
     var tensors: [String: TensorInfo] = [:]
     for tensor in stored where tensors.updateValue(tensor, forKey: tensor.name) != nil {
       throw GGUFError(file: path, reason: .duplicate(tensor.name))

@@ -30,7 +30,7 @@ extension ConfigurationReader {
     return RotaryEmbedding(
       headDimension: dimension, theta: try rope.stretched(theta, dimension: dimension),
       scaling: try scaling(rope, pairs: dimension / 2),
-      isInterleaved: style.isInterleaved)
+      isInterleaved: style.isInterleaved || ggufLayout("rope_interleaved"))
   }
 
   /// The same of a layer of a model with a theta of its own for layers with a window: an entry of `rope_parameters` for

@@ -209,4 +209,12 @@ struct ConfigurationReader {
     default: .float32
     }
   }
+
+  /// Whether a GGUF file, whose keys the configuration is made of, has values elsewhere than the model was published with:
+  /// `rope_interleaved`, neighbours of a head turn together; `norms_hold_one`, the 1 that is added to norms' weights is in
+  /// them; `fuses_blocks`, a fused projection has all queries first.
+  func ggufLayout(_ key: String) -> Bool { values["gguf"]?[key]?.bool ?? false }
+
+  /// The order of rows in a projection that families fuse head by head.
+  var fusedRows: AttentionDescription.FusedRows { ggufLayout("fuses_blocks") ? .blocks : .groups }
 }

@@ -191,7 +191,11 @@ public final class CheckpointExport: Sendable {
       if quantized[Self.module(of: name, "weight")] != nil { continue }
       let isBias = quantized[Self.module(of: name, "bias")] != nil
       let ggufs = outputs.filter { $0.format.ggufType(ofUnquantized: tensor) != nil }
-      if !ggufs.isEmpty { try copyBytes(of: tensor, to: ggufs, as: tensor.part?.whole ?? tensor.name, at: 0) }
+      if !ggufs.isEmpty {
+        let type = tensor.ggufType
+        let start = (tensor.part?.start).flatMap { type?.byteCount(ofRow: $0) } ?? 0
+        try copyBytes(of: tensor, to: ggufs, as: tensor.part?.whole ?? tensor.name, at: start)
+      }
       let outputs = outputs.filter { $0.format.ggufType(ofUnquantized: tensor) == nil }
       if outputs.isEmpty { continue }
       func isConverted(in output: Output) -> Bool {

@@ -254,11 +254,10 @@ extension CheckpointReader {
   /// What a mix makes of a GGUF file's tensors, by the modules that they are of; nil for another checkpoint.
   func ggufTypes(of mix: GGUFMix) -> [String: GGUFTensorType]? {
     guard let gguf else { return nil }
-    let modules = Dictionary(
-      tensors.values.map { ($0.part?.whole ?? $0.name, String($0.name.dropLast(".weight".count))) },
-      uniquingKeysWith: { first, _ in first })
+    let types = Dictionary(uniqueKeysWithValues: mix.choices(for: gguf).map { ($0.tensor, $0.type) })
     return Dictionary(
-      mix.choices(for: gguf).compactMap { choice in modules[choice.tensor].map { ($0, choice.type) } },
-      uniquingKeysWith: { first, _ in first })
+      uniqueKeysWithValues: tensors.values.compactMap { tensor in
+        types[tensor.part?.whole ?? tensor.name].map { (String(tensor.name.dropLast(".weight".count)), $0) }
+      })
   }
 }

@@ -27,7 +27,7 @@ struct LogitsTests {
     try expectAgreement(of: Fixture(name), by: EmulatedGPU.backend())
   }
 
-  @Test(arguments: ["llama", "llama-rope-llama3", "qwen2", "qwen3"])
+  @Test(arguments: TestFiles.ggufs)
   func `logits of a GGUF file agree with transformers' of the checkpoint that it was converted from`(
     _ name: String
   ) throws {

@@ -45,6 +45,12 @@ public enum TestFiles {
     return (names ?? []).sorted()
   }()
 
+  /// The names of all GGUF files among the fixtures, without their ending.
+  public static let ggufs: [String] = {
+    let names = try? FileSystem.names(in: FileSystem.join(repository, "Tests/Fixtures/gguf"))
+    return (names ?? []).filter { $0.hasSuffix(".gguf") }.map { String($0.dropLast(5)) }.sorted()
+  }()
+
   /// A file of the reference data, which lie outside the repository; nil where they are not at hand.
   /// `QUANTEASE_SHARED` names their folder, and otherwise it is `shared` beside the repository.
   public static func reference(_ name: String) -> String? {

@@ -24,7 +24,7 @@ extension Architecture {
           heads: heads,
           keyValueHeads: heads,
           headDimension: hiddenSize / heads,
-          projection: .fused("self_attention.query_key_value", .groups),
+          projection: .fused("self_attention.query_key_value", config.fusedRows),
           output: "self_attention.dense",
           projectionHasBias: true,
           outputHasBias: true,

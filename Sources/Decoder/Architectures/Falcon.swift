@@ -40,7 +40,7 @@ extension Architecture {
           heads: heads,
           keyValueHeads: keyValueHeads,
           headDimension: headDimension,
-          projection: .fused("self_attention.query_key_value", .groups),
+          projection: .fused("self_attention.query_key_value", config.fusedRows),
           output: "self_attention.dense",
           projectionHasBias: hasBias,
           outputHasBias: hasBias,

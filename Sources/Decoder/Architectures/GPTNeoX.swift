@@ -22,7 +22,7 @@ extension Architecture {
           heads: heads,
           keyValueHeads: heads,
           headDimension: hiddenSize / heads,
-          projection: .fused("attention.query_key_value", .groups),
+          projection: .fused("attention.query_key_value", config.fusedRows),
           output: "attention.dense",
           projectionHasBias: hasBias,
           outputHasBias: hasBias,

@@ -136,7 +136,8 @@ extension ModelDescription {
 
 extension ConfigurationReader {
   fileprivate func gemmaNorm() throws(DecoderError) -> NormStyle {
-    .rootMeanSquare(epsilon: try epsilon("rms_norm_eps", default: 1e-6), addingOne: true)
+    .rootMeanSquare(
+      epsilon: try epsilon("rms_norm_eps", default: 1e-6), addingOne: !ggufLayout("norms_hold_one"))
   }
 
   /// What transformers writes for a layer that differs from the others.

@@ -6,8 +6,7 @@ extension Architecture {
     let hasBias = try config.flag("attention_bias", default: false)
     return try .llamaLike(
       config, projectionHasBias: hasBias, outputHasBias: hasBias,
-      mlpHasBias: config.flag("mlp_bias", default: false),
-      rotary: RotaryStyle(isInterleaved: config.flag("rope_interleaved", default: false)))
+      mlpHasBias: config.flag("mlp_bias", default: false))
   }
 
   static let mistral = Architecture(

@@ -46,7 +46,9 @@ public struct GGUFFormat: OutputFormat {
     of linear: LinearDescription, grid: GridFormat, inPlaceOf weight: TensorInfo
   ) -> [TensorPlan] {
     guard let type = GGUFTensorType(grid) else { preconditionFailure("the grid was checked") }
-    return [TensorPlan(name: weight.part?.whole ?? weight.name, type: type, shape: weight.shape)]
+    return [
+      TensorPlan(name: weight.part?.whole ?? weight.name, type: type, shape: weight.part?.shape ?? weight.shape)
+    ]
   }
 
   public func write(_ linear: QuantizedLinear, inPlaceOf weight: TensorInfo, to writer: CheckpointWriter)
@@ -55,10 +57,12 @@ public struct GGUFFormat: OutputFormat {
     guard let type = GGUFTensorType(linear.grid.format) else { preconditionFailure("the grid was checked") }
     let panelRows = max(1, codesPerPanel / max(linear.inFeatures, 1))
     let rowBytes = linear.inFeatures / type.blockSize * type.blockBytes
+    let start = (weight.part?.start ?? 0) / type.blockSize * type.blockBytes
     for first in stride(from: 0, to: linear.outFeatures, by: panelRows) {
       let rows = first..<min(first + panelRows, linear.outFeatures)
       try writer.write(
-        weight.part?.whole ?? weight.name, type.packed(linear, rows: rows), at: first * rowBytes)
+        weight.part?.whole ?? weight.name, type.packed(linear, rows: rows),
+        at: start + first * rowBytes)
     }
   }
 
