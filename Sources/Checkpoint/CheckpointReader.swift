@@ -52,7 +52,9 @@ public final class CheckpointReader: WeightSource {
       directory: directory,
       configuration: JSONValue(contentsOf: configurationPath, symlinks: symlinks),
       shards: index.shards, shardOfTensor: index.shardOfTensor,
-      files: Self.files(in: directory, besides: index, symlinks: symlinks), symlinks: symlinks)
+      files: Self.files(
+        in: directory, besides: index.shards + [index.format.indexName], symlinks: symlinks),
+      symlinks: symlinks)
   }
 
   /// The folders of a directory that hold a checkpoint, the first ones.
@@ -69,24 +71,51 @@ public final class CheckpointReader: WeightSource {
   /// Opens a directory, or a GGUF file.
   /// - Throws: as the others do
   public static func open(_ path: String, symlinks: SymlinkPolicy = .follow) throws -> CheckpointReader {
-    isGGUF(path)
-      ? try CheckpointReader(gguf: path, symlinks: symlinks)
-      : try CheckpointReader(directory: path, symlinks: symlinks)
+    if let file = try ggufFile(of: path) {
+      return try CheckpointReader(gguf: file, isAlone: file == path, symlinks: symlinks)
+    }
+    return try CheckpointReader(directory: path, symlinks: symlinks)
   }
 
-  /// Whether a path is that of a GGUF file, by its name.
-  public static func isGGUF(_ path: String) -> Bool { path.lowercased().hasSuffix(".gguf") }
+  /// The GGUF file that a path names, or that stands in a directory in which no other model does; nil for anything else.
+  /// - Throws: ``GGUFError/Reason/severalModels(_:)``, or ``FileError``
+  public static func ggufFile(of path: String) throws -> String? {
+    if GGUFFiles.isGGUF(path), try FileSystem.kind(of: path) != .directory { return path }
+    guard try FileSystem.kind(of: path) == .directory else { return nil }
+    let names = try FileSystem.names(in: path)
+    guard !names.contains("config.json"), WeightFormat.taken(among: names) == nil else { return nil }
+    let models = GGUFFiles.models(among: names.filter { !$0.hasPrefix(".") })
+    guard models.count <= 1 else { throw GGUFError(file: path, reason: .severalModels(models)) }
+    return models.first.map { FileSystem.join(path, $0) }
+  }
 
-  /// Opens a GGUF file: what it says of its model stands for config.json, and its tensors have the names that they have
-  /// there.
+  /// Opens a GGUF file, or all parts of one that is split: what it says of its model stands for config.json, and its
+  /// tensors have the names that they have there.
+  /// - Parameters:
+  ///   - path: of the file, or of any of its parts
+  ///   - isAlone: whether what stands beside it is no part of it
   /// - Throws: ``GGUFError`` or ``FileError``.
-  public init(gguf path: String, symlinks: SymlinkPolicy = .follow) throws {
-    let file = try MappedFile(path: path, symlinks: symlinks)
-    let header = try GGUFHeader(of: file)
+  public init(gguf path: String, isAlone: Bool = true, symlinks: SymlinkPolicy = .follow) throws {
+    let directory = FileSystem.parent(of: path)
+    let parts = GGUFFiles.parts(of: FileSystem.name(of: path))
+    let missing = try parts.filter { try !FileSystem.exists(FileSystem.join(directory, $0)) }
+    if !missing.isEmpty, missing.count < parts.count {
+      throw GGUFError(file: path, reason: .missingParts(missing))
+    }
+    let mapped = try parts.map {
+      try MappedFile(path: FileSystem.join(directory, $0), symlinks: symlinks)
+    }
+    let headers = try mapped.map { try GGUFHeader(of: $0) }
+    if case .integer(let count) = headers[0]["split.count"], count > 1, parts.count == 1 {
+      throw GGUFError(file: path, reason: .badKey("split.count"))
+    }
+    let header = parts.count == 1 ? headers[0] : try GGUFHeader(joining: headers)
+    let fileOfPath = Dictionary(uniqueKeysWithValues: mapped.map { ($0.path, $0) })
     let model = try GGUFModel(header) { tensor throws(GGUFError) in
       guard tensor.type.plainType == .float32, tensor.shape.count == 1, tensor.shape[0] <= 1 << 16 else {
         throw GGUFError(file: path, reason: .badKey(tensor.name))
       }
+      guard let file = fileOfPath[tensor.file] else { preconditionFailure("a file that was not opened") }
       let values = Matrix(rows: 1, columns: tensor.shape[0])
       _ = file.withBytes(tensor.bytes) { bytes in
         values.withMutableSpan { convertWeights(bytes, .float32, into: &$0) }
@@ -94,7 +123,7 @@ public final class CheckpointReader: WeightSource {
       return values.elements
     }
     let stored = model.tensors(of: header)
-    directory = FileSystem.parent(of: path)
+    self.directory = directory
     configuration = model.configuration
     var tensors: [String: TensorInfo] = [:]
     for tensor in stored where tensors.updateValue(tensor, forKey: tensor.name) != nil {
@@ -103,10 +132,14 @@ public final class CheckpointReader: WeightSource {
     self.tensors = tensors
     tensorNames = stored.map(\.name)
     metadata = [:]
-    otherFiles = []
-    foreignFiles = []
+    let others =
+      isAlone
+      ? (copied: [], foreign: [])
+      : try Self.files(in: directory, besides: parts, symlinks: symlinks)
+    otherFiles = others.copied + others.foreign.filter { $0.lowercased().hasPrefix("mmproj") }
+    foreignFiles = others.foreign.filter { !$0.lowercased().hasPrefix("mmproj") }
     self.symlinks = symlinks
-    files = [file.path: file]
+    files = fileOfPath
     byteCount = stored.reduce(0) { $0 + $1.byteRange.count }
     scales = [:]
     unpacker = nil
@@ -419,13 +452,13 @@ public final class CheckpointReader: WeightSource {
   ]
 
   private static func files(
-    in directory: String, besides index: ShardIndex, symlinks: SymlinkPolicy
+    in directory: String, besides weights: [String], symlinks: SymlinkPolicy
   ) throws -> (copied: [String], foreign: [String]) {
     var (copied, foreign): ([String], [String]) = ([], [])
     for path in try FileSystem.regularFiles(below: directory, symlinks: symlinks) {
       if !weightSuffixes.contains(where: { path.hasSuffix($0) }) {
         copied.append(path)
-      } else if !index.shards.contains(path) && path != index.format.indexName {
+      } else if !weights.contains(path) {
         foreign.append(path)
       }
     }

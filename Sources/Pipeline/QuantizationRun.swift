@@ -42,7 +42,7 @@ public final class QuantizationRun: Sendable {
   /// - Throws: an error that names the file or tensor, if the request cannot be met.
   public init(_ request: QuantizationRequest, backend: any ComputeBackend) throws {
     if try FileSystem.exists(request.output) { throw PipelineError.outputExists(request.output) }
-    source = try request.source ?? SourceFiles(ofCheckpoint: request.model, symlinks: request.symlinks)
+    source = try request.source ?? Self.sourceFiles(of: request.model, symlinks: request.symlinks)
     let description: ModelDescription
     (checkpoint, description) = try Self.open(
       request.model, symlinks: request.symlinks, allowingRequantizing: request.allowsRequantizing)
@@ -84,6 +84,16 @@ public final class QuantizationRun: Sendable {
     } else {
       plan = try MemoryPlan(work, budget: budget)
     }
+  }
+
+  /// The files of a checkpoint's directory, or of a GGUF model by one of its files.
+  private static func sourceFiles(of model: String, symlinks: SymlinkPolicy) throws -> SourceFiles {
+    guard try CheckpointReader.ggufFile(of: model) == model else {
+      return try SourceFiles(of: model, symlinks: symlinks)
+    }
+    return try SourceFiles(
+      named: GGUFFiles.parts(of: FileSystem.name(of: model)), in: FileSystem.parent(of: model),
+      symlinks: symlinks)
   }
 
   /// Opens a checkpoint and looks whether it is one that can be quantized, which takes no time: what cannot be is to be

@@ -23,13 +23,13 @@ public struct SourceFiles: Sendable, Equatable, Codable {
     self.stamps = stamps
   }
 
-  /// The same of a checkpoint's directory, or of a checkpoint that is one file.
-  public init(ofCheckpoint path: String, symlinks: SymlinkPolicy) throws(FileError) {
-    guard try FileSystem.kind(of: path, symlinks: symlinks) == .regular else {
-      self = try SourceFiles(of: path, symlinks: symlinks)
-      return
+  /// The same of some files of a directory.
+  public init(named names: [String], in directory: String, symlinks: SymlinkPolicy) throws(FileError) {
+    var stamps: [String: FileStamp] = [:]
+    for name in names {
+      stamps[name] = try FileSystem.stamp(of: FileSystem.join(directory, name), symlinks: symlinks).stamp
     }
-    stamps = [FileSystem.name(of: path): try FileSystem.stamp(of: path, symlinks: symlinks).stamp]
+    self.stamps = stamps
   }
 
   /// - Throws: ``SourceChange`` for the first file, by name, that is not what it was.

@@ -325,8 +325,8 @@ extension QuantizationSettings {
     grid.set(&self)
     solver.set(&self)
     options.set(&self)
-    guard CheckpointReader.isGGUF(model) else { return }
-    if options.format.isEmpty { formats = [.gguf] }
+    // What stands in the way of an answer is told when it is opened.
+    if options.format.isEmpty, (try? CheckpointReader.ggufFile(of: model)) ?? nil != nil { formats = [.gguf] }
   }
 
   /// Refuses values that exclude each other, as a mistake on the command line.

@@ -216,3 +216,112 @@ struct GGUFTests {
     }
   }
 }
+
+/// Models in several files.
+struct SplitGGUFTests {
+  private let directory: TemporaryDirectory
+
+  init() throws { directory = try TemporaryDirectory() }
+
+  /// Cuts a fixture into parts, by what the format says of them and not by what writes it here.
+  private func split(_ name: String, into count: Int, changing change: (Int, inout [UInt8]) -> Void = { _, _ in })
+    throws
+  {
+    let whole = try GGUFHeader(of: MappedFile(path: TestFiles.gguf("\(name).gguf")))
+    let bytes = try FileSystem.contents(of: TestFiles.gguf("\(name).gguf"), limit: 1 << 24)
+    let perPart = (whole.tensors.count + count - 1) / count
+    for part in 0..<count {
+      let tensors = whole.tensors[part * perPart..<min((part + 1) * perPart, whole.tensors.count)]
+      var file: [UInt8] = Array("GGUF".utf8)
+      func append<Number: FixedWidthInteger>(_ number: Number) {
+        for byte in 0..<MemoryLayout<Number>.size { file.append(UInt8(truncatingIfNeeded: number >> (8 * byte))) }
+      }
+      func append(_ text: String) {
+        append(UInt64(text.utf8.count))
+        file += Array(text.utf8)
+      }
+      append(UInt32(3))
+      append(UInt64(tensors.count))
+      append(UInt64(part == 0 ? whole.keys.count + 3 : 3))
+      for (key, type, value) in [("split.no", 2, part), ("split.count", 2, count), ("split.tensors.count", 5, whole.tensors.count)] {
+        append(key)
+        append(UInt32(type))
+        if type == 2 { append(UInt16(value)) } else { append(Int32(value)) }
+      }
+      if part == 0 { for key in whole.keys { file += bytes[key.bytes] } }
+      var end = 0
+      for tensor in tensors {
+        append(tensor.name)
+        append(UInt32(tensor.shape.count))
+        for extent in tensor.shape.reversed() { append(UInt64(extent)) }
+        append(tensor.type.number)
+        append(UInt64(end))
+        end += (tensor.bytes.count + 31) / 32 * 32
+      }
+      for tensor in tensors {
+        file += [UInt8](repeating: 0, count: (32 - file.count % 32) % 32)
+        file += bytes[tensor.bytes]
+      }
+      change(part, &file)
+      func padded(_ number: Int) -> String { String(String(100_000 + number).dropFirst()) }
+      try directory.write(file, to: "model-\(padded(part + 1))-of-\(padded(count)).gguf")
+    }
+  }
+
+  @Test(arguments: ["llama", "mixtral"], [2, 5])
+  func `any part stands for the whole, and so does their directory`(_ name: String, _ count: Int) throws {
+    try split(name, into: count)
+    let whole = try CheckpointReader(gguf: TestFiles.gguf("\(name).gguf"))
+    let parts = GGUFFiles.parts(of: "model-00001-of-0000\(count).gguf")
+    for path in parts.map(directory.file) + [directory.path] {
+      let reader = try CheckpointReader.open(path)
+      #expect(reader.tensorNames == whole.tensorNames)
+      #expect(reader.configuration == whole.configuration)
+      for tensor in whole.tensorNames {
+        let shape = try #require(whole.shape(of: tensor))
+        #expect(try reader.matrix(tensor, shape: shape).elements == whole.matrix(tensor, shape: shape).elements)
+      }
+    }
+  }
+
+  @Test func `missing parts are named, and parts of other models are refused`() throws {
+    try split("llama", into: 3)
+    let first = directory.file("model-00001-of-00003.gguf")
+    try FileSystem.removeTree(directory.file("model-00002-of-00003.gguf"))
+    #expect(throws: GGUFError(file: first, reason: .missingParts(["model-00002-of-00003.gguf"]))) {
+      try CheckpointReader.open(first)
+    }
+    // The first part under the second one's name.
+    try FileSystem.copyFile(first, to: directory.file("model-00002-of-00003.gguf"))
+    #expect(throws: GGUFError.self) { try CheckpointReader.open(first) }
+    let alone = try directory.write(
+      FileSystem.contents(of: first, limit: 1 << 24), to: "renamed.gguf")
+    #expect(throws: GGUFError(file: alone, reason: .badKey("split.count"))) { try CheckpointReader.open(alone) }
+  }
+
+  @Test func `a directory with two models is refused, and a projector is none`() throws {
+    let file = TestFiles.gguf("qwen2.gguf")
+    for name in ["a.gguf", "mmproj-a.gguf"] { try FileSystem.copyFile(file, to: directory.file(name)) }
+    let reader = try CheckpointReader.open(directory.path)
+    #expect(reader.configuration["model_type"]?.string == "qwen2")
+    #expect(reader.otherFiles == ["mmproj-a.gguf"])
+    try FileSystem.copyFile(file, to: directory.file("b.gguf"))
+    #expect(throws: GGUFError(file: directory.path, reason: .severalModels(["a.gguf", "b.gguf"]))) {
+      try CheckpointReader.open(directory.path)
+    }
+  }
+
+  @Test(arguments: [64, 400, 5_000])
+  func `a beginning says how long the whole is, or that more of it is needed`(_ count: Int) throws {
+    let bytes = try FileSystem.contents(of: TestFiles.gguf("llama.gguf"), limit: 1 << 24)
+    let beginning = Array(bytes.prefix(count))
+    func length() throws(GGUFError) -> Int {
+      try GGUFHeader.completeByteCount(unsafe beginning.span.bytes, file: "f", byteCount: bytes.count / 2)
+    }
+    guard count == 5_000 else {
+      #expect(throws: GGUFError(file: "f", reason: .truncated(byte: count))) { try length() }
+      return
+    }
+    #expect(try length() == bytes.count)
+  }
+}

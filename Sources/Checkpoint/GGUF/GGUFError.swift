@@ -15,7 +15,8 @@ public struct GGUFError: Error, Sendable, Equatable, CustomStringConvertible {
     case shape([Int], tensor: String)
     case place(found: UInt64, expected: Int, tensor: String)
     case outOfFile(tensor: String, missingBytes: Int)
-    case split(parts: Int)
+    case missingParts([String])
+    case severalModels([String])
     case architecture(String, known: [String])
     case missingKey(String)
     case badKey(String)
@@ -50,8 +51,12 @@ public struct GGUFError: Error, Sendable, Equatable, CustomStringConvertible {
       "\(tensor) is said to begin at byte \(found) of the data, and the tensors before it end at \(expected)"
     case .outOfFile(let tensor, let missing):
       "\(tensor) needs \(missing) bytes more than the file has; download it again"
-    case .split(let parts):
-      "the model is split into \(parts) files, which are not read yet: join them with llama-gguf-split --merge"
+    case .missingParts(let names):
+      "\(names.count == 1 ? "a part" : "\(names.count) parts") of the model \(names.count == 1 ? "is" : "are") missing beside it: "
+        + "\(names.prefix(3).joined(separator: ", "))\(names.count > 3 ? ", …" : ""); put all parts into one directory"
+    case .severalModels(let names):
+      "there are \(names.count) models in it, \(names.prefix(3).joined(separator: ", "))\(names.count > 3 ? ", …" : ""): "
+        + "name one of the files, or keep one model in a directory"
     case .architecture(let name, let known):
       "general.architecture is \(name); GGUF files are read of \(known.joined(separator: ", "))"
     case .missingKey(let key): "\(key) is missing in its header; convert the model anew"

@@ -28,10 +28,12 @@ public struct GGUFHeader: Sendable {
     public let type: GGUFTensorType
     /// The slowest extent first: the reverse of the file's order.
     public let shape: [Int]
-    /// In the file.
+    /// The path of the file that it is in, and its bytes there.
+    public let file: String
     public let bytes: Range<Int>
   }
 
+  /// The path of the file, or of the first of several.
   public let file: String
   public let keys: [Key]
   public let tensors: [Tensor]
@@ -52,13 +54,53 @@ public struct GGUFHeader: Sendable {
   /// - Throws: ``GGUFError``
   public init(of file: MappedFile) throws {
     self = try file.withBytes(0..<file.byteCount) { bytes in
-      try GGUFHeader(reading: bytes, file: file.path)
+      try GGUFHeader(reading: bytes, file: file.path, byteCount: file.byteCount)
+    }
+    for tensor in tensors where tensor.bytes.upperBound > file.byteCount {
+      throw GGUFError(
+        file: file.path,
+        reason: .outOfFile(tensor: tensor.name, missingBytes: tensor.bytes.upperBound - file.byteCount))
     }
   }
 
-  private init(reading bytes: RawSpan, file: String) throws(GGUFError) {
+  /// One header of the parts of a model: the keys of the first one, and the tensors of all.
+  /// - Parameter parts: in their order
+  /// - Throws: ``GGUFError``
+  init(joining parts: [GGUFHeader]) throws(GGUFError) {
+    let first = parts[0]
+    var names: Set<String> = []
+    for (index, part) in parts.enumerated() {
+      for (key, expected) in [("split.no", index), ("split.count", parts.count)] where part[key] != .integer(expected) {
+        throw GGUFError(file: part.file, reason: .badKey(key))
+      }
+      for tensor in part.tensors where !names.insert(tensor.name).inserted {
+        throw GGUFError(file: part.file, reason: .duplicate(tensor.name))
+      }
+    }
+    if case .integer(let count) = first["split.tensors.count"], count != names.count {
+      throw GGUFError(file: first.file, reason: .badKey("split.tensors.count"))
+    }
+    file = first.file
+    keys = first.keys
+    tensors = parts.flatMap(\.tensors)
+  }
+
+  /// How long the file is when it is complete, as its header says.
+  /// - Parameters:
+  ///   - beginning: as much of the file as was read; a header that goes on behind it is ``GGUFError/Reason/truncated(byte:)``
+  ///   - byteCount: of the file as it is
+  /// - Throws: ``GGUFError``
+  public static func completeByteCount(
+    _ beginning: RawSpan, file: String, byteCount: Int
+  ) throws(GGUFError) -> Int {
+    let header = try GGUFHeader(reading: beginning, file: file, byteCount: byteCount)
+    return header.tensors.last?.bytes.upperBound ?? header.keys.last?.bytes.upperBound ?? 0
+  }
+
+  /// - Parameter byteCount: of the file, of which `bytes` are the first ones, or all
+  private init(reading bytes: RawSpan, file: String, byteCount: Int) throws(GGUFError) {
     func error(_ reason: GGUFError.Reason) -> GGUFError { GGUFError(file: file, reason: reason) }
-    var cursor = Cursor(file: file)
+    var cursor = Cursor(file: file, byteCount: byteCount)
     guard bytes.byteCount >= 4,
       Self.magic.indices.allSatisfy({
         unsafe bytes.unsafeLoad(fromByteOffset: $0, as: UInt8.self) == Self.magic[$0]
@@ -108,13 +150,11 @@ public struct GGUFHeader: Sendable {
     for (name, shape, type, offset) in described {
       guard let byteCount = Self.byteCount(shape, type) else { throw error(.shape(shape, tensor: name)) }
       guard offset == UInt64(end) else { throw error(.place(found: offset, expected: end, tensor: name)) }
-      let available = bytes.byteCount - dataStart - end
-      guard byteCount <= available else {
-        throw error(.outOfFile(tensor: name, missingBytes: byteCount - max(0, available)))
-      }
+      guard end < 1 << 60 else { throw error(.shape(shape, tensor: name)) }
       tensors.append(
         Tensor(
-          name: name, type: type, shape: shape, bytes: dataStart + end..<dataStart + end + byteCount))
+          name: name, type: type, shape: shape, file: file,
+          bytes: dataStart + end..<dataStart + end + byteCount))
       end = Self.padded(end + byteCount, to: alignment)
     }
     self.file = file
@@ -146,7 +186,14 @@ public struct GGUFHeader: Sendable {
 /// A place in a header that is being read.
 private struct Cursor {
   let file: String
+  /// Of the file, which may be longer than what is read.
+  let byteCount: Int
   var place = 0
+
+  init(file: String, byteCount: Int) {
+    self.file = file
+    self.byteCount = byteCount
+  }
 
   private func error(_ reason: GGUFError.Reason) -> GGUFError { GGUFError(file: file, reason: reason) }
 
@@ -163,7 +210,7 @@ private struct Cursor {
   mutating func count(_ bytes: RawSpan, _ what: String, leastBytes: Int) throws(GGUFError) -> Int {
     let start = place
     let count: UInt64 = try integer(bytes)
-    guard let count = Int(exactly: count), count <= (bytes.byteCount - place) / leastBytes else {
+    guard let count = Int(exactly: count), count <= (byteCount - place) / leastBytes else {
       throw error(.count(what, byte: start))
     }
     return count
@@ -171,6 +218,7 @@ private struct Cursor {
 
   private mutating func skipText(_ bytes: RawSpan) throws(GGUFError) -> Range<Int> {
     let length = try count(bytes, "the length of a text", leastBytes: 1)
+    guard length <= bytes.byteCount - place else { throw error(.truncated(byte: bytes.byteCount)) }
     defer { place += length }
     return place..<place + length
   }
@@ -213,6 +261,7 @@ private struct Cursor {
       let count = try count(bytes, "the length of \(key)", leastBytes: Self.widths[element] ?? 8)
       let start = place
       if let width = Self.widths[element] {
+        guard count <= (bytes.byteCount - place) / width else { throw error(.truncated(byte: bytes.byteCount)) }
         place += count * width
       } else {
         for _ in 0..<count { _ = try skipText(bytes) }

@@ -29,7 +29,6 @@ struct GGUFModel {
       let known = GGUFFamily.known.keys.filter { !$0.hasSuffix("-moe") }
       throw error(.architecture(hasExperts ? "\(architecture) with experts" : architecture, known: known.sorted()))
     }
-    if case .integer(let parts) = header["split.count"], parts > 1 { throw error(.split(parts: parts)) }
     guard let embeddings = header.tensors.first(where: { $0.name == "token_embd.weight" }) else {
       throw error(.missingKey("token_embd.weight"))
     }
@@ -103,20 +102,19 @@ struct GGUFModel {
     header.tensors.flatMap { tensor -> [TensorInfo] in
       var parts = tensor.name.split(separator: ".").map(String.init)
       guard let kind = parts.popLast(), kind == "weight" || kind == "bias" else {
-        return [TensorInfo(tensor, named: tensor.name, file: header.file)]
+        return [TensorInfo(tensor, named: tensor.name)]
       }
       if parts.count == 1, let name = family.outer[parts[0]] {
-        return [TensorInfo(tensor, named: "\(name).\(kind)", file: header.file)]
+        return [TensorInfo(tensor, named: "\(name).\(kind)")]
       }
       guard parts.count == 3, parts[0] == "blk" else {
-        return [TensorInfo(tensor, named: tensor.name, file: header.file)]
+        return [TensorInfo(tensor, named: tensor.name)]
       }
       let layer = "\(family.layers)\(parts[1])"
       if let name = family.stacks[parts[2]], tensor.shape.count == 3, tensor.shape[0] <= Self.mostExperts {
         return (0..<tensor.shape[0]).map { expert in
           TensorInfo(
-            tensor, named: "\(layer).\(name.replacing("#", with: "\(expert)")).\(kind)", file: header.file,
-            expert: expert)
+            tensor, named: "\(layer).\(name.replacing("#", with: "\(expert)")).\(kind)", expert: expert)
         }
       }
       // Of two norms the first one is the MLP's.
@@ -127,7 +125,7 @@ struct GGUFModel {
         case (true, "attn_norm_2"): "ln_attn"
         default: family.inner[parts[2]]
         }
-      return [TensorInfo(tensor, named: name.map { "\(layer).\($0).\(kind)" } ?? tensor.name, file: header.file)]
+      return [TensorInfo(tensor, named: name.map { "\(layer).\($0).\(kind)" } ?? tensor.name)]
     }
   }
 
@@ -137,7 +135,7 @@ struct GGUFModel {
 
 extension TensorInfo {
   /// A tensor of a GGUF file, or one expert of a stack.
-  fileprivate init(_ tensor: GGUFHeader.Tensor, named name: String, file: String, expert: Int? = nil) {
+  fileprivate init(_ tensor: GGUFHeader.Tensor, named name: String, expert: Int? = nil) {
     let isReadable = tensor.type.plainType == nil && tensor.type.isReadable
     let dtype = tensor.type.plainType ?? (isReadable ? .float32 : .other(tensor.type.name))
     let shape = expert == nil ? tensor.shape : Array(tensor.shape.dropFirst())
@@ -155,7 +153,7 @@ extension TensorInfo {
       }
     }
     self.init(
-      name: name, dtype: dtype, shape: shape, file: file, byteRange: bytes,
+      name: name, dtype: dtype, shape: shape, file: tensor.file, byteRange: bytes,
       coding: isReadable ? .blocks(tensor.type) : nil, part: part)
   }
 }

@@ -34,7 +34,7 @@ public struct GGUFFormat: OutputFormat {
 
   /// The name of a file made of another one.
   static func fileName(of source: String, _ mix: GGUFMix) -> String {
-    var stem = String(source.dropLast(".gguf".count))
+    var stem = GGUFFiles.stem(of: source)
     for ending in ["-bf16", "-f16", "-f32", ".bf16", ".f16", ".f32"] where stem.lowercased().hasSuffix(ending)
     {
       stem = String(stem.dropLast(ending.count))
