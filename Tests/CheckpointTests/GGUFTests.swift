@@ -224,7 +224,9 @@ struct SplitGGUFTests {
   init() throws { directory = try TemporaryDirectory() }
 
   /// Cuts a fixture into parts, by what the format says of them and not by what writes it here.
-  private func split(_ name: String, into count: Int, changing change: (Int, inout [UInt8]) -> Void = { _, _ in })
+  private func split(
+    _ name: String, into count: Int, changing change: (Int, inout [UInt8]) -> Void = { _, _ in }
+  )
     throws
   {
     let whole = try GGUFHeader(of: MappedFile(path: TestFiles.gguf("\(name).gguf")))
@@ -234,7 +236,9 @@ struct SplitGGUFTests {
       let tensors = whole.tensors[part * perPart..<min((part + 1) * perPart, whole.tensors.count)]
       var file: [UInt8] = Array("GGUF".utf8)
       func append<Number: FixedWidthInteger>(_ number: Number) {
-        for byte in 0..<MemoryLayout<Number>.size { file.append(UInt8(truncatingIfNeeded: number >> (8 * byte))) }
+        for byte in 0..<MemoryLayout<Number>.size {
+          file.append(UInt8(truncatingIfNeeded: number >> (8 * byte)))
+        }
       }
       func append(_ text: String) {
         append(UInt64(text.utf8.count))
@@ -243,7 +247,9 @@ struct SplitGGUFTests {
       append(UInt32(3))
       append(UInt64(tensors.count))
       append(UInt64(part == 0 ? whole.keys.count + 3 : 3))
-      for (key, type, value) in [("split.no", 2, part), ("split.count", 2, count), ("split.tensors.count", 5, whole.tensors.count)] {
+      for (key, type, value) in [
+        ("split.no", 2, part), ("split.count", 2, count), ("split.tensors.count", 5, whole.tensors.count),
+      ] {
         append(key)
         append(UInt32(type))
         if type == 2 { append(UInt16(value)) } else { append(Int32(value)) }
@@ -279,7 +285,8 @@ struct SplitGGUFTests {
       #expect(reader.configuration == whole.configuration)
       for tensor in whole.tensorNames {
         let shape = try #require(whole.shape(of: tensor))
-        #expect(try reader.matrix(tensor, shape: shape).elements == whole.matrix(tensor, shape: shape).elements)
+        #expect(
+          try reader.matrix(tensor, shape: shape).elements == whole.matrix(tensor, shape: shape).elements)
       }
     }
   }
@@ -296,7 +303,9 @@ struct SplitGGUFTests {
     #expect(throws: GGUFError.self) { try CheckpointReader.open(first) }
     let alone = try directory.write(
       FileSystem.contents(of: first, limit: 1 << 24), to: "renamed.gguf")
-    #expect(throws: GGUFError(file: alone, reason: .badKey("split.count"))) { try CheckpointReader.open(alone) }
+    #expect(throws: GGUFError(file: alone, reason: .badKey("split.count"))) {
+      try CheckpointReader.open(alone)
+    }
   }
 
   @Test func `a directory with two models is refused, and a projector is none`() throws {

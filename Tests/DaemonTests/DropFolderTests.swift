@@ -222,11 +222,74 @@ import Testing
   @Test func `hidden names are nobody's business, and plain files wait`() throws {
     let fixture = try Fixture()
     try fixture.dropModel(".hidden")
-    try fixture.append("x", to: "model.gguf")
-    #expect(fixture.scan().map(\.name) == ["model.gguf"])
+    try fixture.append("x", to: "model.onnx")
+    #expect(fixture.scan().map(\.name) == ["model.onnx"])
     #expect(
-      reasons(fixture.settledState(of: "model.gguf"))
-        == ["model.gguf is a file, not a directory with a checkpoint in it"])
+      reasons(fixture.settledState(of: "model.onnx"))
+        == ["model.onnx is a file, not a directory with a checkpoint in it"])
+  }
+
+  // MARK: GGUF
+
+  private func gguf(_ name: String = "llama") throws -> [UInt8] {
+    try FileSystem.contents(of: TestFiles.gguf("\(name).gguf"), limit: 1 << 24)
+  }
+
+  @Test func `a GGUF file that is complete gets a directory of its own, and is taken`() throws {
+    let fixture = try Fixture()
+    let bytes = try gguf()
+    try fixture.append(Array(bytes.prefix(3_000)), to: "tiny-bf16.gguf")
+    #expect(
+      reasons(fixture.settledState(of: "tiny-bf16.gguf")) == ["tiny-bf16.gguf: the header is not complete"])
+    try fixture.append(Array(bytes[3_000..<9_000]), to: "tiny-bf16.gguf")
+    #expect(
+      reasons(fixture.settledState(of: "tiny-bf16.gguf"))
+        == ["tiny-bf16.gguf has 9000 of \(bytes.count) bytes"])
+    try fixture.append(Array(bytes[9_000...]), to: "tiny-bf16.gguf")
+    #expect(fixture.state(of: "tiny-bf16.gguf") == settling)
+    _ = fixture.settledState(of: "tiny-bf16.gguf")
+    #expect(fixture.scan().map(\.name) == ["tiny-bf16"])
+    #expect(fixture.state(of: "tiny-bf16") != nil)
+    #expect(try FileSystem.names(in: fixture.incoming("tiny-bf16")) == ["tiny-bf16.gguf"])
+    #expect(
+      fixture.settledState(of: "tiny-bf16") == .ready(.settled)
+        || fixture.state(of: "tiny-bf16") == .ready(.renamed))
+  }
+
+  @Test func `parts of a GGUF model wait for one another, and an open file is left alone`() throws {
+    var isOpen = true
+    let fixture = try Fixture(hasNoWriter: { _ in !isOpen })
+    for part in [1, 3] { try fixture.append(gguf(), to: "m-0000\(part)-of-00003.gguf") }
+    let first = "m-00001-of-00003.gguf"
+    #expect(reasons(fixture.settledState(of: first)) == ["m-00002-of-00003.gguf is missing"])
+    #expect(fixture.scan().count == 1)
+    try fixture.append(gguf(), to: "m-00002-of-00003.gguf")
+    #expect(reasons(fixture.settledState(of: first)).first == "\(first) is open for writing")
+    isOpen = false
+    _ = fixture.scan()
+    #expect(
+      try FileSystem.names(in: fixture.incoming("m")).sorted()
+        == (1...3).map { "m-0000\($0)-of-00003.gguf" })
+  }
+
+  @Test func `a directory with a GGUF model is a drop, and one with two is none`() throws {
+    let fixture = try Fixture()
+    try fixture.append(gguf(), to: "model/a.gguf")
+    try fixture.append("", to: "model/.ready")
+    #expect(fixture.state() == .ready(.marker))
+    try fixture.append(gguf(), to: "other/a.gguf")
+    try fixture.append(gguf(), to: "other/b.gguf")
+    #expect(
+      reasons(fixture.settledState(of: "other")).first
+        == "there are 2 models in it, a.gguf, b.gguf: drop one at a time")
+  }
+
+  @Test func `a name that is taken is told of`() throws {
+    let fixture = try Fixture()
+    try fixture.append("{}", to: "tiny/config.json")
+    try fixture.append(gguf(), to: "tiny.gguf")
+    #expect(
+      reasons(fixture.settledState(of: "tiny.gguf")).first?.hasPrefix("tiny is there already") == true)
   }
 
   @Test func `a folder that cannot be listed is a fault and no crash, and passes`() throws {

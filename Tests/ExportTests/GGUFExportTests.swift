@@ -26,7 +26,9 @@ struct GGUFExportTests {
     try reader.matrix(tensor, shape: #require(reader.shape(of: tensor))).elements
   }
 
-  @Test(arguments: ["llama", "llama-rope-llama3", "qwen2", "mixtral", "falcon-40b", "llama-wide"], GGUFTensorType.quantized)
+  @Test(
+    arguments: ["llama", "llama-rope-llama3", "qwen2", "mixtral", "falcon-40b", "llama-wide"],
+    GGUFTensorType.quantized)
   func `what is written is what was quantized, and the rest is the source's`(
     _ fixture: String, _ type: GGUFTensorType
   ) throws {

@@ -36,7 +36,9 @@ struct GGUFMixTests {
     func header(in directory: TemporaryDirectory) throws -> GGUFHeader {
       var bytes: [UInt8] = []
       func append<Number: FixedWidthInteger>(_ number: Number) {
-        for byte in 0..<MemoryLayout<Number>.size { bytes.append(UInt8(truncatingIfNeeded: number >> (8 * byte))) }
+        for byte in 0..<MemoryLayout<Number>.size {
+          bytes.append(UInt8(truncatingIfNeeded: number >> (8 * byte)))
+        }
       }
       func append(_ text: String) {
         append(UInt64(text.utf8.count))

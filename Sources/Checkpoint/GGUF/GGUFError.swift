@@ -25,6 +25,14 @@ public struct GGUFError: Error, Sendable, Equatable, CustomStringConvertible {
   public let file: String
   public let reason: Reason
 
+  /// Whether more bytes may mend it: the file ends, or its counts go beyond its end, as while it is copied.
+  public var isOfHeaderThatEnds: Bool {
+    switch reason {
+    case .truncated, .count: true
+    default: false
+    }
+  }
+
   /// A data error, after sysexits.h.
   public var exitCode: Int32 { 65 }
 

@@ -33,7 +33,8 @@ struct GGUFFamily: Sendable {
   private static let llamaInner = [
     "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj", "attn_qkv": "self_attn.qkv_proj", "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm", "ffn_norm": "post_attention_layernorm",
+    "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
     "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
   ]
   private static let expertStacks = [
@@ -225,7 +226,8 @@ struct GGUFFamily: Sendable {
   }
 
   private static let mpt = GGUFFamily(
-    modelType: "mpt", layers: "transformer.blocks.", outer: outer("transformer.wte", norm: "transformer.norm_f"),
+    modelType: "mpt", layers: "transformer.blocks.",
+    outer: outer("transformer.wte", norm: "transformer.norm_f"),
     inner: plainInner(
       fused: "attn.Wqkv", output: "attn.out_proj", up: "ffn.up_proj", down: "ffn.down_proj",
       norms: ["attn_norm": "norm_1", "ffn_norm": "norm_2"]),

@@ -33,7 +33,8 @@ public enum GGUFFiles {
       let tail = text.suffix(20)  // -00001-of-00003.gguf
       guard text.count > 20, GGUFFiles.isGGUF(name), tail.first == UInt8(ascii: "-"),
         tail.dropFirst(6).prefix(4).elementsEqual("-of-".utf8),
-        let number = Self.number(tail.dropFirst(1).prefix(5)), let count = Self.number(tail.dropFirst(10).prefix(5)),
+        let number = Self.number(tail.dropFirst(1).prefix(5)),
+        let count = Self.number(tail.dropFirst(10).prefix(5)),
         (1...max(count, 1)).contains(number), count > 0
       else { return nil }
       prefix = String(decoding: text.dropLast(20), as: UTF8.self)

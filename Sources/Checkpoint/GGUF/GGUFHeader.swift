@@ -70,7 +70,8 @@ public struct GGUFHeader: Sendable {
     let first = parts[0]
     var names: Set<String> = []
     for (index, part) in parts.enumerated() {
-      for (key, expected) in [("split.no", index), ("split.count", parts.count)] where part[key] != .integer(expected) {
+      for (key, expected) in [("split.no", index), ("split.count", parts.count)]
+      where part[key] != .integer(expected) {
         throw GGUFError(file: part.file, reason: .badKey(key))
       }
       for tensor in part.tensors where !names.insert(tensor.name).inserted {
@@ -261,7 +262,9 @@ private struct Cursor {
       let count = try count(bytes, "the length of \(key)", leastBytes: Self.widths[element] ?? 8)
       let start = place
       if let width = Self.widths[element] {
-        guard count <= (bytes.byteCount - place) / width else { throw error(.truncated(byte: bytes.byteCount)) }
+        guard count <= (bytes.byteCount - place) / width else {
+          throw error(.truncated(byte: bytes.byteCount))
+        }
         place += count * width
       } else {
         for _ in 0..<count { _ = try skipText(bytes) }

@@ -24,10 +24,13 @@ struct GGUFModel {
     }
     let keys = GGUFKeys(header: header, architecture: architecture)
     let hasExperts = try keys.number("expert_count").map { $0 != 0 } ?? false
-    let name = hasExperts && GGUFFamily.known[architecture]?.stacks.isEmpty ?? true ? "\(architecture)-moe" : architecture
+    let name =
+      hasExperts && GGUFFamily.known[architecture]?.stacks.isEmpty ?? true
+      ? "\(architecture)-moe" : architecture
     guard let family = GGUFFamily.known[name] else {
       let known = GGUFFamily.known.keys.filter { !$0.hasSuffix("-moe") }
-      throw error(.architecture(hasExperts ? "\(architecture) with experts" : architecture, known: known.sorted()))
+      throw error(
+        .architecture(hasExperts ? "\(architecture) with experts" : architecture, known: known.sorted()))
     }
     guard let embeddings = header.tensors.first(where: { $0.name == "token_embd.weight" }) else {
       throw error(.missingKey("token_embd.weight"))
@@ -82,7 +85,9 @@ struct GGUFModel {
       ]
     }
     if let short = try divisors(shortDivisors), let long = try divisors(longDivisors) {
-      var scaling: [String: JSONValue] = ["rope_type": "longrope", "short_factor": short, "long_factor": long]
+      var scaling: [String: JSONValue] = [
+        "rope_type": "longrope", "short_factor": short, "long_factor": long,
+      ]
       scaling["original_max_position_embeddings"] = original
       scaling["attention_factor"] = attention
       return .object(scaling)

@@ -1,3 +1,4 @@
+import Checkpoint
 import Glibc
 import Pipeline
 import SystemIO
@@ -31,6 +32,16 @@ public struct JobSettings: Codable, Sendable, Equatable {
       throw SubmissionError.missingCalibration(calibration)
     }
     return calibration
+  }
+
+  /// The same settings for what is to be quantized: a GGUF model becomes a GGUF file.
+  /// - Parameter directory: the job's
+  func adapted(to directory: String) -> JobSettings {
+    // What stands in the way of an answer is told when the checkpoint is opened.
+    guard ((try? CheckpointReader.ggufFile(of: directory)) ?? nil) != nil else { return self }
+    var adapted = self
+    adapted.settings.formats = [.gguf]
+    return adapted
   }
 
   /// Whether a relative path stays below the directory that it starts from.

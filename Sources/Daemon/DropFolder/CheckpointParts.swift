@@ -5,7 +5,8 @@ import SystemIO
 struct CheckpointParts {
   /// The shards that are needed, present or not; sorted.
   private(set) var shards: [String] = []
-  private var format = WeightFormat.safetensors
+  /// nil for GGUF.
+  private var format: WeightFormat? = .safetensors
   /// What is missing or too short, for people; empty when the checkpoint is complete.
   private(set) var gaps: [String] = []
 
@@ -39,6 +40,19 @@ struct CheckpointParts {
     _ stamps: [String: FileStamp], in directory: String, memo: inout Memo, now: ContinuousClock.Instant
   ) throws(DropRefusal) {
     memo.prune(keeping: stamps)
+    let names = stamps.keys.filter { !$0.contains("/") && !$0.hasPrefix(".") }
+    let models = GGUFFiles.models(among: names)
+    if !models.isEmpty, stamps[Self.configurationName] == nil, WeightFormat.taken(among: names) == nil {
+      format = nil
+      shards = GGUFFiles.parts(of: models[0])
+      if models.count > 1 {
+        gaps.append(
+          "there are \(models.count) models in it, \(models.prefix(3).joined(separator: ", ")): drop one at a time"
+        )
+      }
+      measureShards(stamps, in: directory, memo: &memo, now: now)
+      return
+    }
     if let stamp = stamps[Self.configurationName] {
       let path = FileSystem.join(directory, Self.configurationName)
       let gap = memo.configurations.value(Self.configurationName, stamp, now: now) {
@@ -58,6 +72,12 @@ struct CheckpointParts {
             ? "" : ", but there is one in \(inner.prefix(3).joined(separator: ", ")): drop that folder"))
     }
     try findShards(stamps, in: directory, memo: &memo, now: now)
+    measureShards(stamps, in: directory, memo: &memo, now: now)
+  }
+
+  private mutating func measureShards(
+    _ stamps: [String: FileStamp], in directory: String, memo: inout Memo, now: ContinuousClock.Instant
+  ) {
     for shard in shards {
       guard let stamp = stamps[shard] else {
         gaps.append("\(shard) is missing")
@@ -65,13 +85,9 @@ struct CheckpointParts {
       }
       let path = FileSystem.join(directory, shard)
       let length = memo.lengths.value(shard, stamp, now: now) { [format] in
-        ShardLength(readingFrom: path, format)
+        format.map { ShardLength(readingFrom: path, $0) } ?? ShardLength(readingGGUF: path)
       }
-      switch length {
-      case .complete(stamp.byteCount): break
-      case .complete(let expected): gaps.append("\(shard) has \(stamp.byteCount) of \(expected) bytes")
-      case .unknown(let reason): gaps.append("\(shard): \(reason)")
-      }
+      if let gap = length.gap(in: shard, byteCount: stamp.byteCount) { gaps.append(gap) }
     }
   }
 

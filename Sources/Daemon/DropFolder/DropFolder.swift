@@ -1,3 +1,4 @@
+import Checkpoint
 import FoundationEssentials
 import SystemIO
 
@@ -40,6 +41,8 @@ public final class DropFolder {
   private let verifier = ManifestVerifier()
   private var watch: DirectoryWatch?
   private var records: [String: Record] = [:]
+  /// GGUF models that stand in the folder as they are, by the name of the first part.
+  private var looseModels: [String: LooseModel] = [:]
   private var nextArrival = 0
   /// The directories that came by a rename, by name, with their inodes.
   private var renamedIn: [String: UInt64] = [:]
@@ -126,6 +129,7 @@ public final class DropFolder {
   ///   - claims: What stands there under its own name and is a job's, by that name.
   /// - Returns: What is there, in the order of arrival.
   public func scan(now: ContinuousClock.Instant, claims: [String: [Claim]] = [:]) -> [Drop] {
+    LooseModel.giveBack(in: spool.incoming)
     let names: [String]
     do {
       names = try FileSystem.names(in: spool.incoming).filter { name in
@@ -141,9 +145,12 @@ public final class DropFolder {
     let circumstances = Readiness.Circumstances(
       now: now, settleTime: settleTime, scansToSettle: scansToSettle,
       isNetworked: isNetworked(spool.incoming), verifier: verifier, hasNoWriter: hasNoWriter)
-    let present = Set(names)
+    let loose = Set(names.filter(isLooseFile).map { GGUFFiles.parts(of: $0)[0] })
+    looseModels = looseModels.filter { loose.contains($0.key) }
+    let drops = names.filter { !loose.contains(GGUFFiles.parts(of: $0)[0]) } + loose.sorted()
+    let present = Set(drops)
     for name in records.keys where !present.contains(name) { forget(name) }
-    for name in names { look(at: name, circumstances) }
+    for name in drops { loose.contains(name) ? gather(name, circumstances) : look(at: name, circumstances) }
     renamedIn = [:]
     return records.map { Drop(name: $0.key, state: $0.value.state, arrival: $0.value.arrival) }
       .sorted { $0.arrival < $1.arrival }
@@ -202,6 +209,25 @@ public final class DropFolder {
     records[name] = record
   }
 
+  private func isLooseFile(_ name: String) -> Bool {
+    GGUFFiles.isGGUF(name)
+      && (try? FileSystem.stamp(of: FileSystem.join(spool.incoming, name)).kind) == .regular
+  }
+
+  /// Looks at a GGUF model that stands in no directory.
+  private func gather(_ name: String, _ circumstances: Readiness.Circumstances) {
+    var model = looseModels[name] ?? LooseModel(name: name, in: spool.incoming)
+    guard let reasons = model.look(circumstances) else {
+      // It is a directory of another name now.
+      looseModels[name] = nil
+      return forget(name)
+    }
+    looseModels[name] = model
+    var record = records[name] ?? makeRecord(name, inode: 0)
+    record.state = .waiting(reasons: reasons)
+    records[name] = record
+  }
+
   private func makeRecord(_ name: String, inode: UInt64) -> Record {
     let directory = FileSystem.join(spool.incoming, name)
     // A marker that comes later should wake the loop; without a watch the next scan sees it.
@@ -227,7 +253,8 @@ public final class DropFolder {
 
   /// After which time the next scan may change something, if nothing wakes the loop before.
   public var timeToNextScan: Duration {
-    let paces = Set(records.values.map(\.readiness.pace))
+    var paces = Set(records.values.map(\.readiness.pace))
+    if !looseModels.isEmpty { paces.insert(.settling) }
     if paces.contains(.verifying) { return .seconds(1) }
     if paces.contains(.settling) {
       return min(max(settleTime / max(scansToSettle - 1, 1), .milliseconds(100)), .seconds(60))

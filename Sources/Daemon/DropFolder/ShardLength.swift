@@ -53,6 +53,48 @@ enum ShardLength: Equatable {
     }
   }
 
+  /// The same of a GGUF file.
+  init(readingGGUF path: String) {
+    do {
+      let file = try InputFile(path: path, symlinks: .refuse)
+      // A header holds the vocabulary.
+      var count = 1 << 20
+      while true {
+        let beginning = try file.read(0..<min(count, file.byteCount))
+        do {
+          self = .complete(
+            byteCount: try GGUFHeader.completeByteCount(
+              unsafe beginning.span.bytes, file: path, byteCount: file.byteCount))
+          return
+        } catch {
+          guard case .truncated = error.reason, beginning.count < file.byteCount,
+            count < Self.maximumHeaderByteCount
+          else {
+            self = .unknown(reason: error.isOfHeaderThatEnds ? "the header is not complete" : "\(error)")
+            return
+          }
+          count *= 8
+        }
+      }
+    } catch {
+      self = .unknown(reason: "\(error)")
+    }
+  }
+
+  /// What keeps a file of this length from being a complete shard.
+  /// - Parameters:
+  ///   - name: the shard's
+  ///   - byteCount: of the file
+  func gap(in name: String, byteCount: Int) -> String? {
+    switch self {
+    case .complete(byteCount): nil
+    // The last tensor of a GGUF file may be padded.
+    case .complete(let expected) where GGUFFiles.isGGUF(name) && expected <= byteCount: nil
+    case .complete(let expected): "\(name) has \(byteCount) of \(expected) bytes"
+    case .unknown(let reason): "\(name): \(reason)"
+    }
+  }
+
   private struct Shortened: Error {}
 
   private static func ofTorchFile(_ file: InputFile) throws -> ShardLength {

@@ -8,15 +8,17 @@ public struct Submission: Sendable {
   public let settings: JobSettings
 
   /// - Parameters:
-  ///   - source: the checkpoint's directory
+  ///   - source: the checkpoint's directory, or a GGUF file
   ///   - recipe: a file of settings that takes the place of the directory's own, if there is one
   /// - Throws: errors of the checkpoint; ``ConfigurationError`` for the recipe; ``SubmissionError``
   public init(source: String, recipe: String?, configuration: DaemonConfiguration) throws {
-    settings =
+    let directory = try FileSystem.kind(of: source) == .directory ? source : FileSystem.parent(of: source)
+    let own =
       try recipe.map { try JobFile.read(file: $0, defaults: configuration.defaults) }
-      ?? JobFile.read(directory: source, defaults: configuration.defaults)
+      ?? JobFile.read(directory: directory, defaults: configuration.defaults)
+    settings = own.adapted(to: source)
     plan = try RunPlan(model: source, settings: settings.settings, symlinks: .follow)
-    _ = try settings.presentCalibration(in: source)
+    _ = try settings.presentCalibration(in: directory)
   }
 }
 

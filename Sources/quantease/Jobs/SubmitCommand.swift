@@ -1,4 +1,5 @@
 import ArgumentParser
+import Checkpoint
 import ComputeOpenBLAS
 import Daemon
 import Foundation
@@ -18,10 +19,12 @@ struct SubmitCommand: ParsableCommand {
         quantease submit ~/models/llama --recipe w4.yaml --wait
       """)
 
-  @Argument(help: ArgumentHelp("The checkpoint's directory.", valueName: "dir"), completion: .directory)
-  var directory: String
+  @Argument(
+    help: ArgumentHelp("The checkpoint's directory, or a GGUF file.", valueName: "model"), completion: .file()
+  )
+  var model: String
 
-  @Option(help: "The name of the drop and of the result. Default: the directory's.")
+  @Option(help: "The name of the drop and of the result. Default: the directory's, or the file's.")
   var name: String?
 
   @Option(
@@ -29,7 +32,7 @@ struct SubmitCommand: ParsableCommand {
     completion: .file())
   var recipe: String?
 
-  @Flag(help: "Move the directory instead of copying it.")
+  @Flag(help: "Move the checkpoint instead of copying it.")
   var move = false
 
   @Flag(help: "Only look whether the job would be taken, and say what it would need.")
@@ -52,12 +55,14 @@ struct SubmitCommand: ParsableCommand {
   func run() throws {
     let configuration = try options.configuration()
     let spool = Spool(root: configuration.spool)
-    let source = URL(fileURLWithPath: directory).standardizedFileURL.path
-    guard let kind = try FileSystem.kind(of: source), kind == .directory else {
+    let source = URL(fileURLWithPath: model).standardizedFileURL.path
+    let isFile = try CheckpointReader.ggufFile(of: source) == source
+    guard let kind = try FileSystem.kind(of: source), isFile || kind == .directory else {
       let isThere = try FileSystem.exists(source)
       throw FileError(path: source, operation: .list, errno: isThere ? .notDirectory : .noSuchFileOrDirectory)
     }
-    let name = name ?? FileSystem.name(of: source)
+    let files = isFile ? GGUFFiles.parts(of: FileSystem.name(of: source)) : nil
+    let name = name ?? files.map { GGUFFiles.stem(of: $0[0]) } ?? FileSystem.name(of: source)
     let drop = FileSystem.join(spool.incoming, name)
     if try FileSystem.exists(drop) { throw SpoolError.alreadyThere(drop) }
     guard FileSystem.isWritable(spool.incoming) else {
@@ -65,7 +70,14 @@ struct SubmitCommand: ParsableCommand {
     }
     let submission = try Submission(source: source, recipe: recipe, configuration: configuration)
     if dryRun { return try Self.show(submission, configuration) }
-    if move {
+    if move, let files {
+      // A second name each, until the drop is there: whatever happens, nothing is lost.
+      let staging = try StagingDirectory(for: drop)
+      let directory = FileSystem.parent(of: source)
+      try FileSystem.linkTree(directory, to: staging.path, where: files.contains)
+      try finish(staging)
+      for file in files { try FileSystem.removeTree(FileSystem.join(directory, file)) }
+    } else if move {
       if let recipe { try FileSystem.copyFile(recipe, to: FileSystem.join(source, JobFile.name)) }
       try AtomicFile.write("", to: FileSystem.join(source, ".ready"))
       try FileSystem.move(source, to: drop)
@@ -73,7 +85,10 @@ struct SubmitCommand: ParsableCommand {
       let staging = try StagingDirectory(for: drop)
       let interruption = try Interruption { staging.abandon() }
       do {
-        try withExtendedLifetime(interruption) { try fill(staging, from: source) }
+        try withExtendedLifetime(interruption) {
+          try copy(files, from: files == nil ? source : FileSystem.parent(of: source), to: staging.path)
+          try finish(staging)
+        }
       } catch {
         // The process may end without this object's.
         _ = staging.abandon()
@@ -101,8 +116,7 @@ struct SubmitCommand: ParsableCommand {
     try Console.line("nothing was copied")
   }
 
-  private func fill(_ staging: StagingDirectory, from source: String) throws {
-    try copy(source, to: staging.path)
+  private func finish(_ staging: StagingDirectory) throws {
     if let recipe {
       let place = FileSystem.join(staging.path, JobFile.name)
       try FileSystem.removeTree(place)
@@ -113,8 +127,9 @@ struct SubmitCommand: ParsableCommand {
     try staging.publish()
   }
 
-  private func copy(_ source: String, to target: String) throws {
-    for name in try FileSystem.names(in: source) where !name.hasPrefix(".") {
+  /// - Parameter files: those that are copied; all that are not hidden if nil
+  private func copy(_ files: [String]?, from source: String, to target: String) throws {
+    for name in try files ?? FileSystem.names(in: source).filter({ !$0.hasPrefix(".") }) {
       let path = FileSystem.join(source, name)
       guard try FileSystem.kind(of: path) == .regular else { continue }
       Console.note("copying \(name), \(Console.bytes(try FileSystem.fileSize(path)))")

@@ -47,7 +47,8 @@ public struct GGUFFormat: OutputFormat {
   ) -> [TensorPlan] {
     guard let type = GGUFTensorType(grid) else { preconditionFailure("the grid was checked") }
     return [
-      TensorPlan(name: weight.part?.whole ?? weight.name, type: type, shape: weight.part?.shape ?? weight.shape)
+      TensorPlan(
+        name: weight.part?.whole ?? weight.name, type: type, shape: weight.part?.shape ?? weight.shape)
     ]
   }
 
