@@ -83,6 +83,34 @@ import Testing
     #expect(try bench.stop() == 0)
   }
 
+  @Test func `a GGUF file that is copied into the folder comes out as one, the same as the command's`() throws {
+    let bench = try DaemonBench()
+    try bench.start()
+    try FileManager.default.copyItem(
+      atPath: TestFiles.gguf("llama-wide.gguf"), toPath: "\(bench.spool.incoming)/wide-bf16.gguf")
+    let result = "\(bench.spool.output)/wide-bf16"
+    try bench.wait("the result") { try FileSystem.exists("\(result)/SHA256SUMS") }
+    let file = "\(result)/wide-Q4_K_M.gguf"
+    #expect(try FileSystem.exists(file) && FileSystem.exists("\(result)/quantease_report.html"))
+    let own = bench.directory.file("own")
+    let command = try Quantease([
+      "quantize", TestFiles.gguf("llama-wide.gguf"), "--output", own, "--samples", "8", "--sequence-length", "128",
+      "--calibration", bench.directory.file("tokens.safetensors"),
+    ])
+    #expect(command.status == 0, "\(command.errors)")
+    #expect(
+      FileManager.default.contentsEqual(atPath: file, andPath: "\(own)/llama-wide-Q4_K_M.gguf"))
+    try bench.wait("the source's place") {
+      try FileSystem.names(in: bench.spool.done).count == 1
+    }
+    // Two parts, and a recipe beside them in their directory.
+    let submitted = try Quantease([
+      "submit", TestFiles.gguf("llama-wide.gguf"), "--name", "again", "--config", bench.configuration, "--wait",
+    ])
+    #expect(submitted.status == 0, "\(submitted.errors)")
+    #expect(try FileSystem.exists("\(bench.spool.output)/again/llama-wide-Q4_K_M.gguf"))
+  }
+
   @Test func `of several drops the broken ones fail, each with its reason, and the others are published`()
     throws
   {
