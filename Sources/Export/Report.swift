@@ -45,6 +45,8 @@ public struct Report: Codable, Sendable, Equatable {
     public var calibration: Calibration
     /// What computed; nil in reports of earlier versions.
     public var kernels: String?
+    /// The types of a GGUF file; nil for another format.
+    public var gguf: GGUFOutline?
 
     public init(
       bits: Int, groupSize: Int, symmetric: Bool, solver: String, target: String, targetSamples: Int?,
@@ -76,6 +78,8 @@ public struct Report: Codable, Sendable, Equatable {
     public var layer: Int
     /// Scales, zero points and outliers included.
     public var bitsPerWeight: Double
+    /// In a GGUF file.
+    public var type: String?
     /// What looked wrong and did not stop the run, where anything did.
     public var warnings: [String]?
     /// The expert of a mixture that it is of, from 0; nil for other linears, and for what every token goes through.
@@ -167,8 +171,14 @@ public struct Report: Codable, Sendable, Equatable {
   public var filesCopied: [String]?
   public var filesLeftOut: [String]?
 
+  /// Matrices in blocks that no inputs are known of, as embeddings: rounded to the grid of the least squared error. nil
+  /// where there are none.
+  public var rounded: [String]?
+
   /// What looked wrong and did not stop the run.
-  public var warnings: [String] { linears.flatMap { $0.warnings ?? [] } }
+  public var warnings: [String] {
+    (settings.gguf?.warning.map { [$0] } ?? []) + linears.flatMap { $0.warnings ?? [] }
+  }
 
   public init(
     model: Model, settings: Settings, linears: [Linear], totals: Totals, loadsIn: [RuntimeSupport]

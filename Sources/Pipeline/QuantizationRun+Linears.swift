@@ -1,3 +1,4 @@
+import Checkpoint
 import Compute
 import Decoder
 import Export
@@ -91,12 +92,14 @@ extension QuantizationRun {
   ) -> Report.Linear {
     let linear = solution.linear
     let format = linear.grid.format
-    return Report.Linear(
+    var row = Report.Linear(
       name: linear.name, shape: [linear.outFeatures, linear.inFeatures],
       bits: format.bitWidth.rawValue, groupSize: format.groupSize.notation,
       symmetric: format.isSymmetric, solver: treatment.quantizer.name,
       relativeError: solution.relativeError, seconds: seconds, layer: layer,
       bitsPerWeight: linear.bitsPerWeight)
+    row.type = outline == nil ? nil : GGUFTensorType(format)?.name
+    return row
   }
 }
 

@@ -84,6 +84,7 @@ extension QuantizationRun {
         samples: request.calibration.samples, sequenceLength: request.calibration.sequenceLength,
         seed: request.seed, source: FileSystem.name(of: request.calibrationSource)))
     settings.kernels = kernels
+    settings.gguf = outline
     return settings
   }
 }

@@ -26,6 +26,8 @@ public final class QuantizationRun: Sendable {
   let treatments: [String: Treatment]
   /// What stands in blocks of a GGUF file and is no linear of a layer.
   let rounded: [LinearDescription]
+  /// What a GGUF file will hold; nil for another format.
+  let outline: GGUFOutline?
   private let journal: ResumeJournal?
   private let unpublished = Mutex(Unpublished())
 
@@ -61,6 +63,7 @@ public final class QuantizationRun: Sendable {
     self.modelType = modelType
     let resolved = try request.recipe.resolve(for: description, in: checkpoint)
     (treatments, rounded) = (resolved.linears, resolved.rounded)
+    outline = request.recipe.outline(resolved, of: checkpoint)
     // The linears are checked as they are read; the head, for one, is only copied along and would slip through. What no
     // layer reads may hold what it likes: a mask of infinities is one.
     for (name, _) in description.requiredTensors
@@ -242,6 +245,10 @@ public final class QuantizationRun: Sendable {
       }
     }
 
+    if let outline {
+      progress(.step("\(outline.file): \(outline.description)"))
+      if let warning = outline.warning { progress(.warning(warning)) }
+    }
     progress(.step("embedding \(request.calibration.samples) × \(request.calibration.sequenceLength) tokens"))
     try rebuildingDamagedCache(store, progress) {
       let loop = try makeLoop()
@@ -287,6 +294,7 @@ public final class QuantizationRun: Sendable {
     var report = Report(
       model: Report.Model(name: FileSystem.name(of: request.model), architecture: description.modelType),
       settings: settings, linears: rows, totals: totals, loadsIn: export.runtimes)
+    report.rounded = rounded.isEmpty ? nil : rounded.map(\.name)
     report.filesCopied = export.copiedFiles
     report.filesLeftOut = checkpoint.foreignFiles
     try report.write(to: staging.path)

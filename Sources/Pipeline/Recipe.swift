@@ -250,6 +250,23 @@ extension OutlierLayout {
   }
 }
 
+extension Recipe {
+  /// What a GGUF file will hold; nil for another format.
+  func outline(_ resolved: Resolved, of checkpoint: CheckpointReader) -> GGUFOutline? {
+    guard let mix, let gguf = checkpoint.gguf else { return nil }
+    let grids =
+      resolved.linears.map { ($0.key, $0.value.gridFormat) }
+      + resolved.rounded.compactMap { linear in linear.gridFormat.map { (linear.name, $0) } }
+    let chosen = grids.compactMap { module, grid -> (String, GGUFTensorType)? in
+      guard let tensor = checkpoint.tensors["\(module).weight"], let type = GGUFTensorType(grid) else {
+        return nil
+      }
+      return (tensor.part?.whole ?? tensor.name, type)
+    }
+    return GGUFOutline(mix, of: gguf, chosen: Dictionary(chosen, uniquingKeysWith: { first, _ in first }))
+  }
+}
+
 extension CheckpointReader {
   /// What a mix makes of a GGUF file's tensors, by the modules that they are of; nil for another checkpoint.
   func ggufTypes(of mix: GGUFMix) -> [String: GGUFTensorType]? {

@@ -13,7 +13,8 @@ public struct RunPlan: Sendable {
   public let inputBytes: Int
   let modelType: DType
   let treatments: [String: Treatment]
-  private let rounded: [LinearDescription]
+  /// What a GGUF file will hold; nil for another format.
+  public let outline: GGUFOutline?
   /// Of the tensors that are copied.
   private let otherBytes: Int
 
@@ -26,14 +27,15 @@ public struct RunPlan: Sendable {
     (checkpoint, model) = try QuantizationRun.open(
       path, symlinks: symlinks, allowingRequantizing: settings.allowRequantize)
     self.settings = settings
-    let resolved = try settings.recipe().resolve(for: model, in: checkpoint)
-    (treatments, rounded) = (resolved.linears, resolved.rounded)
+    let recipe = try settings.recipe()
+    let resolved = try recipe.resolve(for: model, in: checkpoint)
+    outline = recipe.outline(resolved, of: checkpoint)
+    treatments = resolved.linears
     modelType = checkpoint.weightType(of: model)
     inputBytes = checkpoint.byteCount
     otherBytes = checkpoint.tensors.values.reduce(0) { sum, tensor in
       let module = tensor.name.hasSuffix(".weight") ? String(tensor.name.dropLast(7)) : ""
-      let isQuantized =
-        resolved.linears[module] != nil || resolved.rounded.contains { $0.name == module }
+      let isQuantized = resolved.linears[module] != nil
       return sum + (isQuantized ? 0 : tensor.byteCount)
     }
   }
@@ -43,9 +45,10 @@ public struct RunPlan: Sendable {
 
   /// About what all formats of the result take.
   public var resultBytes: Int {
-    settings.formats.reduce(0) { sum, format in
+    if let outline { return outline.bytes }
+    return settings.formats.reduce(0) { sum, format in
       sum + otherBytes
-        + (weights + (format == .gguf ? roundedWeights : [])).reduce(0) {
+        + weights.reduce(0) {
           $0 + (format == .dense ? $1.count * modelType.byteWidth : $1.count * $1.bits / 8)
         }
     }
@@ -88,10 +91,6 @@ public struct RunPlan: Sendable {
       model: model, samples: settings.samples, sequenceLength: settings.sequenceLength,
       originalSamples: settings.originalSamples, operands: operands,
       keepsOutliers: treatments.values.contains { $0.outliers != nil }, stateBytes: modelType.byteWidth)
-  }
-
-  private var roundedWeights: [(count: Int, bits: Int)] {
-    rounded.map { ($0.outFeatures * $0.inFeatures, $0.gridFormat?.bitWidth.rawValue ?? 16) }
   }
 
   /// Of every linear that is to be quantized: its weights, and the bits of one.

@@ -25,7 +25,7 @@ struct EvaluateCommand: ParsableCommand {
 
   @Argument(
     help: ArgumentHelp("The checkpoint's directory, or a GGUF file.", valueName: "model"),
-    completion: .directory)
+    completion: .file())
   var model: String
 
   @Option(help: ArgumentHelp("A text to tokenize.", valueName: "file"), completion: .file())

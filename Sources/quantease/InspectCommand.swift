@@ -14,7 +14,7 @@ struct InspectCommand: ParsableCommand {
 
   @Argument(
     help: ArgumentHelp("The checkpoint's directory, or a GGUF file.", valueName: "model"),
-    completion: .directory)
+    completion: .file())
   var model: String
 
   @Flag(help: "Print JSON.")
@@ -31,12 +31,20 @@ struct InspectCommand: ParsableCommand {
     let linears: Int
     let quantizableParameters: Int
     let dtypes: [String]
+    /// Tensors and bytes by type.
+    let types: [String: TypeShare]
     let quantization: String?
     /// The least memory that a run of 128 × 2,048 tokens can do with, by the defaults and with `--target layer`.
     let memoryBytes: Int?
     let memoryBytesOfLayerTarget: Int?
     /// What would compute.
     let kernels: String
+  }
+
+  private struct TypeShare: Encodable {
+    var tensors = 0
+    var parameters = 0
+    var bytes = 0
   }
 
   func run() throws {
@@ -63,6 +71,14 @@ struct InspectCommand: ParsableCommand {
           budget: MemoryPlan.Budget(hostBytes: .max)))?
         .peakBytes
     }
+    var types: [String: TypeShare] = [:]
+    for tensor in tensors {
+      var share = types[tensor.blocks?.name ?? tensor.dtype.rawValue] ?? TypeShare()
+      share.tensors += 1
+      share.parameters += tensor.shape.reduce(1, *)
+      share.bytes += tensor.byteRange.count
+      types[tensor.blocks?.name ?? tensor.dtype.rawValue] = share
+    }
     let summary = Summary(
       architecture: description.modelType, layers: description.layerCount,
       hiddenSize: description.hiddenSize, vocabularySize: description.vocabularySize,
@@ -71,7 +87,7 @@ struct InspectCommand: ParsableCommand {
       parameters: tensors.map { $0.shape.reduce(1, *) }.reduce(0, +),
       linears: linears.count,
       quantizableParameters: linearParameters,
-      dtypes: Set(tensors.map { $0.blocks?.name ?? $0.dtype.rawValue }).sorted(),
+      dtypes: types.keys.sorted(), types: types,
       quantization: checkpoint.configuration["quantization_config"]?["quant_method"]?.string,
       memoryBytes: memory(.auto), memoryBytesOfLayerTarget: memory(.layer),
       kernels: backend.kernels(for: operands))
@@ -83,6 +99,9 @@ struct InspectCommand: ParsableCommand {
       tensors   \(summary.tensors), \(Console.bytes(summary.bytes)), \(summary.dtypes.joined(separator: ", "))
       linears   \(summary.linears) with \(summary.quantizableParameters) of \(summary.parameters) parameters
       """)
+    if let header = checkpoint.gguf {
+      try Console.line("types     \(GGUFOutline.description(of: header))")
+    }
     if let method = summary.quantization {
       try Console.line("quantized already: \(method)")
     } else {

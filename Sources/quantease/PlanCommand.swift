@@ -1,6 +1,7 @@
 import ArgumentParser
 import Compute
 import ComputeOpenBLAS
+import Export
 import Foundation
 import Pipeline
 import SystemIO
@@ -20,7 +21,7 @@ struct PlanCommand: ParsableCommand {
 
   @Argument(
     help: ArgumentHelp("The checkpoint's directory, or a GGUF file.", valueName: "model"),
-    completion: .directory)
+    completion: .file())
   var model: String
 
   @Option(
@@ -99,6 +100,8 @@ struct Needs: Encodable {
   let seconds: Double?
   let secondsPerPhase: [String: Double]?
   let basis: String?
+  /// The types of a GGUF file.
+  let gguf: GGUFOutline?
 
   private let title: String
 
@@ -106,14 +109,16 @@ struct Needs: Encodable {
     case architecture, linears, inputBytes, outputSpace, journalSpace, cacheSpace, memoryBytes,
       memoryBytesPerPhase
     case deviceMemoryBytes, deviceMemoryBytesPerPhase, deviceMemoryBudgetBytes, keepsStatesOnDevice
-    case memoryBudgetBytes, memoryShortage, seconds, secondsPerPhase, basis
+    case memoryBudgetBytes, memoryShortage, seconds, secondsPerPhase, basis, gguf
   }
 
   init(_ plan: RunPlan, backend: any ComputeBackend, budgetBytes: Int, places: Places) throws {
     let settings = plan.settings
     architecture = plan.model.modelType
     linears = plan.linearCount
-    title = "\(plan.linearCount) linears to \(settings.bits) bits, solver \(settings.solver.rawValue)"
+    let goal = plan.outline.map { "as \($0.file)" } ?? "to \(settings.bits) bits"
+    title = "\(plan.linearCount) linears \(goal), solver \(settings.solver.rawValue)"
+    gguf = plan.outline
     inputBytes = plan.inputBytes
     func space(_ bytes: Int, in path: String) throws -> Space {
       Space(path: path, bytes: bytes, freeBytes: try FileSystem.freeBytes(FileSystem.nearestExisting(path)))
@@ -165,6 +170,10 @@ struct Needs: Encodable {
       "\(architecture): \(title)", "input    \(Console.bytes(inputBytes))",
       "result   about \(text(outputSpace))",
     ]
+    if let gguf {
+      lines.append("types    \(gguf.description)")
+      if let warning = gguf.warning { lines.append("         \(warning)") }
+    }
     if let journalSpace {
       lines.append("journal  about \(text(journalSpace)), until the result is published")
     }

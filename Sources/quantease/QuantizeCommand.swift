@@ -115,7 +115,8 @@ struct QuantizeCommand: ParsableCommand {
     let totals = report.totals
     try Console.line(
       """
-      \(report.model.name): \(totals.linears) linears at \(grid.bits) bits \
+      \(report.model.name): \(totals.linears) linears \
+      \(report.settings.gguf.map { "as \($0.file)" } ?? "at \(grid.bits) bits") \
       in \(Console.time(totals.seconds)), mean relative error \(Console.percent(totals.meanRelativeError))
       size     \(Console.bytes(totals.inputBytes)) → \(Console.bytes(totals.outputBytes))
       memory   \(Console.bytes(totals.peakMemoryBytes)) at the peak, mapped files aside

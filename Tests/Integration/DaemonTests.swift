@@ -83,7 +83,8 @@ import Testing
     #expect(try bench.stop() == 0)
   }
 
-  @Test func `a GGUF file that is copied into the folder comes out as one, the same as the command's`() throws {
+  @Test func `a GGUF file that is copied into the folder comes out as one, the same as the command's`() throws
+  {
     let bench = try DaemonBench()
     try bench.start()
     try FileManager.default.copyItem(
@@ -94,7 +95,8 @@ import Testing
     #expect(try FileSystem.exists(file) && FileSystem.exists("\(result)/quantease_report.html"))
     let own = bench.directory.file("own")
     let command = try Quantease([
-      "quantize", TestFiles.gguf("llama-wide.gguf"), "--output", own, "--samples", "8", "--sequence-length", "128",
+      "quantize", TestFiles.gguf("llama-wide.gguf"), "--output", own, "--samples", "8", "--sequence-length",
+      "128",
       "--calibration", bench.directory.file("tokens.safetensors"),
     ])
     #expect(command.status == 0, "\(command.errors)")
@@ -105,7 +107,8 @@ import Testing
     }
     // Two parts, and a recipe beside them in their directory.
     let submitted = try Quantease([
-      "submit", TestFiles.gguf("llama-wide.gguf"), "--name", "again", "--config", bench.configuration, "--wait",
+      "submit", TestFiles.gguf("llama-wide.gguf"), "--name", "again", "--config", bench.configuration,
+      "--wait",
     ])
     #expect(submitted.status == 0, "\(submitted.errors)")
     #expect(try FileSystem.exists("\(bench.spool.output)/again/llama-wide-Q4_K_M.gguf"))

@@ -50,8 +50,7 @@ public struct ReportPage {
       <p class="kicker">QuantEase report</p>
       <h1>\(escaped(report.model.name))</h1>
       <p class="lead">\(grouped(totals.linears)) linears, \(grouped(totals.parametersQuantized)) weights, \
-      \(settings.bits) bits \(settings.symmetric ? "symmetric" : "asymmetric"), \
-      \(groupNote(settings.groupSize)), by \(escaped(settings.solver)).\(origin)</p>
+      \(gridNote), by \(escaped(settings.solver)).\(origin)</p>
       <div class="cards">
       \(card("Mean relative error", percent(totals.meanRelativeError), "of the linears' outputs"))
       \(card(
@@ -287,19 +286,18 @@ public struct ReportPage {
   private var settings: String {
     let settings = report.settings
     let calibration = settings.calibration
-    let entries = [
-      ("Architecture", report.model.architecture),
-      ("Solver", settings.solver),
-      ("Target", targetNote),
-      ("Bits", "\(settings.bits)"),
-      ("Group size", settings.groupSize == -1 ? "whole row (−1)" : "\(settings.groupSize)"),
-      ("Grid", settings.symmetric ? "symmetric" : "asymmetric"),
-      ("Formats", settings.formats.map(\.rawValue).joined(separator: ", ")),
-      ("Computed by", settings.kernels ?? "unknown"),
-      ("Calibration", calibration.source),
-      ("Samples", "\(grouped(calibration.samples)) × \(grouped(calibration.sequenceLength)) tokens"),
-      ("Seed", "\(calibration.seed)"),
-    ]
+    let entries =
+      [
+        ("Architecture", report.model.architecture),
+        ("Solver", settings.solver),
+        ("Target", targetNote),
+      ] + gridEntries + [
+        ("Formats", settings.formats.map(\.rawValue).joined(separator: ", ")),
+        ("Computed by", settings.kernels ?? "unknown"),
+        ("Calibration", calibration.source),
+        ("Samples", "\(grouped(calibration.samples)) × \(grouped(calibration.sequenceLength)) tokens"),
+        ("Seed", "\(calibration.seed)"),
+      ]
     let list = entries.map { "<div><dt>\($0.0)</dt><dd>\(escaped($0.1))</dd></div>" }
     return """
       <section>
@@ -311,13 +309,35 @@ public struct ReportPage {
       """
   }
 
+  private var gridNote: String {
+    let settings = report.settings
+    if let gguf = settings.gguf { return escaped("\(gguf.file), \(gguf.description)") }
+    return
+      "\(settings.bits) bits \(settings.symmetric ? "symmetric" : "asymmetric"), \(groupNote(settings.groupSize))"
+  }
+
+  private var gridEntries: [(String, String)] {
+    let settings = report.settings
+    if let gguf = settings.gguf {
+      return [("GGUF file", gguf.file + (gguf.isPure ? ", pure" : "")), ("Types", gguf.description)]
+        + (gguf.fallbacks.isEmpty
+          ? [] : [("Fallbacks", "\(gguf.fallbacks.count) tensors, whose rows are no whole blocks")])
+        + (report.rounded.map { [("Rounded without inputs", $0.joined(separator: ", "))] } ?? [])
+    }
+    return [
+      ("Bits", "\(settings.bits)"),
+      ("Group size", settings.groupSize == -1 ? "whole row (−1)" : "\(settings.groupSize)"),
+      ("Grid", settings.symmetric ? "symmetric" : "asymmetric"),
+    ]
+  }
+
   private var allLinears: String {
     guard !report.linears.isEmpty else { return "" }
     let rows = report.linears.map { linear in
       """
       <tr><th scope="row">\(breakable(linear.name))</th>\
       <td>\(linear.shape.map { "\($0)" }.joined(separator: " × "))</td>\
-      <td>\(linear.bits)\(linear.symmetric ? "" : " asym")</td>\
+      <td>\(linear.type ?? "\(linear.bits)\(linear.symmetric ? "" : " asym")")</td>\
       <td>\(linear.groupSize == -1 ? "row" : "\(linear.groupSize)")</td>\
       <td>\(fixed(linear.bitsPerWeight, 2))</td>\
       <td>\(escaped(percent(linear.relativeError)))</td><td>\(fixed(linear.seconds, 2))</td></tr>

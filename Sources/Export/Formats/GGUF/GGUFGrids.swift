@@ -21,7 +21,7 @@ extension GGUFTensorType {
   }
 
   /// The type that holds a grid.
-  init?(_ grid: GridFormat) {
+  public init?(_ grid: GridFormat) {
     guard let type = Self.quantized.first(where: { $0.gridFormat?.hasSameLayout(as: grid) ?? false }) else {
       return nil
     }
