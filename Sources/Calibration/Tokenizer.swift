@@ -1,3 +1,4 @@
+import Checkpoint
 import Foundation
 import SystemIO
 
@@ -21,7 +22,7 @@ public struct Tokenizer: Sendable {
   /// Tokenizes a text whole, as one string, with the tokenizer's own special tokens.
   /// - Parameters:
   ///   - text: a .txt file, or .jsonl with a field `text`, either also .zst
-  ///   - model: the directory with tokenizer.json
+  ///   - model: the directory with tokenizer.json, or a GGUF file
   /// - Throws: ``CalibrationError``
   public func tokenize(text: String, model: String) throws -> TokenRows {
     let ids = try nameless()
@@ -87,9 +88,11 @@ extension TokenRows {
       self = try TokenRows(tokenFile: file)
       return
     }
-    // Of a model that is one file, the tokenizer stands beside it.
-    let isFile = try FileSystem.kind(of: model) == .regular
+    // A GGUF model has its tokenizer in its first part.
+    let gguf = try CheckpointReader.ggufFile(of: model).map { path in
+      FileSystem.join(FileSystem.parent(of: path), GGUFFiles.parts(of: FileSystem.name(of: path))[0])
+    }
     self = try (python.map { Tokenizer(interpreter: $0) } ?? Tokenizer()).tokenize(
-      text: file, model: isFile ? FileSystem.parent(of: model) : model)
+      text: file, model: gguf ?? model)
   }
 }

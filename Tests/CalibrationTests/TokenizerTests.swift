@@ -206,3 +206,140 @@ struct MissingInterpreterTests {
     #expect(Tokenizer(environment: ["QUANTEASE_PYTHON": "/opt/python"]).interpreter == "/opt/python")
   }
 }
+
+/// The tokenizer that a GGUF file carries.
+@Suite(.enabled(if: Python.has("tokenizers"), "needs a Python with tokenizers; set QUANTEASE_PYTHON"))
+struct GGUFTokenizerTests {
+  private let directory: TemporaryDirectory
+
+  init() throws { directory = try TemporaryDirectory() }
+
+  /// A value of a key, as the file has it.
+  private enum Value {
+    case text(String)
+    case texts([String])
+    case numbers([Int32])
+    case scores([Float])
+    case number(UInt32)
+    case flag(Bool)
+  }
+
+  private func file(_ keys: [(String, Value)]) throws -> String {
+    var bytes: [UInt8] = Array("GGUF".utf8)
+    func append<Number: FixedWidthInteger>(_ number: Number) {
+      for byte in 0..<MemoryLayout<Number>.size {
+        bytes.append(UInt8(truncatingIfNeeded: number >> (8 * byte)))
+      }
+    }
+    func append(_ text: String) {
+      append(UInt64(text.utf8.count))
+      bytes += Array(text.utf8)
+    }
+    func append(array kind: UInt32, _ count: Int) {
+      append(UInt32(9))
+      append(kind)
+      append(UInt64(count))
+    }
+    append(UInt32(3))
+    append(UInt64(0))
+    append(UInt64(keys.count))
+    for (key, value) in keys {
+      append(key)
+      switch value {
+      case .text(let text):
+        append(UInt32(8))
+        append(text)
+      case .texts(let texts):
+        append(array: 8, texts.count)
+        for text in texts { append(text) }
+      case .numbers(let numbers):
+        append(array: 5, numbers.count)
+        for number in numbers { append(number) }
+      case .scores(let scores):
+        append(array: 6, scores.count)
+        for score in scores { append(score.bitPattern) }
+      case .number(let number):
+        append(UInt32(4))
+        append(number)
+      case .flag(let flag):
+        append(UInt32(7))
+        append(UInt8(flag ? 1 : 0))
+      }
+    }
+    return try directory.write(bytes, to: "model-\(keys.count)-\(UInt64.random(in: 0...UInt64.max)).gguf")
+  }
+
+  private func ids(_ text: String, by model: String) throws -> [Int32] {
+    try TokenRows(
+      file: directory.write(text, to: "text-\(UInt64.random(in: 0...UInt64.max)).txt"), model: model
+    ).rows[0]
+  }
+
+  private static let tokens = ["a", "b", "Ġ", "ab", "Ġab", "1", "11", "<s>", "<x>"]
+  private func byteLevel(_ pre: String) -> [(String, Value)] {
+    [
+      ("tokenizer.ggml.model", .text("gpt2")), ("tokenizer.ggml.pre", .text(pre)),
+      ("tokenizer.ggml.tokens", .texts(Self.tokens)),
+      ("tokenizer.ggml.token_type", .numbers([1, 1, 1, 1, 1, 1, 1, 3, 4])),
+      ("tokenizer.ggml.merges", .texts(["a b", "Ġ ab", "1 1"])), ("tokenizer.ggml.bos_token_id", .number(7)),
+      ("tokenizer.ggml.add_bos_token", .flag(true)), ("general.architecture", .text("llama")),
+    ]
+  }
+
+  @Test func `pairs are merged, special tokens stand for themselves, and the first token is put first`()
+    throws
+  {
+    #expect(try ids("ab ab<x>ba", by: file(byteLevel("gpt-2"))) == [7, 3, 4, 8, 1, 0])
+  }
+
+  @Test func `a text is cut as the file's name for it says`() throws {
+    // Words of digits, one digit at a time, or three.
+    #expect(try ids("11", by: file(byteLevel("gpt-2"))) == [7, 6])
+    #expect(try ids("11", by: file(byteLevel("qwen2"))) == [7, 5, 5])
+    #expect(try ids("11", by: file(byteLevel("llama-bpe"))) == [7, 6])
+  }
+
+  @Test func `sentencepiece's pairs are merged by their scores, and what is unknown is bytes`() throws {
+    let tokens = ["<unk>", "<s>", "</s>", "<0x63>", "▁", "a", "b", "ab", "▁a", "▁ab"]
+    let keys: [(String, Value)] = [
+      ("tokenizer.ggml.model", .text("llama")), ("tokenizer.ggml.tokens", .texts(tokens)),
+      ("tokenizer.ggml.token_type", .numbers([2, 3, 3, 6, 1, 1, 1, 1, 1, 1])),
+      ("tokenizer.ggml.scores", .scores([0, 0, 0, 0, -9, -8, -7, -2, -1, -3])),
+    ]
+    #expect(try ids("ab abc", by: file(keys)) == [1, 9, 9, 3])
+    let joined =
+      keys + [
+        ("tokenizer.ggml.add_space_prefix", .flag(false)), ("tokenizer.ggml.add_bos_token", .flag(false)),
+      ]
+    #expect(try ids("ab", by: file(joined)) == [7])
+  }
+
+  @Test func `the files of llama.cpp's converter are read, and the first part has the tokenizer of all`()
+    throws
+  {
+    #expect(try ids("ABBA", by: TestFiles.gguf("llama.gguf")) == [0, 1, 1, 0])
+    #expect(try ids("ABBA", by: TestFiles.gguf("gemma.gguf")) == [1, 3, 4, 4, 3])
+  }
+
+  @Test func `an unknown tokenizer is an error that says so, unless there is another one beside the file`()
+    throws
+  {
+    let model = try file(byteLevel("some-new-one"))
+    #expect { try ids("ab", by: model) } throws: { error in
+      "\(error)".contains("some-new-one") && "\(error)".contains("tokenizer.json")
+    }
+    try directory.write(
+      """
+      {"version":"1.0","truncation":null,"padding":null,"added_tokens":[],"normalizer":null,"pre_tokenizer":null,
+      "post_processor":null,"decoder":null,"model":{"type":"WordLevel","vocab":{"ab":5,"?":6},"unk_token":"?"}}
+      """, to: "tokenizer.json")
+    #expect(try ids("ab", by: model) == [5])
+  }
+
+  @Test(arguments: [20, 40, 150])
+  func `a header that ends too early is an error`(_ count: Int) throws {
+    let bytes = try FileSystem.contents(of: file(byteLevel("gpt-2")), limit: 1 << 20)
+    let model = try directory.write(Array(bytes.prefix(count)), to: "cut.gguf")
+    #expect { try ids("ab", by: model) } throws: { "\($0)".contains("damaged") }
+  }
+}
