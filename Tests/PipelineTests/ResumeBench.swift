@@ -27,6 +27,9 @@ struct ResumeCase: Sendable, CustomTestStringConvertible {
     settings.passes = 3
     change(&settings)
   }
+
+  /// Of a checkpoint, or of a GGUF file.
+  var path: String { fixture.hasSuffix(".gguf") ? TestFiles.gguf(fixture) : TestFiles.model(fixture) }
 }
 
 /// What a process had on the disk at one moment.
@@ -67,6 +70,7 @@ final class ResumeBench {
   /// In memory: a journal waits for the disk after every record.
   let directory: TemporaryDirectory
   private let test: ResumeCase
+  private let checkpoint: CheckpointReader
   private let description: ModelDescription
   private let calibration: CalibrationSet
   private let budgetBytes: Int
@@ -87,7 +91,8 @@ final class ResumeBench {
       ?? OpenBLASBackend(
         threads: 2, bfloat16: test.settings.precision == .auto ? .best ?? .converting : nil)
     directory = try TemporaryDirectory(isInMemory: true)
-    let checkpoint = try CheckpointReader(directory: TestFiles.model(test.fixture))
+    let checkpoint = try CheckpointReader.open(test.path)
+    self.checkpoint = checkpoint
     description = try ModelDescription(checking: checkpoint, source: checkpoint)
     var generator = SeededGenerator(seed: 11)
     calibration = CalibrationSet(
@@ -120,9 +125,14 @@ final class ResumeBench {
     return calibration.batches(of: Self.batchSamples, endingAt: originalSamples).count
   }
 
+  /// Matrices that are rounded once all linears are done, which counts as progress.
+  var roundedCount: Int {
+    (try? test.settings.recipe().resolve(for: description, in: checkpoint).rounded.count) ?? 0
+  }
+
   /// The batches that are left to compute after so many linears, all stages and the embedding counted.
   func batches(after linears: Int) -> Int {
-    let recipe = try? test.settings.recipe().resolve(for: description).linears
+    let recipe = try? test.settings.recipe().resolve(for: description, in: checkpoint).linears
     var done = linears
     var stagesLeft = 0
     for layer in 0..<description.layerCount {
@@ -133,7 +143,7 @@ final class ResumeBench {
         done -= min(done, open)
       }
     }
-    return batchCount * stagesLeft
+    return batchCount * stagesLeft + roundedCount
   }
 
   // MARK: Runs
@@ -269,7 +279,7 @@ final class ResumeBench {
     guard let recipe = try? test.settings.recipe() else { preconditionFailure("\(test.settings)") }
     if let resume { try? FileSystem.createDirectories(FileSystem.parent(of: resume.journal)) }
     return QuantizationRequest(
-      model: TestFiles.model(test.fixture), output: output, recipe: recipe,
+      model: test.path, output: output, recipe: recipe,
       target: test.settings.resolvedTarget, targetShare: test.settings.resolvedTargetShare,
       formats: test.settings.formats, calibration: calibration, seed: 0, calibrationSource: "tokens",
       memoryBudgetBytes: budgetBytes, resume: resume)
