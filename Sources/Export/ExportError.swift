@@ -32,8 +32,8 @@ public enum ExportError: Error, Equatable, Sendable, CustomStringConvertible {
       """
     case .bitsNotInFormat(let linear, let bits, let format):
       """
-      \(linear) has \(bits) bits, and readers of \(format.rawValue) know 2, 3, 4 and 8: choose one of those, or write \
-      compressed-tensors
+      \(linear) has \(bits) bits, and readers of \(format.rawValue) know \(format == .awq ? "4" : "2, 3, 4 and 8"): choose \
+      that, or write compressed-tensors
       """
     case .groupSizeDoesNotDivide(let linear, let groupSize, let inFeatures, let format):
       """

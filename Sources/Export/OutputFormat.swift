@@ -7,6 +7,7 @@ public enum OutputFormatName: String, CaseIterable, Codable, Sendable {
   case compressedTensors = "compressed-tensors"
   case gptq
   case gptqV2 = "gptq-v2"
+  case awq
   case dense
   case gguf
 
@@ -15,6 +16,7 @@ public enum OutputFormatName: String, CaseIterable, Codable, Sendable {
     case .compressedTensors: CompressedTensorsFormat()
     case .gptq: GPTQFormat(version: .one)
     case .gptqV2: GPTQFormat(version: .two)
+    case .awq: AWQFormat()
     case .dense: DenseFormat()
     case .gguf: GGUFFormat(GGUFMix(.q4_K_M))
     }

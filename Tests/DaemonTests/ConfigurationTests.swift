@@ -172,8 +172,8 @@ struct ConfigurationTests {
       #"quanteased.yaml:2:3: solver: "qptq" is not possible; expected quantease, gptq or rtn"#
     ),
     (
-      "defaults:\n  format: [gptq, awq]",
-      #"quanteased.yaml:2:3: format: "gptq, awq" is not possible; expected one or more of compressed-tensors, gptq, gptq-v2, dense, gguf"#
+      "defaults:\n  format: [gptq, exl2]",
+      #"quanteased.yaml:2:3: format: "gptq, exl2" is not possible; expected one or more of compressed-tensors, gptq, gptq-v2, awq, dense, gguf"#
     ),
     (
       "defaults:\n  solver: gptq\n  outliers: 0.01",

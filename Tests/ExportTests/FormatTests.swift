@@ -69,6 +69,36 @@ struct FormatTests {
     #expect(stored.allSatisfy { $0 == UInt32.max })
   }
 
+  @Test func `a word of AWQ has eight rows in its readers' order, and groups their zero points and scales`()
+    throws
+  {
+    let scratch = try ScratchDirectory()
+    let source = try makeCheckpoint(
+      in: scratch.subdirectory("source"),
+      [StoredTensor("a.weight", floats: [Float](repeating: 1, count: 2048), as: .float16, shape: [32, 64])])
+    let format = gridFormat(.four, .columns(32), symmetric: false, for: [.awq], dtype: .float16)
+    let grid = Grid(format: format, outFeatures: 32, inFeatures: 64)
+    grid.scales.fill(0.5)
+    for row in 0..<32 { (grid.shifts[row, 0], grid.shifts[row, 1]) = (8, Float(1 + row % 15)) }
+    // Row r and column c hold r + c.
+    let codes = (0..<2048).map { UInt8(($0 / 64 + $0 % 64) % 16) }
+    let output = try scratch.subdirectory("output")
+    let export = try CheckpointExport(
+      source: source,
+      linears: [
+        LinearDescription(name: "a", outFeatures: 32, inFeatures: 64, gridFormat: format, hasBias: false)
+      ], formats: [.awq], directory: output)
+    try export.write(QuantizedLinear(name: "a", codes: codes, grid: grid))
+    try export.copyUnquantized()
+    try export.finish()
+    let reader = try CheckpointReader(directory: output)
+    #expect(reader.shape(of: "a.qweight") == [64, 4])
+    let words = try reader.words("a.qweight", rows: 0..<2, columns: 0..<2)
+    #expect(words == [0x7531_6420, 0xFDB9_ECA8, 0x8642_7531, 0x0ECA_FDB9])
+    #expect(try reader.words("a.qzeros", rows: 0..<2, columns: 0..<1) == [0x8888_8888, 0x8642_7531])
+    #expect(reader.configuration["quantization_config"]?["version"] == "gemm")
+  }
+
   @Test func `a zero point that does not fit its lane stops the program`() async {
     await #expect(processExitsWith: .failure) {
       let format = GridFormat(bitWidth: .four, groupSize: .channel, isSymmetric: false)

@@ -76,7 +76,9 @@ struct PackedCheckpointTests {
 
   @Test(
     arguments: [
-      ["quant_method": "awq", "bits": 4],
+      ["quant_method": "awq", "bits": 3, "group_size": 32],
+      ["quant_method": "awq", "bits": 4, "version": "gemv"],
+      ["quant_method": "exl2", "bits": 4],
       ["quant_method": "gptq", "bits": 5, "group_size": 32],
       ["quant_method": "gptq", "bits": 4, "group_size": 0],
       ["quant_method": "gptq", "bits": 4, "group_size": 32, "checkpoint_format": "marlin"],

@@ -290,8 +290,8 @@ extension BadInput {
     BadInput("a number of bits that there is not", status: 64, "--bits 7", "2 to 6, or 8") { bench in
       bench.options = ["--bits", "7"]
     },
-    BadInput("an unknown format", status: 64, "awq", "compressed-tensors") { bench in
-      bench.options = ["--format", "awq"]
+    BadInput("an unknown format", status: 64, "exl2", "compressed-tensors") { bench in
+      bench.options = ["--format", "exl2"]
     },
     BadInput("the same format twice", status: 64, "--format") { bench in
       bench.options = ["--format", "dense", "--format", "dense"]

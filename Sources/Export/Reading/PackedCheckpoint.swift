@@ -21,6 +21,8 @@ public final class PackedCheckpoint: WeightSource {
     switch configuration["quant_method"]?.string {
     case "gptq":
       layout = try GPTQLayout(configuration: configuration, directory: reader.directory)
+    case "awq":
+      layout = try AWQLayout(configuration: configuration, directory: reader.directory)
     case "compressed-tensors":
       layout = try CompressedTensorsLayout(configuration: configuration, directory: reader.directory)
     case let method:

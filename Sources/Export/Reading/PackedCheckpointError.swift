@@ -13,8 +13,8 @@ public enum PackedCheckpointError: Error, Equatable, Sendable, CustomStringConve
 
   /// What this reader understands.
   static let known = """
-    GPTQ (checkpoint_format gptq or gptq_v2, int32 words, no `dynamic`) with 2, 3, 4 or 8 bits, and \
-    compressed-tensors pack-quantized (int weights alone, by channel or by group) with 2 to 6, or 8 bits
+    GPTQ (checkpoint_format gptq or gptq_v2, int32 words, no `dynamic`) with 2, 3, 4 or 8 bits, AWQ (version \
+    gemm, zero points), and compressed-tensors pack-quantized (int weights alone, by channel or by group) with 2 to 6, or 8 bits
     """
 
   /// The process's exit status: a data error, after sysexits.h.
