@@ -12,11 +12,13 @@ public final class DecoderModel {
   private let tables: PositionTables
   /// What weights and inputs of the layers' linears are rounded to; embedding and head stay fp32.
   public let operands: OperandType
+  /// Brings embeddings of tokens, rows as the source has them, to what another file will have in their place.
+  private let roundTokens: ((_ rows: Matrix) -> Void)?
 
   /// - Throws: ``DecoderError/sequenceTooLong(_:maximum:)``
   public init(
     _ description: ModelDescription, source: any WeightSource, backend: any ComputeBackend,
-    sequenceLength: Int, operands: OperandType = .float32
+    sequenceLength: Int, operands: OperandType = .float32, roundTokens: ((_ rows: Matrix) -> Void)? = nil
   ) throws {
     if let maximum = description.maximumSequenceLength, sequenceLength > maximum {
       throw DecoderError.sequenceTooLong(sequenceLength, maximum: maximum)
@@ -26,10 +28,14 @@ public final class DecoderModel {
     self.backend = backend
     self.sequenceLength = sequenceLength
     self.operands = operands
+    self.roundTokens = roundTokens
     workspace = Workspace(backend: backend)
     tables = PositionTables(
       description.layers, sequenceLength: sequenceLength, backend: backend)
   }
+
+  /// Whether embeddings are others than the source's.
+  public var roundsTokens: Bool { roundTokens != nil }
 
   /// A layer with all its weights.
   public func layer(_ index: Int) throws -> DecoderLayer {
@@ -61,6 +67,7 @@ public final class DecoderModel {
         try source.read(embedding.tokens, rows: index..<index + 1, into: host.rows(row..<row + 1))
       }
     }
+    roundTokens?(states)
     if embedding.scale != 1 { backend.scale(states, by: embedding.scale) }
     if let projection = embedding.projection {
       let weights = try source.matrix(

@@ -96,7 +96,7 @@ public enum ExpertLoaders: Sendable {
 /// From token ids to the first hidden states.
 public struct EmbeddingDescription: Sendable {
   /// Token embeddings, `[vocabulary, width]`.
-  let tokens: String
+  public let tokens: String
   let width: Int
   /// Learned positions, `[positions, hiddenSize]`; position p reads row p + offset.
   let positions: LearnedPositions?

@@ -289,7 +289,8 @@ final class LayerLoop {
     return try advance(here, to: next, gathering: gathering)
   }
 
-  /// Embeds the calibration set and adds up the first stage's Gram matrix, which both streams share.
+  /// Embeds the calibration set and adds up the first stage's Gram matrix. Both streams share the embeddings, unless the
+  /// quantized model has others.
   private func embed(into first: Position, gathering: Bool) throws -> Statistics? {
     let gram = gathering ? makeGramMatrix(first.stage) : nil
     let streams = [quantized] + (original.map { [$0] } ?? [])
@@ -302,8 +303,14 @@ final class LayerLoop {
         residual: try times.measure(.embedding) {
           try quantized.model.embed(calibration.tokens(of: samples))
         })
-      for (indices, transition) in transitions where indices.contains(batch) {
-        try store(state, by: transition, batch, layer: 0, after: "the embedding")
+      for (stream, (indices, transition)) in zip(streams, transitions) where indices.contains(batch) {
+        let isOwn = stream !== quantized && quantized.model.roundsTokens
+        let own =
+          try isOwn
+          ? LayerState(
+            residual: times.measure(.embedding) { try stream.model.embed(calibration.tokens(of: samples)) })
+          : state
+        try store(own, by: transition, batch, layer: 0, after: "the embedding")
       }
       guard let gram else { continue }
       let input = times.measure(.forward) { first.quantized.input(of: first.stage, state) }

@@ -37,6 +37,8 @@ public struct QuantizationRequest: Sendable {
   public var experts: ExpertSettings
   /// Whether a checkpoint may be quantized that is quantized already.
   public var allowsRequantizing: Bool
+  /// Where an importance matrix for llama-quantize is written beside the result; nil for none.
+  public var importanceMatrix: String?
 
   public init(
     model: String, output: String, recipe: Recipe, target: Target, targetShare: Double,

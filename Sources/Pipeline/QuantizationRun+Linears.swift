@@ -43,6 +43,18 @@ extension QuantizationRun {
       warnings: warnings, seconds: (ContinuousClock.now - start).seconds)
   }
 
+  /// What the result will have in the place of tokens' embeddings, which the layers are solved for; nil where it has the
+  /// source's.
+  var roundTokens: ((_ rows: Matrix) -> Void)? {
+    guard
+      let format = rounded.first(where: { "\($0.name).weight" == description.embedding.tokens })?.gridFormat
+    else { return nil }
+    return { [backend] rows in
+      let draft = RoundToNearest(searchesGrid: true).round(rows, format: format, backend: backend)
+      backend.dequantize(draft.codes, grid: draft.grid, into: rows)
+    }
+  }
+
   /// Rounds a matrix that no inputs are known of, some rows at a time.
   func round(_ linear: LinearDescription) throws -> QuantizedLinear {
     guard let format = linear.gridFormat else { preconditionFailure("it is not to be quantized") }

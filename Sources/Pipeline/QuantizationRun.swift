@@ -43,7 +43,9 @@ public final class QuantizationRun: Sendable {
 
   /// - Throws: an error that names the file or tensor, if the request cannot be met.
   public init(_ request: QuantizationRequest, backend: any ComputeBackend) throws {
-    if try FileSystem.exists(request.output) { throw PipelineError.outputExists(request.output) }
+    for path in [request.output] + (request.importanceMatrix.map { [$0] } ?? []) {
+      if try FileSystem.exists(path) { throw PipelineError.outputExists(path) }
+    }
     source = try request.source ?? Self.sourceFiles(of: request.model, symlinks: request.symlinks)
     let description: ModelDescription
     (checkpoint, description) = try Self.open(
@@ -162,14 +164,15 @@ public final class QuantizationRun: Sendable {
           kernels: kernels),
         for: linears)
     }
-    func model() throws -> DecoderModel {
+    func model(roundingTokens roundTokens: ((Matrix) -> Void)? = nil) throws -> DecoderModel {
       try DecoderModel(
         description, source: checkpoint, backend: backend,
-        sequenceLength: request.calibration.sequenceLength, operands: operands)
+        sequenceLength: request.calibration.sequenceLength, operands: operands, roundTokens: roundTokens)
     }
     func makeLoop() throws -> LayerLoop {
       LayerLoop(
-        model: try model(), original: request.target == .original ? try model() : nil,
+        model: try model(roundingTokens: roundTokens),
+        original: request.target == .original ? try model() : nil,
         originalSamples: request.originalSamples, calibration: request.calibration, store: store,
         backend: backend, batchSamples: plan.batchSamples, keepsStates: plan.keepsStates,
         experts: request.experts,
@@ -177,6 +180,11 @@ public final class QuantizationRun: Sendable {
         advanced: { progress(.advanced) },
         repeating: { progress(.catchingUp(layer: $0, until: $1)) },
         begun: { newWorkStart = .now })
+    }
+    var importance = request.importanceMatrix.map { _ in
+      ImportanceMatrix(
+        dataset: FileSystem.name(of: request.calibrationSource), samples: request.calibration.samples,
+        sequenceLength: request.calibration.sequenceLength)
     }
     var rows: [Report.Linear] = []
     var exportTimes = PhaseTimes()
@@ -215,6 +223,12 @@ public final class QuantizationRun: Sendable {
     ) throws {
       measure(.gathering)
       defer { measure(.solving) }
+      if expert == nil {
+        for linear in stage.linears {
+          guard let tensor = checkpoint.tensors["\(layer.moduleName(of: linear)).weight"] else { continue }
+          importance?.add(tensor.part?.whole ?? tensor.name, energies: stageProblem.inputEnergies)
+        }
+      }
       let done = Set(rows.map(\.name))
       var begun = try stage.linears.compactMap { linear -> BegunLinear? in
         let name = layer.moduleName(of: linear)
@@ -298,6 +312,7 @@ public final class QuantizationRun: Sendable {
     report.filesCopied = export.copiedFiles
     report.filesLeftOut = checkpoint.foreignFiles
     try report.write(to: staging.path)
+    if let path = request.importanceMatrix { try importance?.write(to: path) }
     try unpublished.withLock { files in
       guard !files.isDiscarded else { throw PipelineError.interrupted }
       try staging.publish()

@@ -101,10 +101,16 @@ public struct Recipe: Sendable {
       for stage in model.stages(ofLayer: layer) {
         let experts = stage.experts.filter { $0.number != nil }.flatMap(\.linears)
         let modules = experts.map { model.layerPrefix(layer) + $0.name }
-        if let other = modules.first(where: {
-          resolved.linears[$0]?.gridFormat != resolved.linears[modules[0]]?.gridFormat
-        }) {
-          throw .fusedModulesDiffer(modules[0], other)
+        // A GGUF file has a stack for every linear of an expert, other runtimes one kernel for all.
+        let stacks = Dictionary(grouping: modules) { module in
+          types == nil ? nil : checkpoint?.tensors["\(module).weight"]?.part?.whole
+        }
+        for stack in stacks.values {
+          if let other = stack.first(where: {
+            resolved.linears[$0]?.gridFormat != resolved.linears[stack[0]]?.gridFormat
+          }) {
+            throw .fusedModulesDiffer(stack[0], other)
+          }
         }
       }
     }

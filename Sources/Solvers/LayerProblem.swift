@@ -47,6 +47,9 @@ public struct LayerProblem {
 
   public var inFeatures: Int { square.inFeatures }
 
+  /// Σ_jj: the energy of every input.
+  public var inputEnergies: [Float] { square.diagonal }
+
   /// Σ + ρI, `[inFeatures, inFeatures]`, both triangles: what solvers descend on. Valid until a factor is asked for.
   public var gram: Matrix { square.full(ridge: ridge) }
 

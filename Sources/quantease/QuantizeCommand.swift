@@ -59,10 +59,21 @@ struct QuantizeCommand: ParsableCommand {
     help: "Stop at blocks of weights that are all zero, as after an incomplete download. Default: a warning.")
   var strict = false
 
+  @Option(
+    help: ArgumentHelp(
+      """
+      Also write the importance matrix of the calibration set, for types that llama-quantize alone has (--imatrix there). \
+      Experts are left out.
+      """, valueName: "file"), completion: .file())
+  var imatrix: String?
+
   @Flag(help: "Print the report as JSON when done.")
   var json = false
 
   func validate() throws {
+    if imatrix != nil, (try? CheckpointReader.ggufFile(of: model)) ?? nil == nil {
+      throw ValidationError("--imatrix goes with a GGUF file, whose names llama-quantize knows")
+    }
     try machine.validate()
     try options.validate()
     try settings.requirePossible()
@@ -86,7 +97,7 @@ struct QuantizeCommand: ParsableCommand {
     let backend = try machine.backend(isExact: options.precision == .exact) { progress.show(.warning($0)) }
     progress.show(.step("reading \(calibration)"))
     let rows = try TokenRows(file: calibration, model: model)
-    let request = QuantizationRequest(
+    var request = QuantizationRequest(
       model: model, output: output, recipe: try settings.recipe(), target: settings.resolvedTarget,
       targetShare: settings.resolvedTargetShare, formats: settings.formats,
       calibration: try CalibrationSet(
@@ -94,6 +105,7 @@ struct QuantizeCommand: ParsableCommand {
       seed: seed, calibrationSource: calibration, cacheDirectory: machine.cacheDir,
       memoryBudgetBytes: try options.memoryBudgetBytes, isStrict: strict,
       experts: settings.experts, allowsRequantizing: settings.allowRequantize)
+    request.importanceMatrix = imatrix
     let run: QuantizationRun
     do { run = try QuantizationRun(request, backend: backend) } catch let error as PipelineError
       where error.isLackOfMemory && backend.deviceMemory != nil && machine.device == .auto

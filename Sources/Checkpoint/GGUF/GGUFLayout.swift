@@ -59,11 +59,11 @@ struct GGUFLayout {
 }
 
 extension [UInt8] {
-  fileprivate mutating func append<Number: FixedWidthInteger>(littleEndian number: Number) {
+  mutating func append<Number: FixedWidthInteger>(littleEndian number: Number) {
     for byte in 0..<MemoryLayout<Number>.size { append(UInt8(truncatingIfNeeded: number >> (8 * byte))) }
   }
 
-  fileprivate mutating func append(text: String) {
+  mutating func append(text: String) {
     append(littleEndian: UInt64(text.utf8.count))
     self += Array(text.utf8)
   }

@@ -1,0 +1,148 @@
+import Calibration
+import Checkpoint
+import ComputeOpenBLAS
+import Decoder
+import Export
+import SystemIO
+import Tensors
+import TestSupport
+import Testing
+
+@testable import Pipeline
+
+/// Whole runs from a GGUF file to another.
+struct GGUFRunTests {
+  private let directory: TemporaryDirectory
+  private let backend = OpenBLASBackend(threads: 2)
+
+  init() throws { directory = try TemporaryDirectory(isInMemory: true) }
+
+  private func run(
+    _ fixture: String, _ change: (inout QuantizationSettings) -> Void = { _ in }, imatrix: String? = nil
+  ) throws -> (run: QuantizationRun, report: Report, result: CheckpointReader) {
+    var settings = QuantizationSettings()
+    settings.formats = [.gguf]
+    settings.passes = 3
+    change(&settings)
+    var generator = SeededGenerator(seed: 3)
+    let calibration = CalibrationSet(
+      sequenceLength: 16, tokens: (0..<128).map { _ in Int32.random(in: 0..<56, using: &generator) })
+    let output = directory.file("output-\(fixture)")
+    var request = QuantizationRequest(
+      model: TestFiles.gguf("\(fixture).gguf"), output: output, recipe: try settings.recipe(),
+      target: settings.resolvedTarget, targetShare: settings.resolvedTargetShare, formats: settings.formats,
+      calibration: calibration, seed: 0, calibrationSource: "tokens", memoryBudgetBytes: 1 << 32)
+    request.importanceMatrix = imatrix
+    let run = try QuantizationRun(request, backend: backend)
+    let report = try run.run { _ in }
+    return (run, report, try CheckpointReader.open(output))
+  }
+
+  @Test(arguments: TestFiles.ggufs)
+  func `every family is quantized, and the result is what its outline said`(_ fixture: String) throws {
+    let (run, report, result) = try run(fixture)
+    #expect(report.linears.count == run.linearCount)
+    let outline = try #require(report.settings.gguf)
+    #expect(
+      outline.file == "Q4_K_M" && outline.shares.reduce(0) { $0 + $1.tensors } == result.gguf?.tensors.count)
+    #expect(outline.bytes == result.gguf?.tensors.reduce(0) { $0 + $1.bytes.count })
+    for linear in report.linears {
+      #expect(linear.relativeError < 0.05, "\(linear.name)")
+      #expect(result.tensors["\(linear.name).weight"]?.blocks?.name == linear.type)
+    }
+    // All that is said of the model stays.
+    #expect(
+      try result.configuration == CheckpointReader(gguf: TestFiles.gguf("\(fixture).gguf")).configuration)
+  }
+
+  @Test func `layers are solved for the embeddings that the result has`() throws {
+    let (run, report, result) = try run("llama-wide") { $0.rules = ["^model.embed_tokens=type:Q2_K"] }
+    #expect(report.rounded == ["lm_head", "model.embed_tokens"])
+    let tokens = (0..<48).map { Int32($0) }
+    let source = try CheckpointReader(gguf: TestFiles.gguf("llama-wide.gguf"))
+    func embeddings(_ source: CheckpointReader, rounding: ((Matrix) -> Void)? = nil) throws -> [Float] {
+      try DecoderModel(
+        run.description, source: source, backend: backend, sequenceLength: 16, roundTokens: rounding
+      ).embed(tokens).elements
+    }
+    let expected = try embeddings(result)
+    #expect(try embeddings(source, rounding: run.roundTokens) == expected)
+    #expect(try embeddings(source) != expected)
+  }
+
+  @Test func `rules choose types, and a type that does not fit is refused before the work`() throws {
+    let (_, report, _) = try run("llama-wide") {
+      $0.rules = ["[.]q_proj=type:q6_k", "[.]o_proj=skip"]
+      $0.ggufType = .q2_K
+    }
+    #expect(report.linears.first { $0.name.contains("q_proj") }?.type == "Q6_K")
+    #expect(!report.linears.contains { $0.name.contains("o_proj") })
+    #expect(throws: ExportError.self) { try run("qwen2") { $0.rules = ["[.]q_proj=type:Q6_K"] } }
+    #expect(throws: ExportError.self) { try run("qwen3") { $0.rules = ["[.]q_proj=bits:3"] } }
+  }
+
+  @Test func `an importance matrix has the energy of every input`() throws {
+    let path = directory.file("imatrix.gguf")
+    _ = try run("llama", imatrix: path)
+    let file = try MappedFile(path: path)
+    let header = try GGUFHeader(of: file)
+    #expect(header["general.type"] == .text("imatrix") && header["imatrix.chunk_size"] == .integer(16))
+    #expect(header.tensors.count == 28)
+    func values(_ name: String) throws -> [Float] {
+      let tensor = try #require(header.tensors.first { $0.name == name })
+      return file.withBytes(tensor.bytes) { bytes in
+        (0..<bytes.byteCount / 4).map {
+          Float(bitPattern: unsafe bytes.unsafeLoadUnaligned(fromByteOffset: 4 * $0, as: UInt32.self))
+        }
+      }
+    }
+    #expect(try values("blk.1.ffn_down.weight.counts") == [128])
+    let sums = try values("blk.0.attn_q.weight.in_sum2")
+    #expect(sums.count == 64 && sums.allSatisfy { $0 > 0 })
+    // The same inputs, by name.
+    #expect(try sums == values("blk.0.attn_v.weight.in_sum2"))
+    #expect(try values("blk.1.ffn_down.weight.in_sum2").count == 96)
+    #expect(throws: PipelineError.outputExists(path)) { try run("qwen2", imatrix: path) }
+  }
+
+  /// Rows and blocks of zeros, and of less than any float16 holds.
+  @Test(arguments: GGUFMix.Name.allCases)
+  func `zeros, and weights too small for any scale, are zeros in the file`(_ name: GGUFMix.Name) throws {
+    let plain = try CheckpointReader(gguf: TestFiles.gguf("llama-wide.gguf"))
+    let plan = try #require(plain.gguf).tensors.map {
+      TensorPlan(name: $0.name, dtype: $0.type.plainType ?? .float32, shape: $0.shape)
+    }
+    let writer = try CheckpointWriter(
+      gguf: "source.gguf", in: directory.path, plan: plan, keysOf: plain, fileType: 1)
+    for tensor in try #require(plain.gguf).tensors {
+      let source = try MappedFile(path: tensor.file)
+      var bytes = source.withBytes(tensor.bytes) { span in
+        (0..<span.byteCount).map { unsafe span.unsafeLoad(fromByteOffset: $0, as: UInt8.self) }
+      }
+      if tensor.name.hasSuffix("ffn_up.weight") || tensor.name == "token_embd.weight" {
+        for index in 0..<512 { bytes[index] = 0 }
+        // The second row: 1e-12, as bfloat16.
+        for index in stride(from: 512, to: 1_024, by: 2) { (bytes[index], bytes[index + 1]) = (0x8C, 0x2B) }
+      }
+      try writer.write(tensor.name, bytes)
+    }
+    try writer.finish()
+    var settings = QuantizationSettings()
+    settings.formats = [.gguf]
+    settings.ggufType = name
+    let output = directory.file("zeros")
+    let request = QuantizationRequest(
+      model: directory.file("source.gguf"), output: output, recipe: try settings.recipe(), target: .layer,
+      targetShare: 1, formats: settings.formats,
+      calibration: CalibrationSet(sequenceLength: 16, tokens: (0..<128).map { Int32($0 % 40) }), seed: 0,
+      calibrationSource: "tokens", memoryBudgetBytes: 1 << 32)
+    _ = try QuantizationRun(request, backend: backend).run { _ in }
+    let result = try CheckpointReader.open(output)
+    for name in ["model.layers.0.mlp.up_proj.weight", "model.embed_tokens.weight"] {
+      let rows = Matrix(rows: 2, columns: 256)
+      try result.read(name, rows: 0..<2, into: rows)
+      #expect(rows.elements.allSatisfy { abs($0) < 1e-4 }, "\(name)")
+      #expect(rows.elements.prefix(256).allSatisfy { $0 == 0 }, "\(name)")
+    }
+  }
+}
