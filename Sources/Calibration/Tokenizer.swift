@@ -90,7 +90,7 @@ extension TokenRows {
     }
     // A GGUF model has its tokenizer in its first part.
     let gguf = try CheckpointReader.ggufFile(of: model).map { path in
-      FileSystem.join(FileSystem.parent(of: path), GGUFFiles.parts(of: FileSystem.name(of: path))[0])
+      FileSystem.join(FileSystem.parent(of: path), GGUFFiles.firstPart(of: FileSystem.name(of: path)))
     }
     self = try (python.map { Tokenizer(interpreter: $0) } ?? Tokenizer()).tokenize(
       text: file, model: gguf ?? model)

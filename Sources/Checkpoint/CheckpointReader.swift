@@ -82,9 +82,7 @@ public final class CheckpointReader: WeightSource {
   public static func ggufFile(of path: String) throws -> String? {
     if GGUFFiles.isGGUF(path), try FileSystem.kind(of: path) != .directory { return path }
     guard try FileSystem.kind(of: path) == .directory else { return nil }
-    let names = try FileSystem.names(in: path)
-    guard !names.contains("config.json"), WeightFormat.taken(among: names) == nil else { return nil }
-    let models = GGUFFiles.models(among: names.filter { !$0.hasPrefix(".") })
+    let models = GGUFFiles.models(ofDirectory: try FileSystem.names(in: path).filter { !$0.hasPrefix(".") })
     guard models.count <= 1 else { throw GGUFError(file: path, reason: .severalModels(models)) }
     return models.first.map { FileSystem.join(path, $0) }
   }
@@ -136,8 +134,8 @@ public final class CheckpointReader: WeightSource {
       isAlone
       ? (copied: [], foreign: [])
       : try Self.files(in: directory, besides: parts, symlinks: symlinks)
-    otherFiles = others.copied + others.foreign.filter { $0.lowercased().hasPrefix("mmproj") }
-    foreignFiles = others.foreign.filter { !$0.lowercased().hasPrefix("mmproj") }
+    otherFiles = others.copied + others.foreign.filter(GGUFFiles.isProjector)
+    foreignFiles = others.foreign.filter { !GGUFFiles.isProjector($0) }
     self.symlinks = symlinks
     files = fileOfPath
     byteCount = stored.reduce(0) { $0 + $1.byteRange.count }
@@ -456,9 +454,10 @@ public final class CheckpointReader: WeightSource {
   ) throws -> (copied: [String], foreign: [String]) {
     var (copied, foreign): ([String], [String]) = ([], [])
     for path in try FileSystem.regularFiles(below: directory, symlinks: symlinks) {
-      if !weightSuffixes.contains(where: { path.hasSuffix($0) }) {
+      if weights.contains(path) { continue }
+      if !weightSuffixes.contains(where: path.lowercased().hasSuffix) {
         copied.append(path)
-      } else if !weights.contains(path) {
+      } else {
         foreign.append(path)
       }
     }

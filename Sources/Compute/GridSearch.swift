@@ -109,6 +109,8 @@ extension GridFormat {
         scale: storable(reach > 0 ? 2 * reach / steps : emptyScale), shift: Float(middleCode))
     }
     if hasOwnOffsets {
+      // An offset of super-blocks has no sign.
+      let low = superBlocks == nil ? low : min(low, 0)
       return GridPoint(scale: storable((high - low) / steps), shift: storable(offset: low))
     }
     guard high > low else { return GridPoint(scale: storable(emptyScale), shift: Float(middleCode)) }

@@ -206,7 +206,8 @@ public final class Supervisor {
   /// What a job is to be done with, looked at when it is claimed, while whoever dropped it is awake.
   /// - Throws: ``ConfigurationError``, ``JobFailure``
   func settings(of source: String) throws -> JobSettings {
-    let settings = try JobFile.read(directory: source, defaults: configuration.defaults).adapted(to: source)
+    let settings = try JobFile.read(directory: source, defaults: configuration.defaults)
+      .adapted(to: source, defaults: configuration.defaults)
     do { _ = try settings.presentCalibration(in: source) } catch let error as SubmissionError {
       throw JobFailure(.job, "\(error)", code: error == .noCalibration ? 78 : 66)
     }

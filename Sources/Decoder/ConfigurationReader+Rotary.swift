@@ -25,7 +25,7 @@ extension ConfigurationReader {
     guard theta > 1 else {
       throw .unsupportedSetting(key: "rope_theta", value: "\(theta)", supported: "a number above 1")
     }
-    let dimension = Int(Double(headDimension) * share)
+    let dimension = Int((Double(headDimension) * share).rounded())
     try requireRotary(dimension)
     return RotaryEmbedding(
       headDimension: dimension, theta: try rope.stretched(theta, dimension: dimension),
@@ -108,7 +108,11 @@ extension ConfigurationReader {
   private func originalPositions(_ rope: RopeSettings) throws(DecoderError) -> Double {
     let key = "original_max_position_embeddings"
     if let own = values[key], own != .null { return Double(try integer(key)) }
-    return try rope.number(key, default: Double(integer("max_position_embeddings")))
+    let original = try rope.number(key, default: Double(integer("max_position_embeddings")))
+    guard original >= 1, original <= 1e9 else {
+      throw .unsupportedSetting(key: key, value: "\(original)", supported: "a number of positions")
+    }
+    return original
   }
 
   /// How many times as many positions a model now has.

@@ -64,6 +64,11 @@ public final class CheckpointExport: Sendable {
     for name in formats {
       if name == .gguf && source.gguf == nil { throw ExportError.needsGGUF }
       if name != .gguf && source.gguf != nil { throw ExportError.onlyGGUF(format: name) }
+      if !format(name).holdsAnyGrid,
+        let other = quantized.first(where: { ($0.gridFormat?.coding ?? .zeroPoints) != .zeroPoints })
+      {
+        throw ExportError.ggufGrid(linear: other.name, format: name)
+      }
       try format(name).check(linears)
       if traits.contains(.stackedExperts), !format(name).keepsSourceLayout {
         throw ExportError.expertsLoadNowhere(format: name)
@@ -162,6 +167,21 @@ public final class CheckpointExport: Sendable {
   }
 
   // MARK: Tensors
+
+  /// Writes some rows of a matrix into a GGUF file.
+  /// - Throws: ``FileError``
+  public func write(_ rows: QuantizedLinear, firstRow: Int) throws {
+    guard let weight = source.tensors["\(rows.name).weight"], quantized[rows.name] != nil else {
+      preconditionFailure("\(rows.name) is not among the linears to be quantized")
+    }
+    let stored = rows.withStoredScales
+    for output in outputs {
+      guard let format = output.format as? GGUFFormat else {
+        preconditionFailure("only GGUF files are written by rows")
+      }
+      try format.write(stored, firstRow: firstRow, inPlaceOf: weight, to: output.writer)
+    }
+  }
 
   /// Writes a quantized linear in all formats.
   /// - Throws: ``ExportError`` if a value does not fit its type, or ``FileError``.

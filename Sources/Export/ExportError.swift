@@ -11,6 +11,7 @@ public enum ExportError: Error, Equatable, Sendable, CustomStringConvertible {
   case needsGGUF
   /// A GGUF file is to become another format.
   case onlyGGUF(format: OutputFormatName)
+  case ggufGrid(linear: String, format: OutputFormatName)
   case noWholeBlocks(linear: String, type: String, blockSize: Int, inFeatures: Int)
   case gridNotInGGUF(linear: String, bits: Int, groupSize: Int, isSymmetric: Bool)
   case outliersNotInGGUF(linear: String)
@@ -68,6 +69,8 @@ public enum ExportError: Error, Equatable, Sendable, CustomStringConvertible {
       \(isSymmetric ? "symmetric" : "asymmetric") grid, which no type of GGUF has: choose a file by --gguf-type, and \
       linears of another type by rules as '[.]v_proj=type:Q6_K'
       """
+    case .ggufGrid(let linear, let format):
+      "\(linear) has a grid of GGUF's, which \(format.rawValue) has no place for: choose bits and group size for it"
     case .noWholeBlocks(let linear, let type, let blockSize, let inFeatures):
       """
       \(linear) has \(inFeatures) columns, and \(type) has blocks of \(blockSize): choose another type for it, or none, and \

@@ -40,6 +40,9 @@ public protocol OutputFormat: Sendable {
   /// Whether weights stand in the tensors in which the source has them, stacked experts in their stack.
   var keepsSourceLayout: Bool { get }
 
+  /// Whether grids may have offsets of their own, and super-blocks.
+  var holdsAnyGrid: Bool { get }
+
   /// How a GGUF file has a tensor that is no quantized linear: rounded, if that is not how its source has it.
   func ggufType(ofUnquantized tensor: TensorInfo) -> GGUFTensorType?
 
@@ -76,6 +79,7 @@ public protocol OutputFormat: Sendable {
 extension OutputFormat {
   public var storesOutliersApart: Bool { true }
   public var keepsSourceLayout: Bool { false }
+  public var holdsAnyGrid: Bool { false }
   public func ggufType(ofUnquantized tensor: TensorInfo) -> GGUFTensorType? { nil }
   public func makeWriter(
     in directory: String, plan: [TensorPlan], for linears: [LinearDescription], source: CheckpointReader,

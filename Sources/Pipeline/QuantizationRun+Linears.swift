@@ -55,23 +55,22 @@ extension QuantizationRun {
     }
   }
 
-  /// Rounds a matrix that no inputs are known of, some rows at a time.
-  func round(_ linear: LinearDescription) throws -> QuantizedLinear {
+  /// Rounds a matrix that no inputs are known of, and hands it on, some rows at a time.
+  func round(_ linear: LinearDescription, _ body: (_ rows: QuantizedLinear, _ firstRow: Int) throws -> Void)
+    throws
+  {
     guard let format = linear.gridFormat else { preconditionFailure("it is not to be quantized") }
-    var codes = [UInt8](repeating: 0, count: linear.outFeatures * linear.inFeatures)
-    let grid = Grid(format: format, outFeatures: linear.outFeatures, inFeatures: linear.inFeatures)
     let rounding = RoundToNearest(searchesGrid: true)
     try checkpoint.forEachPanel(
       of: "\(linear.name).weight", shape: [linear.outFeatures, linear.inFeatures]
     ) { rows, panel in
       let draft = rounding.round(backend.upload(panel), format: format, backend: backend)
-      backend.downloadCodes(draft.codes, to: &codes, firstRow: rows.lowerBound)
-      for (part, whole) in zip(draft.grid.matrices, grid.rows(rows).matrices) {
-        whole.copy(from: backend.download(part))
-      }
+      var codes = [UInt8](repeating: 0, count: panel.count)
+      backend.downloadCodes(draft.codes, to: &codes, firstRow: 0)
+      try backend.checkDevice()
+      try body(
+        QuantizedLinear(name: linear.name, codes: codes, grid: backend.download(draft.grid)), rows.lowerBound)
     }
-    try backend.checkDevice()
-    return QuantizedLinear(name: linear.name, codes: codes, grid: grid)
   }
 
   func finish(

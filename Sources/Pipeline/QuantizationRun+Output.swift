@@ -45,7 +45,8 @@ extension QuantizationRun {
   /// What stands in the checkpoint beside the model that is quantized, and is no linear of it: other towers by the first
   /// part of their names, and linears of layers that config.json does not count.
   var others: (towers: [String], linears: [LinearDescription]) {
-    let required = Set(description.requiredTensors.map(\.name))
+    let required = Set(
+      description.requiredTensors.map(\.name) + rounded.map { "\($0.name).weight" })
     var towers: Set<String> = []
     var linears: [LinearDescription] = []
     for name in checkpoint.tensorNames where name.hasSuffix(".weight") && !required.contains(name) {

@@ -46,6 +46,10 @@ public final class QuantizationRun: Sendable {
     for path in [request.output] + (request.importanceMatrix.map { [$0] } ?? []) {
       if try FileSystem.exists(path) { throw PipelineError.outputExists(path) }
     }
+    if let directory = request.importanceMatrix.map(FileSystem.parent(of:)), !FileSystem.isWritable(directory)
+    {
+      throw FileError(path: directory, operation: .create, errno: .permissionDenied)
+    }
     source = try request.source ?? Self.sourceFiles(of: request.model, symlinks: request.symlinks)
     let description: ModelDescription
     (checkpoint, description) = try Self.open(
@@ -271,8 +275,9 @@ public final class QuantizationRun: Sendable {
     }
     progress(.step("writing the other tensors and files"))
     for linear in rounded {
-      let quantized = try round(linear)
-      try exportTimes.measure(.export) { try export.write(quantized) }
+      try round(linear) { rows, firstRow in
+        try exportTimes.measure(.export) { try export.write(rows, firstRow: firstRow) }
+      }
       progress(.advanced)
     }
     try exportTimes.measure(.export) {
@@ -312,13 +317,16 @@ public final class QuantizationRun: Sendable {
     report.filesCopied = export.copiedFiles
     report.filesLeftOut = checkpoint.foreignFiles
     try report.write(to: staging.path)
-    if let path = request.importanceMatrix { try importance?.write(to: path) }
     try unpublished.withLock { files in
       guard !files.isDiscarded else { throw PipelineError.interrupted }
       try staging.publish()
       files.isPublished = true
     }
     if request.resume != nil { try store.destroy() }
+    if let path = request.importanceMatrix {
+      // The result stands: a full disk costs this file alone.
+      do { try importance?.write(to: path) } catch { progress(.warning("no importance matrix: \(error)")) }
+    }
     return report
   }
 

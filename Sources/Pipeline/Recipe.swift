@@ -49,7 +49,11 @@ public struct Recipe: Sendable {
   /// - Parameter matching: the rules that match it
   private func treatment(of standard: Treatment?, by matching: [Int]) -> Treatment? {
     matching.reduce(standard) { result, index in
-      rules[index].isSkipped ? nil : rules[index].applied(to: result ?? self.standard)
+      let rule = rules[index]
+      if rule.isSkipped { return nil }
+      // What a mix leaves as it is has no grid but by its type.
+      if mix != nil && result == nil && rule.ggufType == nil { return nil }
+      return rule.applied(to: result ?? self.standard)
     }
   }
 
@@ -61,6 +65,9 @@ public struct Recipe: Sendable {
   ) throws(RecipeError) -> Resolved {
     var resolved = Resolved()
     var used = [Bool](repeating: false, count: rules.count)
+    if mix == nil, let rule = rules.first(where: { $0.ggufType != nil }) {
+      throw .typeNeedsGGUF(rule.pattern)
+    }
     let types = mix.flatMap { checkpoint?.ggufTypes(of: $0) }
     /// Before any rule.
     func standard(_ module: String) -> Treatment? {
@@ -225,12 +232,15 @@ public enum RecipeError: Error, Sendable, Equatable, CustomStringConvertible {
   case fusedModulesDiffer(String, String)
   case outliersNeedQuantEase(String, solver: String)
   case passesNeedQuantEase(String, solver: String)
+  case typeNeedsGGUF(String)
 
   public var description: String {
     switch self {
     case .malformed(let rule, let reason):
       "rule \"\(rule)\": \(reason); write PATTERN=SETTING,SETTING with skip, bits:3, group-size:128, "
         + "symmetric, asymmetric, solver:gptq, outliers:0.01, passes:5, or, for a GGUF file, type:Q6_K"
+    case .typeNeedsGGUF(let pattern):
+      "rule \"\(pattern)\": types are those of GGUF files, for which a GGUF file is given; write bits, group-size and so on"
     case .matchesNothing(let pattern):
       "rule \"\(pattern)\" matches no linear of this model; 'quantease inspect' shows their names"
     case .fusedModulesDiffer(let first, let second):
@@ -280,7 +290,10 @@ extension CheckpointReader {
     let types = Dictionary(uniqueKeysWithValues: mix.choices(for: gguf).map { ($0.tensor, $0.type) })
     return Dictionary(
       uniqueKeysWithValues: tensors.values.compactMap { tensor in
-        types[tensor.part?.whole ?? tensor.name].map { (String(tensor.name.dropLast(".weight".count)), $0) }
+        guard tensor.name.hasSuffix(".weight") else { return nil }
+        return types[tensor.part?.whole ?? tensor.name].map {
+          (String(tensor.name.dropLast(".weight".count)), $0)
+        }
       })
   }
 }

@@ -34,17 +34,18 @@ public struct QuantizedLinear: Sendable {
     let format = grid.format
     guard format.isSymmetric else { return self }
     let middle = Float(format.middleCode)
-    let places = (0..<outFeatures).lazy.flatMap { row in (0..<grid.groups).lazy.map { (row, $0) } }
-    let above = places.filter { grid.shifts[$0, $1] != middle }
-    if above.isEmpty { return self }
+    let isStored = grid.shifts.withSpan { shifts in shifts.indices.allSatisfy { shifts[$0] == middle } }
+    if isStored { return self }
     let stored = grid.map { $0.copy() }
     var codes = codes
     let maximum = UInt8(format.maximumCode)
-    for (row, group) in above {
-      stored.scales[row, group] = -grid.scales[row, group]
-      stored.shifts[row, group] = middle
-      for column in grid.columns(ofGroup: group) {
-        codes[row * inFeatures + column] = maximum - codes[row * inFeatures + column]
+    for row in 0..<outFeatures {
+      for group in 0..<grid.groups where grid.shifts[row, group] != middle {
+        stored.scales[row, group] = -grid.scales[row, group]
+        stored.shifts[row, group] = middle
+        for column in grid.columns(ofGroup: group) {
+          codes[row * inFeatures + column] = maximum - codes[row * inFeatures + column]
+        }
       }
     }
     return QuantizedLinear(name: name, codes: codes, grid: stored, outliers: outliers)

@@ -288,7 +288,7 @@ struct RunOptions: ParsableArguments {
       """
       PATTERN=SETTING,SETTING…: other settings for the linears whose name the regular expression finds; may be \
       repeated, later rules win. Settings: skip, bits:3, group-size:128, symmetric, asymmetric, solver:gptq, \
-      outliers:0.01, passes:5.
+      outliers:0.01, passes:5; of a GGUF file type:Q6_K, for embeddings and head, too.
       """, valueName: "rule"))
   var rules: [String] = []
 
@@ -313,8 +313,8 @@ struct RunOptions: ParsableArguments {
 
   @Flag(
     help: """
-      Take a checkpoint that is quantized already, GPTQ or compressed-tensors, as the weights that it stands for: for \
-      models that were published in no other form. Their errors stay, and more are added.
+      Take a checkpoint that is quantized already, GPTQ, AWQ, compressed-tensors or GGUF, as the weights that it stands \
+      for: for models that were published in no other form. Their errors stay, and more are added.
       """)
   var allowRequantize = false
 

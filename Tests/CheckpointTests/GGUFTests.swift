@@ -314,10 +314,22 @@ struct SplitGGUFTests {
     let reader = try CheckpointReader.open(directory.path)
     #expect(reader.configuration["model_type"]?.string == "qwen2")
     #expect(reader.otherFiles == ["mmproj-a.gguf"])
+    // Token ids to calibrate with, and what a repository has beside the file.
+    try FileSystem.copyFile(TestFiles.gguf("qwen2.safetensors"), to: directory.file("ids.safetensors"))
+    #expect(try CheckpointReader.open(directory.path).gguf != nil)
     try FileSystem.copyFile(file, to: directory.file("b.gguf"))
     #expect(throws: GGUFError(file: directory.path, reason: .severalModels(["a.gguf", "b.gguf"]))) {
       try CheckpointReader.open(directory.path)
     }
+  }
+
+  @Test func `endings in capitals are endings, and what is a model is no other file`() throws {
+    try FileSystem.copyFile(TestFiles.gguf("qwen2.gguf"), to: directory.file("A.GGUF"))
+    let reader = try CheckpointReader.open(directory.path)
+    #expect(reader.otherFiles == [] && reader.foreignFiles == [])
+    #expect(
+      GGUFFiles.parts(of: "m-00002-of-00002.GGUF") == ["m-00001-of-00002.GGUF", "m-00002-of-00002.GGUF"])
+    #expect(GGUFFiles.firstPart(of: "m-00003-of-00002.gguf") == "m-00003-of-00002.gguf")
   }
 
   @Test(arguments: [64, 400, 5_000])

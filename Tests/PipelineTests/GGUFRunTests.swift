@@ -81,6 +81,32 @@ struct GGUFRunTests {
     #expect(throws: ExportError.self) { try run("qwen3") { $0.rules = ["[.]q_proj=bits:3"] } }
   }
 
+  @Test func `types are of GGUF files alone, and no other format takes such a grid`() throws {
+    var settings = QuantizationSettings()
+    settings.rules = ["[.]q_proj=type:Q4_1"]
+    let checkpoint = try CheckpointReader(directory: TestFiles.model("llama"))
+    let model = try ModelDescription(checking: checkpoint, source: checkpoint)
+    #expect(throws: RecipeError.typeNeedsGGUF("[.]q_proj")) { try settings.recipe().resolve(for: model) }
+    let linear = model.linears(ofLayer: 0)[0]
+    let description = LinearDescription(
+      name: model.layerPrefix(0) + linear.name, outFeatures: linear.outFeatures,
+      inFeatures: linear.inFeatures,
+      gridFormat: GGUFTensorType.q4_1.gridFormat, hasBias: linear.hasBias)
+    for format in OutputFormatName.allCases where format != .gguf {
+      #expect(throws: ExportError.ggufGrid(linear: description.name, format: format)) {
+        try CheckpointExport(
+          source: checkpoint, linears: [description], formats: [format],
+          directory: directory.file("none"))
+      }
+    }
+  }
+
+  @Test func `what a rule skips stays so under later rules that choose no type`() throws {
+    let (_, report, _) = try run("llama-wide") { $0.rules = ["[.]o_proj=skip", ".*=passes:2"] }
+    #expect(!report.linears.contains { $0.name.contains("o_proj") })
+    #expect(report.settings.gguf?.fallbacks.isEmpty == true)
+  }
+
   @Test func `an importance matrix has the energy of every input`() throws {
     let path = directory.file("imatrix.gguf")
     _ = try run("llama", imatrix: path)

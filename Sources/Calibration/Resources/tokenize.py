@@ -145,7 +145,20 @@ SPECIAL = (2, 3, 4)
 def load_gguf_tokenizer(file: Path) -> Callable[[str], list[int]]:
     """A byte-level tokenizer, or sentencepiece's of pairs, from the keys of a GGUF file."""
     tokenizers = package("tokenizers")
-    keys = gguf_keys(file)
+    try:
+        tokenize = tokenizer_of_keys(file, gguf_keys(file), tokenizers)
+        # What is wrong with the first tokens and the last shows here.
+        array.array("i", tokenize("a"))
+    except Failure:
+        raise
+    except Exception as error:  # The package raises nothing narrower.
+        mend = "get the file anew, or give token ids (.safetensors)"
+        raise Failure(DATA_ERROR, f"{file}: its tokenizer is damaged: {error}", mend) from None
+    return tokenize
+
+
+def tokenizer_of_keys(file: Path, keys: dict, tokenizers) -> Callable[[str], list[int]]:
+    """What the keys of a GGUF file say, whatever they may be."""
     kind, names = keys.get("tokenizer.ggml.model"), keys.get("tokenizer.ggml.tokens")
     mend = "put the model's tokenizer.json beside it, or give token ids (.safetensors)"
     if kind not in ("gpt2", "llama") or not isinstance(names, list):

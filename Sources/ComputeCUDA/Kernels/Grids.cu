@@ -104,6 +104,8 @@ __device__ __forceinline__ GridPoint spanning_grid(float low, float high, GridFo
             format.middle_code};
   }
   if (format.has_offsets) {
+    // An offset of super-blocks has no sign.
+    if (format.in_super_blocks) low = fminf(low, 0.0f);
     const float scale = storable_scale((high - low) / format.maximum_code, format);
     return {scale, format.in_super_blocks ? low : storable_offset(low, format.types)};
   }

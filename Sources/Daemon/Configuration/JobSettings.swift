@@ -34,11 +34,16 @@ public struct JobSettings: Codable, Sendable, Equatable {
     return calibration
   }
 
-  /// The same settings for what is to be quantized: a GGUF model becomes a GGUF file.
-  /// - Parameter directory: the job's
-  func adapted(to directory: String) -> JobSettings {
+  /// The same settings for what is to be quantized: a GGUF model becomes a GGUF file, unless the job asks for another format,
+  /// which it is then refused.
+  /// - Parameters:
+  ///   - model: the job's directory, or a GGUF file
+  ///   - defaults: of all jobs
+  func adapted(to model: String, defaults: JobSettings) -> JobSettings {
     // What stands in the way of an answer is told when the checkpoint is opened.
-    guard ((try? CheckpointReader.ggufFile(of: directory)) ?? nil) != nil else { return self }
+    guard settings.formats == defaults.settings.formats,
+      ((try? CheckpointReader.ggufFile(of: model)) ?? nil) != nil
+    else { return self }
     var adapted = self
     adapted.settings.formats = [.gguf]
     return adapted

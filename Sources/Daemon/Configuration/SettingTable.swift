@@ -143,7 +143,7 @@ enum SettingTable {
     ),
     .flag(
       "allow-requantize", \.settings.allowRequantize,
-      "Take checkpoints that are quantized already, GPTQ or compressed-tensors, as the weights that they stand for."
+      "Take checkpoints that are quantized already, GPTQ, AWQ, compressed-tensors or GGUF, as the weights that they stand for."
     ),
     .flag(
       "strict", \.settings.strict,

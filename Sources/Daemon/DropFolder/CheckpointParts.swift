@@ -41,8 +41,8 @@ struct CheckpointParts {
   ) throws(DropRefusal) {
     memo.prune(keeping: stamps)
     let names = stamps.keys.filter { !$0.contains("/") && !$0.hasPrefix(".") }
-    let models = GGUFFiles.models(among: names)
-    if !models.isEmpty, stamps[Self.configurationName] == nil, WeightFormat.taken(among: names) == nil {
+    let models = GGUFFiles.models(ofDirectory: names)
+    if !models.isEmpty {
       format = nil
       shards = GGUFFiles.parts(of: models[0])
       if models.count > 1 {
@@ -163,10 +163,12 @@ struct CheckpointParts {
   /// What the names (`model-00001-of-00003.safetensors`) say is there as well. However many they claim,
   /// one gap is told for each series.
   private static func missingOfTheSeries(_ shards: [String], _ format: WeightFormat) -> [String] {
-    var series: [ShardSeries: Set<Int>] = [:]
+    var series: [NumberedFile.Series: Set<Int>] = [:]
     for shard in shards {
-      guard let (member, number) = ShardSeries.parse(shard, format) else { continue }
-      if (1...max(member.count, 1)).contains(number) { series[member, default: []].insert(number) }
+      guard let file = NumberedFile(shard, suffix: format.suffix) else { continue }
+      if (1...max(file.series.count, 1)).contains(file.number) {
+        series[file.series, default: []].insert(file.number)
+      }
     }
     return series.compactMap { member, numbers in
       let missing = member.count - numbers.count
@@ -176,38 +178,5 @@ struct CheckpointParts {
       let name = member.name(first)
       return missing == 1 ? "\(name) is missing" : "\(name) and \(missing - 1) more are missing"
     }.sorted()
-  }
-}
-
-/// The shards that are numbered together.
-private struct ShardSeries: Hashable {
-  let prefix: String
-  let count: Int
-  let suffix: String
-
-  /// The series of a name `<prefix>-<number>-of-<count>.safetensors`, both of five digits, and the number.
-  static func parse(_ name: String, _ format: WeightFormat) -> (ShardSeries, Int)? {
-    guard name.hasSuffix(format.suffix) else { return nil }
-    let stem = Array(name.utf8.dropLast(format.suffix.utf8.count))
-    let tail = stem.suffix(15)  // -00001-of-00003
-    guard stem.count > 15, tail.first == UInt8(ascii: "-"),
-      tail.dropFirst(6).prefix(4).elementsEqual("-of-".utf8),
-      let number = digits(tail.dropFirst(1).prefix(5)), let count = digits(tail.suffix(5))
-    else { return nil }
-    return (
-      ShardSeries(
-        prefix: String(decoding: stem.dropLast(15), as: UTF8.self), count: count, suffix: format.suffix),
-      number
-    )
-  }
-
-  private static func digits(_ text: ArraySlice<UInt8>) -> Int? {
-    text.allSatisfy { (UInt8(ascii: "0")...UInt8(ascii: "9")).contains($0) }
-      ? Int(String(decoding: text, as: UTF8.self)) : nil
-  }
-
-  func name(_ number: Int) -> String {
-    func padded(_ value: Int) -> String { String(String(100_000 + value).dropFirst()) }
-    return "\(prefix)-\(padded(number))-of-\(padded(count))\(suffix)"
   }
 }

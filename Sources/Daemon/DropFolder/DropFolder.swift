@@ -145,9 +145,9 @@ public final class DropFolder {
     let circumstances = Readiness.Circumstances(
       now: now, settleTime: settleTime, scansToSettle: scansToSettle,
       isNetworked: isNetworked(spool.incoming), verifier: verifier, hasNoWriter: hasNoWriter)
-    let loose = Set(names.filter(isLooseFile).map { GGUFFiles.parts(of: $0)[0] })
+    let loose = Set(names.filter(isLooseFile).map(GGUFFiles.firstPart))
     looseModels = looseModels.filter { loose.contains($0.key) }
-    let drops = names.filter { !loose.contains(GGUFFiles.parts(of: $0)[0]) } + loose.sorted()
+    let drops = names.filter { !loose.contains(GGUFFiles.firstPart(of: $0)) } + loose.sorted()
     let present = Set(drops)
     for name in records.keys where !present.contains(name) { forget(name) }
     for name in drops { loose.contains(name) ? gather(name, circumstances) : look(at: name, circumstances) }
@@ -201,6 +201,8 @@ public final class DropFolder {
     case .directory:
       record.readiness.cameByRename = renamedIn[name] == found.stamp.inode && !circumstances.isNetworked
       record.state = record.readiness.decide(circumstances)
+    case .regular where GGUFFiles.isProjector(name):
+      record.state = .waiting(reasons: ["\(name) belongs into a directory with the model that it is for"])
     case .regular:
       record.state = .waiting(reasons: ["\(name) is a file, not a directory with a checkpoint in it"])
     case .symbolicLink: record.state = DropRefusal.symbolicLink(name).state
@@ -210,7 +212,7 @@ public final class DropFolder {
   }
 
   private func isLooseFile(_ name: String) -> Bool {
-    GGUFFiles.isGGUF(name)
+    GGUFFiles.isGGUF(name) && !GGUFFiles.isProjector(name)
       && (try? FileSystem.stamp(of: FileSystem.join(spool.incoming, name)).kind) == .regular
   }
 

@@ -29,7 +29,7 @@ struct LooseModel {
   mutating func look(_ circumstances: Readiness.Circumstances) -> [String]? {
     do {
       let gaps = try gaps(circumstances)
-      guard gaps.isEmpty else { return gaps }
+      guard gaps.isEmpty else { return Readiness.shortened(gaps) }
       try wrap()
       return nil
     } catch { return ["\(error)"] }

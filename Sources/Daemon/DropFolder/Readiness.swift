@@ -197,7 +197,7 @@ struct Readiness {
   }
 
   /// As many reasons as a person reads.
-  private static func shortened(_ reasons: [String]) -> [String] {
+  static func shortened(_ reasons: [String]) -> [String] {
     let limit = 8
     guard reasons.count > limit else { return reasons }
     return reasons.prefix(limit) + ["and \(reasons.count - limit) more"]

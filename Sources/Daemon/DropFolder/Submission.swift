@@ -12,13 +12,13 @@ public struct Submission: Sendable {
   ///   - recipe: a file of settings that takes the place of the directory's own, if there is one
   /// - Throws: errors of the checkpoint; ``ConfigurationError`` for the recipe; ``SubmissionError``
   public init(source: String, recipe: String?, configuration: DaemonConfiguration) throws {
-    let directory = try FileSystem.kind(of: source) == .directory ? source : FileSystem.parent(of: source)
+    // A file has nothing beside it: what stands in its directory is not copied.
     let own =
       try recipe.map { try JobFile.read(file: $0, defaults: configuration.defaults) }
-      ?? JobFile.read(directory: directory, defaults: configuration.defaults)
-    settings = own.adapted(to: source)
+      ?? JobFile.read(directory: source, defaults: configuration.defaults)
+    settings = own.adapted(to: source, defaults: configuration.defaults)
     plan = try RunPlan(model: source, settings: settings.settings, symlinks: .follow)
-    _ = try settings.presentCalibration(in: directory)
+    _ = try settings.presentCalibration(in: source)
   }
 }
 

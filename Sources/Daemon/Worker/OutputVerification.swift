@@ -32,7 +32,8 @@ public enum OutputVerification {
   }
 
   /// The output itself, or its directories, one for every format.
-  private static func checkpoints(in output: String) throws(FileError) -> [String] {
+  private static func checkpoints(in output: String) throws -> [String] {
+    if let file = try CheckpointReader.ggufFile(of: output) { return [file] }
     if try FileSystem.exists(FileSystem.join(output, "config.json")) { return [output] }
     return OutputFormatName.allCases.map { FileSystem.join(output, $0.rawValue) }
       .filter { (try? FileSystem.kind(of: $0)) == .directory }

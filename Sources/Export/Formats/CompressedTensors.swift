@@ -160,9 +160,10 @@ public struct CompressedTensorsFormat: OutputFormat {
     }
     let vLLM =
       switch (isCommon, grid.isSymmetric) {
-      case (true, true): RuntimeSupport(format: name, runtime: "vLLM", loads: true)
-      case (true, false):
-        RuntimeSupport(format: name, runtime: "vLLM", loads: true)
+      case (true, _): RuntimeSupport(format: name, runtime: "vLLM", loads: true)
+      case (false, _) where grid.bitWidth.rawValue > 4:
+        RuntimeSupport(
+          format: name, runtime: "vLLM", loads: false, note: "it is not known to read 5 or 6 bits")
       case (false, true):
         RuntimeSupport(
           format: name, runtime: "vLLM", loads: true, note: "on GPUs of compute capability 7.5 and above")

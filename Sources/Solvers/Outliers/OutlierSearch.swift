@@ -86,7 +86,7 @@ struct OutlierSearch {
   }
 
   private func searchGrid(_ panel: Matrix, without outliers: SparseRows, importance: [Float], grid: Grid) {
-    // Zero lies on every grid and in every range: it takes part in neither.
+    // Zero lies on every grid with a zero point and in its range: it takes part in neither.
     let others = backend.copy(of: panel)
     backend.clear(others, at: outliers)
     backend.chooseGrid(others, importance: importance, candidates: candidates, into: grid)

@@ -48,6 +48,7 @@ enum SpoolError: Error, CustomStringConvertible {
   case notTaken(String, String)
   case notDone(String)
   case alreadyThere(String)
+  case link(String)
   case mayNotDrop(String, group: String?)
   case problems(String, count: Int)
   case refused(String, String, mend: String)
@@ -67,6 +68,8 @@ enum SpoolError: Error, CustomStringConvertible {
     case .mayNotDrop(let path, let group):
       "permission denied: you may not write to \(path); mend: sudo usermod --append --groups "
         + "\(group ?? "its-group") \"$USER\", then log in again; or have root submit it"
+    case .link(let path):
+      "\(path) is a link, which --move would take from its place and not the file: leave --move out"
     case .alreadyThere(let path): "\(path) exists already; give another --name"
     case .refused(let name, let reason, let mend): "\(name) is refused: \(reason); \(mend)"
     case .failed(let job, let message, _): "\(job) came to nothing: \(message)"
@@ -80,7 +83,7 @@ enum SpoolError: Error, CustomStringConvertible {
     switch self {
     case .noSpool, .unknownJob, .notTaken: 66
     case .notDone: 75
-    case .alreadyThere: 73
+    case .alreadyThere, .link: 73
     case .mayNotDrop: 77
     case .problems, .refused: 65
     case .failed(_, _, let code): code

@@ -71,12 +71,7 @@ struct SubmitCommand: ParsableCommand {
     let submission = try Submission(source: source, recipe: recipe, configuration: configuration)
     if dryRun { return try Self.show(submission, configuration) }
     if move, let files {
-      // A second name each, until the drop is there: whatever happens, nothing is lost.
-      let staging = try StagingDirectory(for: drop)
-      let directory = FileSystem.parent(of: source)
-      try FileSystem.linkTree(directory, to: staging.path, where: files.contains)
-      try finish(staging)
-      for file in files { try FileSystem.removeTree(FileSystem.join(directory, file)) }
+      try moveFiles(files, from: FileSystem.parent(of: source), to: drop)
     } else if move {
       if let recipe { try FileSystem.copyFile(recipe, to: FileSystem.join(source, JobFile.name)) }
       try AtomicFile.write("", to: FileSystem.join(source, ".ready"))
@@ -114,6 +109,32 @@ struct SubmitCommand: ParsableCommand {
         output: configuration.spool, journal: configuration.spool, cache: configuration.cacheDirectory))
     for line in needs.lines { try Console.line(line) }
     try Console.line("nothing was copied")
+  }
+
+  /// Gathers files in a directory beside them, which nobody else touches, and moves that: whatever ends this, they are in
+  /// one of the three places.
+  private func moveFiles(_ files: [String], from directory: String, to drop: String) throws {
+    for file in files {
+      let path = FileSystem.join(directory, file)
+      // A link moved is no file moved.
+      guard try FileSystem.kind(of: path, symlinks: .refuse) == .regular else { throw SpoolError.link(path) }
+    }
+    let gathering = FileSystem.join(directory, ".\(FileSystem.name(of: drop)).submitting")
+    try FileSystem.createDirectories(gathering)
+    do {
+      for file in files {
+        try FileSystem.move(FileSystem.join(directory, file), to: FileSystem.join(gathering, file))
+      }
+      if let recipe { try FileSystem.copyFile(recipe, to: FileSystem.join(gathering, JobFile.name)) }
+      try AtomicFile.write("", to: FileSystem.join(gathering, ".ready"))
+      try FileSystem.move(gathering, to: drop)
+    } catch {
+      for file in files where try FileSystem.exists(FileSystem.join(gathering, file)) {
+        try FileSystem.move(FileSystem.join(gathering, file), to: FileSystem.join(directory, file))
+      }
+      try FileSystem.removeTree(gathering)
+      throw error
+    }
   }
 
   private func finish(_ staging: StagingDirectory) throws {

@@ -10,6 +10,7 @@ public struct GGUFFormat: OutputFormat {
   public let name = OutputFormatName.gguf
   public let storesOutliersApart = false
   public let keepsSourceLayout = true
+  public let holdsAnyGrid = true
   let mix: GGUFMix
 
   public init(_ mix: GGUFMix) { self.mix = mix }
@@ -55,6 +56,13 @@ public struct GGUFFormat: OutputFormat {
   public func write(_ linear: QuantizedLinear, inPlaceOf weight: TensorInfo, to writer: CheckpointWriter)
     throws
   {
+    try write(linear, firstRow: 0, inPlaceOf: weight, to: writer)
+  }
+
+  /// - Parameter firstRow: where the linear's first row stands in its matrix
+  func write(
+    _ linear: QuantizedLinear, firstRow: Int, inPlaceOf weight: TensorInfo, to writer: CheckpointWriter
+  ) throws {
     guard let type = GGUFTensorType(linear.grid.format) else { preconditionFailure("the grid was checked") }
     let panelRows = max(1, codesPerPanel / max(linear.inFeatures, 1))
     let rowBytes = linear.inFeatures / type.blockSize * type.blockBytes
@@ -63,7 +71,7 @@ public struct GGUFFormat: OutputFormat {
       let rows = first..<min(first + panelRows, linear.outFeatures)
       try writer.write(
         weight.part?.whole ?? weight.name, type.packed(linear, rows: rows),
-        at: start + first * rowBytes)
+        at: start + (firstRow + first) * rowBytes)
     }
   }
 

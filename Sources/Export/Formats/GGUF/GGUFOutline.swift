@@ -49,9 +49,9 @@ public struct GGUFOutline: Codable, Sendable, Equatable {
       shares[type.name] = share
       bytes += size
       bytesWithoutFallbacks += size
-      // A rule may have chosen another one.
+      // A rule may have chosen another one, or none.
       guard let choice = choices[tensor.name], choice.isFallback,
-        type == choice.type || chosen[tensor.name] == nil
+        chosen[tensor.name] == choice.type || chosen[tensor.name] == nil && choice.type == .float16
       else { continue }
       fallbacks.append(Fallback(tensor: tensor.name, wanted: choice.wanted.name, type: type.name))
       let wanted = Double(weights) / Double(choice.wanted.blockSize) * Double(choice.wanted.blockBytes)
