@@ -14,10 +14,13 @@ extension GridSweeps {
     let groupWeights = (0..<grid.groups).map { group in
       importance[grid.columns(ofGroup: group)].reduce(0, +)
     }
+    let scales = MultipleSearch(in: blocks.scaleMultiples, least: 1, most: blocks.groups)
+    let offsets = blocks.offsetMultiples.map { MultipleSearch(in: $0, least: 0, most: blocks.groups) }
     for row in 0..<host.outFeatures {
       for block in 0..<blocks.count(groups: host.groups) {
         let groups = block * blocks.groups..<min((block + 1) * blocks.groups, host.groups)
-        host.code(row, block, groups, weights: groupWeights)
+        host.codeScales(row, block, groups, weights: groupWeights, by: scales)
+        if let offsets { host.codeOffsets(row, block, groups, weights: groupWeights, by: offsets) }
       }
     }
     for (source, target) in zip(host.matrices, grid.matrices) {
@@ -27,22 +30,22 @@ extension GridSweeps {
 }
 
 extension Grid {
-  /// Brings the grids of a super-block to multiples of units that it chooses.
+  /// Brings the scales of a super-block to multiples of a unit that is chosen.
   /// - Parameters:
   ///   - groups: of the super-block
   ///   - weights: what the error of a scale counts, for every group of the row
-  fileprivate func code(_ row: Int, _ block: Int, _ groups: Range<Int>, weights: [Float]) {
-    guard let units, let coding = format.superBlocks else { preconditionFailure("no super-blocks") }
-    let weights = Array(weights[groups])
+  fileprivate func codeScales(
+    _ row: Int, _ block: Int, _ groups: Range<Int>, weights: [Float], by search: MultipleSearch
+  ) {
+    guard let units else { preconditionFailure("no super-blocks") }
     let middle = Float(format.middleCode)
     // The scale of a symmetric grid has its sign where it is stored.
-    let wanted = groups.map { group in
+    search.run(groups, weights: weights) { group in
       format.isSymmetric && shifts[row, group] != middle ? -scales[row, group] : scales[row, group]
     }
-    let coded = Multiples(of: wanted, weights: weights, in: coding.scaleMultiples, least: 1)
-    units.scales[row, block] = coded.unit
-    for (group, multiple) in zip(groups, coded.values) {
-      let scale = coded.unit * Float(multiple)
+    units.scales[row, block] = search.unit
+    for (place, group) in groups.enumerated() {
+      let scale = search.unit * search.multiples[place]
       if format.isSymmetric {
         scales[row, group] = abs(scale)
         shifts[row, group] = scale > 0 ? middle : middle - 1
@@ -52,20 +55,32 @@ extension Grid {
         scales[row, group] = scale
       }
     }
-    guard let offsetUnits = units.offsets, let range = coding.offsetMultiples else { return }
-    let depths = groups.map { max(-shifts[row, $0], 0) }
-    let codedOffsets = Multiples(of: depths, weights: weights, in: range, least: 0)
-    offsetUnits[row, block] = codedOffsets.unit
-    for (group, multiple) in zip(groups, codedOffsets.values) {
-      shifts[row, group] = 0 - codedOffsets.unit * Float(multiple)
+  }
+
+  /// The same of offsets.
+  fileprivate func codeOffsets(
+    _ row: Int, _ block: Int, _ groups: Range<Int>, weights: [Float], by search: MultipleSearch
+  ) {
+    guard let units = units?.offsets else { preconditionFailure("no offsets") }
+    search.run(groups, weights: weights) { max(-shifts[row, $0], 0) }
+    units[row, block] = search.unit
+    for (place, group) in groups.enumerated() {
+      shifts[row, group] = 0 - search.unit * search.multiples[place]
     }
   }
 }
 
-/// Whole multiples of one unit, a float16, that stand for given numbers.
-private struct Multiples {
-  var unit: Float
-  var values: [Int]
+/// Finds the unit, a float16, of which whole multiples stand for given numbers with the least weighted squared error.
+private final class MultipleSearch {
+  private(set) var unit: Float = 0
+  /// Whole numbers.
+  private(set) var multiples: [Float]
+
+  private let range: ClosedRange<Float>
+  private let least: Float
+  private var trial: [Float]
+  private var numbers: [Float]
+  private var weights: [Float]
 
   /// What units are tried to begin with: those that bring the largest number to its largest multiple, and so many tenths of
   /// a unit to either side of it.
@@ -73,37 +88,53 @@ private struct Multiples {
   private static let leastUnit: Float = 0x1p-24
   private static let greatestUnit: Float = 65_504
 
-  /// The unit and multiples with the least weighted squared error.
   /// - Parameters:
   ///   - range: of multiples; below 0 only if numbers may be
   ///   - least: the magnitude that no multiple falls below
-  init(of numbers: [Float], weights: [Float], in range: ClosedRange<Int>, least: Int) {
-    let isSigned = range.lowerBound < 0
-    let extreme = numbers.reduce(0 as Float) { abs($1) > abs($0) ? $1 : $0 }
+  ///   - most: numbers at a time
+  init(in range: ClosedRange<Int>, least: Int, most: Int) {
+    self.range = Float(range.lowerBound)...Float(range.upperBound)
+    self.least = Float(least)
+    let zeros = [Float](repeating: 0, count: most)
+    (multiples, trial, numbers, weights) = (zeros, zeros, zeros, zeros)
+  }
+
+  /// - Parameter number: of each of `places`, that `weights` has one of, too
+  func run(_ places: Range<Int>, weights all: [Float], _ number: (Int) -> Float) {
+    var extreme: Float = 0
+    for (index, place) in places.enumerated() {
+      numbers[index] = number(place)
+      weights[index] = all[place]
+      multiples[index] = numbers[index] < 0 ? -least : least
+      if abs(numbers[index]) > abs(extreme) { extreme = numbers[index] }
+    }
     unit = Self.leastUnit
-    values = numbers.map { $0 < 0 ? -least : least }
     guard abs(extreme) > Self.leastUnit / 2 else { return }
     // The side with one multiple more is for the largest number.
-    let bound = Float(isSigned ? range.lowerBound : range.upperBound)
+    let bound = range.lowerBound < 0 ? range.lowerBound : range.upperBound
     var leastError = Float.infinity
     for tenth in Self.tenths {
       var candidate = Self.storable(extreme / (bound + Float(tenth) / 10))
-      var multiples = Self.multiples(of: numbers, unit: candidate, in: range, least: least)
+      round(places.count, unit: candidate)
       var (product, square): (Float, Float) = (0, 0)
-      for (index, multiple) in multiples.enumerated() {
-        product += weights[index] * numbers[index] * Float(multiple)
-        square += weights[index] * Float(multiple) * Float(multiple)
+      for index in 0..<places.count {
+        let weighted = weights[index] * trial[index]
+        product += weighted * numbers[index]
+        square += weighted * trial[index]
       }
       if square > 0 && product / square * candidate > 0 {
         candidate = Self.storable(product / square)
-        multiples = Self.multiples(of: numbers, unit: candidate, in: range, least: least)
+        round(places.count, unit: candidate)
       }
       var error: Float = 0
-      for (index, multiple) in multiples.enumerated() {
-        let difference = numbers[index] - candidate * Float(multiple)
+      for index in 0..<places.count {
+        let difference = numbers[index] - candidate * trial[index]
         error += weights[index] * difference * difference
       }
-      if error < leastError { (leastError, unit, values) = (error, candidate, multiples) }
+      if error < leastError {
+        (leastError, unit) = (error, candidate)
+        swap(&multiples, &trial)
+      }
     }
   }
 
@@ -112,13 +143,15 @@ private struct Multiples {
     return unit < 0 ? -magnitude : magnitude
   }
 
-  private static func multiples(
-    of numbers: [Float], unit: Float, in range: ClosedRange<Int>, least: Int
-  ) -> [Int] {
-    numbers.map { number in
-      let nearest = (number / unit).rounded(.toNearestOrEven)
-      let multiple = Int(min(max(nearest, Float(range.lowerBound)), Float(range.upperBound)))
-      return abs(multiple) >= least ? multiple : (number * unit < 0 ? -least : least)
+  /// Brings the numbers to their nearest multiples.
+  private func round(_ count: Int, unit: Float) {
+    let inverse = 1 / unit
+    for index in 0..<count {
+      let number = numbers[index]
+      // Ties to even, by what the last digit of so large a number is.
+      let nearest = (number * inverse + 0x1.8p23) - 0x1.8p23
+      let multiple = min(max(nearest, range.lowerBound), range.upperBound)
+      trial[index] = abs(multiple) >= least ? multiple : (number * unit < 0 ? -least : least)
     }
   }
 }

@@ -61,19 +61,7 @@ public final class CheckpointExport: Sendable {
     func format(_ name: OutputFormatName) -> any OutputFormat {
       name == .gguf ? GGUFFormat(mix) : name.format
     }
-    for name in formats {
-      if name == .gguf && source.gguf == nil { throw ExportError.needsGGUF }
-      if name != .gguf && source.gguf != nil { throw ExportError.onlyGGUF(format: name) }
-      if !format(name).holdsAnyGrid,
-        let other = quantized.first(where: { ($0.gridFormat?.coding ?? .zeroPoints) != .zeroPoints })
-      {
-        throw ExportError.ggufGrid(linear: other.name, format: name)
-      }
-      try format(name).check(linears)
-      if traits.contains(.stackedExperts), !format(name).keepsSourceLayout {
-        throw ExportError.expertsLoadNowhere(format: name)
-      }
-    }
+    try Self.check(linears, formats, of: source, traits: traits)
 
     self.source = source
     self.linears = linears
@@ -101,6 +89,28 @@ public final class CheckpointExport: Sendable {
           outlierWriter: try Self.outlierWriter(for: quantized, format: format, directory: path)))
     }
     self.outputs = outputs
+  }
+
+  /// Looks whether formats can hold linears of a source, before any work.
+  /// - Throws: ``ExportError`` if one cannot
+  public static func check(
+    _ linears: [LinearDescription], _ formats: [OutputFormatName], of source: CheckpointReader,
+    traits: ModelTraits
+  ) throws(ExportError) {
+    for name in formats {
+      let format = name.format
+      if name == .gguf && source.gguf == nil { throw .needsGGUF }
+      if name != .gguf && source.gguf != nil { throw .onlyGGUF(format: name) }
+      if !format.holdsAnyGrid,
+        let other = linears.first(where: { ($0.gridFormat?.coding ?? .zeroPoints) != .zeroPoints })
+      {
+        throw .ggufGrid(linear: other.name, format: name)
+      }
+      try format.check(linears)
+      if traits.contains(.stackedExperts), !format.keepsSourceLayout {
+        throw .expertsLoadNowhere(format: name)
+      }
+    }
   }
 
   private static func check(_ linear: LinearDescription, in source: CheckpointReader) throws(ExportError) {

@@ -7,40 +7,10 @@ import SystemIO
 extension QuantizationRun {
   var kernels: String { backend.kernels(for: operands) }
 
-  var exportedLinears: [LinearDescription] {
-    (0..<description.layerCount).flatMap { index in
-      description.linears(ofLayer: index).map { linear in
-        let name = description.layerPrefix(index) + linear.name
-        let treatment = treatments[name]
-        return LinearDescription(
-          name: name, outFeatures: linear.outFeatures, inFeatures: linear.inFeatures,
-          gridFormat: treatment?.gridFormat, hasBias: linear.hasBias,
-          outliers: treatment?.outliers.map { OutlierLayout($0, linear) })
-      }
-        + description.keptLinears(ofLayer: index).map { linear in
-          LinearDescription(
-            name: description.layerPrefix(index) + linear.name, outFeatures: linear.outFeatures,
-            inFeatures: linear.inFeatures, gridFormat: nil, hasBias: linear.hasBias)
-        }
-    }
-  }
+  var exportedLinears: [LinearDescription] { description.exported(by: treatments) }
 
   /// What the formats have to know of the model.
-  var traits: ModelTraits {
-    guard description.hasMixtures else { return [] }
-    let quantizesExperts = (0..<description.layerCount).contains { layer in
-      let prefix = description.layerPrefix(layer)
-      return description.stages(ofLayer: layer).flatMap(\.experts).contains { expert in
-        expert.number != nil && expert.linears.contains { treatments[prefix + $0.name] != nil }
-      }
-    }
-    guard quantizesExperts else { return [] }
-    switch description.expertLoaders {
-    case .all: return .experts
-    case .vLLM: return [.experts, .expertsForVLLM]
-    case .none: return [.experts, .stackedExperts]
-    }
-  }
+  var traits: ModelTraits { description.traits(of: treatments) }
 
   /// What stands in the checkpoint beside the model that is quantized, and is no linear of it: other towers by the first
   /// part of their names, and linears of layers that config.json does not count.
@@ -87,5 +57,42 @@ extension QuantizationRun {
     settings.kernels = kernels
     settings.gguf = outline
     return settings
+  }
+}
+
+extension ModelDescription {
+  /// The linears of all layers, and what is to become of them.
+  func exported(by treatments: [String: Treatment]) -> [LinearDescription] {
+    (0..<layerCount).flatMap { index in
+      linears(ofLayer: index).map { linear in
+        let name = layerPrefix(index) + linear.name
+        let treatment = treatments[name]
+        return LinearDescription(
+          name: name, outFeatures: linear.outFeatures, inFeatures: linear.inFeatures,
+          gridFormat: treatment?.gridFormat, hasBias: linear.hasBias,
+          outliers: treatment?.outliers.map { OutlierLayout($0, linear) })
+      }
+        + keptLinears(ofLayer: index).map { linear in
+          LinearDescription(
+            name: layerPrefix(index) + linear.name, outFeatures: linear.outFeatures,
+            inFeatures: linear.inFeatures, gridFormat: nil, hasBias: linear.hasBias)
+        }
+    }
+  }
+
+  func traits(of treatments: [String: Treatment]) -> ModelTraits {
+    guard hasMixtures else { return [] }
+    let quantizesExperts = (0..<layerCount).contains { layer in
+      let prefix = layerPrefix(layer)
+      return stages(ofLayer: layer).flatMap(\.experts).contains { expert in
+        expert.number != nil && expert.linears.contains { treatments[prefix + $0.name] != nil }
+      }
+    }
+    guard quantizesExperts else { return [] }
+    switch expertLoaders {
+    case .all: return .experts
+    case .vLLM: return [.experts, .expertsForVLLM]
+    case .none: return [.experts, .stackedExperts]
+    }
   }
 }

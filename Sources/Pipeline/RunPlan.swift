@@ -31,6 +31,9 @@ public struct RunPlan: Sendable {
     let resolved = try recipe.resolve(for: model, in: checkpoint)
     outline = recipe.outline(resolved, of: checkpoint)
     treatments = resolved.linears
+    try CheckpointExport.check(
+      model.exported(by: resolved.linears) + resolved.rounded, settings.formats, of: checkpoint,
+      traits: model.traits(of: resolved.linears))
     modelType = checkpoint.weightType(of: model)
     inputBytes = checkpoint.byteCount
     otherBytes = checkpoint.tensors.values.reduce(0) { sum, tensor in

@@ -1,4 +1,5 @@
 import ComputeOpenBLAS
+import Export
 import SystemIO
 import TestSupport
 import Testing
@@ -12,6 +13,8 @@ struct RunPlanTests {
   ) throws -> RunPlan {
     var settings = QuantizationSettings()
     (settings.samples, settings.sequenceLength) = (4, 12)
+    // Whose experts load in no other one.
+    if fixture == "gpt-oss" { settings.formats = [.dense] }
     change(&settings)
     return try RunPlan(model: TestFiles.model(fixture), settings: settings, symlinks: .follow)
   }
@@ -55,9 +58,17 @@ struct RunPlanTests {
     #expect(both.resultBytes == 2 * four.resultBytes)
     #expect(try plan("llama") { $0.formats = [.dense] }.resultBytes == four.inputBytes)
     // A GGUF file is a model as any other.
-    let gguf = try RunPlan(
-      model: TestFiles.gguf("llama.gguf"), settings: QuantizationSettings(), symlinks: .follow)
-    #expect(gguf.linearCount == 14)
+    var settings = QuantizationSettings()
+    settings.formats = [.gguf]
+    let gguf = try RunPlan(model: TestFiles.gguf("llama.gguf"), settings: settings, symlinks: .follow)
+    #expect(gguf.linearCount == 14 && gguf.outline?.file == "Q4_K_M")
+    #expect(gguf.resultBytes == gguf.outline?.bytes)
+    // What a run would refuse, a plan does, too.
+    #expect(throws: ExportError.onlyGGUF(format: .gptq)) {
+      settings.formats = [.gptq]
+      _ = try RunPlan(model: TestFiles.gguf("llama.gguf"), settings: settings, symlinks: .follow)
+    }
+    #expect(throws: ExportError.self) { try plan("llama") { ($0.formats, $0.bits) = ([.awq], 3) } }
     let mixture = try plan("qwen3-moe")
     // The residual stream and context or expansion in 16 bits, and what experts read and make in 32.
     #expect(mixture.cacheBytes > 4 * 12 * 2 * 4 * mixture.model.hiddenSize)
