@@ -44,10 +44,11 @@ extension QuantizationRun {
 
   var settings: Report.Settings {
     let standard = request.recipe.standard
+    // Of a GGUF file, what most of its linears have.
+    let grid = request.recipe.mix?.name.standardType.gridFormat ?? standard.gridFormat
     var settings = Report.Settings(
-      bits: standard.gridFormat.bitWidth.rawValue,
-      groupSize: standard.gridFormat.groupSize.notation,
-      symmetric: standard.gridFormat.isSymmetric, solver: standard.quantizer.name,
+      bits: grid.bitWidth.rawValue, groupSize: grid.groupSize.notation, symmetric: grid.isSymmetric,
+      solver: standard.quantizer.name,
       target: request.target.rawValue,
       targetSamples: request.target == .original ? request.originalSamples : nil,
       formats: request.formats,

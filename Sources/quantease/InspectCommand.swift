@@ -88,7 +88,10 @@ struct InspectCommand: ParsableCommand {
       linears: linears.count,
       quantizableParameters: linearParameters,
       dtypes: types.keys.sorted(), types: types,
-      quantization: checkpoint.configuration["quantization_config"]?["quant_method"]?.string,
+      quantization: checkpoint.configuration["quantization_config"]?["quant_method"]?.string
+        ?? Set(tensors.compactMap { $0.blocks?.name }).max {
+          (types[$0]?.bytes ?? 0, $0) < (types[$1]?.bytes ?? 0, $1)
+        },
       memoryBytes: memory(.auto), memoryBytesOfLayerTarget: memory(.layer),
       kernels: backend.kernels(for: operands))
     if json { return try Console.json(summary) }

@@ -26,7 +26,7 @@ struct QuantizeCommand: ParsableCommand {
         quantease quantize llama --output out --bits 3 --format gptq --format dense --calibration ids.safetensors
 
       What loads where: 4 and 8 bits symmetric load in vLLM and transformers in every format;
-      2 and 3 bits, and asymmetric grids, in fewer: the report says in which.
+      other widths, and asymmetric grids, in fewer: the report says in which.
       """)
 
   @Argument(
@@ -71,6 +71,11 @@ struct QuantizeCommand: ParsableCommand {
   var json = false
 
   func validate() throws {
+    if GGUFFiles.isGGUF(output) {
+      throw ValidationError(
+        "--output is a directory, in which the file stands beside its report: give \(GGUFFiles.stem(of: output))"
+      )
+    }
     if imatrix != nil, (try? CheckpointReader.ggufFile(of: model)) ?? nil == nil {
       throw ValidationError("--imatrix goes with a GGUF file, whose names llama-quantize knows")
     }

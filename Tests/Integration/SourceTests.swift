@@ -56,6 +56,8 @@ struct SourceTests {
       try bench.quantize(more, model: model, output: bench.directory.file(output))
     }
     let source = TestFiles.gguf("llama.gguf")
+    let named = try quantize(source, "four.gguf")
+    #expect(named.status == 64 && named.errors.contains("beside its report"), "\(named.errors)")
     let four = try quantize(source, "four", "--gguf-type", "q4_0")
     #expect(four.status == 0 && four.output.contains("gguf: llama.cpp loads it"), "\(four.errors)")
     let file = bench.directory.file("four/llama-Q4_0.gguf")
