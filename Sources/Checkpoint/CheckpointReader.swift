@@ -87,6 +87,10 @@ public final class CheckpointReader: WeightSource {
     return models.first.map { FileSystem.join(path, $0) }
   }
 
+  /// Whether a path leads to one GGUF file, as ``ggufFile(of:)`` finds it. What stands in the way of an answer is told when
+  /// the path is opened.
+  public static func isGGUF(_ path: String) -> Bool { ((try? ggufFile(of: path)) ?? nil) != nil }
+
   /// Opens a GGUF file, or all parts of one that is split: what it says of its model stands for config.json, and its
   /// tensors have the names that they have there.
   /// - Parameters:

@@ -76,7 +76,7 @@ struct QuantizeCommand: ParsableCommand {
         "--output is a directory, in which the file stands beside its report: give \(GGUFFiles.stem(of: output))"
       )
     }
-    if imatrix != nil, (try? CheckpointReader.ggufFile(of: model)) ?? nil == nil {
+    if imatrix != nil, !CheckpointReader.isGGUF(model) {
       throw ValidationError("--imatrix goes with a GGUF file, whose names llama-quantize knows")
     }
     try machine.validate()
@@ -343,8 +343,7 @@ extension QuantizationSettings {
     grid.set(&self)
     solver.set(&self)
     options.set(&self)
-    // What stands in the way of an answer is told when it is opened.
-    if options.format.isEmpty, (try? CheckpointReader.ggufFile(of: model)) ?? nil != nil { formats = [.gguf] }
+    if options.format.isEmpty, CheckpointReader.isGGUF(model) { formats = [.gguf] }
   }
 
   /// Refuses values that exclude each other, as a mistake on the command line.

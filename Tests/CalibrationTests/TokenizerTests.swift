@@ -225,48 +225,37 @@ struct GGUFTokenizerTests {
   }
 
   private func file(_ keys: [(String, Value)]) throws -> String {
-    var bytes: [UInt8] = Array("GGUF".utf8)
-    func append<Number: FixedWidthInteger>(_ number: Number) {
-      for byte in 0..<MemoryLayout<Number>.size {
-        bytes.append(UInt8(truncatingIfNeeded: number >> (8 * byte)))
-      }
-    }
-    func append(_ text: String) {
-      append(UInt64(text.utf8.count))
-      bytes += Array(text.utf8)
-    }
+    var file = GGUFBytes(tensors: 0, keys: keys.count)
     func append(array kind: UInt32, _ count: Int) {
-      append(UInt32(9))
-      append(kind)
-      append(UInt64(count))
+      file.append(UInt32(9))
+      file.append(kind)
+      file.append(UInt64(count))
     }
-    append(UInt32(3))
-    append(UInt64(0))
-    append(UInt64(keys.count))
     for (key, value) in keys {
-      append(key)
+      file.append(key)
       switch value {
       case .text(let text):
-        append(UInt32(8))
-        append(text)
+        file.append(UInt32(8))
+        file.append(text)
       case .texts(let texts):
         append(array: 8, texts.count)
-        for text in texts { append(text) }
+        for text in texts { file.append(text) }
       case .numbers(let numbers):
         append(array: 5, numbers.count)
-        for number in numbers { append(number) }
+        for number in numbers { file.append(number) }
       case .scores(let scores):
         append(array: 6, scores.count)
-        for score in scores { append(score.bitPattern) }
+        for score in scores { file.append(score.bitPattern) }
       case .number(let number):
-        append(UInt32(4))
-        append(number)
+        file.append(UInt32(4))
+        file.append(number)
       case .flag(let flag):
-        append(UInt32(7))
-        append(UInt8(flag ? 1 : 0))
+        file.append(UInt32(7))
+        file.append(UInt8(flag ? 1 : 0))
       }
     }
-    return try directory.write(bytes, to: "model-\(keys.count)-\(UInt64.random(in: 0...UInt64.max)).gguf")
+    return try directory.write(
+      file.bytes, to: "model-\(keys.count)-\(UInt64.random(in: 0...UInt64.max)).gguf")
   }
 
   private func ids(_ text: String, by model: String) throws -> [Int32] {

@@ -234,43 +234,27 @@ struct SplitGGUFTests {
     let perPart = (whole.tensors.count + count - 1) / count
     for part in 0..<count {
       let tensors = whole.tensors[part * perPart..<min((part + 1) * perPart, whole.tensors.count)]
-      var file: [UInt8] = Array("GGUF".utf8)
-      func append<Number: FixedWidthInteger>(_ number: Number) {
-        for byte in 0..<MemoryLayout<Number>.size {
-          file.append(UInt8(truncatingIfNeeded: number >> (8 * byte)))
-        }
-      }
-      func append(_ text: String) {
-        append(UInt64(text.utf8.count))
-        file += Array(text.utf8)
-      }
-      append(UInt32(3))
-      append(UInt64(tensors.count))
-      append(UInt64(part == 0 ? whole.keys.count + 3 : 3))
+      var file = GGUFBytes(tensors: tensors.count, keys: part == 0 ? whole.keys.count + 3 : 3)
       for (key, type, value) in [
         ("split.no", 2, part), ("split.count", 2, count), ("split.tensors.count", 5, whole.tensors.count),
       ] {
-        append(key)
-        append(UInt32(type))
-        if type == 2 { append(UInt16(value)) } else { append(Int32(value)) }
+        file.append(key)
+        file.append(UInt32(type))
+        if type == 2 { file.append(UInt16(value)) } else { file.append(Int32(value)) }
       }
-      if part == 0 { for key in whole.keys { file += bytes[key.bytes] } }
+      if part == 0 { for key in whole.keys { file.bytes += bytes[key.bytes] } }
       var end = 0
       for tensor in tensors {
-        append(tensor.name)
-        append(UInt32(tensor.shape.count))
-        for extent in tensor.shape.reversed() { append(UInt64(extent)) }
-        append(tensor.type.number)
-        append(UInt64(end))
+        file.append(tensor: tensor.name, shape: tensor.shape, type: tensor.type.number, offset: end)
         end += (tensor.bytes.count + 31) / 32 * 32
       }
       for tensor in tensors {
-        file += [UInt8](repeating: 0, count: (32 - file.count % 32) % 32)
-        file += bytes[tensor.bytes]
+        file.bytes += [UInt8](repeating: 0, count: (32 - file.bytes.count % 32) % 32)
+        file.bytes += bytes[tensor.bytes]
       }
-      change(part, &file)
+      change(part, &file.bytes)
       func padded(_ number: Int) -> String { String(String(100_000 + number).dropFirst()) }
-      try directory.write(file, to: "model-\(padded(part + 1))-of-\(padded(count)).gguf")
+      try directory.write(file.bytes, to: "model-\(padded(part + 1))-of-\(padded(count)).gguf")
     }
   }
 

@@ -34,40 +34,23 @@ struct GGUFMixTests {
 
     /// The header of such a file, whose data is a hole.
     func header(in directory: TemporaryDirectory) throws -> GGUFHeader {
-      var bytes: [UInt8] = []
-      func append<Number: FixedWidthInteger>(_ number: Number) {
-        for byte in 0..<MemoryLayout<Number>.size {
-          bytes.append(UInt8(truncatingIfNeeded: number >> (8 * byte)))
-        }
-      }
-      func append(_ text: String) {
-        append(UInt64(text.utf8.count))
-        bytes += Array(text.utf8)
-      }
-      bytes += Array("GGUF".utf8)
-      append(UInt32(3))
-      append(UInt64(tensors.count))
-      append(UInt64(keys.count + 1))
-      append("general.architecture")
-      append(UInt32(8))
-      append(architecture)
+      var file = GGUFBytes(tensors: tensors.count, keys: keys.count + 1)
+      file.append("general.architecture")
+      file.append(UInt32(8))
+      file.append(architecture)
       for key in keys {
-        append(key.name)
-        append(UInt32(4))
-        append(UInt32(key.value))
+        file.append(key.name)
+        file.append(UInt32(4))
+        file.append(UInt32(key.value))
       }
       var end = 0
       for tensor in tensors {
-        append(tensor.name)
-        append(UInt32(tensor.shape.count))
-        for extent in tensor.shape.reversed() { append(UInt64(extent)) }
         let isMatrix = tensor.shape.count > 1
-        append(UInt32(isMatrix ? 1 : 0))
-        append(UInt64(end))
+        file.append(tensor: tensor.name, shape: tensor.shape, type: isMatrix ? 1 : 0, offset: end)
         end += (tensor.shape.reduce(1, *) * (isMatrix ? 2 : 4) + 31) / 32 * 32
       }
-      let path = try directory.write(bytes, to: "model.gguf")
-      try OutputFile(resuming: path).write([0], at: (bytes.count + 31) / 32 * 32 + end)
+      let path = try directory.write(file.bytes, to: "model.gguf")
+      try OutputFile(resuming: path).write([0], at: (file.bytes.count + 31) / 32 * 32 + end)
       return try GGUFHeader(of: MappedFile(path: path))
     }
   }

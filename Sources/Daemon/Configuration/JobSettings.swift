@@ -40,10 +40,7 @@ public struct JobSettings: Codable, Sendable, Equatable {
   ///   - model: the job's directory, or a GGUF file
   ///   - defaults: of all jobs
   func adapted(to model: String, defaults: JobSettings) -> JobSettings {
-    // What stands in the way of an answer is told when the checkpoint is opened.
-    guard settings.formats == defaults.settings.formats,
-      ((try? CheckpointReader.ggufFile(of: model)) ?? nil) != nil
-    else { return self }
+    guard settings.formats == defaults.settings.formats, CheckpointReader.isGGUF(model) else { return self }
     var adapted = self
     adapted.settings.formats = [.gguf]
     return adapted

@@ -33,15 +33,9 @@ public struct AWQFormat: OutputFormat {
         throw .groupSizeDoesNotDivide(
           linear: linear.name, groupSize: columns, inFeatures: linear.inFeatures, format: name)
       }
-      guard linear.outFeatures.isMultiple(of: 32), linear.inFeatures.isMultiple(of: 32) else {
-        throw .featuresNotMultipleOf32(
-          linear: linear.name, outFeatures: linear.outFeatures, inFeatures: linear.inFeatures, format: name)
-      }
+      try linear.requireMultiplesOf32(for: name)
     }
-    guard let first = quantized.first, let format = first.gridFormat else { return }
-    if let other = quantized.first(where: { !($0.gridFormat ?? format).hasSameLayout(as: format) }) {
-      throw .mixedGrids(linear: first.name, other: other.name, format: name)
-    }
+    try quantized.requireOneLayout(for: name)
   }
 
   public func tensors(

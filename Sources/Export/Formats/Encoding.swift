@@ -14,6 +14,26 @@ extension GridFormat {
   }
 }
 
+extension LinearDescription {
+  /// Refuses what does not fill the words of a format that packs both ways.
+  func requireMultiplesOf32(for format: OutputFormatName) throws(ExportError) {
+    guard outFeatures.isMultiple(of: 32), inFeatures.isMultiple(of: 32) else {
+      throw .featuresNotMultipleOf32(
+        linear: name, outFeatures: outFeatures, inFeatures: inFeatures, format: format)
+    }
+  }
+}
+
+extension [LinearDescription] {
+  /// Refuses quantized linears that differ where a format has one setting for all.
+  func requireOneLayout(for format: OutputFormatName) throws(ExportError) {
+    guard let first, let grid = first.gridFormat else { return }
+    if let other = self.first(where: { !($0.gridFormat ?? grid).hasSameLayout(as: grid) }) {
+      throw .mixedGrids(linear: first.name, other: other.name, format: format)
+    }
+  }
+}
+
 /// The little-endian bytes of `values` in `type`, one of the float types of checkpoints.
 func encode(_ values: Span<Float>, as type: DType) -> [UInt8] {
   precondition(type.isSupportedFloat, "weights are stored as F32, F16 or BF16")

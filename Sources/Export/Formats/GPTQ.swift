@@ -39,16 +39,9 @@ public struct GPTQFormat: OutputFormat {
       if let bits = linear.gridFormat?.bitWidth, !Self.bitWidths.contains(bits) {
         throw .bitsNotInFormat(linear: linear.name, bits: bits.rawValue, format: name)
       }
-      if linear.outFeatures % 32 != 0 || linear.inFeatures % 32 != 0 {
-        throw .featuresNotMultipleOf32(
-          linear: linear.name, outFeatures: linear.outFeatures, inFeatures: linear.inFeatures,
-          format: name)
-      }
+      try linear.requireMultiplesOf32(for: name)
     }
-    guard let first = quantized.first, let format = first.gridFormat else { return }
-    if let other = quantized.first(where: { !($0.gridFormat ?? format).hasSameLayout(as: format) }) {
-      throw .mixedGrids(linear: first.name, other: other.name, format: name)
-    }
+    try quantized.requireOneLayout(for: name)
   }
 
   public func tensors(
