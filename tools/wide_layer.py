@@ -107,7 +107,9 @@ def main(name: str, documentation: str, title: str, model: Model) -> None:
         source, tokens, output = (Path(scratch) / part for part in ("model", "tokens.safetensors", "output"))
         write_model(source, configuration, shapes)
         write_tokens(tokens, arguments.samples, arguments.sequence_length, configuration["vocab_size"])
-        work = ["--samples", str(arguments.samples), "--sequence-length", str(arguments.sequence_length)]
+        # As little memory as there can be is what this is about.
+        work = ["--samples", str(arguments.samples), "--sequence-length", str(arguments.sequence_length),
+                "--states", "cache"]
         work += arguments.options
         plan = json.loads(subprocess.check_output([program(), "plan", source, "--json", *work]))
         command = [program(), "quantize", source, "--output", output, "--calibration", tokens]

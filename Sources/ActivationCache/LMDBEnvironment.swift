@@ -203,6 +203,32 @@ import Glibc
     try LMDBEnvironment.check(unsafe mdb_drop(transaction, database, 0), "mdb_drop", path)
   }
 
+  /// Deletes the values of the keys from `first` up to before `end`.
+  func deleteAll(from first: HiddenStatesKey, to end: HiddenStatesKey) throws(CacheError) {
+    var cursor: OpaquePointer?
+    try LMDBEnvironment.check(
+      unsafe mdb_cursor_open(transaction, database, &cursor), "mdb_cursor_open", path)
+    defer { unsafe mdb_cursor_close(cursor) }
+    let bound = end.encoded
+    while true {
+      // What follows a value that was deleted is looked for from the start: a cursor's place is then LMDB's to define.
+      var value = unsafe MDB_val()
+      var isBefore = false
+      let code = unsafe withMDBValue(first.encoded) { key in
+        let code = unsafe mdb_cursor_get(cursor, key, &value, MDB_SET_RANGE)
+        if code == MDB_SUCCESS {
+          isBefore = unsafe UnsafeRawBufferPointer(start: key.pointee.mv_data, count: key.pointee.mv_size)
+            .lexicographicallyPrecedes(bound)
+        }
+        return code
+      }
+      if code == MDB_NOTFOUND { return }
+      try LMDBEnvironment.check(code, "mdb_cursor_get", path)
+      guard isBefore else { return }
+      try LMDBEnvironment.check(unsafe mdb_cursor_del(cursor, 0), "mdb_cursor_del", path)
+    }
+  }
+
   /// Deletes the value of `key`, if there is one.
   func delete(_ key: HiddenStatesKey) throws(CacheError) {
     let code = unsafe withMDBValue(key.encoded) { unsafe mdb_del(transaction, database, $0, nil) }

@@ -83,16 +83,13 @@ final class Prefetcher: Sendable {
     return spare ?? Matrix(rows: rows, columns: columns)
   }
 
-  /// Drops all that was prefetched.
-  func forgetAll() { forget(Set(state.withLock { $0.tickets.map(\.key) })) }
-
-  /// Drops what was prefetched for `keys`.
-  func forget(_ keys: Set<HiddenStatesKey>) {
+  /// Drops what was prefetched for the keys that satisfy the predicate.
+  func forget(where isForgotten: (HiddenStatesKey) -> Bool) {
     state.withLock { state in
-      for ticket in state.tickets where keys.contains(ticket.key) {
+      for ticket in state.tickets where isForgotten(ticket.key) {
         ticket.isDropped.store(true, ordering: .relaxed)
       }
-      state.tickets.removeAll { keys.contains($0.key) }
+      state.tickets.removeAll { isForgotten($0.key) }
     }
   }
 }

@@ -38,15 +38,9 @@ import Tensors
 
     try workers.forEachChunk(chunks) { (worker, chunk) throws(CacheError) in
       let range = StoredValue.chunk(chunk, elements: matrix.count)
-      let source = unsafe UnsafePointer(matrix.pointer + range.lowerBound)
-      let isSound = unsafe splitIntoPlanes(
-        source, count: range.count, elementType: elementType,
-        planes: worker.firstPlane, stride: StoredValue.chunkElements)
-      guard isSound else {
-        let index = unsafe firstUnrepresentable(source, count: range.count, elementType: elementType)
-        throw unrepresentable(matrix, element: range.lowerBound + (index ?? 0), key: key)
-      }
-      unsafe round(matrix.pointer + range.lowerBound, count: range.count, to: elementType)
+      try unsafe roundIntoPlanes(
+        matrix, range, elementType: elementType, planes: worker.firstPlane, stride: StoredValue.chunkElements,
+        key: key)
       var offset = chunk * chunkStride
       for plane in 0..<planeCount {
         let target = unsafe UnsafeMutableRawBufferPointer(rebasing: staging[offset...])
@@ -110,15 +104,23 @@ import Tensors
     unsafe target.copyMemory(from: stored)
     return unsafe Segment(byteCount: stored.count, encoding: encoding, hash: blockHash(stored))
   }
+}
 
-  private func unrepresentable(
-    _ matrix: Matrix, element: Int, key: HiddenStatesKey
-  ) -> CacheError {
-    let (row, column) = element.quotientAndRemainder(dividingBy: matrix.columns)
-    let value = matrix[row, column]
-    if value.isFinite {
-      return .overflow(key, row: row, column: column, value: value, elementType: elementType)
-    }
-    return .notFinite(key, row: row, column: column, value: "\(value)")
-  }
+/// Rounds the elements `chunk` of a matrix to the element type, in place, and writes plane p from `planes[p · stride]` on.
+/// - Throws: ``CacheError/notFinite(_:row:column:value:)``,
+///   ``CacheError/overflow(_:row:column:value:elementType:)`` for the first such element.
+@unsafe func roundIntoPlanes(
+  _ matrix: Matrix, _ chunk: Range<Int>, elementType: DType, planes: UnsafeMutablePointer<UInt8>, stride: Int,
+  key: HiddenStatesKey
+) throws(CacheError) {
+  let values = unsafe matrix.pointer + chunk.lowerBound
+  let isSound = unsafe splitIntoPlanes(
+    values, count: chunk.count, elementType: elementType, planes: planes, stride: stride)
+  if isSound { return unsafe round(values, count: chunk.count, to: elementType) }
+  let index = unsafe firstUnrepresentable(values, count: chunk.count, elementType: elementType) ?? 0
+  let (row, column) = (chunk.lowerBound + index).quotientAndRemainder(dividingBy: matrix.columns)
+  let value = matrix[row, column]
+  throw value.isFinite
+    ? .overflow(key, row: row, column: column, value: value, elementType: elementType)
+    : .notFinite(key, row: row, column: column, value: "\(value)")
 }

@@ -231,7 +231,7 @@ public final class Supervisor {
       directory: files.directory,
       cacheDirectory: configuration.cacheDirectory,
       calibration: settings.calibrationPath(in: source) ?? "", settings: settings.settings,
-      threads: configuration.threads, device: configuration.device.description,
+      threads: configuration.threads, device: configuration.device.description, states: configuration.states,
       memoryBytes: configuration.memoryGB.map { Int($0 * 1e9) }, python: configuration.python
     ).write(to: files.order)
     // Counted before the work: a job that takes the daemon down with it must not do so for ever.

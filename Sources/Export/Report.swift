@@ -132,6 +132,9 @@ public struct Report: Codable, Sendable, Equatable {
     public var memoryBytesPerPhase: [String: Memory]?
     /// The same of a GPU's memory; nil where the processor computed.
     public var deviceMemoryBytesPerPhase: [String: Memory]?
+    /// Where states stood between two stages: in the memory of the device or of the host, or in the activation cache; nil in
+    /// reports of earlier versions.
+    public var states: String?
     public var cacheBytesRaw: Int = 0
     public var cacheBytesCompressed: Int = 0
     /// Values read from the activation cache, and those that were being decoded before they were asked for; nil in

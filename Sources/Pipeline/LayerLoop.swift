@@ -45,6 +45,7 @@ final class LayerLoop {
   /// What the mixture at hand makes of all tokens, of the quantized stream and of the original one.
   var mixtureOutputs: [MixtureOutput] = []
   private let batches: [Range<Int>]
+  private var streams: [Stream] { [quantized] + (original.map { [$0] } ?? []) }
   let experts: ExpertSettings
   let beforeReading: () throws -> Void
   let advanced: () -> Void
@@ -74,12 +75,13 @@ final class LayerLoop {
 
     init(
       model: DecoderModel, store: HiddenStatesStore, number: Int, batches: ArraySlice<Range<Int>>,
-      backend: any ComputeBackend, keepsStates: Bool
+      backend: any ComputeBackend, place: StatesPlace, storesLayerStarts: Bool
     ) {
       self.model = model
       self.batches = batches
       states = StagedStates(
-        store: store, stream: number, description: model.description, backend: backend, areKept: keepsStates)
+        store: store, stream: number, description: model.description, backend: backend, place: place,
+        storesLayerStarts: storesLayerStarts)
     }
   }
 
@@ -108,7 +110,8 @@ final class LayerLoop {
   ///   - original: a second instance of the model, whose weights stay as they are; nil for ``Target/layer``
   ///   - originalSamples: the sequences that run through it, too, the first ones
   ///   - batchSamples: sequences that are computed at a time
-  ///   - keepsStates: whether the device has room for the states of all of them
+  ///   - states: where the states of all of them stand between two stages
+  ///   - isResumable: whether another run may go on with what this one leaves in the cache
   ///   - experts: what those of mixtures are solved for
   ///   - beforeReading: called before a stage's weights are read
   ///   - advanced: called for every batch of every stage
@@ -117,20 +120,20 @@ final class LayerLoop {
   ///   - begun: called when it begins
   init(
     model: DecoderModel, original: DecoderModel?, originalSamples: Int, calibration: CalibrationSet,
-    store: HiddenStatesStore, backend: any ComputeBackend, batchSamples: Int, keepsStates: Bool = false,
-    experts: ExpertSettings = ExpertSettings(),
+    store: HiddenStatesStore, backend: any ComputeBackend, batchSamples: Int,
+    states: StatesPlace = .cache, isResumable: Bool = false, experts: ExpertSettings = ExpertSettings(),
     beforeReading: @escaping () throws -> Void = {}, advanced: @escaping () -> Void = {},
     repeating: @escaping (_ layer: Int, _ until: Int) -> Void = { _, _ in }, begun: @escaping () -> Void = {}
   ) {
     let batches = calibration.batches(
       of: batchSamples, endingAt: original == nil ? calibration.samples : originalSamples)
     quantized = Stream(
-      model: model, store: store, number: 0, batches: batches[...], backend: backend, keepsStates: keepsStates
-    )
+      model: model, store: store, number: 0, batches: batches[...], backend: backend, place: states,
+      storesLayerStarts: isResumable)
     self.original = original.map {
       Stream(
         model: $0, store: store, number: 1, batches: batches.prefix { $0.upperBound <= originalSamples },
-        backend: backend, keepsStates: keepsStates)
+        backend: backend, place: states, storesLayerStarts: isResumable)
     }
     self.calibration = calibration
     self.backend = backend
@@ -163,7 +166,7 @@ final class LayerLoop {
       known?.isKnown(place.stage, inLayer: place.layer) ?? false
     }
     guard let open = places.firstIndex(where: { !isKnown($0) }) else { return }
-    let first = try canResume(at: open, places) ? open : 0
+    let first = try resumingPlace(before: open, places)
     var layers = try layers(places[max(first - 1, 0)].layer)
     var here: Position?
     if first > 0 {
@@ -188,7 +191,8 @@ final class LayerLoop {
       if index == open { begun() }
       let position = position(layers, place.number)
       isTakingOver = index == first && first > 0
-      let statistics = try enter(position, from: here, gathering: index >= open)
+      let statistics = try enter(
+        position, from: here, beginsLayer: place.number == 0, gathering: index >= open)
       here?.unload()
       mixtureOutputs = []
       quantized.states.releaseBuffers()
@@ -239,28 +243,34 @@ final class LayerLoop {
     }
   }
 
-  /// Brings the streams to where an earlier run stood when it worked on the stage `open`, if the cache holds every
-  /// batch there, on the near side of the stage before it or on the far side. If not, the cache is emptied: what is
-  /// left of another run would be taken for this one's by the next.
-  private func canResume(at open: Int, _ places: [Place]) throws -> Bool {
-    let streams = [quantized] + (original.map { [$0] } ?? [])
-    let isWhole =
-      try open > 0
-      && streams.allSatisfy { stream in
-        stream.states.embeddingTransition().finish()
-        for place in places[..<(open - 1)] {
-          stream.states.transition(through: place.stage).finish()
-        }
-        let step = stream.states.peek(through: places[open - 1].stage)
-        return try stream.batches.indices.allSatisfy {
-          try step.isWritten(batch: $0) || stream.states.holds(batch: $0)
-        }
-      }
-    if !isWhole {
-      for stream in streams { stream.states.reset() }
-      try quantized.states.clear()
+  /// Brings the streams to where an earlier run stood when it worked on the stage `open`, or to where a layer began before
+  /// it, as far as the cache holds every batch there. If it does not, it is emptied: what is left of another run would be
+  /// taken for this one's by the next.
+  /// - Returns: the stage to go on with; zero if nothing is left of an earlier run
+  private func resumingPlace(before open: Int, _ places: [Place]) throws -> Int {
+    let starts = places.indices.filter { $0 < open && places[$0].number == 0 }.reversed()
+    for index in [open] + starts where index > 0 {
+      if try stand(at: index, places) { return index }
     }
-    return isWhole
+    for stream in streams { stream.states.reset() }
+    try quantized.states.clear()
+    return 0
+  }
+
+  /// Brings the streams before a stage.
+  /// - Returns: whether the cache holds every batch there, on the near side of the stage before it or on the far side
+  private func stand(at index: Int, _ places: [Place]) throws -> Bool {
+    try streams.allSatisfy { stream in
+      stream.states.reset()
+      stream.states.skip(stream.states.embeddingTransition())
+      for place in places[..<(index - 1)] {
+        stream.states.skip(stream.states.transition(through: place.stage, beginsLayer: false))
+      }
+      let step = stream.states.peek(through: places[index - 1].stage)
+      return try stream.batches.indices.allSatisfy {
+        try step.isWritten(batch: $0) || stream.states.holds(batch: $0)
+      }
+    }
   }
 
   private func position(_ layers: Layers, _ stage: Int) -> Position {
@@ -284,16 +294,17 @@ final class LayerLoop {
 
   /// Takes every batch to a stage, from the one before it or from the embedding.
   /// - Returns: what the stage's problem is made of; nil unless `gathering`
-  private func enter(_ next: Position, from here: Position?, gathering: Bool) throws -> Statistics? {
+  private func enter(
+    _ next: Position, from here: Position?, beginsLayer: Bool, gathering: Bool
+  ) throws -> Statistics? {
     guard let here else { return try embed(into: next, gathering: gathering) }
-    return try advance(here, to: next, gathering: gathering)
+    return try advance(here, to: next, beginsLayer: beginsLayer, gathering: gathering)
   }
 
   /// Embeds the calibration set and adds up the first stage's Gram matrix. Both streams share the embeddings, unless the
   /// quantized model has others.
   private func embed(into first: Position, gathering: Bool) throws -> Statistics? {
     let gram = gathering ? makeGramMatrix(first.stage) : nil
-    let streams = [quantized] + (original.map { [$0] } ?? [])
     let transitions = streams.map {
       ($0.batches.indices, $0.states.embeddingTransition())
     }
@@ -316,12 +327,14 @@ final class LayerLoop {
       let input = times.measure(.forward) { first.quantized.input(of: first.stage, state) }
       times.measure(.gram) { gram.accumulate(input) }
     }
-    for (_, transition) in transitions { transition.finish() }
+    for (_, transition) in transitions { try transition.finish() }
     return gram.map { Statistics(gram: $0, correction: nil) }
   }
 
   /// Runs a stage on every batch and adds up what the next one's problem is made of.
-  private func advance(_ here: Position, to next: Position, gathering: Bool) throws -> Statistics? {
+  private func advance(
+    _ here: Position, to next: Position, beginsLayer: Bool, gathering: Bool
+  ) throws -> Statistics? {
     let gram = gathering ? makeGramMatrix(next.stage) : nil
     let sum =
       original == nil || gram == nil
@@ -333,8 +346,8 @@ final class LayerLoop {
     if let layer = here.original, here.stage.experts.isEmpty { try load(here.stage, in: layer) }
     // The drift is that of the stage's linear before it is quantized.
     if sum != nil { try load(next.stage, in: next.quantized) }
-    let step = quantized.states.transition(through: here.stage)
-    let originalStep = original?.states.transition(through: here.stage)
+    let step = quantized.states.transition(through: here.stage, beginsLayer: beginsLayer)
+    let originalStep = original?.states.transition(through: here.stage, beginsLayer: beginsLayer)
     for (batch, samples) in batches.enumerated() {
       advanced()
       let reached = try run(
@@ -352,8 +365,8 @@ final class LayerLoop {
         if batch + 1 == original.batches.endIndex { correction = try sum.correction(gram: gram.values) }
       }
     }
-    step.finish()
-    originalStep?.finish()
+    try step.finish()
+    try originalStep?.finish()
     return gram.map { Statistics(gram: $0, correction: correction) }
   }
 }

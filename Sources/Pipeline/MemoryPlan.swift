@@ -19,8 +19,9 @@ public struct MemoryPlan: Sendable, Equatable {
   public let bytesPerPhase: [Phase: Int]
   /// The same in a device's; nil where matrices are in the host's.
   public let deviceBytesPerPhase: [Phase: Int]?
-  /// Whether the states of all tokens stay in the device's memory, and need no cache.
-  public let keepsStates: Bool
+  /// Where the states of all tokens stand between two stages: in memory where there is room for them beside all else, since
+  /// to encode them for the cache and to decode them takes longer than all else that is done with them but products.
+  public let states: StatesPlace
 
   public var peakBytes: Int { bytesPerPhase.values.max() ?? 0 }
   public var devicePeakBytes: Int? { deviceBytesPerPhase?.values.max() }
@@ -62,12 +63,15 @@ public struct MemoryPlan: Sendable, Equatable {
     public var keepsOutliers: Bool
     /// Bytes of a value between two stages.
     public var stateBytes: Int
+    public var states: StatesChoice
 
     public init(
       model: ModelDescription, samples: Int, sequenceLength: Int, originalSamples: Int,
-      operands: OperandType = .float32, keepsOutliers: Bool = false, stateBytes: Int = 2
+      operands: OperandType = .float32, keepsOutliers: Bool = false, stateBytes: Int = 2,
+      states: StatesChoice = .auto
     ) {
       self.stateBytes = stateBytes
+      self.states = states
       self.model = model
       self.samples = samples
       self.sequenceLength = sequenceLength
@@ -82,7 +86,7 @@ public struct MemoryPlan: Sendable, Equatable {
   /// - Throws: ``PipelineError/notEnoughMemory(needed:available:phase:mend:)`` if the smallest do not fit.
   public init(_ work: Work, budget: Budget) throws(PipelineError) {
     let isOnDevice = budget.deviceBytes != nil
-    if let plan = Self.keepingStates(work, budget) {
+    if let plan = Self.keepingStatesOnDevice(work, budget) {
       self = plan
       return
     }
@@ -91,7 +95,8 @@ public struct MemoryPlan: Sendable, Equatable {
     while true {
       let plan = MemoryPlan(work, batchSamples: batch, panelRows: panel, isOnDevice: isOnDevice)
       if plan.fits(budget) {
-        self = plan
+        // The sizes do not depend on where states are, and so neither do the bits.
+        self = try MemoryPlan(work, batchSamples: batch, panelRows: panel, budget: budget)
         return
       }
       let isSolverTooLarge = !plan.fits(budget, in: [.solving])
@@ -105,15 +110,12 @@ public struct MemoryPlan: Sendable, Equatable {
     }
   }
 
-  /// The plan with all states in the device's memory, if it has room for them beside panels that are still large: to encode
-  /// them for the cache takes longer than to compute them.
-  private static func keepingStates(_ work: Work, _ budget: Budget) -> MemoryPlan? {
-    guard budget.deviceBytes != nil else { return nil }
+  /// The plan with all states in the device's memory, if it has room for them beside panels that are still large.
+  private static func keepingStatesOnDevice(_ work: Work, _ budget: Budget) -> MemoryPlan? {
+    guard budget.deviceBytes != nil, work.states == .auto else { return nil }
     let batch = max(1, min(work.samples, preferredBatchTokens / work.sequenceLength))
     return sequence(first: preferredPanelRowsOnDevice) { $0 / 2 }.prefix { $0 >= preferredPanelRows }.lazy
-      .map {
-        MemoryPlan(work, batchSamples: batch, panelRows: $0, isOnDevice: true, keepsStates: true)
-      }
+      .map { MemoryPlan(work, batchSamples: batch, panelRows: $0, isOnDevice: true, states: .device) }
       .first { $0.fits(budget) }
   }
 
@@ -121,19 +123,29 @@ public struct MemoryPlan: Sendable, Equatable {
     try self.init(work, budget: Budget(hostBytes: budgetBytes))
   }
 
-  /// The plan of a run that is gone on with: sums depend on the sizes that it began with.
-  /// - Throws: ``PipelineError/notEnoughMemory(needed:available:phase:mend:)`` if they no longer fit.
+  /// The plan for given sizes, such as those of a run that is gone on with, as sums depend on the sizes that it began with.
+  /// - Throws: ``PipelineError/notEnoughMemory(needed:available:phase:mend:)`` if they do not fit.
   public init(
     _ work: Work, batchSamples: Int, panelRows: Int, budget: Budget
   ) throws(PipelineError) {
     let isOnDevice = budget.deviceBytes != nil
-    let keeping = MemoryPlan(
-      work, batchSamples: batchSamples, panelRows: panelRows, isOnDevice: isOnDevice, keepsStates: isOnDevice)
-    if isOnDevice, keeping.fits(budget) {
-      self = keeping
-      return
+    func plan(_ states: StatesPlace) -> MemoryPlan {
+      MemoryPlan(
+        work, batchSamples: batchSamples, panelRows: panelRows, isOnDevice: isOnDevice, states: states)
     }
-    self.init(work, batchSamples: batchSamples, panelRows: panelRows, isOnDevice: isOnDevice)
+    if work.states == .auto {
+      if isOnDevice, plan(.device).fits(budget) {
+        self = plan(.device)
+        return
+      }
+      // The rest is for the page cache, which checkpoint and result go through.
+      let share = Budget(hostBytes: budget.hostBytes / 4 * 3, deviceBytes: budget.deviceBytes)
+      if plan(.memory).fits(share) {
+        self = plan(.memory)
+        return
+      }
+    }
+    self = plan(.cache)
     if !fits(budget) { throw refusal(work, budget) }
   }
 
@@ -146,7 +158,7 @@ public struct MemoryPlan: Sendable, Equatable {
 
   /// The plan for given sizes, whatever memory there is.
   init(
-    _ work: Work, batchSamples: Int, panelRows: Int, isOnDevice: Bool = false, keepsStates: Bool = false
+    _ work: Work, batchSamples: Int, panelRows: Int, isOnDevice: Bool = false, states: StatesPlace = .cache
   ) {
     // Of a mixture one expert is there at a time.
     let stages = (0..<work.model.layerCount).flatMap { work.model.stages(ofLayer: $0) }.flatMap { stage in
@@ -155,9 +167,9 @@ public struct MemoryPlan: Sendable, Equatable {
         : [stage.experts.first, stage.experts.last].compactMap(\.self).flatMap(\.halves)
     }
     let needs = Needs(
-      work: work, batchSamples: batchSamples, panelRows: panelRows, keepsStates: keepsStates, stages: stages,
+      work: work, batchSamples: batchSamples, panelRows: panelRows, states: states, stages: stages,
       stateColumns: work.model.stateColumns(before: stages))
-    self.keepsStates = keepsStates
+    self.states = states
     self.batchSamples = batchSamples
     self.panelRows = panelRows
     bytesPerPhase =
@@ -208,7 +220,7 @@ private struct Needs {
   let work: MemoryPlan.Work
   let batchSamples: Int
   let panelRows: Int
-  let keepsStates: Bool
+  let states: StatesPlace
   /// Of all layers, one after the other.
   let stages: [Stage]
   /// The values of a token that stand before each of them.
@@ -243,18 +255,18 @@ private struct Needs {
       let before = stages[(index + stages.count - 1) % stages.count]
       let stage = stages[index]
       return square(stage) + streams * residentWeights(before) + packedInputs
-        + (hasDrift(stage) ? drift(stage) + residentWeights(stage) : 0)
+        + (hasDrift(stage) ? drift(stage) + residentWeights(stage) : 0) + heldWhileGathering(index, .memory)
     }.max().map { $0 + standing + writtenValue } ?? 0
   }
 
   var solving: Int {
-    stages.map { stage in
+    zip(stages, stateColumns).map { stage, columns in
       let width = stage.inFeatures
       let panels = panelMatrices * min(panelRows, widestOutput(stage)) * width * Self.float
       let rounding = Self.threads * Self.roundingMatrices * Self.roundingRows * width * Self.float
       // What a linear is replaced by takes no more than its weights did, which go before.
       return square(stage) + drift(stage) + weights(stage) + codes(stage) + neighbours(stage)
-        + max(panels, rounding)
+        + max(panels, rounding) + held(columns, .memory)
     }.max().map { $0 + standing } ?? 0
   }
 
@@ -277,8 +289,7 @@ private struct Needs {
       let stage = stages[index]
       return square(stage) + streams * residentWeights(before)
         + (hasDrift(stage) ? drift(stage) + residentWeights(stage) : 0)
-        // Batch by batch the states before the stage give way to those after it.
-        + kept(max(stateColumns[index], stateColumns[(index + stages.count - 1) % stages.count]))
+        + heldWhileGathering(index, .device)
     }.max().map { $0 + roundedInputs + forwardOnDevice + deviceBase } ?? 0
   }
 
@@ -287,7 +298,8 @@ private struct Needs {
       let width = stage.inFeatures
       let rows = min(panelRows, widestOutput(stage))
       let panels = (panelMatrices * width + min(Self.windowColumns, width)) * rows * Self.float
-      return square(stage) + drift(stage) + weights(stage) + neighbours(stage) + panels + kept(columns)
+      return square(stage) + drift(stage) + weights(stage) + neighbours(stage) + panels
+        + held(columns, .device)
     }.max().map { $0 + workingOnDevice + deviceBase } ?? 0
   }
 
@@ -300,16 +312,25 @@ private struct Needs {
     (workingFeatures * (batchTokens + originalTokens) + mixture) * Self.float
   }
 
-  /// States of all tokens, if the device keeps them.
-  private func kept(_ columns: Int) -> Int {
-    keepsStates
+  /// States of all tokens, if this is where they stand.
+  private func held(_ columns: Int, _ place: StatesPlace) -> Int {
+    states == place
       ? columns * (work.samples + work.originalSamples) * work.sequenceLength * work.stateBytes : 0
   }
 
-  var gatheringBesideDevice: Int { standingBesideDevice }
+  /// Batch by batch the states before the stage give way to those after it.
+  private func heldWhileGathering(_ index: Int, _ place: StatesPlace) -> Int {
+    held(max(stateColumns[index], stateColumns[(index + stages.count - 1) % stages.count]), place)
+  }
+
+  var gatheringBesideDevice: Int {
+    standingBesideDevice + (stages.indices.map { heldWhileGathering($0, .memory) }.max() ?? 0)
+  }
 
   /// The codes of the drafts, and those of a linear that is written.
-  var solvingBesideDevice: Int { standingBesideDevice + 2 * (stages.map(codes).max() ?? 0) }
+  var solvingBesideDevice: Int {
+    standingBesideDevice + 2 * (stages.map(codes).max() ?? 0) + held(stateColumns.max() ?? 0, .memory)
+  }
 
   private var standingBesideDevice: Int {
     let largestLent = max(widestSlot * batchTokens * Self.float, 16_000_000)
@@ -353,11 +374,15 @@ private struct Needs {
 
   private var widestSlot: Int { max(model.intermediateSize, model.contextFeatures, model.hiddenSize) }
 
-  /// The largest value as the cache encodes it, in 16 bits, and once more as LMDB takes it.
-  private var writtenValue: Int { 2 * widestSlot * batchTokens }
+  /// The largest value as the cache encodes it, in 16 bits, and once more as LMDB takes it; beside states in memory, that
+  /// which a layer begins with.
+  private var writtenValue: Int {
+    2 * (states == .memory ? model.hiddenSize : widestSlot) * batchTokens
+  }
 
   /// The next two values of every stream, decoded before they are asked for, if there is a next batch.
   private var valuesAhead: Int {
+    if states == .memory { return 0 }
     let tokens =
       (batchSamples < work.samples ? batchTokens : 0)
       + (batchSamples < work.originalSamples ? originalTokens : 0)

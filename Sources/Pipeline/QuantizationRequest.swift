@@ -22,6 +22,8 @@ public struct QuantizationRequest: Sendable {
   public var cacheDirectory: String?
   /// The memory that the run may take, mapped files aside.
   public var memoryBudgetBytes: Int
+  /// Where states between two stages may stand.
+  public var states: StatesChoice
   /// The type of hidden states in the cache; the checkpoint's own if nil.
   public var cacheType: DType?
   public var shardSizeLimit: Int
@@ -45,7 +47,8 @@ public struct QuantizationRequest: Sendable {
     formats: [OutputFormatName],
     calibration: CalibrationSet, seed: UInt64,
     calibrationSource: String, cacheDirectory: String? = nil, memoryBudgetBytes: Int,
-    cacheType: DType? = nil, shardSizeLimit: Int = 5_000_000_000, resume: ResumePlace? = nil,
+    states: StatesChoice = .auto, cacheType: DType? = nil, shardSizeLimit: Int = 5_000_000_000,
+    resume: ResumePlace? = nil,
     symlinks: SymlinkPolicy = .follow, source: SourceFiles? = nil, isStrict: Bool = false,
     experts: ExpertSettings = ExpertSettings(), allowsRequantizing: Bool = false
   ) {
@@ -60,6 +63,7 @@ public struct QuantizationRequest: Sendable {
     self.calibrationSource = calibrationSource
     self.cacheDirectory = cacheDirectory
     self.memoryBudgetBytes = memoryBudgetBytes
+    self.states = states
     self.cacheType = cacheType
     self.shardSizeLimit = shardSizeLimit
     self.resume = resume

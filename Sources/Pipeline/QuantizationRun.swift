@@ -85,7 +85,7 @@ public final class QuantizationRun: Sendable {
       sequenceLength: request.calibration.sequenceLength,
       originalSamples: request.originalSamples, operands: operands,
       keepsOutliers: treatments.values.contains { $0.outliers != nil },
-      stateBytes: (request.cacheType ?? modelType).byteWidth)
+      stateBytes: (request.cacheType ?? modelType).byteWidth, states: request.states)
     let budget = MemoryPlan.Budget(hostBytes: request.memoryBudgetBytes, of: backend)
     if let head = journal?.head {
       plan = try MemoryPlan(
@@ -178,7 +178,8 @@ public final class QuantizationRun: Sendable {
         model: try model(roundingTokens: roundTokens),
         original: request.target == .original ? try model() : nil,
         originalSamples: request.originalSamples, calibration: request.calibration, store: store,
-        backend: backend, batchSamples: plan.batchSamples, keepsStates: plan.keepsStates,
+        backend: backend, batchSamples: plan.batchSamples, states: plan.states,
+        isResumable: request.resume != nil,
         experts: request.experts,
         beforeReading: checkSource,
         advanced: { progress(.advanced) },
@@ -292,6 +293,7 @@ public final class QuantizationRun: Sendable {
     // Writing a linear happens inside the solver's turn.
     totals.secondsPerPhase["solver"] = rows.reduce(0) { $0 + $1.seconds }
     totals.tokens = request.calibration.tokens.count
+    totals.states = plan.states.rawValue
     totals.cacheBytesRaw = store.statistics.rawBytesWritten
     totals.cacheBytesCompressed = store.statistics.compressedBytesWritten
     totals.cacheReads = store.statistics.reads

@@ -70,11 +70,15 @@ public struct RunPlan: Sendable {
   }
 
   /// The memory that the run would plan with.
+  /// - Parameter states: where states between two stages may stand
   /// - Throws: ``PipelineError/notEnoughMemory(needed:available:phase:mend:)``
-  public func memoryPlan(backend: any ComputeBackend, budgetBytes: Int) throws -> MemoryPlan {
-    try MemoryPlan(
-      work(backend.operandType(for: modelType)),
-      budget: MemoryPlan.Budget(hostBytes: budgetBytes, of: backend))
+  public func memoryPlan(
+    backend: any ComputeBackend, budgetBytes: Int, states: StatesChoice = .auto
+  ) throws -> MemoryPlan {
+    var work = work(backend.operandType(for: modelType))
+    work.states = states
+    return try MemoryPlan(
+      work, budget: MemoryPlan.Budget(hostBytes: budgetBytes, of: backend))
   }
 
   /// The time that the run would take, found out by a trial of some seconds on this machine.

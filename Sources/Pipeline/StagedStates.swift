@@ -3,10 +3,31 @@ import Compute
 import Decoder
 import Tensors
 
-/// The states of all batches between two stages: what the layer loop keeps in the activation cache.
+/// Where the states of all tokens stand between two stages.
+public enum StatesPlace: String, Sendable, Codable, CaseIterable {
+  /// In the memory of the device that computes: they need neither be encoded nor copied to the host.
+  case device
+  /// In the host's memory, not encoded.
+  case memory
+  /// In the activation cache's file.
+  case cache
+}
+
+/// Where states may stand.
+public enum StatesChoice: String, Sendable, Codable, CaseIterable {
+  /// In memory where the plan has room for them.
+  case auto
+  /// In the activation cache's file, so that a run's memory does not grow with the calibration set.
+  case cache
+}
+
+/// The states of all batches between two stages: what the layer loop keeps in the activation cache, or in memory.
 ///
 /// A slot of a state is stored when a stage has written it and deleted when a stage has used it up, in the
 /// transaction that stores what came of it.
+///
+/// What stands in memory goes with the process. A run that another is to go on with has in the cache, besides, what every
+/// layer begins with, until all batches have reached the next one.
 final class StagedStates {
   enum Slot: Int, CaseIterable {
     case residual, context, intermediate, queryLatents, latents, rotaryKeys
@@ -28,35 +49,39 @@ final class StagedStates {
   private var buffers: [Slot: Matrix] = [:]
 
   private let backend: any ComputeBackend
-  /// States that stay in the device's memory, in place of the cache; nil where the cache has all.
-  private var kept: [HiddenStatesKey: KeptStates]?
+  private let place: StatesPlace
+  /// Whether what a layer begins with stands in the cache, too.
+  private let storesLayerStarts: Bool
+  /// Those in the device's memory.
+  private var kept: [HiddenStatesKey: KeptStates] = [:]
 
-  /// - Parameter areKept: whether there is room for them in the device's memory, where they need neither be encoded nor
-  ///   copied; they go with the process then, and a later one computes them again
+  /// - Parameter storesLayerStarts: whether what a layer begins with stands in the cache, too, if the rest is in the host's
+  ///   memory. Of what is in a device's nothing does: there a later process computes it again as fast as it would be
+  ///   encoded.
   init(
     store: HiddenStatesStore, stream: Int, description: ModelDescription, backend: any ComputeBackend,
-    areKept: Bool = false
+    place: StatesPlace, storesLayerStarts: Bool
   ) {
     self.backend = backend
-    kept = areKept ? [:] : nil
+    self.place = place
+    self.storesLayerStarts = storesLayerStarts && place == .memory
     self.store = store
     self.stream = stream
     self.description = description
   }
 
-  /// What the cache holds of a batch among `slots`.
+  /// What there is of a batch among `slots`.
   func read(_ slots: Set<Slot>, batch: Int, tokens: Int) throws -> LayerState {
     try read(slots, versions: versions, batch: batch, tokens: tokens)
   }
 
-  /// Whether the cache holds all of a batch.
+  /// Whether there is all of a batch.
   func holds(batch: Int) throws -> Bool {
     try !versions.isEmpty && versions.allSatisfy { try contains(key($0.key, $0.value, batch)) }
   }
 
   private func contains(_ key: HiddenStatesKey) throws -> Bool {
-    if let kept { return kept[key] != nil }
-    return try store.contains(key)
+    try place == .device ? kept[key] != nil : store.contains(key)
   }
 
   /// Goes back to before the first state was written.
@@ -67,7 +92,7 @@ final class StagedStates {
 
   /// Deletes what the cache holds, of all streams.
   func clear() throws {
-    if kept != nil { kept = [:] }
+    kept = [:]
     try store.removeAll()
   }
 
@@ -77,7 +102,7 @@ final class StagedStates {
     func matrix(_ slot: Slot) throws -> Matrix? {
       guard slots.contains(slot), let version = versions[slot] else { return nil }
       let buffer = buffer(slot, rows: tokens, columns: version.columns)
-      if let kept {
+      if place == .device {
         guard let states = kept[key(slot, version, batch)] else {
           preconditionFailure("a batch is read before it is written")
         }
@@ -102,16 +127,16 @@ final class StagedStates {
 
   /// Begins reading a batch ahead of its use.
   func prefetch(_ slots: Set<Slot>, batch: Int) {
-    if kept != nil { return }
+    if place == .device { return }
     for slot in slots {
       if let version = versions[slot] { store.prefetch(key(slot, version, batch)) }
     }
   }
 
   /// Stores what a stage has left of every batch; see ``Transition/write(_:batch:)``.
-  /// - Parameter columns: the values of a token that the slot then holds
+  /// - Parameter written: the values of a token that the slots then hold
   private func transition(
-    writing written: [Slot: Int], consuming consumed: Set<Slot>
+    writing written: [Slot: Int], consuming consumed: Set<Slot>, beginsLayer: Bool
   ) -> Transition {
     var next = versions
     for slot in consumed { next[slot] = nil }
@@ -120,27 +145,33 @@ final class StagedStates {
       writes += 1
       next[slot] = Version(number: writes, columns: columns)
     }
-    return Transition(states: self, before: versions, after: next, written: Set(written.keys))
+    return Transition(
+      states: self, before: versions, after: next, written: Set(written.keys),
+      isStored: storesLayerStarts && beginsLayer)
   }
 
   /// Stores what the embedding leaves of every batch.
   func embeddingTransition() -> Transition {
-    transition(writing: [.residual: description.hiddenSize], consuming: [])
+    transition(writing: [.residual: description.hiddenSize], consuming: [], beginsLayer: true)
   }
 
   /// The step through `stage`, to be looked at and not to be taken.
   func peek(through stage: Stage) -> Transition {
     let count = writes
     defer { writes = count }
-    return transition(through: stage)
+    return transition(through: stage, beginsLayer: false)
   }
 
   /// Stores what running `stage` leaves of every batch.
-  func transition(through stage: Stage) -> Transition {
+  /// - Parameter beginsLayer: whether the next stage is a layer's first one
+  func transition(through stage: Stage, beginsLayer: Bool) -> Transition {
     transition(
       writing: Dictionary(uniqueKeysWithValues: stage.writes.map { ($0, stage.columns(of: $0)) }),
-      consuming: stage.consumes)
+      consuming: stage.consumes, beginsLayer: beginsLayer)
   }
+
+  /// Takes a step that an earlier run has taken.
+  func skip(_ transition: Transition) { versions = transition.after }
 
   /// The step from the states before a stage to those after it, batch by batch.
   struct Transition {
@@ -148,6 +179,8 @@ final class StagedStates {
     fileprivate let before: [Slot: Version]
     fileprivate let after: [Slot: Version]
     fileprivate let written: Set<Slot>
+    /// Whether what is held in memory is stored in the cache, too.
+    fileprivate let isStored: Bool
 
     /// Stores what the stage has written of a batch and deletes what it has replaced or used up.
     func write(_ state: LayerState, batch: Int) throws {
@@ -155,23 +188,13 @@ final class StagedStates {
         .map { states.key($0.key, $0.value, batch) }
       for slot in Slot.allCases where written.contains(slot) {
         guard let version = after[slot], let matrix = state[slot] else { continue }
-        let key = states.key(slot, version, batch)
-        if states.kept != nil, let values = states.backend.keep(matrix, as: states.store.elementType) {
-          for key in replaced { states.kept?[key] = nil }
-          states.kept?[key] = values
-          replaced = []
-          continue
-        }
-        // What is stored is rounded, and computed with from then on.
-        try states.backend.withHostMatrix(matrix, for: .changing) {
-          // What is not sound is refused by the cache, with its place.
-          try states.store.write($0, key: key, replacing: replaced)
-        }
+        try states.write(
+          matrix, key: states.key(slot, version, batch), replacing: replaced, isStored: isStored)
         replaced = []
       }
     }
 
-    /// Whether what the stage leaves of a batch is in the cache.
+    /// Whether what the stage leaves of a batch is there.
     func isWritten(batch: Int) throws -> Bool {
       try after.allSatisfy { try states.contains(states.key($0.key, $0.value, batch)) }
     }
@@ -182,8 +205,27 @@ final class StagedStates {
     }
 
     /// To be called when every batch is written.
-    func finish() {
+    func finish() throws {
       states.versions = after
+      guard isStored, let first = after.map({ states.key($0.key, $0.value, 0).stage }).min() else { return }
+      try states.store.removeAll(ofStream: states.stream, before: first)
+    }
+  }
+
+  private func write(
+    _ matrix: Matrix, key: HiddenStatesKey, replacing replaced: [HiddenStatesKey], isStored: Bool
+  ) throws {
+    if place == .device, let values = backend.keep(matrix, as: store.elementType) {
+      for key in replaced { kept[key] = nil }
+      kept[key] = values
+      return
+    }
+    // What is stored is rounded, and computed with from then on. What is not sound is refused with its place, that of a
+    // device, too.
+    try backend.withHostMatrix(matrix, for: .changing) { host in
+      guard place == .memory else { return try store.write(host, key: key, replacing: replaced) }
+      if isStored { try store.write(host, key: key) }
+      try store.hold(host, key: key, replacing: replaced)
     }
   }
 

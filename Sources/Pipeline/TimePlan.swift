@@ -15,7 +15,7 @@ public struct TimePlan: Sendable {
     /// Gram matrices, and what moves the targets.
     case gram
     case solver
-    /// Hidden states into the activation cache and out of it.
+    /// Hidden states into the activation cache and out of it, or into memory and out of it.
     case cache
     /// Reading the checkpoint and writing the result.
     case files
@@ -224,6 +224,7 @@ struct TimeTrial {
 
   /// Seconds of a value, written and read.
   private func cacheCost() throws -> (write: Double, read: Double) {
+    if memory.states == .device { return (0, 0) }
     let path = FileSystem.join(cacheDirectory, "plan-\(ThisProcess.identifier).activations.mdb")
     let store = try HiddenStatesStore(path: path, elementType: plan.modelType, threads: backend.threads)
     let rows = max(1, min(4_096, (1 << 22) / plan.model.hiddenSize))
@@ -232,7 +233,14 @@ struct TimeTrial {
     for batch in 0..<Self.repetitions {
       let key = HiddenStatesKey(stream: 0, stage: 0, batch: batch)
       try backend.withHostMatrix(values, for: .changing) { host in
-        writes.append(try time { try store.write(host, key: key) })
+        writes.append(
+          try time {
+            if memory.states == .memory {
+              try store.hold(host, key: key)
+            } else {
+              try store.write(host, key: key)
+            }
+          })
         reads.append(try time { try store.read(key, into: host) })
       }
     }

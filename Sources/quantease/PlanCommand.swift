@@ -56,7 +56,7 @@ struct PlanCommand: ParsableCommand {
       backend: machine.backend(isExact: settings.precision == .exact) {
         Console.note("quantease: warning: \($0)")
       },
-      budgetBytes: options.memoryBudgetBytes,
+      budgetBytes: options.memoryBudgetBytes, states: machine.states,
       places: Needs.Places(output: place, journal: nil, cache: machine.cacheDir ?? place))
     if json { return try Console.json(needs) }
     for line in needs.lines { try Console.line(line) }
@@ -93,8 +93,8 @@ struct Needs: Encodable {
   let deviceMemoryBytes: Int?
   let deviceMemoryBytesPerPhase: [String: Int]?
   let deviceMemoryBudgetBytes: Int?
-  /// Whether states stay in the GPU's memory, and the cache is not needed.
-  let keepsStatesOnDevice: Bool?
+  /// Where states stand between two stages; nil if there is too little memory.
+  let states: StatesPlace?
   /// Why the run cannot begin with the memory that there is.
   let memoryShortage: String?
   let seconds: Double?
@@ -108,11 +108,13 @@ struct Needs: Encodable {
   private enum CodingKeys: String, CodingKey {
     case architecture, linears, inputBytes, outputSpace, journalSpace, cacheSpace, memoryBytes,
       memoryBytesPerPhase
-    case deviceMemoryBytes, deviceMemoryBytesPerPhase, deviceMemoryBudgetBytes, keepsStatesOnDevice
+    case deviceMemoryBytes, deviceMemoryBytesPerPhase, deviceMemoryBudgetBytes, states
     case memoryBudgetBytes, memoryShortage, seconds, secondsPerPhase, basis, gguf
   }
 
-  init(_ plan: RunPlan, backend: any ComputeBackend, budgetBytes: Int, places: Places) throws {
+  init(_ plan: RunPlan, backend: any ComputeBackend, budgetBytes: Int, states: StatesChoice, places: Places)
+    throws
+  {
     let settings = plan.settings
     architecture = plan.model.modelType
     linears = plan.linearCount
@@ -128,7 +130,8 @@ struct Needs: Encodable {
     cacheSpace = try space(plan.cacheBytes, in: places.cache)
     memoryBudgetBytes = budgetBytes
     var (memory, shortage): (MemoryPlan?, String?)
-    do { memory = try plan.memoryPlan(backend: backend, budgetBytes: budgetBytes) } catch let error
+    do { memory = try plan.memoryPlan(backend: backend, budgetBytes: budgetBytes, states: states) } catch let
+      error
       as PipelineError
     {
       shortage = "\(error)"
@@ -141,7 +144,7 @@ struct Needs: Encodable {
     deviceMemoryBytes = memory?.devicePeakBytes
     deviceMemoryBytesPerPhase = memory?.deviceBytesPerPhase.map(byName)
     deviceMemoryBudgetBytes = backend.deviceMemory?.limitBytes
-    keepsStatesOnDevice = backend.deviceMemory == nil ? nil : memory?.keepsStates
+    self.states = memory?.states
     memoryShortage = shortage
     // Where the cache may not be tried, a temporary file tells nearly as well.
     let directory = try FileSystem.nearestExisting(places.cache)
@@ -177,9 +180,14 @@ struct Needs: Encodable {
     if let journalSpace {
       lines.append("journal  about \(text(journalSpace)), until the result is published")
     }
-    lines.append(
-      keepsStatesOnDevice == true
-        ? "cache    none: states stay in the GPU's memory" : "cache    at most \(text(cacheSpace))")
+    let cacheLine =
+      switch states {
+      case .device: "none: states stay in the GPU's memory"
+      // A daemon's jobs have in it what a layer begins with, to go on from.
+      case .memory where journalSpace == nil: "none: states stay in memory"
+      default: "at most \(text(cacheSpace))"
+      }
+    lines.append("cache    \(cacheLine)")
     guard let memoryBytes, let memoryBytesPerPhase else {
       return lines + ["memory   too little now, the run would wait or stop: \(memoryShortage ?? "")"]
     }

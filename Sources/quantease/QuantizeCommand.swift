@@ -108,7 +108,7 @@ struct QuantizeCommand: ParsableCommand {
       calibration: try CalibrationSet(
         drawing: options.samples, sequenceLength: options.sequenceLength, from: rows, seed: seed),
       seed: seed, calibrationSource: calibration, cacheDirectory: machine.cacheDir,
-      memoryBudgetBytes: try options.memoryBudgetBytes, isStrict: strict,
+      memoryBudgetBytes: try options.memoryBudgetBytes, states: machine.states, isStrict: strict,
       experts: settings.experts, allowsRequantizing: settings.allowRequantize)
     request.importanceMatrix = imatrix
     let run: QuantizationRun
@@ -364,6 +364,14 @@ struct MachineOptions: ParsableArguments {
   var cacheDir: String?
 
   @Option(
+    help: """
+      Where the states of the calibration set stand between two stages of a layer. auto: in memory if there is room for \
+      all of them, else in the activation cache; cache: always there, which takes longer and needs less memory. The \
+      result is the same.
+      """)
+  var states = StatesChoice.auto
+
+  @Option(
     name: .customLong("threads"),
     help: ArgumentHelp(
       "Threads to compute with. The result does not depend on it. Default: all processors.",
@@ -411,6 +419,8 @@ struct MachineOptions: ParsableArguments {
 extension QuantizationSettings.TargetChoice: ExpressibleByArgument {}
 
 extension QuantizationSettings.Precision: ExpressibleByArgument {}
+
+extension StatesChoice: ExpressibleByArgument {}
 
 extension QuantizationSettings.SolverName: ExpressibleByArgument {}
 

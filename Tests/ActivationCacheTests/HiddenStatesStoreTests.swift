@@ -70,6 +70,76 @@ import Testing
     #expect(stored[0] == stored[2])
   }
 
+  @Test(arguments: [DType.float32, .float16, .bfloat16], [(1, 1), (3, 7), (0, 5), (700, 900)])
+  func `what is held in memory is what the file would give back`(
+    elementType: DType, shape: (rows: Int, columns: Int)
+  ) throws {
+    let store = try store(elementType)
+    let matrix = hiddenStates(rows: shape.rows, columns: shape.columns, seed: 1)
+    let expected = roundedBitPatterns(matrix, to: elementType)
+    try store.hold(matrix, key: key())
+    // Computed with from then on.
+    #expect(bitPatterns(matrix) == expected)
+    #expect(try store.contains(key()))
+    for _ in 0..<2 {
+      store.prefetch(key())
+      #expect(
+        bitPatterns(try store.matrix(key(), rows: shape.rows, columns: shape.columns)) == expected)
+    }
+    #expect(store.statistics.rawBytesWritten == 0)
+    #expect(try store.storedBytes(key()) == nil)
+  }
+
+  @Test func `what is held gives way to what replaces it, and the file's values stay`() throws {
+    let store = try store()
+    let matrix = hiddenStates(rows: 8, columns: 16, seed: 2)
+    try store.write(matrix, key: key(stage: 0))
+    try store.hold(matrix, key: key(stage: 1))
+    try store.hold(matrix, key: key(stage: 2), replacing: [key(stage: 0), key(stage: 1)])
+    #expect(try store.contains(key(stage: 0)))
+    #expect(try !store.contains(key(stage: 1)))
+    try store.removeAll()
+    #expect(try !store.contains(key(stage: 2)))
+    #expect(throws: CacheError.self) { try store.matrix(key(stage: 2), rows: 8, columns: 16) }
+  }
+
+  @Test(arguments: [Float.nan, .infinity, 3.4e38])
+  func `what is not sound is not held, and its place is told`(value: Float) throws {
+    let store = try store()
+    let matrix = hiddenStates(rows: 700, columns: 900, seed: 3)
+    try store.hold(matrix, key: key(stage: 0))
+    matrix[600, 7] = value
+    let error = try #require(throws: CacheError.self) {
+      try store.hold(matrix, key: key(stage: 1), replacing: [key(stage: 0)])
+    }
+    switch error {
+    case .notFinite(_, 600, 7, _), .overflow(_, 600, 7, _, _): break
+    default: Issue.record("\(error)")
+    }
+    #expect(try store.contains(key(stage: 0)))
+    #expect(try !store.contains(key(stage: 1)))
+  }
+
+  @Test func `a stream's earlier stages can be deleted, and nothing else is`() throws {
+    let store = try store()
+    let matrix = hiddenStates(rows: 40, columns: 70, seed: 4)
+    let keys = (0..<3).flatMap { stream in
+      [0, 1, 2, 300].flatMap { stage in (0..<3).map { key(stream: stream, stage: stage, batch: $0) } }
+    }
+    for key in keys { try store.write(matrix, key: key) }
+    store.prefetch(key(stream: 1, stage: 1, batch: 2))
+    try store.removeAll(ofStream: 1, before: 2)
+    for key in keys {
+      #expect(try store.contains(key) == !(key.stream == 1 && key.stage < 2), "\(key)")
+    }
+    #expect(throws: CacheError.self) {
+      try store.matrix(key(stream: 1, stage: 1, batch: 2), rows: 40, columns: 70)
+    }
+    try store.removeAll(ofStream: 1, before: 0)
+    #expect(try store.contains(key(stream: 1, stage: 2)))
+    #expect(store.statistics.currentRawBytes == 30 * 40 * 70 * 2)
+  }
+
   @Test func `hidden states shrink by a quarter and statistics say so`() throws {
     let store = try store()
     let matrix = hiddenStates(rows: 1000, columns: 576, seed: 4)

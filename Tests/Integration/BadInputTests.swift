@@ -29,7 +29,9 @@ struct BadInputTests {
     defer { _ = try? Self.command("umount", cache) }
     bench.calibration = try bench.directory.write(
       randomTokens: 64, of: 128, vocabulary: 64, seed: 3, to: "many.safetensors")
-    let run = try bench.quantize(["--samples", "64", "--sequence-length", "128", "--cache-dir", cache])
+    let run = try bench.quantize([
+      "--samples", "64", "--sequence-length", "128", "--cache-dir", cache, "--states", "cache",
+    ])
     #expect(run.status == 73, "\(run.errors)")
     #expect(run.errors.contains(cache))
     #expect(run.errors.contains("full"))

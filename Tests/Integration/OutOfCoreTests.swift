@@ -18,7 +18,8 @@ import Testing
       let run = try Quantease([
         "quantize", directory.file("model-\(layers)"), "--output", output, "--calibration", tokens,
         "--samples",
-        "\(samples)", "--sequence-length", "256", "--threads", "2", "--target-share", "1",
+        "\(samples)", "--sequence-length", "256", "--threads", "2", "--target-share", "1", "--states",
+        "cache",
       ])
       try #require(run.status == 0, "\(run.errors)")
       let report = try JSONValue(contentsOf: output + "/quantease_report.json")

@@ -131,7 +131,8 @@ struct QuantizeTests {
 
   @Test func `the report has what every linear and the whole run cost`() throws {
     let bench = try Workbench()
-    let report = try bench.report("--bits", "3", "--group-size", "32", "--symmetric", "--solver", "gptq")
+    let report = try bench.report(
+      "--bits", "3", "--group-size", "32", "--symmetric", "--solver", "gptq", "--states", "cache")
     let linears = try #require(report["linears"]?.array)
     let shapes = [
       "q": [64, 32], "k": [32, 32], "v": [32, 32], "o": [32, 64], "gate": [96, 32], "up": [96, 32],
@@ -159,6 +160,7 @@ struct QuantizeTests {
     let totals = try #require(report["totals"])
     #expect(totals["tokens"]?.int == 8 * 32)
     #expect(totals["linears"]?.int == 14)
+    #expect(totals["states"]?.string == "cache")
     for key in ["seconds", "peak_memory_bytes", "cache_bytes_raw", "cache_bytes_compressed", "output_bytes"] {
       #expect(try #require(totals[key]?.double) > 0, "\(key)")
     }
@@ -168,6 +170,18 @@ struct QuantizeTests {
     // last stages of the last layer need not be run.
     let written = try #require(totals["cache_bytes_raw"]?.int)
     #expect(written % (8 * 32 * 4) == 0)
+  }
+
+  @Test func `with memory enough states stay in it, and the result is the same`() throws {
+    let (bench, other) = (try Workbench(), try Workbench())
+    let totals = try #require(bench.report()["totals"])
+    #expect(totals["states"]?.string == "memory")
+    #expect(totals["cache_bytes_raw"]?.int == 0)
+    try other.report("--states", "cache")
+    let files = try [bench, other].map {
+      try FileSystem.contents(of: $0.output + "/model.safetensors", limit: 1 << 30)
+    }
+    #expect(files[0] == files[1])
   }
 
   @Test func `one format stands in the output directory itself, with the source's other files`() throws {

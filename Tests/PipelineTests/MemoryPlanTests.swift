@@ -38,9 +38,23 @@ struct MemoryPlanTests {
   }
 
   @Test func `neither layers nor samples beyond a batch need more memory`() throws {
-    let few = try plan(samples: 64, sequenceLength: 128, budget: .max)
-    let many = try plan(samples: 6_400, sequenceLength: 128, budget: .max)
+    let few = try plan(samples: 64, sequenceLength: 128, budget: .max, states: .cache)
+    let many = try plan(samples: 6_400, sequenceLength: 128, budget: .max, states: .cache)
     #expect(few == many)
+  }
+
+  @Test func `states are in memory while all of them fit, and sizes do not depend on it`() throws {
+    let cache = try plan(samples: 6_400, sequenceLength: 128, budget: .max, states: .cache)
+    let memory = try plan(samples: 6_400, sequenceLength: 128, budget: .max)
+    #expect(cache.states == .cache && memory.states == .memory)
+    #expect(memory.batchSamples == cache.batchSamples && memory.panelRows == cache.panelRows)
+    // Two bytes a value of the residual stream and between the MLP's halves, less what is read ahead from a cache.
+    let states = (model.hiddenSize + model.intermediateSize) * 6_400 * 128 * 2
+    #expect(memory.peakBytes > states && memory.peakBytes < states + cache.peakBytes)
+    // A quarter of the memory is left to the page cache.
+    let enough = memory.peakBytes / 3 * 4 + 8
+    #expect(try plan(samples: 6_400, sequenceLength: 128, budget: enough) == memory)
+    #expect(try plan(samples: 6_400, sequenceLength: 128, budget: enough - 16) == cache)
   }
 
   @Test func `too little memory is refused with what is missing`() throws {
@@ -73,17 +87,18 @@ struct MemoryPlanTests {
     #expect(plan.peakBytes <= budget && plan.peakBytes > square)
   }
 
-  @Test(arguments: [(24, false), (72, false), (141, true)])
-  func `Falcon-180B fits into a GPU's memory, and with more of it needs no cache`(
-    _ gigabytes: Int, _ keepsStates: Bool
+  @Test(arguments: [(24, 32, StatesPlace.cache), (72, 32, .cache), (72, 96, .memory), (141, 32, .device)])
+  func `Falcon-180B fits into a GPU's memory, and with more memory needs no cache`(
+    _ gigabytes: Int, _ hostGigabytes: Int, _ states: StatesPlace
   ) throws {
     let model = try ModelDescription(configuration: Self.falcon) { _ in true }
     let work = MemoryPlan.Work(
       model: model, samples: 128, sequenceLength: 2_048, originalSamples: 16, operands: .bfloat16)
-    let budget = MemoryPlan.Budget(hostBytes: 32_000_000_000, deviceBytes: gigabytes * 1_000_000_000)
+    let budget = MemoryPlan.Budget(
+      hostBytes: hostGigabytes * 1_000_000_000, deviceBytes: gigabytes * 1_000_000_000)
     let plan = try MemoryPlan(work, budget: budget)
     #expect(try #require(plan.devicePeakBytes) <= gigabytes * 1_000_000_000)
-    #expect(plan.keepsStates == keepsStates)
+    #expect(plan.states == states)
     // Large panels keep a device busy.
     #expect(plan.panelRows >= (gigabytes > 24 ? 4_096 : 64))
     // A run that goes on has the sizes that it began with.
@@ -121,9 +136,12 @@ struct MemoryPlanTests {
     #expect(message(22_500_000_000).contains("while it is "))
   }
 
-  private func plan(samples: Int, sequenceLength: Int, budget: Int) throws -> MemoryPlan {
+  private func plan(
+    samples: Int, sequenceLength: Int, budget: Int, states: StatesChoice = .auto
+  ) throws -> MemoryPlan {
     try MemoryPlan(
-      MemoryPlan.Work(model: model, samples: samples, sequenceLength: sequenceLength, originalSamples: 0),
+      MemoryPlan.Work(
+        model: model, samples: samples, sequenceLength: sequenceLength, originalSamples: 0, states: states),
       budgetBytes: budget)
   }
 }

@@ -55,6 +55,7 @@ struct RunResult: Equatable {
 
 struct WatchedRun {
   var directory: String
+  var states: StatesPlace
   var result: RunResult
   var moments: [Moment] = []
   var steps: [String] = []
@@ -74,6 +75,7 @@ final class ResumeBench {
   private let description: ModelDescription
   private let calibration: CalibrationSet
   private let budgetBytes: Int
+  private let states: StatesChoice
   private let backend: any ComputeBackend
   private var runs = 0
   private var expected: RunResult?
@@ -90,6 +92,8 @@ final class ResumeBench {
       backend
       ?? OpenBLASBackend(
         threads: 2, bfloat16: test.settings.precision == .auto ? .best ?? .converting : nil)
+    // The cache's file, whose every byte tells of how far a run was; a device keeps what it has room for.
+    states = self.backend.deviceMemory == nil ? .cache : .auto
     directory = try TemporaryDirectory(isInMemory: true)
     let checkpoint = try CheckpointReader.open(test.path)
     self.checkpoint = checkpoint
@@ -146,6 +150,20 @@ final class ResumeBench {
     return batchCount * stagesLeft + roundedCount
   }
 
+  /// The linears of the layers before the one that is at work when so many are done.
+  func linearsBeforeLayer(after linears: Int) -> Int {
+    let recipe = try? test.settings.recipe().resolve(for: description, in: checkpoint).linears
+    var before = 0
+    for layer in 0..<description.layerCount {
+      let count = description.linears(ofLayer: layer).count {
+        recipe?[description.layerPrefix(layer) + $0.name] != nil
+      }
+      if before + count > linears { break }
+      before += count
+    }
+    return before
+  }
+
   // MARK: Runs
 
   /// The result of a run that keeps no journal.
@@ -163,13 +181,23 @@ final class ResumeBench {
     try watchedRun(from: moment, identity: identity, keepingMoments: true, memoryBudgetBytes: budgetBytes)
   }
 
+  /// The same with states in memory, in batches of the same size.
+  func watchedRunInMemory() throws -> WatchedRun {
+    // Sizes are those of a journal that has been begun.
+    var start = try watchedRun().moments[0]
+    start.cache = nil
+    return try watchedRun(
+      from: start, identity: "job", keepingMoments: true, memoryBudgetBytes: 1 << 40, states: .auto)
+  }
+
   /// Goes on from what a process has left.
   func goOn(
-    from moment: Moment, memoryBudgetBytes: Int? = nil, by backend: (any ComputeBackend)? = nil
+    from moment: Moment, memoryBudgetBytes: Int? = nil, states: StatesChoice? = nil,
+    by backend: (any ComputeBackend)? = nil
   ) throws -> WatchedRun {
     try watchedRun(
       from: moment, identity: "job", keepingMoments: false,
-      memoryBudgetBytes: memoryBudgetBytes ?? budgetBytes, by: backend)
+      memoryBudgetBytes: memoryBudgetBytes ?? budgetBytes, states: states, by: backend)
   }
 
   /// A run that throws ``Interruption`` when so many linears are done; its files are in `failing/`.
@@ -207,7 +235,7 @@ final class ResumeBench {
 
   private func watchedRun(
     from moment: Moment?, identity: String, keepingMoments: Bool, memoryBudgetBytes: Int,
-    by other: (any ComputeBackend)? = nil,
+    states: StatesChoice? = nil, by other: (any ComputeBackend)? = nil,
     disturb: (ResumePlace) -> Void = { _ in }
   ) throws -> WatchedRun {
     runs += 1
@@ -221,8 +249,10 @@ final class ResumeBench {
     let output = directory.file("\(name)/output")
     var request = request(output: output, resume: place)
     request.memoryBudgetBytes = memoryBudgetBytes
+    request.states = states ?? self.states
     let engine = try QuantizationRun(request, backend: other ?? backend)
-    var watched = WatchedRun(directory: directory.file(name), result: RunResult(files: [:], rows: []))
+    var watched = WatchedRun(
+      directory: directory.file(name), states: engine.plan.states, result: RunResult(files: [:], rows: []))
     watched.resumedLinears = engine.resumedLinears.count
     var linears = watched.resumedLinears
     // Reading the journal's linears counts as progress as well.
@@ -282,7 +312,7 @@ final class ResumeBench {
       model: test.path, output: output, recipe: recipe,
       target: test.settings.resolvedTarget, targetShare: test.settings.resolvedTargetShare,
       formats: test.settings.formats, calibration: calibration, seed: 0, calibrationSource: "tokens",
-      memoryBudgetBytes: budgetBytes, resume: resume)
+      memoryBudgetBytes: budgetBytes, states: states, resume: resume)
   }
 
   private static func files(of directory: String, prefix: String = "") throws -> [String: [UInt8]] {

@@ -74,6 +74,43 @@ struct ResumeTests {
     }
   }
 
+  @Test(arguments: cases)
+  func `states in memory come to the same bytes, and a later process goes on where their layer began`(
+    _ test: ResumeCase
+  ) throws {
+    let bench = try ResumeBench(test)
+    let expected = try bench.uninterrupted()
+    let run = try bench.watchedRunInMemory()
+    #expect(run.states == .memory)
+    #expect(run.result == expected)
+    let linearCount = expected.rows.count
+    for (number, moment) in run.moments.enumerated() {
+      // Memory may be scarce by then, and states go to the cache.
+      let states: StatesChoice = number % 3 == 0 ? .cache : .auto
+      let later = try bench.goOn(from: moment, memoryBudgetBytes: 1 << 40, states: states)
+      #expect(later.result == expected, "\(moment)")
+      #expect(later.resumedLinears == moment.linears, "\(moment)")
+      let before = bench.linearsBeforeLayer(after: moment.linears)
+      if moment.isAfterLinear, moment.linears < linearCount, before < moment.linears {
+        // What the second stage is solved for comes of what the layer begins with.
+        let possible = [before, moment.linears].map(bench.batches)
+        #expect(possible.contains(later.batchesComputed), "\(moment)")
+      }
+    }
+  }
+
+  @Test(arguments: cases)
+  func `what was left in the cache is gone on with in memory`(_ test: ResumeCase) throws {
+    let bench = try ResumeBench(test)
+    let expected = try bench.uninterrupted()
+    for moment in try bench.watchedRun().moments {
+      let run = try bench.goOn(from: moment, memoryBudgetBytes: 1 << 40, states: .auto)
+      #expect(run.states == .memory)
+      #expect(run.result == expected, "\(moment)")
+      #expect(run.batchesComputed == bench.batches(after: moment.linears), "\(moment)")
+    }
+  }
+
   @Test func `a record that was cut off is not there`() throws {
     let bench = try ResumeBench(ResumeCase("llama"))
     let expected = try bench.uninterrupted()

@@ -10,7 +10,7 @@ from pathlib import Path
 PATIENCE_SECONDS = 180
 # Keys of the report that hold times, or what a process has used.
 VARYING = {
-    "seconds", "seconds_per_phase", "peak_memory_bytes", "memory_bytes_per_phase", "cache_bytes_raw",
+    "seconds", "seconds_per_phase", "peak_memory_bytes", "memory_bytes_per_phase", "states", "cache_bytes_raw",
     "cache_bytes_compressed", "cache_reads", "cache_reads_prefetched", "job",
 }
 

@@ -29,6 +29,8 @@ class SpoolUnderTest:
         self.cache = self.root / "cache"
         self.log = sweep.work / f"{name}.log"
         self.settings = {
+            # In the cache there is more to damage, and more calls that can fail.
+            "states": "cache",
             "calibration": str(sweep.tokens), "samples": "8", "sequence-length": "32",
             # What operators have switched on, and what must not touch a job.
             "schedule": "00:00-24:00", "keep-done": "7d", "keep-failed": "7d",

@@ -66,10 +66,13 @@ class WorkerSweep:
         return calls_in(self.trace, following=True)
 
     def kills(self) -> None:
-        points = self.points(MUTATING)
-        print(f"worker: {len(points)} mutating calls", flush=True)
-        for call, number in self.sweep.spread(points):
-            self.sweep.attempt("worker killed", f"{call} {number}", lambda: self.kill_at(call, number))
+        for states in ("cache", "auto"):
+            self.description["states"] = states
+            points = self.points(MUTATING)
+            print(f"worker, states: {states}: {len(points)} mutating calls", flush=True)
+            for call, number in self.sweep.spread(points):
+                place = f"{call} {number}, states: {states}"
+                self.sweep.attempt("worker killed", place, lambda: self.kill_at(call, number))
 
     def kill_at(self, call: str, number: int) -> None:
         self.reset()

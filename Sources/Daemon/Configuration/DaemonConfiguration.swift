@@ -15,6 +15,8 @@ public struct DaemonConfiguration: Sendable {
   public var threads = ProcessInfo.processInfo.activeProcessorCount
   /// What computes.
   public var device = DeviceChoice.auto
+  /// Where states between two stages may stand.
+  public var states = StatesChoice.auto
   /// Memory that a job may use, in 10⁹ bytes; nil is what is available when it starts.
   public var memoryGB: Double?
   public var settleSeconds = 30

@@ -31,6 +31,9 @@ enum SettingTable {
         guard let gigabytes = Double(text), gigabytes > 0, gigabytes <= 1e6 else { return nil }
         return gigabytes
       }, show: { $0.map { "\($0)" } ?? "available" }),
+    .choice(
+      "states", \.states,
+      "Where states stand between two layers: in memory if it has room, or in the cache, which takes longer."),
     .integer(
       "settle-seconds", \.settleSeconds, 0...86_400,
       "Seconds that a dropped checkpoint without a marker must stay unchanged before it is taken."),

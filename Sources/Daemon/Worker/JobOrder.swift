@@ -23,6 +23,8 @@ public struct JobOrder: Codable, Sendable, Equatable {
   public var threads: Int
   /// What computes, as ``DeviceChoice`` reads it; in an order of an earlier version, nil: the processor.
   public var device: String?
+  /// Where states between two stages may stand; in an order of an earlier version, nil.
+  public var states: StatesChoice?
   /// What is available when the job begins, if nil.
   public var memoryBytes: Int?
   /// The Python interpreter that has the package `tokenizers`.
@@ -32,7 +34,8 @@ public struct JobOrder: Codable, Sendable, Equatable {
     id: String, name: String? = nil, results: [Result] = [], model: String, source: SourceFiles? = nil,
     directory: String, cacheDirectory: String,
     calibration: String,
-    settings: QuantizationSettings, threads: Int, device: String? = nil, memoryBytes: Int?, python: String
+    settings: QuantizationSettings, threads: Int, device: String? = nil,
+    states: StatesChoice = .auto, memoryBytes: Int?, python: String
   ) {
     self.id = id
     self.name = name
@@ -45,6 +48,7 @@ public struct JobOrder: Codable, Sendable, Equatable {
     self.settings = settings
     self.threads = threads
     self.device = device
+    self.states = states
     self.memoryBytes = memoryBytes
     self.python = python
   }

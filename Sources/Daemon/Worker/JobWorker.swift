@@ -38,7 +38,7 @@ public struct JobWorker {
       let budget = try? order.memoryBytes ?? ProcessMemory.availableBytes()
     else { return nil }
     do {
-      _ = try plan.memoryPlan(backend: backend, budgetBytes: budget)
+      _ = try plan.memoryPlan(backend: backend, budgetBytes: budget, states: order.states ?? .auto)
       return nil
     } catch let error as PipelineError where error.isLackOfMemory { return error } catch { return nil }
   }
@@ -158,6 +158,7 @@ public struct JobWorker {
         seed: settings.seed,
         calibrationSource: order.calibration,
         memoryBudgetBytes: try order.memoryBytes ?? ProcessMemory.availableBytes(),
+        states: order.states ?? .auto,
         resume: ResumePlace(journal: files.journal, cache: try cachePath(), identity: identity),
         symlinks: .refuse, source: order.source, isStrict: settings.strict,
         experts: settings.experts, allowsRequantizing: settings.allowRequantize),

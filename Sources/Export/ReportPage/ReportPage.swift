@@ -92,6 +92,7 @@ public struct ReportPage {
 
   private var cacheNote: String {
     let totals = report.totals
+    if totals.states == "memory" { return "states included, mapped files aside" }
     guard totals.cacheBytesRaw > 0 else { return "mapped files aside" }
     return "cache \(byteSize(totals.cacheBytesRaw)) → \(byteSize(totals.cacheBytesCompressed))"
   }

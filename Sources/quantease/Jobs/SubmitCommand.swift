@@ -104,7 +104,7 @@ struct SubmitCommand: ParsableCommand {
       backend: configuration.device.backend(
         threads: configuration.threads, isExact: submission.plan.settings.precision == .exact
       ) { Console.note("quantease: warning: \($0)") },
-      budgetBytes: budget,
+      budgetBytes: budget, states: configuration.states,
       places: Needs.Places(
         output: configuration.spool, journal: configuration.spool, cache: configuration.cacheDirectory))
     for line in needs.lines { try Console.line(line) }
