@@ -83,7 +83,7 @@ let package = Package(
         "Calibration", "Solvers", "Export",
       ]),
     module(
-      "Evaluation", ["Tensors", "Checkpoint", "ActivationCache", "Compute", "Decoder"]),
+      "Evaluation", ["Tensors", "Checkpoint", "ActivationCache", "Compute", "Decoder", "Export"]),
     module(
       "Daemon",
       [

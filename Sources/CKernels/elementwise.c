@@ -306,6 +306,40 @@ QE_DISPATCH float qe_log_sum_exp(const float *x, ptrdiff_t count) {
   return shift + (float)log(total);
 }
 
+// exp(−d) − 1 + d
+INLINED float divergence_term(float d) {
+  // Near zero the difference would be all that is left of three terms.
+  const float series =
+      d * d * (0.5f + d * (-1.0f / 6 + d * (1.0f / 24 + d * (-1.0f / 120 + d * (1.0f / 720)))));
+  const float direct = exponential(-d) - 1.0f + d;
+  return fabsf(d) < 0.25f ? series : direct;
+}
+
+QE_DISPATCH float qe_divergence(
+    const float *reference, float reference_log_sum, const float *x, float log_sum, ptrdiff_t count) {
+  // Σ p log(p/q) with d = log(p/q) is Σ p (exp(−d) − 1 + d), as Σ q = Σ p: no term is below zero, so that nothing cancels
+  // where the two are nearly alike, and what the log sums are off by counts by its square.
+  enum { stretch = 1024 };
+  double total = 0;
+  float terms[stretch];
+  for (ptrdiff_t start = 0; start < count; start += stretch) {
+    const ptrdiff_t length = count - start < stretch ? count - start : stretch;
+    for (ptrdiff_t i = 0; i < length; i++) {
+      const float p = reference[start + i] - reference_log_sum, q = x[start + i] - log_sum;
+      terms[i] = exponential(p) * divergence_term(p - q);
+    }
+    total += (double)sum(terms, length);
+  }
+  return (float)total;
+}
+
+QE_DISPATCH ptrdiff_t qe_index_of_maximum(const float *x, ptrdiff_t count) {
+  const float largest = maximum(x, count);
+  for (ptrdiff_t i = 0; i < count; i++)
+    if (x[i] == largest) return i;
+  return 0;
+}
+
 int qe_x86_level(void) {
 #if defined(__x86_64__)
   __builtin_cpu_init();

@@ -218,6 +218,25 @@ public protocol DecoderOperations: MatrixStorage {
 
   /// −log softmax(logits)[target] of every row, `[tokens, vocabulary]` → one value a row.
   func negativeLogLikelihoods(logits: Matrix, targets: [Int32]) -> [Float]
+
+  /// How far the predictions of one model are from those of another, row by row.
+  /// - Parameters:
+  ///   - logits: `[tokens, vocabulary]`
+  ///   - reference: the other model's, of the same shape
+  func divergences(of logits: Matrix, from reference: Matrix) -> [PredictionDivergence]
+}
+
+/// How far one prediction of the next token is from another.
+public struct PredictionDivergence: Sendable, Equatable {
+  /// Σ p log(p/q) in nats, p being the reference's probabilities.
+  public let divergence: Float
+  /// Whether both have the same token for the likeliest.
+  public let hasSameChoice: Bool
+
+  public init(divergence: Float, hasSameChoice: Bool) {
+    self.divergence = divergence
+    self.hasSameChoice = hasSameChoice
+  }
 }
 
 extension DecoderOperations where Self: HostMemoryBackend {

@@ -180,6 +180,21 @@ extension CUDABackend: DecoderOperations {
       [.address(result.address), .address(logits.address), .address(targets.address), .long(logits.columns)])
     return context.downloaded(result, count: logits.rows, of: Float(0))
   }
+
+  public func divergences(of logits: Matrix, from reference: Matrix) -> [PredictionDivergence] {
+    precondition(logits.rows == reference.rows && logits.columns == reference.columns, "the shapes differ")
+    let result = context.scratch(floats: 2 * logits.rows)
+    context.launch(
+      .divergence, rows: logits.rows, width: logits.columns,
+      [
+        .address(result.address), .address(logits.address), .address(reference.address),
+        .long(logits.columns),
+      ])
+    let found = context.downloaded(result, count: 2 * logits.rows, of: Float(0))
+    return (0..<logits.rows).map {
+      PredictionDivergence(divergence: found[2 * $0], hasSameChoice: found[2 * $0 + 1] == 1)
+    }
+  }
 }
 
 extension ActivationFunction {

@@ -16,7 +16,7 @@ enum KernelProgram {
       to_bfloat16_rows
     case to_bytes, from_bytes, set_heads, rotate, keep_states, convert_stored
     case find_unsound
-    case normalize, negative_log_likelihood, row_dots, add_column_sums
+    case normalize, negative_log_likelihood, divergence, row_dots, add_column_sums
     case causal_softmax, causal_convolution, gated_delta_rule
     case get_diagonal, set_diagonal, symmetrize, fill_upper, divide_upper_rows, copy_block, add_lower
     case factorize_block, subtract_squares, exchange_columns

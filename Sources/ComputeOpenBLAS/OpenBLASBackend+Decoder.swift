@@ -207,6 +207,23 @@ extension OpenBLASBackend: DecoderOperations {
     return losses.elements
   }
 
+  public func divergences(of logits: Matrix, from reference: Matrix) -> [PredictionDivergence] {
+    precondition(logits.rows == reference.rows && logits.columns == reference.columns, "the shapes differ")
+    let found = Matrix(rows: logits.rows, columns: 2)
+    let count = logits.columns
+    runRows(of: logits) { rows in
+      for row in rows {
+        let (own, other) = unsafe (logits.pointer + row * count, reference.pointer + row * count)
+        found[row, 0] = unsafe qe_divergence(
+          other, qe_log_sum_exp(other, count), own, qe_log_sum_exp(own, count), count)
+        found[row, 1] = unsafe qe_index_of_maximum(own, count) == qe_index_of_maximum(other, count) ? 1 : 0
+      }
+    }
+    return (0..<logits.rows).map {
+      PredictionDivergence(divergence: found[$0, 0], hasSameChoice: found[$0, 1] == 1)
+    }
+  }
+
   /// Calls `body` for ranges that cover the rows.
   private func runRows(of matrix: Matrix, _ body: (Range<Int>) -> Void) {
     let rows = max(1, elementsPerChunk / max(matrix.columns, 1))

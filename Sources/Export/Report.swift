@@ -178,6 +178,33 @@ public struct Report: Codable, Sendable, Equatable {
   /// where there are none.
   public var rounded: [String]?
 
+  /// What came of evaluations of the result, the latest last; nil where there was none.
+  public var evaluations: [Evaluation]?
+
+  /// What the result says to a text.
+  public struct Evaluation: Codable, Sendable, Equatable {
+    /// The name of the file that the tokens come from.
+    public var text: String
+    /// The name of the model that it was compared with; nil where there was none.
+    public var reference: String?
+    public var figures: Perplexity
+
+    public init(text: String, reference: String?, figures: Perplexity) {
+      self.text = text
+      self.reference = reference
+      self.figures = figures
+    }
+  }
+
+  /// Adds an evaluation, in the place of one that is the same but for its figures.
+  public mutating func add(_ evaluation: Evaluation) {
+    let others = (evaluations ?? []).filter {
+      $0.text != evaluation.text || $0.reference != evaluation.reference
+        || $0.figures.tokens != evaluation.figures.tokens || $0.figures.windows != evaluation.figures.windows
+    }
+    evaluations = others + [evaluation]
+  }
+
   /// What looked wrong and did not stop the run.
   public var warnings: [String] {
     (settings.gguf?.warning.map { [$0] } ?? []) + linears.flatMap { $0.warnings ?? [] }

@@ -3,6 +3,7 @@ import ArgumentParser
 import Calibration
 import Checkpoint
 import ComputeOpenBLAS
+import Daemon
 import Decoder
 import Evaluation
 import Export
@@ -13,20 +14,31 @@ import SystemIO
 struct EvaluateCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "eval",
-    abstract: "Measures the perplexity of a checkpoint, dense or quantized.",
+    abstract: "Measures the perplexity of a checkpoint, and how far it is from another.",
     discussion: """
       The text is tokenized whole and cut into consecutive windows; perplexity is exp of the mean loss over
       each window's length − 1 predictions. Compare only figures over the same text and window length.
-      Reads dense, GPTQ and compressed-tensors checkpoints; hidden states are fp32.
+      Reads every checkpoint that `quantize` writes, and dense ones; hidden states are fp32.
 
-      Example:
+      With --against both models predict the same tokens. The Kullback-Leibler divergence, in nats, says how far the
+      distributions are apart, 0 being the same; the share of tokens for which both have the same likeliest next one says
+      how often greedy decoding would go on alike. Both need far less text than a perplexity to tell two models apart.
+
+      Examples:
         quantease eval llama-w4 --text heldout.txt --windows 10
+        quantease eval llama-w4 --against llama --text heldout.txt --windows 10
       """)
 
   @Argument(
     help: ArgumentHelp("The checkpoint's directory, or a GGUF file.", valueName: "model"),
     completion: .file())
   var model: String
+
+  @Option(
+    help: ArgumentHelp(
+      "Also compare the predictions with this model's, the one that the checkpoint was made of; in fp32.",
+      valueName: "model"), completion: .file())
+  var against: String?
 
   @Option(help: ArgumentHelp("A text to tokenize.", valueName: "file"), completion: .file())
   var text: String?
@@ -51,7 +63,10 @@ struct EvaluateCommand: ParsableCommand {
 
   @OptionGroup(title: "Machine") var machine: MachineOptions
 
-  @Flag(help: "Print JSON: perplexity, tokens, windows, seconds.")
+  @Flag(help: "Add the figures to the report that stands in the checkpoint's directory, and to its page.")
+  var report = false
+
+  @Flag(help: "Print JSON: perplexity, tokens, windows, seconds; against.")
   var json = false
 
   func validate() throws {
@@ -65,24 +80,44 @@ struct EvaluateCommand: ParsableCommand {
 
   func run() throws {
     KernelSet.useBest()
+    // Before the work, which may be long.
+    var written = report ? try Report(directory: model) : nil
     if let warning = KernelSet.warning { Console.note("quantease: warning: \(warning)") }
-    let (checkpoint, weights) = try openWeights(model)
-    let description = try ModelDescription(checking: checkpoint, source: weights)
     let windows = try readWindows()
     let backend = try machine.backend(isExact: precision == .exact) {
       Console.note("quantease: warning: \($0)")
     }
-    let decoder = try DecoderModel(
-      description, source: weights, backend: backend, sequenceLength: windows[0].count,
-      operands: backend.operandType(for: checkpoint.weightType(of: description)))
+    func decoder(_ path: String, isExact: Bool) throws -> DecoderModel {
+      let (checkpoint, weights) = try openWeights(path)
+      let description = try ModelDescription(checking: checkpoint, source: weights)
+      return try DecoderModel(
+        description, source: weights, backend: backend, sequenceLength: windows[0].count,
+        operands: isExact ? .float32 : backend.operandType(for: checkpoint.weightType(of: description)))
+    }
+    let models =
+      [try decoder(model, isExact: precision == .exact)]
+      + (try against.map { [try decoder($0, isExact: true)] } ?? [])
     let store = try HiddenStatesStore(
       path: cachePath, elementType: .float32, threads: machine.threads)
     // Nobody goes on with it: without a name, it goes with this process, however that ends.
     try store.destroy()
     let progress = ProgressLine()
-    let result = try PerplexityEvaluation(model: decoder, backend: backend, store: store)
-      .run(windows, progress: progress.show(layer:of:))
+    // Of fp32, and as they are while a batch is replaced.
+    let stateBytes =
+      models.reduce(0) { $0 + $1.description.hiddenSize } * windows.count * windows[0].count * 4
+    let result = try PerplexityEvaluation(
+      model: models[0], reference: models.dropFirst().first, backend: backend, store: store,
+      holdsStates: machine.states == .auto && stateBytes < ProcessMemory.availableBytes() / 4
+    ).run(windows, progress: progress.show(layer:of:))
     progress.close()
+    if written != nil {
+      written?.add(
+        Report.Evaluation(
+          text: FileSystem.name(of: text ?? tokens ?? ""), reference: against.map(FileSystem.name(of:)),
+          figures: result))
+      try written?.write(to: model)
+      try ChecksumManifest.update([Report.fileName, ReportPage.fileName], in: model)
+    }
     if json {
       try Console.json(result)
     } else {
@@ -90,7 +125,20 @@ struct EvaluateCommand: ParsableCommand {
         String(
           format: "perplexity %.4f over %d windows, %d tokens, in %@", result.perplexity,
           result.windows, result.tokens, Console.time(result.seconds)))
+      if let against = result.against { try show(against) }
     }
+  }
+
+  private func show(_ against: Divergence) throws {
+    try Console.line(
+      String(
+        format: """
+          against    %@, perplexity %.4f: ratio %.4f ± %.4f
+          divergence %.5f nats a token, median %.5f, 99 %% below %.4f, at most %.3f
+          same token %.2f %% of the predictions have the same likeliest one
+          """, self.against ?? "", against.referencePerplexity, against.perplexityRatio,
+        against.perplexityRatioError,
+        against.mean, against.median, against.percentile99, against.maximum, against.sameChoice * 100))
   }
 
   /// The windows, all of one length: a text's consecutive stretches, or a token file's rows.

@@ -1,5 +1,6 @@
 import ArgumentParser
 import Decoder
+import Evaluation
 import Export
 import Pipeline
 import ProgramSupport
@@ -14,7 +15,7 @@ struct QuantEaseCommand: ParsableCommand {
 
         quantease plan MODEL
         quantease quantize MODEL --output DIR --calibration text.txt
-        quantease eval DIR --text other.txt
+        quantease eval DIR --against MODEL --text other.txt
 
       MODEL is a directory as Hugging Face publishes them: config.json, tokenizer.json and
       *.safetensors or pytorch_model*.bin.
@@ -38,6 +39,8 @@ struct QuantEaseCommand: ParsableCommand {
     ])
 
   static func main() {
-    runProgram(report: Console.error) { sysexit(of: $0) ?? sysexit(ofDaemon: $0) }
+    runProgram(report: Console.error) {
+      $0 is EvaluationError ? 65 : sysexit(of: $0) ?? sysexit(ofDaemon: $0)
+    }
   }
 }

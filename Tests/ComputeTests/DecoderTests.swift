@@ -1,6 +1,7 @@
 import Compute
 import ComputeOpenBLAS
 import Tensors
+import TestSupport
 import Testing
 
 @Suite struct DecoderTests {
@@ -262,6 +263,45 @@ import Testing
     try expectAgreement(within: offset > 1000 ? 1e-4 : 1e-5) { backend in
       let losses = backend.negativeLogLikelihoods(logits: logits, targets: targets)
       return Matrix(rows: 1, columns: losses.count, losses)
+    }
+  }
+
+  @Test(arguments: [1, 7, 5_000], [1, 0.1, 0.001] as [Float])
+  func `divergences agree with their definition`(vocabulary: Int, difference: Float) throws {
+    let reference = Matrix.random(21, vocabulary, seed: 23)
+    let change = Matrix.random(21, vocabulary, seed: 29)
+    let logits = Matrix(rows: 21, columns: vocabulary)
+    for row in 0..<21 {
+      for column in 0..<vocabulary {
+        reference[row, column] *= 6
+        logits[row, column] = reference[row, column] + difference * change[row, column] + Float(row)
+      }
+    }
+    let expected = ReferenceBackend().divergences(of: logits, from: reference)
+    let backends: [any ComputeBackend] = [
+      OpenBLASBackend(threads: 2), HostedBackend(try EmulatedGPU.backend()),
+    ]
+    for backend in backends {
+      for (one, other) in zip(backend.divergences(of: logits, from: reference), expected) {
+        // However small it is.
+        #expect(abs(one.divergence - other.divergence) <= 2e-3 * abs(other.divergence) + 1e-10)
+        #expect(one.hasSameChoice == other.hasSameChoice)
+      }
+    }
+    for one in OpenBLASBackend(threads: 2).divergences(of: reference, from: reference) {
+      #expect(one == PredictionDivergence(divergence: 0, hasSameChoice: true))
+    }
+  }
+
+  @Test func `of equal logits the first is the choice, and a NaN comes out`() throws {
+    let logits = Matrix(rows: 2, columns: 4, [1, 5, 5, 0, 1, 2, .nan, 0])
+    let reference = Matrix(rows: 2, columns: 4, [0, 5, 1, 2, 1, 2, 3, 0])
+    for backend in [OpenBLASBackend(threads: 1), HostedBackend(try EmulatedGPU.backend())]
+      as [any ComputeBackend]
+    {
+      let found = backend.divergences(of: logits, from: reference)
+      #expect(found[0].hasSameChoice)
+      #expect(found[1].divergence.isNaN)
     }
   }
 

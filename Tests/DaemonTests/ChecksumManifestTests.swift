@@ -17,6 +17,13 @@ struct ChecksumManifestTests {
     try ChecksumManifest.write(into: directory.path)
   }
 
+  @Test func `a file that was changed on purpose gets another line, and only that one`() throws {
+    for name in ["empty file", "model.safetensors"] { try AtomicFile.rewrite("other bytes", to: directory.file(name)) }
+    #expect(try problems.count == 2)
+    try ChecksumManifest.update(["empty file"], in: directory.path)
+    #expect(try problems == ["model.safetensors is not what was written"])
+  }
+
   private var problems: [String] { get throws { try ChecksumManifest.problems(in: directory.path) } }
 
   /// Runs `sha256sum -c`; nil where there is no such program.

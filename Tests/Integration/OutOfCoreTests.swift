@@ -34,7 +34,7 @@ import Testing
   }
 
   /// Writes a llama of random bfloat16 weights with hidden size 256.
-  private static func makeModel(layers: Int, at path: String) throws {
+  static func makeModel(layers: Int, at path: String) throws {
     let (hidden, keys, mlp, vocabulary) = (256, 128, 1_024, 512)
     var shapes: [(String, [Int])] = [("model.embed_tokens.weight", [vocabulary, hidden])]
     for layer in 0..<layers {

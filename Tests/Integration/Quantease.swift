@@ -38,7 +38,9 @@ struct Quantease {
   }
 
   /// Runs a command that prints JSON, and expects it to succeed.
-  static func json(_ arguments: String...) throws -> JSONValue {
+  static func json(_ arguments: String...) throws -> JSONValue { try json(arguments) }
+
+  static func json(_ arguments: [String]) throws -> JSONValue {
     let run = try Quantease(arguments + ["--json"])
     try #require(run.status == 0, "\(run.errors)")
     return try JSONValue(parsing: Array(run.output.utf8))

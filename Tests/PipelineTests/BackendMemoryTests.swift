@@ -73,20 +73,27 @@ struct BackendMemoryTests {
 
   @Test(arguments: TestFiles.models)
   func `an evaluation comes to the same loss`(_ name: String) throws {
-    func perplexity(_ backend: any ComputeBackend) throws -> Double {
+    func perplexity(_ backend: any ComputeBackend, isHeld: Bool) throws -> Double {
       let checkpoint = try CheckpointReader(directory: TestFiles.model(name))
       let description = try ModelDescription(checking: checkpoint, source: checkpoint)
       let rows = try TokenRows(tokenFile: TestFiles.model("\(name)/expected.safetensors")).rows
       let directory = try TemporaryDirectory()
-      return try PerplexityEvaluation(
-        model: DecoderModel(
-          description, source: checkpoint, backend: backend, sequenceLength: rows[0].count),
-        backend: backend,
-        store: HiddenStatesStore(path: directory.file("cache"), elementType: .float32, threads: 1)
-      ).run(rows).perplexity
+      func model() throws -> DecoderModel {
+        try DecoderModel(description, source: checkpoint, backend: backend, sequenceLength: rows[0].count)
+      }
+      let result = try PerplexityEvaluation(
+        model: model(), reference: model(), backend: backend,
+        store: HiddenStatesStore(path: directory.file("cache"), elementType: .float32, threads: 1),
+        holdsStates: isHeld
+      ).run(rows)
+      let against = try #require(result.against)
+      #expect(against.mean == 0 && against.sameChoice == 1 && against.perplexityRatio == 1)
+      return result.perplexity
     }
     let backend = OpenBLASBackend(threads: 1)
-    #expect(try perplexity(GuardedBackend(backend)) == perplexity(backend))
+    let expected = try perplexity(backend, isHeld: false)
+    #expect(try perplexity(backend, isHeld: true) == expected)
+    #expect(try perplexity(GuardedBackend(backend), isHeld: false) == expected)
   }
 
   @Test func `to touch it is the end`() async {

@@ -211,6 +211,10 @@ public struct GuardedBackend: ComputeBackend {
     opening(logits) { base.negativeLogLikelihoods(logits: logits, targets: targets) }
   }
 
+  public func divergences(of logits: Matrix, from reference: Matrix) -> [PredictionDivergence] {
+    opening(logits, reference) { base.divergences(of: logits, from: reference) }
+  }
+
   // MARK: Sweeps
 
   public func round(_ weights: Matrix, grid: Grid, into codes: Matrix) {

@@ -226,6 +226,10 @@ public struct HostedBackend: HostMemoryBackend, ComputeBackend {
     sending { base.negativeLogLikelihoods(logits: $0[logits], targets: targets) }
   }
 
+  public func divergences(of logits: Matrix, from reference: Matrix) -> [PredictionDivergence] {
+    sending { base.divergences(of: $0[logits], from: $0[reference]) }
+  }
+
   // MARK: Sweeps
 
   public func round(_ weights: Matrix, grid: Grid, into codes: Matrix) {

@@ -92,6 +92,13 @@ void qe_gated_delta_rule(
 /// log Σ exp(x).
 float qe_log_sum_exp(const float *x, ptrdiff_t count);
 
+/// The Kullback-Leibler divergence of softmax(x) from softmax(reference), given the log Σ exp of both.
+float qe_divergence(
+    const float *reference, float reference_log_sum, const float *x, float log_sum, ptrdiff_t count);
+
+/// The first place of the largest value; 0 where there is no number.
+ptrdiff_t qe_index_of_maximum(const float *x, ptrdiff_t count);
+
 // What this processor and its operating system have of x86-64: 4 for AVX-512, 3 for AVX2, 2 for AVX, 1 for less; 0 on
 // another architecture.
 int qe_x86_level(void);

@@ -221,6 +221,24 @@ extension ReferenceBackend: DecoderOperations {
     }
   }
 
+  public func divergences(of logits: Matrix, from reference: Matrix) -> [PredictionDivergence] {
+    precondition(logits.rows == reference.rows && logits.columns == reference.columns, "the shapes differ")
+    return (0..<logits.rows).map { row in
+      let (own, other) = (
+        (0..<logits.columns).map { logits.value(row, $0) },
+        (0..<logits.columns).map { reference.value(row, $0) }
+      )
+      let (ownSum, otherSum) = (logSumExp(own), logSumExp(other))
+      let divergence = sum(0..<own.count) { column in
+        let (p, q) = (other[column] - otherSum, own[column] - ownSum)
+        return exp(p) * (p - q)
+      }
+      func choice(_ scores: [Double]) -> Int? { scores.max().flatMap(scores.firstIndex) }
+      return PredictionDivergence(
+        divergence: Float(divergence), hasSameChoice: choice(own) == choice(other))
+    }
+  }
+
   private func logSumExp(_ scores: [Double]) -> Double {
     let shift = scores.max() ?? 0
     return shift + log(sum(0..<scores.count) { exp(scores[$0] - shift) })

@@ -40,6 +40,49 @@ KERNEL(ROW_THREADS, negative_log_likelihood, (float *result, const float *x, con
   if (threadIdx.x == 0) result[row] = largest + logf(sum) - x[targets[row]];
 }
 
+struct row_summary {
+  float log_sum;
+  /// The first column with the largest value, exact as a float.
+  float choice;
+};
+
+__device__ __forceinline__ row_summary summarize_row(const float *x, i64 columns, float *scratch) {
+  float largest = -INFINITY;
+  for (i64 column = threadIdx.x; column < columns; column += blockDim.x) largest = fmaxf(largest, x[column]);
+  largest = block_maximum(largest, scratch);
+  float sum = 0.0f, last = -INFINITY;
+  for (i64 column = threadIdx.x; column < columns; column += blockDim.x) {
+    sum += expf(x[column] - largest);
+    if (x[column] == largest) last = fmaxf(last, -(float)column);
+  }
+  row_summary summary;
+  summary.log_sum = largest + logf(block_sum(sum, scratch));
+  summary.choice = -block_maximum(last, scratch);
+  return summary;
+}
+
+// Σ p log(p/q), p = softmax(reference), q = softmax(x), and whether both have their largest value in the same place. With
+// d = log(p/q) it is Σ p (exp(−d) − 1 + d), of which nothing cancels.
+KERNEL(ROW_THREADS, divergence, (float *result, const float *x, const float *reference, i64 columns)) {
+  __shared__ float scratch[32];
+  const i64 row = blockIdx.x;
+  x += row * columns;
+  reference += row * columns;
+  const row_summary own = summarize_row(x, columns, scratch), other = summarize_row(reference, columns, scratch);
+  float sum = 0.0f;
+  for (i64 column = threadIdx.x; column < columns; column += blockDim.x) {
+    const float p = reference[column] - other.log_sum, d = p - (x[column] - own.log_sum);
+    const float series =
+        d * d * (0.5f + d * (-1.0f / 6 + d * (1.0f / 24 + d * (-1.0f / 120 + d * (1.0f / 720)))));
+    sum += expf(p) * (fabsf(d) < 0.25f ? series : expf(-d) - 1.0f + d);
+  }
+  sum = block_sum(sum, scratch);
+  if (threadIdx.x == 0) {
+    result[2 * row] = sum;
+    result[2 * row + 1] = own.choice == other.choice ? 1.0f : 0.0f;
+  }
+}
+
 // Σ_j a_j b_j
 KERNEL(ROW_THREADS, row_dots, (double *result, const float *a, const float *b, i64 columns)) {
   __shared__ double scratch[32];

@@ -19,6 +19,21 @@ public enum ChecksumManifest {
     try AtomicFile.write(lines, to: FileSystem.join(directory, fileName))
   }
 
+  /// Digests some files anew that have been changed on purpose, if there is a manifest.
+  /// - Throws: ``FileError``; an error of the manifest's, if it cannot be read
+  public static func update(_ names: [String], in directory: String) throws {
+    let path = FileSystem.join(directory, fileName)
+    guard try FileSystem.exists(path),
+      case .manifest(let manifest) = Manifest.read(path)
+    else { return }
+    let lines = try manifest.entries.map { entry in
+      guard names.contains(entry.path) else { return entry.line }
+      let digest = try SHA256Digest.of(file: FileSystem.join(directory, entry.path), symlinks: .refuse)
+      return Manifest.Entry(path: entry.path, digest: digest).line
+    }
+    try AtomicFile.write(lines.joined(), to: path)
+  }
+
   /// What is wrong with a directory by its manifest, in words; nothing where all is well.
   /// - Throws: ``FileError`` if there is no manifest, or if a file cannot be read
   public static func problems(in directory: String, advanced: () -> Void = {}) throws -> [String] {

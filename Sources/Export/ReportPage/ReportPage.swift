@@ -23,6 +23,7 @@ public struct ReportPage {
     <main>
     \(headline)
     \(warnings)
+    \(evaluations)
     \(errors)
     \(experts)
     \(worstLinears)
@@ -103,6 +104,49 @@ public struct ReportPage {
 
   private func groupNote(_ groupSize: Int) -> String {
     groupSize == -1 ? "one grid per row" : "groups of \(groupSize)"
+  }
+
+  // MARK: Evaluations
+
+  private var evaluations: String {
+    guard let evaluations = report.evaluations, !evaluations.isEmpty else { return "" }
+    let rows = evaluations.map { evaluation in
+      let figures = evaluation.figures
+      let compared = figures.against.map { against in
+        """
+        <td>\(fixed(against.referencePerplexity, 2))</td><td>\(fixed(against.perplexityRatio, 4)) ± \
+        \(fixed(against.perplexityRatioError, 4))</td><td>\(fixed(against.mean, 4))</td>\
+        <td>\(fixed(against.percentile99, 3))</td><td>\(fixed(against.sameChoice * 100, 1)) %</td>
+        """
+      }
+      return """
+        <tr><th scope="row">\(escaped(evaluation.text))</th><td>\(grouped(figures.tokens))</td>\
+        <td>\(fixed(figures.perplexity, 2))</td>\(compared ?? String(repeating: "<td></td>", count: 5))</tr>
+        """
+    }
+    let references = Set(evaluations.compactMap(\.reference)).sorted().map { "<code>\(escaped($0))</code>" }
+    let explanation =
+      references.isEmpty
+      ? ""
+      : """
+      <p class="hint">Beside \(references.joined(separator: ", ")): the divergence is Kullback and Leibler's of \
+      the next token's distribution, in nats, its mean over all predictions and what 99 of a hundred stay below; the same \
+      token says for how many of them both have the same likeliest one.</p>
+      """
+    return """
+      <section>
+      <h2>On other text</h2>
+      \(explanation)
+      <table>
+      <thead><tr><th scope="col">Text</th><th scope="col">Tokens</th><th scope="col">Perplexity</th>\
+      <th scope="col">Before</th><th scope="col">Ratio</th><th scope="col">Divergence</th>\
+      <th scope="col">99 % below</th><th scope="col">Same token</th></tr></thead>
+      <tbody>
+      \(rows.joined(separator: "\n"))
+      </tbody>
+      </table>
+      </section>
+      """
   }
 
   // MARK: Errors
