@@ -28,7 +28,7 @@ public final class HiddenStatesStore: Sendable {
   private let prefetcher: Prefetcher
   private let encoders = Mutex<[ValueEncoder]>([])
   private let records = Mutex(Records())
-  private let held = Mutex<[HiddenStatesKey: HeldValue]>([:])
+  private let held = Mutex(HeldValues())
   /// Whether the file outlives the store, for a later run to go on with.
   private let isKept: Bool
 
@@ -115,7 +115,7 @@ public final class HiddenStatesStore: Sendable {
     try environment.write { (transaction) throws(CacheError) in try transaction.deleteAll() }
     prefetcher.forget { _ in true }
     records.withLock { $0.sizes = [:] }
-    held.withLock { $0 = [:] }
+    held.withLock { $0.removeAll() }
   }
 
   /// Deletes the values of a stream's earlier stages from the file.
@@ -138,10 +138,14 @@ public final class HiddenStatesStore: Sendable {
   public func hold(
     _ matrix: Matrix, key: HiddenStatesKey, replacing previous: [HiddenStatesKey] = []
   ) throws(CacheError) {
-    let value = try HeldValue(rounding: matrix, to: elementType, key: key, workers: workers)
-    held.withLock { held in
-      for key in previous { held[key] = nil }
-      held[key] = value
+    let memory = held.withLock { $0.makeMemory(elements: HeldValue.elements(of: matrix, as: elementType)) }
+    do throws(CacheError) {
+      let value = try HeldValue(
+        rounding: matrix, to: elementType, key: key, workers: workers, in: memory)
+      held.withLock { $0.set(value, at: key, replacing: previous) }
+    } catch {
+      held.withLock { $0.keep(memory) }
+      throw error
     }
   }
 

@@ -374,11 +374,9 @@ private struct Needs {
 
   private var widestSlot: Int { max(model.intermediateSize, model.contextFeatures, model.hiddenSize) }
 
-  /// The largest value as the cache encodes it, in 16 bits, and once more as LMDB takes it; beside states in memory, that
-  /// which a layer begins with.
-  private var writtenValue: Int {
-    2 * (states == .memory ? model.hiddenSize : widestSlot) * batchTokens
-  }
+  /// The largest value as the cache encodes it, in 16 bits, and once more as LMDB takes it, or beside those in memory that
+  /// it replaces.
+  private var writtenValue: Int { 2 * widestSlot * batchTokens }
 
   /// The next two values of every stream, decoded before they are asked for, if there is a next batch.
   private var valuesAhead: Int {

@@ -103,6 +103,39 @@ import Testing
     #expect(throws: CacheError.self) { try store.matrix(key(stage: 2), rows: 8, columns: 16) }
   }
 
+  @Test func `memory that is used again is nobody else's`() throws {
+    let store = try store()
+    var expected: [HiddenStatesKey: [UInt32]] = [:]
+    var number = 0
+    func hold(rows: Int, columns: Int, batch: Int, replacing previous: [HiddenStatesKey]) throws
+      -> HiddenStatesKey
+    {
+      number += 1
+      let key = key(stage: number, batch: batch)
+      let matrix = hiddenStates(rows: rows, columns: columns, seed: UInt64(number))
+      try store.hold(matrix, key: key, replacing: previous)
+      for key in previous { expected[key] = nil }
+      expected[key] = bitPatterns(matrix)
+      return key
+    }
+    // As stages do it, with batches of two sizes: one more slot, which the next stage uses up.
+    let rows = [40, 23]
+    var residuals = try [0, 1].map { try hold(rows: rows[$0], columns: 48, batch: $0, replacing: []) }
+    for width in [48, 128, 48, 128, 30, 200] {
+      let others = try [0, 1].map { try hold(rows: rows[$0], columns: width, batch: $0, replacing: []) }
+      for (key, bits) in expected {
+        let matrix = Matrix(rows: rows[key.batch], columns: bits.count / rows[key.batch])
+        try store.read(key, into: matrix)
+        #expect(bitPatterns(matrix) == bits, "\(key)")
+      }
+      residuals = try [0, 1].map {
+        try hold(rows: rows[$0], columns: 48, batch: $0, replacing: [residuals[$0], others[$0]])
+      }
+      #expect(try !store.contains(others[0]))
+    }
+    #expect(expected.count == 2)
+  }
+
   @Test(arguments: [Float.nan, .infinity, 3.4e38])
   func `what is not sound is not held, and its place is told`(value: Float) throws {
     let store = try store()
