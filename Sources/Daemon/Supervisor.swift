@@ -56,7 +56,8 @@ public final class Supervisor {
   /// - Parameters:
   ///   - readConfiguration: reads the configuration anew, for SIGHUP
   ///   - program: what workers run: this very program
-  /// - Throws: ``FileLockError`` if another daemon has the spool; ``FileError``, ``StateError``
+  /// - Throws: ``FileLockError`` if another daemon has the spool; ``ConfigurationError`` for a state or a cache that is not on
+  ///   a local disk; ``FileError``, ``StateError``
   public init(
     configuration: DaemonConfiguration, readConfiguration: @escaping () throws -> DaemonConfiguration,
     log: Log, notifier: ServiceNotifier, patience: Patience = Patience(),
@@ -70,6 +71,7 @@ public final class Supervisor {
     self.program = program
     self.environment = environment
     spool = Spool(root: configuration.spool)
+    try configuration.requireLocalPlaces()
     try spool.create()
     lock = try Self.waitForLock(spool)
     ledger = try JobLedger(

@@ -96,7 +96,7 @@ public final class QuantizationRun: Sendable {
   }
 
   /// The files of a checkpoint's directory, or of a GGUF model by one of its files.
-  private static func sourceFiles(of model: String, symlinks: SymlinkPolicy) throws -> SourceFiles {
+  public static func sourceFiles(of model: String, symlinks: SymlinkPolicy) throws -> SourceFiles {
     guard try CheckpointReader.ggufFile(of: model) == model else {
       return try SourceFiles(of: model, symlinks: symlinks)
     }

@@ -1,3 +1,4 @@
+import Daemon
 import Export
 import Foundation
 import Pipeline
@@ -41,7 +42,8 @@ enum Console {
 /// Shows progress as one line that is written anew on a terminal, as plain lines elsewhere.
 final class ProgressLine {
   private let isTerminal = Console.isTerminal
-  private var lastLayer = -1
+  /// Of the model that a worker has planned.
+  private var layerCount = 0
   private var isLineOpen = false
 
   func show(_ event: ProgressEvent) {
@@ -57,14 +59,36 @@ final class ProgressLine {
       show(layer: layer + 1, of: until + 1)
     case .advanced: break
     case .linear(let progress):
-      let place = "layer \(progress.layer + 1)/\(progress.layerCount)"
-      let left = Console.time(progress.remaining.seconds)
-      let error = Console.percent(progress.relativeError)
-      if isTerminal {
-        rewrite("\(place)  \(progress.name)  error \(error)  \(left) left")
-      } else {
-        Console.note("\(place) linear=\(progress.name) error=\(error) left=\(left)")
-      }
+      show(
+        progress.name, layer: progress.layer, of: progress.layerCount, error: progress.relativeError,
+        secondsLeft: progress.remaining.seconds)
+    }
+  }
+
+  /// Shows what a worker tells.
+  func show(telling event: WorkerEvent) {
+    switch event {
+    case .step(let text): show(ProgressEvent.step(text))
+    case .warning(let text): show(ProgressEvent.warning(text))
+    case .planned(let plan): layerCount = plan.layerCount
+    case .resumed(let linears):
+      show(.step("\(linears.count) linears are done, by an earlier command"))
+    case .linear(let linear, let secondsLeft):
+      show(
+        linear.name, layer: linear.layer, of: layerCount, error: linear.relativeError,
+        secondsLeft: secondsLeft)
+    case .catchingUp(let progress): show(layer: progress.layer + 1, of: progress.until + 1)
+    case .identity, .reused, .advanced, .finished, .failed: break
+    }
+  }
+
+  private func show(_ linear: String, layer: Int, of count: Int, error: Double, secondsLeft: Double) {
+    let place = "layer \(layer + 1)/\(count)"
+    let (left, error) = (Console.time(secondsLeft), Console.percent(error))
+    if isTerminal {
+      rewrite("\(place)  \(linear)  error \(error)  \(left) left")
+    } else {
+      Console.note("\(place) linear=\(linear) error=\(error) left=\(left)")
     }
   }
 

@@ -3,6 +3,7 @@ import Calibration
 import Checkpoint
 import Compute
 import ComputeOpenBLAS
+import Daemon
 import Devices
 import Export
 import Foundation
@@ -67,6 +68,15 @@ struct QuantizeCommand: ParsableCommand {
       """, valueName: "file"), completion: .file())
   var imatrix: String?
 
+  @Option(
+    help: ArgumentHelp(
+      """
+      Keep what is done in this directory, so that the same command, started again, goes on after the last finished linear, \
+      however it ended. A result that stands already is verified and left. The directory has to be on the file system of \
+      --output, and can go when the result is there.
+      """, valueName: "dir"), completion: .directory)
+  var resume: String?
+
   @Flag(help: "Print the report as JSON when done.")
   var json = false
 
@@ -78,6 +88,9 @@ struct QuantizeCommand: ParsableCommand {
     }
     if imatrix != nil, !CheckpointReader.isGGUF(model) {
       throw ValidationError("--imatrix goes with a GGUF file, whose names llama-quantize knows")
+    }
+    if imatrix != nil, resume != nil {
+      throw ValidationError("--imatrix does not go with --resume: its sums are those of one process")
     }
     try machine.validate()
     try options.validate()
@@ -93,6 +106,7 @@ struct QuantizeCommand: ParsableCommand {
 
   func run() throws {
     KernelSet.useBest()
+    if let resume { return try print(runResumably(in: resume)) }
     if try FileSystem.exists(output) { throw PipelineError.outputExists(output) }
     ProcessMemory.returnLargeBlocks()
     try QuantizationRun.open(
@@ -119,8 +133,44 @@ struct QuantizeCommand: ParsableCommand {
       run = try QuantizationRun(request, backend: machine.processor(isExact: options.precision == .exact))
     }
     let interruption = try Interruption { run.discard() }
-    let report = try withExtendedLifetime(interruption) { try run.run(progress: progress.show) }
+    let report = try withExtendedLifetime(interruption) { try run.run(progress: progress.show(_:)) }
     progress.close()
+    try print(report)
+  }
+
+  /// Does the job as the daemon's worker does, with a journal.
+  private func runResumably(in directory: String) throws -> Report {
+    func absolute(_ path: String) -> String { URL(fileURLWithPath: path).standardizedFileURL.path }
+    let directory = absolute(directory)
+    let job = try ResumableJob(
+      JobOrder(
+        id: FileSystem.name(of: absolute(output)), model: absolute(model), directory: directory,
+        cacheDirectory: machine.cacheDir.map(absolute) ?? directory, calibration: absolute(calibration),
+        settings: settings, threads: machine.threads, device: machine.device.description,
+        states: machine.states, memoryBytes: options.memory.map { Int($0 * 1e9) },
+        python: Tokenizer().interpreter),
+      output: absolute(output))
+    if let report = try job.finished() {
+      Console.note("\(output): done before, and every byte is what was written")
+      return report
+    }
+    ProcessMemory.returnLargeBlocks()
+    let progress = ProgressLine()
+    if let warning = KernelSet.warning { progress.show(.warning(warning)) }
+    var backend = try machine.backend(isExact: options.precision == .exact) { progress.show(.warning($0)) }
+    if machine.device == .auto, let shortage = job.shortage(on: backend) {
+      progress.show(.warning(DeviceChoice.withoutGPU(shortage)))
+      backend = try machine.processor(isExact: options.precision == .exact)
+    }
+    let interruption = try Interruption(saying: "interrupted; the same command goes on") { true }
+    let report = try withExtendedLifetime(interruption) {
+      try job.run(by: backend, send: progress.show(telling:))
+    }
+    progress.close()
+    return report
+  }
+
+  private func print(_ report: Report) throws {
     if json {
       try Console.line(String(decoding: try report.json(), as: UTF8.self))
     } else {

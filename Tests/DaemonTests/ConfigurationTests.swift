@@ -1,4 +1,4 @@
-import Daemon
+@testable import Daemon
 import Foundation
 import SystemIO
 import TestSupport
@@ -279,5 +279,24 @@ struct ConfigurationTests {
       let key = line.drop(while: \.isWhitespace).prefix { $0 != ":" }
       #expect(key == "defaults" || "\n\(DaemonConfiguration.help)".contains("\n\(key)  ("))
     }
+  }
+
+  @Test func `state and cache have to be on a local disk`() throws {
+    var configuration = try DaemonConfiguration.load(
+      environment: ["QUANTEASED_CACHE": "/tmp/cache"], defaultFile: "/nowhere")
+    configuration.stateDirectory = "/tmp/state"
+    try configuration.requireLocalPlaces { _ in false }
+    let error = try #require(throws: ConfigurationError.self) {
+      try configuration.requireLocalPlaces { _ in true }
+    }
+    #expect(error.key == "state" && error.exitCode == 78)
+    configuration.stateDirectory = "/"
+    let other = try #require(throws: ConfigurationError.self) {
+      try configuration.requireLocalPlaces { $0 != "/" }
+    }
+    #expect(
+      "\(other)"
+        == "environment: QUANTEASED_CACHE: /tmp/cache is on a network file system; give a directory on a local disk"
+    )
   }
 }

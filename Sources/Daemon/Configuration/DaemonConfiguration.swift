@@ -160,6 +160,20 @@ extension DaemonConfiguration {
     origins[entry.key] = entry.origin
   }
 
+  /// Refuses places that LMDB's files must not be in: it maps them, and two machines would not see each other's locks.
+  /// - Parameter isNetworked: whether a directory is on a file system that other machines write to
+  func requireLocalPlaces(
+    isNetworked: (String) throws(FileError) -> Bool = FileSystem.isNetworked
+  ) throws {
+    for (key, path) in [("state", stateDirectory), ("cache", cacheDirectory)]
+    where try isNetworked(FileSystem.nearestExisting(path)) {
+      let origin = origins[key] ?? .builtIn
+      throw ConfigurationError(
+        origin, key: origin == .environment ? SettingTable.variable(key) : key,
+        problem: "\(path) is on a network file system", mend: "give a directory on a local disk")
+    }
+  }
+
   private func validate() throws(ConfigurationError) {
     do { try defaults.settings.validate() } catch {
       let key = SettingEntry.key(of: error)

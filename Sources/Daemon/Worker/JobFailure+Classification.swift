@@ -5,6 +5,10 @@ import Foundation
 import Pipeline
 import SystemIO
 
+extension JobFailure: CustomStringConvertible {
+  public var description: String { message }
+}
+
 extension JobFailure {
   /// What an error of the engine asks for.
   public init(_ error: any Error) {

@@ -1,4 +1,5 @@
 import Calibration
+import Checkpoint
 import FoundationEssentials
 import Pipeline
 import SystemIO
@@ -22,14 +23,20 @@ enum JobIdentity {
   /// - Parameter advanced: called as parts of files are read
   /// - Throws: ``FileError``
   static func digest(
-    of order: JobOrder, tokens: CalibrationSet, advanced: () -> Void
+    of order: JobOrder, tokens: CalibrationSet, symlinks: SymlinkPolicy, advanced: () -> Void
   ) throws -> String {
     var digest = SHA256Digest()
     digest.update("quantease \(algorithmVersion)\n")
-    for name in try FileSystem.regularFiles(below: order.model, symlinks: .refuse) where !isAboutTheJob(name)
-    {
-      let path = FileSystem.join(order.model, name)
-      let bytes = try SHA256Digest.of(file: path, symlinks: .refuse, advanced: advanced)
+    // A GGUF file, which a command may be given as it is, is all its parts.
+    let isFile = try FileSystem.kind(of: order.model, symlinks: symlinks) == .regular
+    let directory = isFile ? FileSystem.parent(of: order.model) : order.model
+    let names =
+      try isFile
+      ? GGUFFiles.parts(of: FileSystem.name(of: order.model))
+      : FileSystem.regularFiles(below: directory, symlinks: symlinks).filter { !isAboutTheJob($0) }
+    for name in names {
+      let path = FileSystem.join(directory, name)
+      let bytes = try SHA256Digest.of(file: path, symlinks: symlinks, advanced: advanced)
       digest.update("\(name)\n\(try FileSystem.fileSize(path))\n\(bytes)\n")
     }
     let encoder = JSONEncoder()

@@ -14,27 +14,32 @@ public struct JobWorker {
   private let backend: any ComputeBackend
   private let send: (WorkerEvent) -> Void
   private let isNetworked: (String) throws -> Bool
+  private let symlinks: SymlinkPolicy
 
   /// - Parameters:
   ///   - isNetworked: whether a directory is on a file system whose times of change cannot be relied on
+  ///   - symlinks: whether the checkpoint's files may be links: not where strangers put them
   ///   - send: takes every event
   public init(
-    _ order: JobOrder, backend: any ComputeBackend,
+    _ order: JobOrder, backend: any ComputeBackend, symlinks: SymlinkPolicy = .refuse,
     isNetworked: @escaping (String) throws -> Bool = { try FileSystem.isNetworked($0) },
     send: @escaping (WorkerEvent) -> Void
   ) {
     self.order = order
     self.backend = backend
     self.isNetworked = isNetworked
+    self.symlinks = symlinks
     self.send = send
     files = JobFiles(order.directory)
   }
 
   /// Why a job does not fit into a device's memory; nil if it does, if there is no device, and where the job itself is at
   /// fault, which its work then finds.
-  public static func shortage(of order: JobOrder, on backend: any ComputeBackend) -> PipelineError? {
+  public static func shortage(
+    of order: JobOrder, on backend: any ComputeBackend, symlinks: SymlinkPolicy = .refuse
+  ) -> PipelineError? {
     guard backend.deviceMemory != nil,
-      let plan = try? RunPlan(model: order.model, settings: order.settings, symlinks: .refuse),
+      let plan = try? RunPlan(model: order.model, settings: order.settings, symlinks: symlinks),
       let budget = try? order.memoryBytes ?? ProcessMemory.availableBytes()
     else { return nil }
     do {
@@ -126,7 +131,7 @@ public struct JobWorker {
   private func checkContents(_ calibration: CalibrationSet, _ identity: String) throws {
     guard try isNetworked(order.model) else { return }
     send(.step("reading the checkpoint once more, as it is on a network file system"))
-    let now = try JobIdentity.digest(of: order, tokens: calibration) { send(.advanced) }
+    let now = try JobIdentity.digest(of: order, tokens: calibration, symlinks: symlinks) { send(.advanced) }
     guard now != identity else { return }
     for leftover in [files.checkpoint, files.journal, files.identity] { try FileSystem.removeTree(leftover) }
     throw JobFailure(
@@ -160,7 +165,7 @@ public struct JobWorker {
         memoryBudgetBytes: try order.memoryBytes ?? ProcessMemory.availableBytes(),
         states: order.states ?? .auto,
         resume: ResumePlace(journal: files.journal, cache: try cachePath(), identity: identity),
-        symlinks: .refuse, source: order.source, isStrict: settings.strict,
+        symlinks: symlinks, source: order.source, isStrict: settings.strict,
         experts: settings.experts, allowsRequantizing: settings.allowRequantize),
       backend: backend)
     send(
@@ -205,7 +210,7 @@ public struct JobWorker {
       return CalibrationSet(sequenceLength: length, tokens: tokens)
     }
     try QuantizationRun.open(
-      order.model, symlinks: .refuse, allowingRequantizing: order.settings.allowRequantize)
+      order.model, symlinks: symlinks, allowingRequantizing: order.settings.allowRequantize)
     send(.step("reading \(order.calibration)"))
     let rows = try TokenRows(file: order.calibration, model: order.model, python: order.python)
     let set = try CalibrationSet(
@@ -219,7 +224,7 @@ public struct JobWorker {
   private func knownIdentity(_ tokens: CalibrationSet) throws -> String {
     if try FileSystem.exists(files.identity) { return try storedIdentity() }
     send(.step("reading the checkpoint"))
-    let identity = try JobIdentity.digest(of: order, tokens: tokens) { send(.advanced) }
+    let identity = try JobIdentity.digest(of: order, tokens: tokens, symlinks: symlinks) { send(.advanced) }
     try AtomicFile.write(identity, to: files.identity)
     return identity
   }

@@ -99,6 +99,8 @@ func sysexit(ofDaemon error: any Error) -> Int32? {
   case let error as ConfigurationError: error.exitCode
   case let error as FileLockError: error.exitCode
   case is JobRequestError: 65
+  case let error as ResumableJobError: error.exitCode
+  case let error as JobFailure: error.code
   case let error as SubmissionError: error.exitCode
   case is StateError: 74
   default: nil

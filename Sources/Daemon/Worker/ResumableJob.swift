@@ -1,0 +1,138 @@
+import Checkpoint
+import Compute
+import Export
+import FoundationEssentials
+import Pipeline
+import SystemIO
+
+/// A job of a command's, in a directory of its own: the same command, started again, goes on with it.
+///
+/// It is done by the daemon's worker, without a daemon. The directory has what a job's has (``JobFiles``), and the finished
+/// checkpoint goes to its place by one rename.
+public struct ResumableJob {
+  private let order: JobOrder
+  private let output: String
+  private let files: JobFiles
+  /// What the published result is; written before it is published.
+  private var finishedFile: String { FileSystem.join(order.directory, "finished") }
+
+  /// Makes the directory, or takes over what an earlier command has left in it.
+  /// - Parameters:
+  ///   - order: without the checkpoint's files
+  ///   - output: where the result appears
+  ///   - isNetworked: whether a directory is on a file system that other machines write to
+  /// - Throws: ``ResumableJobError``, ``FileError``
+  public init(
+    _ order: JobOrder, output: String,
+    isNetworked: (String) throws(FileError) -> Bool = FileSystem.isNetworked
+  ) throws {
+    guard try !isNetworked(FileSystem.nearestExisting(order.cacheDirectory)) else {
+      throw ResumableJobError.networkedCache(order.cacheDirectory)
+    }
+    self.output = output
+    files = JobFiles(order.directory)
+    try FileSystem.createDirectories(order.directory)
+    var order = order
+    order.source = try QuantizationRun.sourceFiles(of: order.model, symlinks: .follow)
+    if try FileSystem.exists(files.order) {
+      let earlier = try JobOrder(path: files.order)
+      let differences = try Self.differences(earlier, order)
+      guard differences.isEmpty else {
+        throw ResumableJobError.otherJob(directory: order.directory, differences: differences)
+      }
+      // On another machine files may have other times and be the same: their bytes tell.
+      if earlier.source != order.source { try FileSystem.removeTree(files.identity) }
+    }
+    self.order = order
+    try order.write(to: files.order)
+  }
+
+  /// The report of the result, every byte of which is looked at, if this job's stands in its place already.
+  /// - Throws: ``PipelineError/outputExists(_:)`` if something else does; ``JobFailure`` if it is not what was written
+  public func finished() throws -> Report? {
+    guard try FileSystem.exists(output) else { return nil }
+    guard let report = try? Report(directory: output), let identity = report.identity,
+      try FileSystem.exists(finishedFile),
+      try FileSystem.contents(of: finishedFile, limit: 128) == Array(identity.utf8)
+    else { throw PipelineError.outputExists(output) }
+    if let problem = try OutputVerification.problems(of: output).first {
+      throw JobFailure(
+        .broken, "\(output): \(problem); remove it, and give the command once more", code: 65)
+    }
+    return report
+  }
+
+  /// Why the job does not fit into a device's memory; see ``JobWorker/shortage(of:on:symlinks:)``.
+  public func shortage(on backend: any ComputeBackend) -> PipelineError? {
+    JobWorker.shortage(of: order, on: backend, symlinks: .follow)
+  }
+
+  /// Works until the result stands in its place, complete, verified and on the disk.
+  public func run(by backend: any ComputeBackend, send: @escaping (WorkerEvent) -> Void) throws -> Report {
+    try requireOneFileSystem()
+    try JobWorker(order, backend: backend, symlinks: .follow, send: send).run()
+    let report = try Report(directory: files.checkpoint)
+    try AtomicFile.write(report.identity ?? "", to: finishedFile)
+    try FileSystem.move(files.checkpoint, to: output)
+    try FileSystem.synchronizeDirectory(FileSystem.parent(of: output))
+    for file in [files.journal, files.tokens] { try FileSystem.removeTree(file) }
+    try JobWorker.removeCaches(of: order.id, in: order.cacheDirectory)
+    return report
+  }
+
+  /// Finds out, before the work, that the result could not be published by a rename.
+  private func requireOneFileSystem() throws {
+    let name = ".quantease-\(ThisProcess.identifier)"
+    let probe = FileSystem.join(order.directory, name)
+    let target = FileSystem.join(FileSystem.parent(of: output), name)
+    try FileSystem.createDirectories(FileSystem.parent(of: output))
+    try FileSystem.createDirectories(probe)
+    do { try FileSystem.move(probe, to: target) } catch {
+      try FileSystem.removeTree(probe)
+      guard error.errno == .improperLink else { throw error }
+      throw ResumableJobError.otherFileSystem(directory: order.directory, output: output)
+    }
+    try FileSystem.removeTree(target)
+  }
+
+  /// What decides the result and is another in the two.
+  private static func differences(_ earlier: JobOrder, _ now: JobOrder) throws -> [String] {
+    func settings(_ order: JobOrder) throws -> [String: JSONValue] {
+      try JSONValue(parsing: Array(try JSONEncoder().encode(order.settings))).object ?? [:]
+    }
+    let (one, other) = (try settings(earlier), try settings(now))
+    let keys = Set(one.keys).union(other.keys).filter { one[$0] != other[$0] }.sorted()
+    return (earlier.model == now.model ? [] : ["the model was \(earlier.model)"])
+      + (earlier.calibration == now.calibration ? [] : ["the calibration was \(earlier.calibration)"])
+      + keys.map { "\($0) was \(one[$0]?.compactText ?? "not set")" }
+  }
+}
+
+/// Why a command cannot go on with what a directory has.
+public enum ResumableJobError: Error, Equatable, Sendable, CustomStringConvertible {
+  case otherJob(directory: String, differences: [String])
+  case otherFileSystem(directory: String, output: String)
+  case networkedCache(String)
+
+  public var description: String {
+    switch self {
+    case .otherJob(let directory, let differences):
+      "\(directory) has another job: \(differences.joined(separator: ", ")); give the command that began it, or another "
+        + "directory"
+    case .otherFileSystem(let directory, let output):
+      "\(directory) is not on the file system of \(output), where the result appears by one rename: take a directory "
+        + "beside it"
+    case .networkedCache(let directory):
+      "the activation cache would be in \(directory), on a network file system, which LMDB's files must not be on: give "
+        + "--cache-dir a directory on a local disk"
+    }
+  }
+
+  /// By sysexits(3).
+  public var exitCode: Int32 {
+    switch self {
+    case .otherJob: 64
+    case .otherFileSystem, .networkedCache: 78
+    }
+  }
+}
