@@ -19,11 +19,12 @@ enum Work {
     }
   }
 
-  /// How often short work is repeated within one measurement: over a twentieth of a second of products,
-  /// threads that wake up and clocks that rise hardly count.
+  /// How often short work is repeated within one measurement: over a third of a second of products, threads that wake up
+  /// and clocks that rise hardly count. A kernel may leave two threads that have just woken on one processor, beside an idle
+  /// one, for fifty milliseconds.
   var repetitions: Int {
     switch self {
-    case .operations(let count): max(1, Int((1e10 / count).rounded(.up)))
+    case .operations(let count): max(1, Int((8e10 / count).rounded(.up)))
     case .densePass, .bytes: 1
     }
   }

@@ -27,8 +27,9 @@ final class Yardstick {
   /// - Returns: operations per second, a multiplication and an addition counting as two
   func rate() -> Double {
     let seconds = Stopwatch.seconds(of: multiply)
-    // OpenBLAS's threads look for more work for some 25 ms before they sleep; nothing is measured meanwhile.
-    usleep(50_000)
+    // OpenBLAS's threads look for more work for 2²⁶ ticks, and longer where others yield to them, before they sleep: up to a
+    // tenth of a second, in which they would take a processor from what is measured.
+    usleep(250_000)
     return Self.operations / seconds
   }
 
