@@ -7,7 +7,7 @@ import Tensors
 /// compressed with zstd where that pays, each with a checksum. What a stage leaves replaces what it read
 /// in the same transaction, so the file stays near the size of one layer's hidden states.
 ///
-/// Where there is memory for them, values can be held in it instead (``hold(_:key:replacing:)``), which takes a tenth of the
+/// Where there is memory for them, values can be held in it instead (``hold(_:key:replacing:)``), which takes a fifth of the
 /// time; they are rounded alike and read alike, and go with the process.
 ///
 /// The file is disposable: it is never synced, and it goes when the store goes unless it is to be resumed. All

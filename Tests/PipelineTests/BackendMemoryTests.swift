@@ -65,6 +65,15 @@ struct BackendMemoryTests {
     #expect(try bench.goOn(from: moment).result == run.result)
   }
 
+  @Test(arguments: ["llama-bf16-sharded", "falcon-40b", "deepseek-v3", "qwen2-moe"])
+  func `states go to the host's memory and back`(_ fixture: String) throws {
+    let test = ResumeCase(fixture)
+    let backend = OpenBLASBackend(threads: 1, bfloat16: .converting)
+    let run = try ResumeBench(test, backend: GuardedBackend(backend)).watchedRunInMemory()
+    #expect(run.states == .memory)
+    #expect(try run.result == ResumeBench(test, backend: backend).uninterrupted())
+  }
+
   @Test func `the definitions run on it`() throws {
     let test = ResumeCase("llama")
     let expected = try ResumeBench(test, backend: ReferenceBackend()).uninterrupted()
