@@ -230,18 +230,22 @@ struct TimeTrial {
     let rows = max(1, min(4_096, (1 << 22) / plan.model.hiddenSize))
     let values = matrix(rows: rows, columns: plan.model.hiddenSize, scale: 1)
     var (writes, reads): ([Double], [Double]) = ([], [])
-    for batch in 0..<Self.repetitions {
+    for batch in 0...Self.repetitions {
       let key = HiddenStatesKey(stream: 0, stage: 0, batch: batch)
+      let previous = batch > 0 ? [HiddenStatesKey(stream: 0, stage: 0, batch: batch - 1)] : []
       try backend.withHostMatrix(values, for: .changing) { host in
-        writes.append(
-          try time {
-            if memory.states == .memory {
-              try store.hold(host, key: key)
-            } else {
-              try store.write(host, key: key)
-            }
-          })
-        reads.append(try time { try store.read(key, into: host) })
+        let written = try time {
+          if memory.states == .memory {
+            try store.hold(host, key: key, replacing: previous)
+          } else {
+            try store.write(host, key: key, replacing: previous)
+          }
+        }
+        let read = try time { try store.read(key, into: host) }
+        // From the second layer on, a value takes the place of one that has gone.
+        guard batch > 0 else { return }
+        writes.append(written)
+        reads.append(read)
       }
     }
     let count = Double(values.count)

@@ -415,9 +415,9 @@ struct MachineOptions: ParsableArguments {
 
   @Option(
     help: """
-      Where the states of the calibration set stand between two stages of a layer. auto: in memory if there is room for \
-      all of them, else in the activation cache; cache: always there, which takes longer and needs less memory. The \
-      result is the same.
+      Where the hidden states of all tokens stand between two stages of a layer. auto: in memory if there is room for \
+      them, else in the activation cache; cache: always there, which takes longer and needs less memory. The result is the \
+      same.
       """)
   var states = StatesChoice.auto
 
