@@ -68,7 +68,8 @@ struct ResumeCommandTests {
     #expect(last.errors.contains("linears are done, by an earlier command"))
     #expect(try weights("output") == weights("expected"))
     #expect(
-      try FileSystem.names(in: directory.file("job")) == ["finished", "identity", "lock", "order.json"])
+      try FileSystem.names(in: directory.file("job"))
+        == ["calibration", "contents", "finished", "identity", "lock", "order.json"])
     #expect(try Quantease(["verify", directory.file("output")]).status == 0)
   }
 
@@ -96,6 +97,26 @@ struct ResumeCommandTests {
     try FileSystem.createDirectories(directory.file("output"))
     let blocked = try Quantease(arguments() + resume)
     #expect(blocked.status == 73, "\(blocked.errors)")
+  }
+
+  @Test func `a model or a calibration of other bytes is another job, done or not`() throws {
+    _ = try interrupt(after: 3, by: SIGKILL)
+    func expectOther(_ file: String) throws {
+      let path = directory.file(file)
+      let bytes = try FileSystem.contents(of: path, limit: 1 << 30)
+      var changed = bytes
+      changed[changed.count - 3] ^= 1
+      try AtomicFile.rewrite(changed, to: path)
+      let run = try Quantease(arguments() + resume)
+      #expect(run.status == 64 && run.errors.contains("has other bytes now"), "\(run.errors)")
+      try AtomicFile.rewrite(bytes, to: path)
+    }
+    let token = String(tokens.split(separator: "/").last ?? "")
+    for file in ["model/model.safetensors", token] { try expectOther(file) }
+    let run = try Quantease(arguments() + resume)
+    #expect(run.status == 0 && run.errors.contains("linears are done"), "\(run.errors)")
+    for file in ["model/model.safetensors", token] { try expectOther(file) }
+    #expect(try Quantease(arguments() + resume).errors.contains("done before"))
   }
 
   @Test func `a checkpoint of links goes through, and one that was copied anew is the same`() throws {

@@ -12,7 +12,7 @@ enum JobIdentity {
 
   /// What a job comes to, by what it is and by what computes: the same on the same machine.
   /// - Parameters:
-  ///   - digest: see ``digest(of:tokens:advanced:)``
+  ///   - digest: see ``digest(of:contents:tokens:)``
   ///   - kernels: see ``ComputeBackend/kernels(for:)``
   static func result(of digest: String, by kernels: String) -> String {
     var result = SHA256Digest()
@@ -20,13 +20,26 @@ enum JobIdentity {
     return result.finish()
   }
 
-  /// - Parameter advanced: called as parts of files are read
-  /// - Throws: ``FileError``
-  static func digest(
-    of order: JobOrder, tokens: CalibrationSet, symlinks: SymlinkPolicy, advanced: () -> Void
-  ) throws -> String {
+  /// - Parameter contents: see ``contents(of:symlinks:advanced:)``
+  static func digest(of order: JobOrder, contents: String, tokens: CalibrationSet) throws -> String {
     var digest = SHA256Digest()
     digest.update("quantease \(algorithmVersion)\n")
+    digest.update(contents)
+    let encoder = JSONEncoder()
+    encoder.outputFormatting = [.sortedKeys]
+    digest.update(String(decoding: try encoder.encode(order.settings), as: UTF8.self))
+    digest.update("\n\(tokens.sequenceLength)\n")
+    digest.update(unsafe tokens.tokens.span.bytes)
+    return digest.finish()
+  }
+
+  /// Name, size and digest of the checkpoint's files, three lines for each.
+  /// - Parameter advanced: called as parts of files are read
+  /// - Throws: ``FileError``
+  static func contents(
+    of order: JobOrder, symlinks: SymlinkPolicy, advanced: () -> Void
+  ) throws -> String {
+    var contents = ""
     // A GGUF file, which a command may be given as it is, is all its parts.
     let isFile = try FileSystem.kind(of: order.model, symlinks: symlinks) == .regular
     let directory = isFile ? FileSystem.parent(of: order.model) : order.model
@@ -37,14 +50,9 @@ enum JobIdentity {
     for name in names {
       let path = FileSystem.join(directory, name)
       let bytes = try SHA256Digest.of(file: path, symlinks: symlinks, advanced: advanced)
-      digest.update("\(name)\n\(try FileSystem.fileSize(path))\n\(bytes)\n")
+      contents += "\(name)\n\(try FileSystem.fileSize(path))\n\(bytes)\n"
     }
-    let encoder = JSONEncoder()
-    encoder.outputFormatting = [.sortedKeys]
-    digest.update(String(decoding: try encoder.encode(order.settings), as: UTF8.self))
-    digest.update("\n\(tokens.sequenceLength)\n")
-    digest.update(unsafe tokens.tokens.span.bytes)
-    return digest.finish()
+    return contents
   }
 
   /// Files that say something about the drop and nothing about the model.

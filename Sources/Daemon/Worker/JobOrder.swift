@@ -88,6 +88,8 @@ public struct JobFiles: Sendable {
   public var source: String { FileSystem.join(directory, "source.json") }
   /// The calibration tokens as drawn, so that a job that is gone on with has the very same.
   public var tokens: String { FileSystem.join(directory, "tokens.ids") }
+  /// What the job's digest is made of: name, size and digest of the checkpoint's files.
+  public var contents: String { FileSystem.join(directory, "contents") }
   /// The job's digest, once it is known.
   public var identity: String { FileSystem.join(directory, "identity") }
   var log: JobLog { JobLog(directory: directory) }

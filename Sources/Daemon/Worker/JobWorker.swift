@@ -131,9 +131,12 @@ public struct JobWorker {
   private func checkContents(_ calibration: CalibrationSet, _ identity: String) throws {
     guard try isNetworked(order.model) else { return }
     send(.step("reading the checkpoint once more, as it is on a network file system"))
-    let now = try JobIdentity.digest(of: order, tokens: calibration, symlinks: symlinks) { send(.advanced) }
+    let contents = try JobIdentity.contents(of: order, symlinks: symlinks) { send(.advanced) }
+    let now = try JobIdentity.digest(of: order, contents: contents, tokens: calibration)
     guard now != identity else { return }
-    for leftover in [files.checkpoint, files.journal, files.identity] { try FileSystem.removeTree(leftover) }
+    for leftover in [files.checkpoint, files.journal, files.identity, files.contents] {
+      try FileSystem.removeTree(leftover)
+    }
     throw JobFailure(
       .job,
       "\(order.model) changed while it was read; nothing of it is published: give the whole checkpoint again",
@@ -224,7 +227,10 @@ public struct JobWorker {
   private func knownIdentity(_ tokens: CalibrationSet) throws -> String {
     if try FileSystem.exists(files.identity) { return try storedIdentity() }
     send(.step("reading the checkpoint"))
-    let identity = try JobIdentity.digest(of: order, tokens: tokens, symlinks: symlinks) { send(.advanced) }
+    let contents = try JobIdentity.contents(of: order, symlinks: symlinks) { send(.advanced) }
+    let identity = try JobIdentity.digest(of: order, contents: contents, tokens: tokens)
+    // First, so that there is none without it.
+    try AtomicFile.rewrite(Array(contents.utf8), to: files.contents)
     try AtomicFile.write(identity, to: files.identity)
     return identity
   }

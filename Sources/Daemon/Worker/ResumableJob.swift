@@ -15,6 +15,8 @@ public struct ResumableJob {
   private let files: JobFiles
   /// What the published result is; written before it is published.
   private var finishedFile: String { FileSystem.join(order.directory, "finished") }
+  /// The digest of the calibration file.
+  private var calibrationFile: String { FileSystem.join(order.directory, "calibration") }
 
   /// Makes the directory, or takes over what an earlier command has left in it.
   /// - Parameters:
@@ -34,17 +36,42 @@ public struct ResumableJob {
     try FileSystem.createDirectories(order.directory)
     var order = order
     order.source = try QuantizationRun.sourceFiles(of: order.model, symlinks: .follow)
+    var earlierSource = order.source
     if try FileSystem.exists(files.order) {
       let earlier = try JobOrder(path: files.order)
+      earlierSource = earlier.source
       let differences = try Self.differences(earlier, order)
       guard differences.isEmpty else {
         throw ResumableJobError.otherJob(directory: order.directory, differences: differences)
       }
-      // On another machine files may have other times and be the same: their bytes tell.
-      if earlier.source != order.source { try FileSystem.removeTree(files.identity) }
     }
     self.order = order
+    try requireSameFiles(isKnown: earlierSource == order.source)
     try order.write(to: files.order)
+  }
+
+  /// - Parameter isKnown: whether the checkpoint's files are, by inode and times, those of the last command. On another
+  ///   machine they may have others and be the same: then their bytes tell.
+  private func requireSameFiles(isKnown: Bool) throws {
+    func other(_ what: String) -> ResumableJobError {
+      .otherJob(directory: order.directory, differences: ["\(what) has other bytes now"])
+    }
+    let calibration = try SHA256Digest.of(file: order.calibration, symlinks: .follow)
+    if try FileSystem.exists(calibrationFile) {
+      let earlier = try FileSystem.contents(of: calibrationFile, limit: 128)
+      guard earlier == Array(calibration.utf8) else { throw other(order.calibration) }
+    }
+    try AtomicFile.rewrite(Array(calibration.utf8), to: calibrationFile)
+    guard !isKnown else { return }
+    if try FileSystem.exists(files.contents) {
+      let now = try JobIdentity.contents(of: order, symlinks: .follow) {}
+      guard try FileSystem.contents(of: files.contents, limit: 1 << 26) == Array(now.utf8) else {
+        throw other(order.model)
+      }
+    } else {
+      // Nothing is done yet but, perhaps, the text tokenized, by another model's tokenizer.
+      for file in [files.tokens, files.identity] { try FileSystem.removeTree(file) }
+    }
   }
 
   /// The report of the result, every byte of which is looked at, if this job's stands in its place already.
