@@ -306,13 +306,14 @@ QE_DISPATCH float qe_log_sum_exp(const float *x, ptrdiff_t count) {
   return shift + (float)log(total);
 }
 
-// exp(−d) − 1 + d
-INLINED float divergence_term(float d) {
-  // Near zero the difference would be all that is left of three terms.
+// exp(p) · (exp(−d) − 1 + d), d = p − q
+INLINED float divergence_term(float p, float q) {
+  const float d = p - q, weight = exponential(p);
+  // Near zero the difference would be all that is left of three terms; far from it exp(−d) would have no end.
   const float series =
       d * d * (0.5f + d * (-1.0f / 6 + d * (1.0f / 24 + d * (-1.0f / 120 + d * (1.0f / 720)))));
-  const float direct = exponential(-d) - 1.0f + d;
-  return fabsf(d) < 0.25f ? series : direct;
+  const float direct = exponential(q) - weight + weight * d;
+  return fabsf(d) < 0.25f ? weight * series : direct;
 }
 
 QE_DISPATCH float qe_divergence(
@@ -326,7 +327,7 @@ QE_DISPATCH float qe_divergence(
     const ptrdiff_t length = count - start < stretch ? count - start : stretch;
     for (ptrdiff_t i = 0; i < length; i++) {
       const float p = reference[start + i] - reference_log_sum, q = x[start + i] - log_sum;
-      terms[i] = exponential(p) * divergence_term(p - q);
+      terms[i] = divergence_term(p, q);
     }
     total += (double)sum(terms, length);
   }

@@ -104,6 +104,8 @@ struct Needs: Encodable {
   let gguf: GGUFOutline?
 
   private let title: String
+  /// Whether there are experts, whose inputs and outputs are in the cache's directory wherever states are.
+  private let hasMixtures: Bool
 
   private enum CodingKeys: String, CodingKey {
     case architecture, linears, inputBytes, outputSpace, journalSpace, cacheSpace, memoryBytes,
@@ -118,6 +120,7 @@ struct Needs: Encodable {
     let settings = plan.settings
     architecture = plan.model.modelType
     linears = plan.linearCount
+    hasMixtures = plan.model.hasMixtures
     let goal = plan.outline.map { "as \($0.file)" } ?? "to \(settings.bits) bits"
     title = "\(plan.linearCount) linears \(goal), solver \(settings.solver.rawValue)"
     gguf = plan.outline
@@ -182,9 +185,9 @@ struct Needs: Encodable {
     }
     let cacheLine =
       switch states {
-      case .device: "none: states stay in the GPU's memory"
+      case .device where !hasMixtures: "none: states stay in the GPU's memory"
       // A daemon's jobs have in it what a layer begins with, to go on from.
-      case .memory where journalSpace == nil: "none: states stay in memory"
+      case .memory where journalSpace == nil && !hasMixtures: "none: states stay in memory"
       default: "at most \(text(cacheSpace))"
       }
     lines.append("cache    \(cacheLine)")

@@ -293,6 +293,22 @@ import Testing
     }
   }
 
+  @Test func `models that are worlds apart have a divergence, too`() throws {
+    // Of what one takes for impossible the other is certain, and the other way round.
+    let reference = Matrix(rows: 2, columns: 5, [0, -100, -12, -200, -3, 0, -300, -1, -2, -90])
+    let logits = Matrix(rows: 2, columns: 5, [0, -12, -100, -3, -200, -500, 0, -400, -100, -1])
+    let expected = ReferenceBackend().divergences(of: logits, from: reference)
+    let backends: [any ComputeBackend] = [
+      OpenBLASBackend(threads: 2), HostedBackend(try EmulatedGPU.backend()),
+    ]
+    for backend in backends {
+      for (one, other) in zip(backend.divergences(of: logits, from: reference), expected) {
+        #expect(abs(one.divergence - other.divergence) <= 1e-5 * other.divergence)
+        #expect(one.hasSameChoice == other.hasSameChoice)
+      }
+    }
+  }
+
   @Test func `of equal logits the first is the choice, and a NaN comes out`() throws {
     let logits = Matrix(rows: 2, columns: 4, [1, 5, 5, 0, 1, 2, .nan, 0])
     let reference = Matrix(rows: 2, columns: 4, [0, 5, 1, 2, 1, 2, 3, 0])

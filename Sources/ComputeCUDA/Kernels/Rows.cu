@@ -71,10 +71,11 @@ KERNEL(ROW_THREADS, divergence, (float *result, const float *x, const float *ref
   const row_summary own = summarize_row(x, columns, scratch), other = summarize_row(reference, columns, scratch);
   float sum = 0.0f;
   for (i64 column = threadIdx.x; column < columns; column += blockDim.x) {
-    const float p = reference[column] - other.log_sum, d = p - (x[column] - own.log_sum);
+    const float p = reference[column] - other.log_sum, q = x[column] - own.log_sum, d = p - q, weight = expf(p);
     const float series =
         d * d * (0.5f + d * (-1.0f / 6 + d * (1.0f / 24 + d * (-1.0f / 120 + d * (1.0f / 720)))));
-    sum += expf(p) * (fabsf(d) < 0.25f ? series : expf(-d) - 1.0f + d);
+    // Far from zero exp(−d) would have no end.
+    sum += fabsf(d) < 0.25f ? weight * series : expf(q) - weight + weight * d;
   }
   sum = block_sum(sum, scratch);
   if (threadIdx.x == 0) {

@@ -15,13 +15,16 @@ public struct JobWorker {
   private let send: (WorkerEvent) -> Void
   private let isNetworked: (String) throws -> Bool
   private let symlinks: SymlinkPolicy
+  private let lock: FileLock?
 
   /// - Parameters:
   ///   - isNetworked: whether a directory is on a file system whose times of change cannot be relied on
   ///   - symlinks: whether the checkpoint's files may be links: not where strangers put them
+  ///   - lock: the job's, if somebody holds it for this worker; else the worker waits for it
   ///   - send: takes every event
   public init(
     _ order: JobOrder, backend: any ComputeBackend, symlinks: SymlinkPolicy = .refuse,
+    holding lock: FileLock? = nil,
     isNetworked: @escaping (String) throws -> Bool = { try FileSystem.isNetworked($0) },
     send: @escaping (WorkerEvent) -> Void
   ) {
@@ -29,6 +32,7 @@ public struct JobWorker {
     self.backend = backend
     self.isNetworked = isNetworked
     self.symlinks = symlinks
+    self.lock = lock
     self.send = send
     files = JobFiles(order.directory)
   }
@@ -52,7 +56,7 @@ public struct JobWorker {
   /// - Throws: what stops the job; ``JobFailure/init(_:)`` tells what it asks for.
   public func run() throws {
     // A worker whose daemon was killed goes a moment later than its daemon.
-    let lock = try waitForLock()
+    let lock = try self.lock ?? Self.waitForLock(files, job: order.id)
     defer { withExtendedLifetime(lock) {} }
     let kernels = backend.kernels(for: .bfloat16)
     if try !FileSystem.exists(files.checkpoint) {
@@ -134,7 +138,7 @@ public struct JobWorker {
     let contents = try JobIdentity.contents(of: order, symlinks: symlinks) { send(.advanced) }
     let now = try JobIdentity.digest(of: order, contents: contents, tokens: calibration)
     guard now != identity else { return }
-    for leftover in [files.checkpoint, files.journal, files.identity, files.contents] {
+    for leftover in [files.checkpoint, files.journal, files.identity, files.contents, files.tokens] {
       try FileSystem.removeTree(leftover)
     }
     throw JobFailure(
@@ -143,13 +147,13 @@ public struct JobWorker {
       code: 65)
   }
 
-  private func waitForLock() throws -> FileLock {
+  static func waitForLock(_ files: JobFiles, job: String) throws -> FileLock {
     for _ in 0..<50 {
-      do { return try FileLock(path: files.lock, purpose: "working on \(order.id)") } catch .held {
+      do { return try FileLock(path: files.lock, purpose: "working on \(job)") } catch .held {
         _ = try DescriptorWaiting.readable(among: [], for: .milliseconds(100))
       }
     }
-    return try FileLock(path: files.lock, purpose: "working on \(order.id)")
+    return try FileLock(path: files.lock, purpose: "working on \(job)")
   }
 
   private func quantize(_ calibration: CalibrationSet, _ identity: String) throws {

@@ -13,6 +13,8 @@ public struct ResumableJob {
   private let order: JobOrder
   private let output: String
   private let files: JobFiles
+  /// Held from before anything is looked at until the result is published.
+  private let lock: FileLock
   /// What the published result is; written before it is published.
   private var finishedFile: String { FileSystem.join(order.directory, "finished") }
   /// The digest of the calibration file.
@@ -31,10 +33,27 @@ public struct ResumableJob {
     guard try !isNetworked(FileSystem.nearestExisting(order.cacheDirectory)) else {
       throw ResumableJobError.networkedCache(order.cacheDirectory)
     }
+    for directory in [order.directory, order.cacheDirectory]
+    where directory == order.model || directory.hasPrefix(order.model + "/") {
+      throw ResumableJobError.insideModel(directory: directory, model: order.model)
+    }
     self.output = output
-    files = JobFiles(order.directory)
+    let files = JobFiles(order.directory)
+    self.files = files
+    // A worker clears away what it does not know.
+    if try FileSystem.exists(order.directory), try !FileSystem.exists(files.order) {
+      let others = try FileSystem.names(in: order.directory).filter { $0 != FileSystem.name(of: files.lock) }
+      if let name = others.first {
+        throw ResumableJobError.notAJob(directory: order.directory, name: name)
+      }
+    }
     try FileSystem.createDirectories(order.directory)
+    lock = try JobWorker.waitForLock(files, job: order.id)
     var order = order
+    // Caches of several jobs may be in one directory, and the names of their results alike.
+    var place = SHA256Digest()
+    place.update(order.directory)
+    order.id += "-\(place.finish().prefix(12))"
     order.source = try QuantizationRun.sourceFiles(of: order.model, symlinks: .follow)
     var earlierSource = order.source
     if try FileSystem.exists(files.order) {
@@ -56,12 +75,15 @@ public struct ResumableJob {
     func other(_ what: String) -> ResumableJobError {
       .otherJob(directory: order.directory, differences: ["\(what) has other bytes now"])
     }
-    let calibration = try SHA256Digest.of(file: order.calibration, symlinks: .follow)
-    if try FileSystem.exists(calibrationFile) {
-      let earlier = try FileSystem.contents(of: calibrationFile, limit: 128)
-      guard earlier == Array(calibration.utf8) else { throw other(order.calibration) }
+    let isBegun = try FileSystem.exists(calibrationFile)
+    // What was drawn of it is kept.
+    if try !isBegun || FileSystem.kind(of: order.calibration) != nil {
+      let calibration = Array(try SHA256Digest.of(file: order.calibration, symlinks: .follow).utf8)
+      if isBegun, try FileSystem.contents(of: calibrationFile, limit: 128) != calibration {
+        throw other(order.calibration)
+      }
+      try AtomicFile.rewrite(calibration, to: calibrationFile)
     }
-    try AtomicFile.rewrite(Array(calibration.utf8), to: calibrationFile)
     guard !isKnown else { return }
     if try FileSystem.exists(files.contents) {
       let now = try JobIdentity.contents(of: order, symlinks: .follow) {}
@@ -86,6 +108,7 @@ public struct ResumableJob {
       throw JobFailure(
         .broken, "\(output): \(problem); remove it, and give the command once more", code: 65)
     }
+    try removeLeftovers()
     return report
   }
 
@@ -97,14 +120,18 @@ public struct ResumableJob {
   /// Works until the result stands in its place, complete, verified and on the disk.
   public func run(by backend: any ComputeBackend, send: @escaping (WorkerEvent) -> Void) throws -> Report {
     try requireOneFileSystem()
-    try JobWorker(order, backend: backend, symlinks: .follow, send: send).run()
+    try JobWorker(order, backend: backend, symlinks: .follow, holding: lock, send: send).run()
     let report = try Report(directory: files.checkpoint)
     try AtomicFile.write(report.identity ?? "", to: finishedFile)
     try FileSystem.move(files.checkpoint, to: output)
     try FileSystem.synchronizeDirectory(FileSystem.parent(of: output))
+    try removeLeftovers()
+    return report
+  }
+
+  private func removeLeftovers() throws {
     for file in [files.journal, files.tokens] { try FileSystem.removeTree(file) }
     try JobWorker.removeCaches(of: order.id, in: order.cacheDirectory)
-    return report
   }
 
   /// Finds out, before the work, that the result could not be published by a rename.
@@ -140,6 +167,8 @@ public enum ResumableJobError: Error, Equatable, Sendable, CustomStringConvertib
   case otherJob(directory: String, differences: [String])
   case otherFileSystem(directory: String, output: String)
   case networkedCache(String)
+  case insideModel(directory: String, model: String)
+  case notAJob(directory: String, name: String)
 
   public var description: String {
     switch self {
@@ -152,13 +181,17 @@ public enum ResumableJobError: Error, Equatable, Sendable, CustomStringConvertib
     case .networkedCache(let directory):
       "the activation cache would be in \(directory), on a network file system, which LMDB's files must not be on: give "
         + "--cache-dir a directory on a local disk"
+    case .insideModel(let directory, let model):
+      "\(directory) is inside \(model), of which every file is a part of the model: take a directory outside of it"
+    case .notAJob(let directory, let name):
+      "\(directory) is no job's directory, it has \(name): take one that is empty or not there yet"
     }
   }
 
   /// By sysexits(3).
   public var exitCode: Int32 {
     switch self {
-    case .otherJob: 64
+    case .otherJob, .insideModel, .notAJob: 64
     case .otherFileSystem, .networkedCache: 78
     }
   }
