@@ -45,6 +45,12 @@ struct ResumableJobTests {
     }
     #expect(error == .notAJob(directory: order.directory, name: ".git") && error.exitCode == 64)
     #expect(try FileSystem.names(in: order.directory) == [".git"])
+    // What a command leaves that ends before it has written its order.
+    try FileSystem.removeTree(bench.directory.file("home/.git"))
+    try bench.directory.write("", to: "home/lock")
+    let digest = try SHA256Digest.of(file: order.calibration, symlinks: .follow)
+    try bench.directory.write(digest, to: "home/calibration")
+    _ = try ResumableJob(order, output: bench.directory.file("output"))
     order.directory = order.model + "/job"
     let inside = try #require(throws: ResumableJobError.self) {
       try ResumableJob(order, output: bench.directory.file("output"))

@@ -18,7 +18,8 @@ public struct ResumableJob {
   /// What the published result is; written before it is published.
   private var finishedFile: String { FileSystem.join(order.directory, "finished") }
   /// The digest of the calibration file.
-  private var calibrationFile: String { FileSystem.join(order.directory, "calibration") }
+  private var calibrationFile: String { FileSystem.join(order.directory, Self.calibrationName) }
+  private static let calibrationName = "calibration"
 
   /// Makes the directory, or takes over what an earlier command has left in it.
   /// - Parameters:
@@ -40,13 +41,7 @@ public struct ResumableJob {
     self.output = output
     let files = JobFiles(order.directory)
     self.files = files
-    // A worker clears away what it does not know.
-    if try FileSystem.exists(order.directory), try !FileSystem.exists(files.order) {
-      let others = try FileSystem.names(in: order.directory).filter { $0 != FileSystem.name(of: files.lock) }
-      if let name = others.first {
-        throw ResumableJobError.notAJob(directory: order.directory, name: name)
-      }
-    }
+    try Self.requireJobsDirectory(order.directory)
     try FileSystem.createDirectories(order.directory)
     lock = try JobWorker.waitForLock(files, job: order.id)
     var order = order
@@ -67,6 +62,20 @@ public struct ResumableJob {
     self.order = order
     try requireSameFiles(isKnown: earlierSource == order.source)
     try order.write(to: files.order)
+  }
+
+  /// Refuses a directory with something else in it: a worker clears away what it does not know.
+  private static func requireJobsDirectory(_ directory: String) throws {
+    let files = JobFiles(directory)
+    guard try FileSystem.exists(directory), try !FileSystem.exists(files.order) else { return }
+    // A command may have ended before it wrote its order.
+    for name in [files.order, FileSystem.join(directory, calibrationName)] {
+      try AtomicFile.removeLeftovers(of: name)
+    }
+    let own = [FileSystem.name(of: files.lock), calibrationName]
+    if let name = try FileSystem.names(in: directory).first(where: { !own.contains($0) }) {
+      throw ResumableJobError.notAJob(directory: directory, name: name)
+    }
   }
 
   /// - Parameter isKnown: whether the checkpoint's files are, by inode and times, those of the last command. On another
