@@ -91,6 +91,17 @@ public final class CheckpointReader: WeightSource {
   /// the path is opened.
   public static func isGGUF(_ path: String) -> Bool { ((try? ggufFile(of: path)) ?? nil) != nil }
 
+  /// The files that a model is: all below its directory, hidden ones aside, or all parts of a GGUF file that is named itself.
+  /// - Returns: the directory, and names relative to it
+  public static func files(
+    of path: String, symlinks: SymlinkPolicy
+  ) throws -> (directory: String, names: [String]) {
+    if try ggufFile(of: path) == path {
+      return (FileSystem.parent(of: path), GGUFFiles.parts(of: FileSystem.name(of: path)))
+    }
+    return (path, try FileSystem.regularFiles(below: path, symlinks: symlinks))
+  }
+
   /// Opens a GGUF file, or all parts of one that is split: what it says of its model stands for config.json, and its
   /// tensors have the names that they have there.
   /// - Parameters:

@@ -73,7 +73,9 @@ public final class Supervisor {
     spool = Spool(root: configuration.spool)
     try configuration.requireLocalPlaces()
     try spool.create()
-    lock = try Self.waitForLock(spool)
+    // A moment's patience: a command may be asking whether there is a daemon.
+    lock = try FileLock.waiting(
+      path: spool.lock, purpose: "quanteased", tries: 10, pause: .milliseconds(50))
     ledger = try JobLedger(
       spool: spool, state: try StateStore.open(directory: configuration.stateDirectory),
       cacheDirectory: configuration.cacheDirectory)
@@ -101,16 +103,6 @@ public final class Supervisor {
     let count = try ledger.rebuild()
     if ledger.stateOrigin == .made && count == 0 { return }
     log.warning("\(what): \(count) jobs that are over are known again by the spool's folders")
-  }
-
-  /// A moment's patience: a command may be asking whether there is a daemon.
-  private static func waitForLock(_ spool: Spool) throws -> FileLock {
-    for _ in 0..<10 {
-      do { return try FileLock(path: spool.lock, purpose: "quanteased") } catch .held {
-        _ = try DescriptorWaiting.readable(among: [], for: .milliseconds(50))
-      }
-    }
-    return try FileLock(path: spool.lock, purpose: "quanteased")
   }
 
   /// Runs until SIGTERM or SIGINT.

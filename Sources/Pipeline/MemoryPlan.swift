@@ -133,19 +133,13 @@ public struct MemoryPlan: Sendable, Equatable {
       MemoryPlan(
         work, batchSamples: batchSamples, panelRows: panelRows, isOnDevice: isOnDevice, states: states)
     }
-    if work.states == .auto {
-      if isOnDevice, plan(.device).fits(budget) {
-        self = plan(.device)
-        return
-      }
-      // The rest is for the page cache, which checkpoint and result go through.
-      let share = Budget(hostBytes: budget.hostBytes / 4 * 3, deviceBytes: budget.deviceBytes)
-      if plan(.memory).fits(share) {
-        self = plan(.memory)
-        return
-      }
-    }
-    self = plan(.cache)
+    // The rest is for the page cache, which checkpoint and result go through.
+    let share = Budget(hostBytes: budget.hostBytes / 4 * 3, deviceBytes: budget.deviceBytes)
+    let inMemory = (isOnDevice ? [(StatesPlace.device, budget)] : []) + [(.memory, share)]
+    let fitting =
+      work.states == .cache
+      ? nil : inMemory.lazy.map { (plan($0), $1) }.first { $0.fits($1) }?.0
+    self = fitting ?? plan(.cache)
     if !fits(budget) { throw refusal(work, budget) }
   }
 

@@ -97,12 +97,8 @@ public final class QuantizationRun: Sendable {
 
   /// The files of a checkpoint's directory, or of a GGUF model by one of its files.
   public static func sourceFiles(of model: String, symlinks: SymlinkPolicy) throws -> SourceFiles {
-    guard try CheckpointReader.ggufFile(of: model) == model else {
-      return try SourceFiles(of: model, symlinks: symlinks)
-    }
-    return try SourceFiles(
-      named: GGUFFiles.parts(of: FileSystem.name(of: model)), in: FileSystem.parent(of: model),
-      symlinks: symlinks)
+    let files = try CheckpointReader.files(of: model, symlinks: symlinks)
+    return try SourceFiles(named: files.names, in: files.directory, symlinks: symlinks)
   }
 
   /// Opens a checkpoint and looks whether it is one that can be quantized, which takes no time: what cannot be is to be

@@ -62,6 +62,16 @@ public final class FileLock: Sendable {
     }
   }
 
+  /// Takes the lock, or tries so many times more, after a pause each time.
+  public static func waiting(path: String, purpose: String, tries: Int, pause: Duration) throws -> FileLock {
+    for _ in 0..<tries {
+      do { return try FileLock(path: path, purpose: purpose) } catch .held {
+        _ = try DescriptorWaiting.readable(among: [], for: pause)
+      }
+    }
+    return try FileLock(path: path, purpose: purpose)
+  }
+
   /// Whether somebody has the lock; asks nothing but to read the file.
   /// - Throws: ``FileError``
   public static func isHeld(_ path: String) throws(FileError) -> Bool {

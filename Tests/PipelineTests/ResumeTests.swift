@@ -1,5 +1,6 @@
 import ComputeOpenBLAS
 import SystemIO
+import TestSupport
 import Testing
 
 @testable import Pipeline

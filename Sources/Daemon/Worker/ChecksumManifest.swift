@@ -19,8 +19,8 @@ public enum ChecksumManifest {
     try AtomicFile.write(lines, to: FileSystem.join(directory, fileName))
   }
 
-  /// Digests some files anew that have been changed on purpose, if there is a manifest.
-  /// - Throws: ``FileError``; an error of the manifest's, if it cannot be read
+  /// Digests some files anew that have been changed on purpose, if there is a manifest; one that cannot be read stays as it is.
+  /// - Throws: ``FileError``
   public static func update(_ names: [String], in directory: String) throws {
     let path = FileSystem.join(directory, fileName)
     guard try FileSystem.exists(path),

@@ -40,14 +40,8 @@ enum JobIdentity {
     of order: JobOrder, symlinks: SymlinkPolicy, advanced: () -> Void
   ) throws -> String {
     var contents = ""
-    // A GGUF file, which a command may be given as it is, is all its parts.
-    let isFile = try FileSystem.kind(of: order.model, symlinks: symlinks) == .regular
-    let directory = isFile ? FileSystem.parent(of: order.model) : order.model
-    let names =
-      try isFile
-      ? GGUFFiles.parts(of: FileSystem.name(of: order.model))
-      : FileSystem.regularFiles(below: directory, symlinks: symlinks).filter { !isAboutTheJob($0) }
-    for name in names {
+    let (directory, names) = try CheckpointReader.files(of: order.model, symlinks: symlinks)
+    for name in names where !isAboutTheJob(name) {
       let path = FileSystem.join(directory, name)
       let bytes = try SHA256Digest.of(file: path, symlinks: symlinks, advanced: advanced)
       contents += "\(name)\n\(try FileSystem.fileSize(path))\n\(bytes)\n"

@@ -148,12 +148,7 @@ public struct JobWorker {
   }
 
   static func waitForLock(_ files: JobFiles, job: String) throws -> FileLock {
-    for _ in 0..<50 {
-      do { return try FileLock(path: files.lock, purpose: "working on \(job)") } catch .held {
-        _ = try DescriptorWaiting.readable(among: [], for: .milliseconds(100))
-      }
-    }
-    return try FileLock(path: files.lock, purpose: "working on \(job)")
+    try FileLock.waiting(path: files.lock, purpose: "working on \(job)", tries: 50, pause: .milliseconds(100))
   }
 
   private func quantize(_ calibration: CalibrationSet, _ identity: String) throws {
