@@ -30,9 +30,9 @@ public protocol MatrixStorage: Sendable {
   /// Whether every element is finite.
   func isFinite(_ matrix: Matrix) -> Bool
 
-  /// Rounds states to a type, in place, and keeps them in a device's memory.
+  /// Rounds states to a type, in place, and keeps them in a device's memory or where it copies them to by itself.
   /// - Returns: nil if one of them has no value in that type, and from a backend without a device, which keeps nothing
-  func keep(_ states: Matrix, as type: DType) -> KeptStates?
+  func keep(_ states: Matrix, as type: DType, in place: KeptStates.Place) -> KeptStates?
 
   /// Copies back what was kept; any number of times.
   func restore(_ kept: KeptStates, into states: Matrix)
@@ -48,8 +48,14 @@ public protocol MatrixStorage: Sendable {
   func uploadCodes(_ codes: [UInt8], firstRow: Int, to panel: Matrix)
 }
 
-/// States in a device's memory, in the type that the activation cache would have them in.
+/// States that a device keeps, in the type that the activation cache would have them in.
 public struct KeptStates: Sendable {
+  public enum Place: Sendable {
+    case device
+    /// Memory of the host's that only the device reads and writes.
+    case host
+  }
+
   public let rows: Int
   public let columns: Int
   public let type: DType
@@ -83,7 +89,7 @@ extension MatrixStorage {
     withHostMatrix(matrix, for: .reading) { $0.firstNonFinite == nil }
   }
 
-  public func keep(_ states: Matrix, as type: DType) -> KeptStates? { nil }
+  public func keep(_ states: Matrix, as type: DType, in place: KeptStates.Place) -> KeptStates? { nil }
 
   public func restore(_ kept: KeptStates, into states: Matrix) {
     preconditionFailure("a backend without a device keeps nothing")

@@ -109,9 +109,7 @@ extension CUDABackend: MatrixStorage {
     precondition(stored.byteCount == matrix.count * type.byteWidth, "the values do not fill the matrix")
     let memory = context.scratch(bytes: stored.byteCount)
     let (_, buffer) = context.lend(rows: 1, columns: (stored.byteCount + 3) / 4)
-    unsafe stored.withUnsafeBytes { bytes in
-      if let base = bytes.baseAddress { unsafe buffer.memory.copyMemory(from: base, byteCount: bytes.count) }
-    }
+    unsafe stored.withUnsafeBytes { unsafe buffer.fill(from: $0, threads: threads) }
     unsafe context.upload(buffer.memory, to: memory.address, bytes: stored.byteCount)
     context.give(buffer)
     convert(memory.address, type.kernelNumber, into: matrix)
@@ -131,9 +129,10 @@ extension CUDABackend: MatrixStorage {
     return context.downloaded(unsound, count: 1, of: Int32(0))[0] == 0
   }
 
-  public func keep(_ states: Matrix, as type: DType) -> KeptStates? {
+  public func keep(_ states: Matrix, as type: DType, in place: KeptStates.Place) -> KeptStates? {
     let number = type.kernelNumber
-    let memory = context.scratch(bytes: states.count * type.byteWidth)
+    let bytes = states.count * type.byteWidth
+    let memory = context.scratch(bytes: bytes)
     let unsound = context.uploaded([Int32(0)])
     context.launch(
       .keep_states, elements: states.count,
@@ -143,13 +142,19 @@ extension CUDABackend: MatrixStorage {
       ])
     let isSound = context.downloaded(unsound, count: 1, of: Int32(0))[0] == 0
     return isSound
-      ? KeptStates(rows: states.rows, columns: states.columns, type: type, number: number, memory: memory)
-      : nil
+      ? KeptStates(
+        rows: states.rows, columns: states.columns, type: type, number: number,
+        memory: place == .device ? memory : HostBlocks(copyOf: memory, bytes: bytes, context)) : nil
   }
 
   public func restore(_ kept: KeptStates, into states: Matrix) {
     precondition(kept.rows == states.rows && kept.columns == states.columns, "the shapes differ")
-    convert(UInt64(UInt(bitPattern: unsafe kept.memory.pointer)), kept.number, into: states)
+    guard let blocks = kept.memory as? HostBlocks else {
+      return convert(UInt64(UInt(bitPattern: unsafe kept.memory.pointer)), kept.number, into: states)
+    }
+    let memory = context.scratch(bytes: blocks.bytes)
+    blocks.copy(to: memory)
+    convert(memory.address, kept.number, into: states)
   }
 
   public func downloadCodes(_ panel: Matrix, to codes: inout [UInt8], firstRow: Int) {

@@ -19,6 +19,7 @@ import Tensors
   private let firstFailure = Mutex<CUDAError?>(nil)
   private let launches = Atomic<Int>(0)
   private let pinned = Mutex(PinnedBuffers())
+  private let spareBlocks = Mutex(SpareBlocks())
   private let profile = CallProfile.shared
   private var workspace: UInt64 = 0
   let blasVersion: Int
@@ -95,6 +96,7 @@ import Tensors
   deinit {
     free(workspace)
     for buffer in pinned.withLock({ $0.removeAll() }) { release(buffer) }
+    for slab in spareBlocks.withLock({ $0.removeAll() }) { release(slab) }
   }
 
   // MARK: Failures
@@ -201,6 +203,12 @@ import Tensors
     synchronize()
   }
 
+  /// Copies to memory that only the device reads, as soon as it has come there.
+  func downloadLater(_ source: UInt64, to block: SpareBlocks.Block, bytes: Int) {
+    if bytes == 0 { return }
+    call("cuMemcpyDtoHAsync") { unsafe $0.cuMemcpyDtoHAsync_v2(block.memory, source, bytes, stream) }
+  }
+
   func synchronize() {
     call("cuStreamSynchronize") { unsafe $0.cuStreamSynchronize(stream) }
     pinned.withLock { $0.markDone() }
@@ -227,15 +235,35 @@ import Tensors
     }
   }
 
-  private func makePinned(bytes: Int) -> PinnedBuffer {
+  /// - Parameter mustPin: whether a run ends that gets no pinned memory, and does not go on with other memory
+  private func makePinned(bytes: Int, mustPin: Bool = true) -> PinnedBuffer {
     var memory: UnsafeMutableRawPointer?
     // 1: for every context.
-    call("cuMemHostAlloc") { unsafe $0.cuMemHostAlloc(&memory, bytes, 1) }
+    if mustPin {
+      call("cuMemHostAlloc") { unsafe $0.cuMemHostAlloc(&memory, bytes, 1) }
+    } else if failure == nil {
+      let calls = unsafe libraries.calls.pointee
+      _ = unsafe calls.cuCtxSetCurrent(context)
+      _ = unsafe calls.cuMemHostAlloc(&memory, bytes, 1)
+    }
     if let memory = unsafe memory { return unsafe PinnedBuffer(memory, bytes: bytes, isPinned: true) }
     // After a failure the host goes on for a while, with memory of its own.
     return unsafe PinnedBuffer(
       UnsafeMutableRawPointer.allocate(byteCount: bytes, alignment: 64), bytes: bytes, isPinned: false)
   }
+
+  /// Memory of the host's in blocks of ``SpareBlocks/blockBytes`` that nobody but the device reads or writes: what is given
+  /// back can be lent at once, since the device does one thing after the other.
+  func lendBlocks(_ count: Int) -> [SpareBlocks.Block] {
+    while true {
+      if let blocks = spareBlocks.withLock({ $0.take(count) }) { return blocks }
+      // Where little may be pinned, copies are slower and all else is as it was.
+      let slab = makePinned(bytes: SpareBlocks.slabBytes, mustPin: false)
+      spareBlocks.withLock { $0.add(slab) }
+    }
+  }
+
+  func give(_ blocks: [SpareBlocks.Block]) { spareBlocks.withLock { $0.give(blocks) } }
 
   private func release(_ buffer: PinnedBuffer) {
     if !buffer.isPinned { return unsafe buffer.memory.deallocate() }

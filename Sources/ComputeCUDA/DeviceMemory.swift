@@ -1,4 +1,5 @@
 import Compute
+import Dispatch
 import Tensors
 
 /// Memory of a GPU: its addresses have elements for the backend's operations alone.
@@ -69,6 +70,94 @@ extension Matrix {
     unsafe pointer = memory.bindMemory(to: Float.self, capacity: bytes / MemoryLayout<Float>.stride)
     self.bytes = bytes
     self.isPinned = isPinned
+  }
+
+  /// Bytes that a thread copies at a time.
+  private static let part = 4 << 20
+
+  /// Copies, several threads at a time: one alone is slower than the device takes the bytes from here.
+  func fill(from source: UnsafeRawBufferPointer, threads: Int) {
+    precondition(source.count <= bytes, "there is no room")
+    guard let base = source.baseAddress else { return }
+    nonisolated(unsafe) let (from, to) = unsafe (base, memory)
+    let (count, part) = (source.count, Self.part)
+    let parts = (count + part - 1) / part
+    let workers = max(1, min(threads, parts))
+    DispatchQueue.concurrentPerform(iterations: workers) { worker in
+      for start in stride(from: worker * part, to: count, by: workers * part) {
+        unsafe (to + start).copyMemory(from: from + start, byteCount: min(part, count - start))
+      }
+    }
+  }
+}
+
+/// Values that a device has copied to the host's memory and will copy back.
+@safe final class HostBlocks: MatrixMemory, @unchecked Sendable {
+  private let context: DeviceContext
+  private let blocks: [SpareBlocks.Block]
+  let bytes: Int
+
+  var pointer: UnsafeMutablePointer<Float> {
+    preconditionFailure("what only the device reads has no address for others")
+  }
+
+  init(copyOf memory: DeviceMemory, bytes: Int, _ context: DeviceContext) {
+    self.context = context
+    self.bytes = bytes
+    blocks = context.lendBlocks((bytes + SpareBlocks.blockBytes - 1) / SpareBlocks.blockBytes)
+    forEachBlock { block, offset, count in
+      context.downloadLater(memory.address + UInt64(offset), to: block, bytes: count)
+    }
+  }
+
+  deinit { context.give(blocks) }
+
+  func copy(to memory: DeviceMemory) {
+    forEachBlock { block, offset, count in
+      unsafe context.upload(block.memory, to: memory.address + UInt64(offset), bytes: count)
+    }
+  }
+
+  private func forEachBlock(_ body: (_ block: SpareBlocks.Block, _ offset: Int, _ bytes: Int) -> Void) {
+    for (index, block) in blocks.enumerated() {
+      let offset = index * SpareBlocks.blockBytes
+      body(block, offset, min(SpareBlocks.blockBytes, bytes - offset))
+    }
+  }
+}
+
+/// Blocks of one size, whatever is to stand in them, so that what states of one width leave takes those of another.
+struct SpareBlocks {
+  @safe struct Block: @unchecked Sendable {
+    @unsafe let memory: UnsafeMutableRawPointer
+  }
+
+  static let blockBytes = 1 << 20
+  /// To pin memory takes long for every call.
+  static let slabBytes = 64 << 20
+
+  private var slabs: [PinnedBuffer] = []
+  private var spare: [Block] = []
+
+  /// - Returns: nil if there are not as many
+  mutating func take(_ count: Int) -> [Block]? {
+    if spare.count < count { return nil }
+    defer { spare.removeLast(count) }
+    return Array(spare.suffix(count))
+  }
+
+  mutating func give(_ blocks: [Block]) { spare += blocks }
+
+  mutating func add(_ slab: PinnedBuffer) {
+    slabs.append(slab)
+    for offset in stride(from: 0, to: slab.bytes, by: Self.blockBytes) {
+      spare.append(unsafe Block(memory: slab.memory + offset))
+    }
+  }
+
+  mutating func removeAll() -> [PinnedBuffer] {
+    defer { (slabs, spare) = ([], []) }
+    return slabs
   }
 }
 

@@ -275,9 +275,15 @@ private struct Needs {
   private static let windowColumns = 1_024
   /// Buffers that the device copies from while the host fills others.
   private static let pinnedBuffers = 3
+  /// What states that a device keeps in the host's memory are cut into, and what is pinned at once.
+  private static let (pinnedBlock, pinnedSlab) = (1 << 20, 64 << 20)
+  /// The states of a batch that stand at a time, at most.
+  private static let slotsOfBatch = 4
 
   var gatheringOnDevice: Int {
-    let roundedInputs = work.operands == .bfloat16 ? 2 * widestSlot * batchTokens : 0
+    // States on their way to and from the host pass by in the same memory.
+    let valueBytes = max(work.operands == .bfloat16 ? 2 : 0, states == .memory ? work.stateBytes : 0)
+    let roundedInputs = valueBytes * widestSlot * batchTokens
     return stages.indices.map { index in
       let before = stages[(index + stages.count - 1) % stages.count]
       let stage = stages[index]
@@ -329,7 +335,14 @@ private struct Needs {
   private var standingBesideDevice: Int {
     let largestLent = max(widestSlot * batchTokens * Self.float, 16_000_000)
     return Self.base + 2 * writtenValue + valuesAhead + Self.pinnedBuffers * largestLent
-      + model.hiddenSize * batchTokens * Self.float
+      + model.hiddenSize * batchTokens * Self.float + blocksBesideDevice
+  }
+
+  /// What states that a device keeps in the host's memory take more than their bytes: the rest of the last block of each,
+  /// and of what was pinned last.
+  private var blocksBesideDevice: Int {
+    let batches = (work.samples + work.originalSamples + batchSamples - 1) / batchSamples + streams
+    return states == .memory ? Self.pinnedSlab + batches * Self.slotsOfBatch * Self.pinnedBlock / 2 : 0
   }
 
   /// What is there all the time: the program, and the buffers of the forward pass and of the cache, which are kept from

@@ -182,6 +182,9 @@ public final class QuantizationRun: Sendable {
         repeating: { progress(.catchingUp(layer: $0, until: $1)) },
         begun: { newWorkStart = .now })
     }
+    let writes = WritesBeside(isBeside: backend.deviceMemory != nil)
+    // What a device keeps goes with the process; what is in the cache must not be further than the journal.
+    let mayLag = backend.deviceMemory != nil && plan.states != .cache
     var importance = request.importanceMatrix.map { _ in
       ImportanceMatrix(
         dataset: FileSystem.name(of: request.calibrationSource), samples: request.calibration.samples,
@@ -245,8 +248,11 @@ public final class QuantizationRun: Sendable {
         (row.expert, row.tokens) = (expert?.number, expert?.tokens)
         layer.replaceWeights(of: linear, by: solution.linear, backend: backend)
         try exportTimes.measure(.export) {
-          try export.write(solution.linear)
-          try journal?.append(solution.linear, row: row)
+          try writes.add { [linear = solution.linear, journal, row] in
+            try export.write(linear)
+            try journal?.append(linear, row: row)
+          }
+          if !mayLag || expert != nil { try writes.finish() }
         }
         rows.append(row)
         for warning in row.warnings ?? [] { progress(.warning(warning)) }
@@ -268,7 +274,9 @@ public final class QuantizationRun: Sendable {
     try rebuildingDamagedCache(store, progress) {
       let loop = try makeLoop()
       defer { times.merge(loop.times.byName) { $0 + $1 } }
-      try loop.run(knowing: known, quantize)
+      let result = Result { try loop.run(knowing: known, quantize) }
+      try exportTimes.measure(.export) { try writes.finish() }
+      try result.get()
     }
     progress(.step("writing the other tensors and files"))
     for linear in rounded {

@@ -7,7 +7,7 @@ import Tensors
 public enum StatesPlace: String, Sendable, Codable, CaseIterable {
   /// In the memory of the device that computes: they need neither be encoded nor copied to the host.
   case device
-  /// In the host's memory, not encoded.
+  /// In the host's memory, not encoded. A device copies them there by itself.
   case memory
   /// In the activation cache's file.
   case cache
@@ -27,7 +27,8 @@ public enum StatesChoice: String, Sendable, Codable, CaseIterable {
 /// transaction that stores what came of it.
 ///
 /// What stands in memory goes with the process. A run that another is to go on with has in the cache, besides, what every
-/// layer begins with, until all batches have reached the next one.
+/// layer begins with, until all batches have reached the next one; but not what a device keeps: there a later process
+/// computes it again as fast as it would be encoded.
 final class StagedStates {
   enum Slot: Int, CaseIterable {
     case residual, context, intermediate, queryLatents, latents, rotaryKeys
@@ -50,21 +51,28 @@ final class StagedStates {
 
   private let backend: any ComputeBackend
   private let place: StatesPlace
+  /// Where a device keeps them; nil without one, and where they are in the cache.
+  private let keptIn: KeptStates.Place?
   /// Whether what a layer begins with stands in the cache, too.
   private let storesLayerStarts: Bool
-  /// Those in the device's memory.
+  /// Those that the device keeps.
   private var kept: [HiddenStatesKey: KeptStates] = [:]
 
-  /// - Parameter storesLayerStarts: whether what a layer begins with stands in the cache, too, if the rest is in the host's
-  ///   memory. Of what is in a device's nothing does: there a later process computes it again as fast as it would be
-  ///   encoded.
+  /// - Parameter storesLayerStarts: whether what a layer begins with stands in the cache, too, if the rest is in memory
+  ///   and no device's matter
   init(
     store: HiddenStatesStore, stream: Int, description: ModelDescription, backend: any ComputeBackend,
     place: StatesPlace, storesLayerStarts: Bool
   ) {
     self.backend = backend
     self.place = place
-    self.storesLayerStarts = storesLayerStarts && place == .memory
+    keptIn =
+      switch place {
+      case .device: .device
+      case .memory: backend.deviceMemory == nil ? nil : .host
+      case .cache: nil
+      }
+    self.storesLayerStarts = storesLayerStarts && place == .memory && keptIn == nil
     self.store = store
     self.stream = stream
     self.description = description
@@ -81,7 +89,7 @@ final class StagedStates {
   }
 
   private func contains(_ key: HiddenStatesKey) throws -> Bool {
-    try place == .device ? kept[key] != nil : store.contains(key)
+    try keptIn == nil ? store.contains(key) : kept[key] != nil
   }
 
   /// Goes back to before the first state was written.
@@ -102,7 +110,7 @@ final class StagedStates {
     func matrix(_ slot: Slot) throws -> Matrix? {
       guard slots.contains(slot), let version = versions[slot] else { return nil }
       let buffer = buffer(slot, rows: tokens, columns: version.columns)
-      if place == .device {
+      if keptIn != nil {
         guard let states = kept[key(slot, version, batch)] else {
           preconditionFailure("a batch is read before it is written")
         }
@@ -127,7 +135,7 @@ final class StagedStates {
 
   /// Begins reading a batch ahead of its use.
   func prefetch(_ slots: Set<Slot>, batch: Int) {
-    if place == .device { return }
+    if keptIn != nil { return }
     for slot in slots {
       if let version = versions[slot] { store.prefetch(key(slot, version, batch)) }
     }
@@ -215,7 +223,7 @@ final class StagedStates {
   private func write(
     _ matrix: Matrix, key: HiddenStatesKey, replacing replaced: [HiddenStatesKey], isStored: Bool
   ) throws {
-    if place == .device, let values = backend.keep(matrix, as: store.elementType) {
+    if let keptIn, let values = backend.keep(matrix, as: store.elementType, in: keptIn) {
       for key in replaced { kept[key] = nil }
       kept[key] = values
       return

@@ -4,7 +4,7 @@ import Tensors
 import TestSupport
 import Testing
 
-/// States that stay in the device's memory are those that the activation cache would give back.
+/// States that a device keeps, in its memory or the host's, are those that the activation cache would give back.
 struct KeptStatesTests {
   private static let values: [Float] = [
     0, -0.0, 1, -1.000_488_3, 1.000_488_3, 1.001_464_8, 65_504, -65_519.99, 6.1e-5, 6.097_555e-5, 5.96e-8,
@@ -12,18 +12,34 @@ struct KeptStatesTests {
     2.980_232_2e-8, 1e-9, 0.333_333_34, -1234.567,
   ]
 
-  @Test(arguments: [DType.float32, .float16, .bfloat16])
-  func `kept states are rounded as in the cache, in place, and come back`(_ type: DType) throws {
+  @Test(arguments: [DType.float32, .float16, .bfloat16], [KeptStates.Place.device, .host])
+  func `kept states are rounded as in the cache, in place, and come back`(
+    _ type: DType, _ place: KeptStates.Place
+  ) throws {
     let backend = try EmulatedGPU.backend()
     let random = Matrix.random(61, 16, seed: 3).elements.map { $0 * 900 }
     let values = Matrix(rows: 62, columns: 16, Self.values + random)
     let states = backend.upload(values)
-    let kept = try #require(backend.keep(states, as: type))
+    let kept = try #require(backend.keep(states, as: type, in: place))
     let expected = values.elements.map { $0.rounded(to: type) }
     #expect(backend.download(states).elements.map(\.bitPattern) == expected.map(\.bitPattern))
     let restored = backend.makeMatrix(rows: 62, columns: 16)
     backend.restore(kept, into: restored)
     #expect(backend.download(restored).elements.map(\.bitPattern) == expected.map(\.bitPattern))
+  }
+
+  @Test func `states of several blocks come back from the host, and their memory is taken again`() throws {
+    let backend = try EmulatedGPU.backend()
+    let restored = backend.makeMatrix(rows: 1_111, columns: 1_000)
+    // The second are wider than what the first, which have gone, stood in, and two stand beside one another.
+    for rows in [300, 1_111, 700] {
+      let values = [4, 5].map { Matrix.random(rows, 1_000, seed: UInt64($0 * rows)) }
+      let kept = try values.map { try #require(backend.keep(backend.upload($0), as: .float32, in: .host)) }
+      for (values, kept) in zip(values, kept) {
+        backend.restore(kept, into: restored.prefix(rows))
+        #expect(backend.download(restored.prefix(rows)).elements == values.elements)
+      }
+    }
   }
 
   @Test(
@@ -36,7 +52,9 @@ struct KeptStatesTests {
   {
     let backend = try EmulatedGPU.backend()
     let states = backend.upload(Matrix(rows: 1, columns: 3, [1, value, 2]))
-    #expect(backend.keep(states, as: type) == nil)
+    for place in [KeptStates.Place.device, .host] {
+      #expect(backend.keep(states, as: type, in: place) == nil)
+    }
     #expect(backend.download(states)[0, 1].bitPattern == value.bitPattern)
   }
 

@@ -74,6 +74,26 @@ struct BackendMemoryTests {
     #expect(try run.result == ResumeBench(test, backend: backend).uninterrupted())
   }
 
+  @Test(arguments: ["llama-bf16-sharded", "falcon-40b", "deepseek-v3", "qwen2-moe"])
+  func `a GPU without room for all states keeps them on the host, and a later process goes on`(
+    _ fixture: String
+  ) throws {
+    let test = ResumeCase(fixture)
+    let least = try ResumeBench.plan(test, on: EmulatedGPU.backend(), states: .memory)
+    let bench = try ResumeBench(test, backend: EmulatedGPU.backend(memoryLimit: least.devicePeakBytes))
+    let expected = try bench.uninterrupted()
+    let run = try bench.watchedRunInMemory()
+    #expect(run.states == .memory)
+    #expect(run.result == expected)
+    let moments = run.moments.filter(\.isAfterLinear)
+    for moment in [moments.first, moments[moments.count / 2], moments.last].compactMap(\.self) {
+      let later = try bench.goOn(from: moment, memoryBudgetBytes: 1 << 40, states: .auto)
+      #expect(later.result == expected, "\(moment)")
+      // The journal is written beside the work: it may not have the last linear yet.
+      #expect((moment.linears - 1...moment.linears).contains(later.resumedLinears), "\(moment)")
+    }
+  }
+
   @Test func `the definitions run on it`() throws {
     let test = ResumeCase("llama")
     let expected = try ResumeBench(test, backend: ReferenceBackend()).uninterrupted()

@@ -103,17 +103,23 @@ final class ResumeBench {
       sequenceLength: Self.sequenceLength,
       tokens: (0..<Self.samples * Self.sequenceLength).map { _ in Int32.random(in: 0..<64, using: &generator)
       })
-    // As little as makes the plan take a quarter of the samples at a time.
+    budgetBytes = try Self.plan(test, on: self.backend).peakBytes
+  }
+
+  /// The plan of a run that takes a quarter of the samples at a time.
+  static func plan(
+    _ test: ResumeCase, on backend: any ComputeBackend, states: StatesPlace = .cache
+  ) throws -> MemoryPlan {
+    let checkpoint = try CheckpointReader.open(test.path)
+    let description = try ModelDescription(checking: checkpoint, source: checkpoint)
+    let type = checkpoint.weightType(of: description)
     let work = MemoryPlan.Work(
-      model: description, samples: Self.samples, sequenceLength: Self.sequenceLength,
-      originalSamples: Self.originalSamples(test.settings),
-      operands: self.backend.operandType(for: checkpoint.weightType(of: description)),
-      keepsOutliers: test.settings.outliers > 0)
-    budgetBytes =
-      MemoryPlan(
-        work, batchSamples: Self.batchSamples, panelRows: MemoryPlan.leastPanelRows,
-        isOnDevice: self.backend.deviceMemory != nil
-      ).peakBytes
+      model: description, samples: samples, sequenceLength: sequenceLength,
+      originalSamples: originalSamples(test.settings), operands: backend.operandType(for: type),
+      keepsOutliers: test.settings.outliers > 0, stateBytes: type.byteWidth)
+    return MemoryPlan(
+      work, batchSamples: batchSamples, panelRows: MemoryPlan.leastPanelRows,
+      isOnDevice: backend.deviceMemory != nil, states: states)
   }
 
   /// What a test asks for, with the bench's samples.

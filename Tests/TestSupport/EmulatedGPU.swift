@@ -23,8 +23,12 @@ public enum EmulatedGPU {
   }
 
   /// A backend that nobody else has.
-  public static func backend(isExact: Bool = true, _ libraries: CUDALibraries) throws -> CUDABackend {
-    try CUDABackend(CUDADevice.all(libraries)[0], libraries, isExact: isExact)
+  /// - Parameter memoryLimit: what plans may count on; nil for all there is
+  public static func backend(
+    isExact: Bool = true, _ libraries: CUDALibraries = unsafe libraries(), memoryLimit: Int? = nil
+  ) throws -> CUDABackend {
+    try CUDABackend(
+      CUDADevice.all(libraries)[0], libraries, isExact: isExact, memoryLimit: memoryLimit)
   }
 
   private static let exact = Result { unsafe try backend(isExact: true, libraries()) }
