@@ -428,6 +428,11 @@ public final class CheckpointReader: WeightSource {
     file.willNeed(bytes)
   }
 
+  public func willNeed(_ tensor: String) {
+    guard let info = tensors[tensor] else { return }
+    willNeed(tensor, 0..<info.byteRange.count)
+  }
+
   /// Gives the memory of bytes of a tensor back. They can still be read.
   public func release(_ tensor: String, _ range: Range<Int>) {
     guard let (file, bytes) = try? location(of: tensor, range) else { return }

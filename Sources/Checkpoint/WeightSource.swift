@@ -18,6 +18,9 @@ public protocol WeightSource: Sendable {
   /// - Throws: If there is no such tensor
   func lend(_ tensor: String, rows: Range<Int>, _ body: (DType, RawSpan) -> Void) throws -> Bool
 
+  /// Has the operating system begin to read a tensor that will soon be asked for.
+  func willNeed(_ tensor: String)
+
   /// Has the operating system forget what it keeps of a tensor that has been read for the last time in a while.
   func forget(_ tensor: String)
 }
@@ -26,6 +29,8 @@ extension WeightSource {
   public func lend(_ tensor: String, rows: Range<Int>, _ body: (DType, RawSpan) -> Void) throws -> Bool {
     false
   }
+
+  public func willNeed(_ tensor: String) {}
 
   public func forget(_ tensor: String) {}
 

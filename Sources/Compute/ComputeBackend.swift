@@ -46,6 +46,9 @@ public protocol DeviceMemoryGauge: Sendable {
 
   /// The most that they have taken since this was last asked.
   func lap() -> Int
+
+  /// Bytes of the host's memory that are pinned for it now, which the kernel counts as no process's own.
+  var pinnedBytes: Int { get }
 }
 
 /// Dense products and factorisations.

@@ -4,8 +4,11 @@ import Tensors
 /// Rows of the factor that are made at a time.
 private enum BlockRows {
   static let plain = 512
-  /// Pivots that are chosen together: those smallest when the block begins.
-  static let pivoted = 128
+  /// Pivots that are chosen together, those smallest when the block begins: a share of them all, as products of few rows
+  /// are far from a device's rate.
+  static func pivoted(_ size: Int) -> Int { min(max(size / 64 / 128, 1) * 128, plain) }
+  /// The first rows, whose products are taken off before all others.
+  static let first = 128
   /// What one kernel factorizes.
   static let kernel = 64
   /// Rows whose products are taken off A together, at most.
@@ -29,14 +32,15 @@ extension CUDABackend {
   ) throws(ComputeError) -> [Int] {
     let size = matrix.squareSize
     precondition(first.count == size && (0...size).contains(leading), "there are not as many rows")
-    let steps = CholeskySteps(matrix, self, largestBlock: min(BlockRows.pivoted, size))
+    let blockRows = min(BlockRows.pivoted(size), size)
+    let steps = CholeskySteps(matrix, self, largestBlock: blockRows)
     var order = first
     var variances = diagonal(of: matrix)
     let remaining = context.uploaded(variances)
     var start = 0
     while start < size {
       let end = start < leading ? leading : size
-      let block = start..<min(start + BlockRows.pivoted, end)
+      let block = start..<min(start + blockRows, end)
       let left = context.downloaded(
         remaining.address + UInt64(start * 4), count: end - start, of: Float(0))
       guard context.failure == nil else { throw .notPositiveDefinite(pivot: start) }
@@ -157,7 +161,7 @@ private struct CholeskySteps {
   ) {
     var start = 0
     while start < count {
-      let part = min(max(BlockRows.pivoted, start), BlockRows.products, count - start)
+      let part = min(max(BlockRows.first, start), BlockRows.products, count - start)
       context.multiply(
         left.at(row: start).transposed, right.at(row: start), into: c, rows: rows, inner: part,
         columns: columns,

@@ -47,6 +47,8 @@ public struct CUDABackend: Sendable {
     let limitBytes: Int
 
     func lap() -> Int { context.lapPeak() }
+
+    var pinnedBytes: Int { context.pinnedBytes }
   }
 
   public func kernels(for operands: OperandType) -> String {
@@ -108,10 +110,7 @@ extension CUDABackend: MatrixStorage {
   public func convert(_ stored: RawSpan, _ type: DType, into matrix: Matrix) {
     precondition(stored.byteCount == matrix.count * type.byteWidth, "the values do not fill the matrix")
     let memory = context.scratch(bytes: stored.byteCount)
-    let (_, buffer) = context.lend(rows: 1, columns: (stored.byteCount + 3) / 4)
-    unsafe stored.withUnsafeBytes { unsafe buffer.fill(from: $0, threads: threads) }
-    unsafe context.upload(buffer.memory, to: memory.address, bytes: stored.byteCount)
-    context.give(buffer)
+    unsafe stored.withUnsafeBytes { unsafe context.upload($0, to: memory.address, threads: threads) }
     convert(memory.address, type.kernelNumber, into: matrix)
   }
 
@@ -165,8 +164,8 @@ extension CUDABackend: MatrixStorage {
       .to_bytes, elements: panel.count,
       [.address(bytes.address), .address(panel.address), .long(panel.count)])
     unsafe codes.withUnsafeMutableBytes { codes in
-      guard let base = codes.baseAddress else { return }
-      unsafe context.download(bytes.address, to: base + place, bytes: panel.count)
+      let part = unsafe UnsafeMutableRawBufferPointer(rebasing: codes[place..<place + panel.count])
+      unsafe context.download(bytes.address, to: part, threads: threads)
     }
   }
 
@@ -175,8 +174,8 @@ extension CUDABackend: MatrixStorage {
     precondition(firstRow >= 0 && place + panel.count <= codes.count, "rows outside the linear")
     let bytes = context.scratch(bytes: panel.count)
     unsafe codes.withUnsafeBytes { codes in
-      guard let base = codes.baseAddress else { return }
-      unsafe context.upload(base + place, to: bytes.address, bytes: panel.count)
+      let part = unsafe UnsafeRawBufferPointer(rebasing: codes[place..<place + panel.count])
+      unsafe context.upload(part, to: bytes.address, threads: threads)
     }
     context.launch(
       .from_bytes, elements: panel.count,

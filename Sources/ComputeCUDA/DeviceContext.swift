@@ -20,6 +20,7 @@ import Tensors
   private let launches = Atomic<Int>(0)
   private let pinned = Mutex(PinnedBuffers())
   private let spareBlocks = Mutex(SpareBlocks())
+  private let pinnedByteCount = Atomic<Int>(0)
   private let profile = CallProfile.shared
   private var workspace: UInt64 = 0
   let blasVersion: Int
@@ -235,6 +236,32 @@ import Tensors
     }
   }
 
+  /// What large copies from and to the host's own memory are cut into, each by way of a pinned buffer: the driver's way is
+  /// one thread's.
+  private static let stagedBytes = 32 << 20
+
+  func upload(_ source: UnsafeRawBufferPointer, to destination: UInt64, threads: Int) {
+    for start in stride(from: 0, to: source.count, by: Self.stagedBytes) {
+      let part = unsafe UnsafeRawBufferPointer(
+        rebasing: source[start..<min(start + Self.stagedBytes, source.count)])
+      let (_, buffer) = lend(rows: 1, columns: (part.count + 3) / 4)
+      unsafe buffer.copy(from: part, threads: threads)
+      unsafe upload(buffer.memory, to: destination + UInt64(start), bytes: part.count)
+      give(buffer)
+    }
+  }
+
+  func download(_ source: UInt64, to destination: UnsafeMutableRawBufferPointer, threads: Int) {
+    for start in stride(from: 0, to: destination.count, by: Self.stagedBytes) {
+      let part = unsafe UnsafeMutableRawBufferPointer(
+        rebasing: destination[start..<min(start + Self.stagedBytes, destination.count)])
+      let (_, buffer) = lend(rows: 1, columns: (part.count + 3) / 4)
+      unsafe download(source + UInt64(start), to: buffer.memory, bytes: part.count)
+      unsafe buffer.copy(to: part, threads: threads)
+      give(buffer)
+    }
+  }
+
   /// - Parameter mustPin: whether a run ends that gets no pinned memory, and does not go on with other memory
   private func makePinned(bytes: Int, mustPin: Bool = true) -> PinnedBuffer {
     var memory: UnsafeMutableRawPointer?
@@ -246,11 +273,16 @@ import Tensors
       _ = unsafe calls.cuCtxSetCurrent(context)
       _ = unsafe calls.cuMemHostAlloc(&memory, bytes, 1)
     }
-    if let memory = unsafe memory { return unsafe PinnedBuffer(memory, bytes: bytes, isPinned: true) }
+    if let memory = unsafe memory {
+      pinnedByteCount.add(bytes, ordering: .relaxed)
+      return unsafe PinnedBuffer(memory, bytes: bytes, isPinned: true)
+    }
     // After a failure the host goes on for a while, with memory of its own.
     return unsafe PinnedBuffer(
       UnsafeMutableRawPointer.allocate(byteCount: bytes, alignment: 64), bytes: bytes, isPinned: false)
   }
+
+  var pinnedBytes: Int { pinnedByteCount.load(ordering: .relaxed) }
 
   /// Memory of the host's in blocks of ``SpareBlocks/blockBytes`` that nobody but the device reads or writes: what is given
   /// back can be lent at once, since the device does one thing after the other.
@@ -267,6 +299,7 @@ import Tensors
 
   private func release(_ buffer: PinnedBuffer) {
     if !buffer.isPinned { return unsafe buffer.memory.deallocate() }
+    pinnedByteCount.subtract(buffer.bytes, ordering: .relaxed)
     _ = unsafe libraries.calls.pointee.cuMemFreeHost(buffer.memory)
   }
 

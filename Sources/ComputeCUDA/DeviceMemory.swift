@@ -72,15 +72,27 @@ extension Matrix {
     self.isPinned = isPinned
   }
 
-  /// Bytes that a thread copies at a time.
-  private static let part = 4 << 20
-
-  /// Copies, several threads at a time: one alone is slower than the device takes the bytes from here.
-  func fill(from source: UnsafeRawBufferPointer, threads: Int) {
+  func copy(from source: UnsafeRawBufferPointer, threads: Int) {
     precondition(source.count <= bytes, "there is no room")
-    guard let base = source.baseAddress else { return }
-    nonisolated(unsafe) let (from, to) = unsafe (base, memory)
-    let (count, part) = (source.count, Self.part)
+    unsafe Self.copy(source, to: UnsafeMutableRawBufferPointer(start: memory, count: bytes), threads)
+  }
+
+  func copy(to destination: UnsafeMutableRawBufferPointer, threads: Int) {
+    precondition(destination.count <= bytes, "there is not as much")
+    unsafe Self.copy(
+      UnsafeRawBufferPointer(start: memory, count: destination.count), to: destination, threads)
+  }
+
+  /// Bytes that a thread copies at a time.
+  private static let part = 2 << 20
+
+  /// Copies, several threads at a time: one alone is slower than the device is.
+  private static func copy(
+    _ source: UnsafeRawBufferPointer, to destination: UnsafeMutableRawBufferPointer, _ threads: Int
+  ) {
+    guard let first = source.baseAddress, let place = destination.baseAddress else { return }
+    nonisolated(unsafe) let (from, to) = unsafe (first, place)
+    let count = source.count
     let parts = (count + part - 1) / part
     let workers = max(1, min(threads, parts))
     DispatchQueue.concurrentPerform(iterations: workers) { worker in

@@ -1,5 +1,6 @@
 import Checkpoint
 import Compute
+import Dispatch
 import Tensors
 
 /// A model over a weight source: embeds tokens, lends one layer at a time, and ends in logits.
@@ -49,6 +50,19 @@ public final class DecoderModel {
     try DecoderLayer(
       index: index, model: description, source: source, backend: backend, workspace: workspace,
       tables: tables, operands: operands)
+  }
+
+  /// Has the operating system read the weights of a stage's linears beside what this process does meanwhile. Those of
+  /// experts are read one after the other, and too many to be read before.
+  public func readAhead(_ stage: Stage, ofLayer index: Int) {
+    guard stage.experts.isEmpty else { return }
+    let names = (stage.linears + stage.companions).map {
+      "\(description.layerPrefix(index))\($0.name).weight"
+    }
+    // To ask for much waits for the disk, too.
+    DispatchQueue.global(qos: .utility).async { [source] in
+      for name in names { source.willNeed(name) }
+    }
   }
 
   /// The hidden states that enter the first layer, `[tokens.count, hiddenSize]`.

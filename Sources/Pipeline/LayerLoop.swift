@@ -202,6 +202,9 @@ final class LayerLoop {
         here = position
         continue
       }
+      if index + 1 < places.count {
+        quantized.model.readAhead(places[index + 1].stage, ofLayer: places[index + 1].layer)
+      }
       // The solver reads weights of its own, in fp32.
       position.quantized.unload(position.stage)
       try known?.restore(position.stage, in: position.quantized)

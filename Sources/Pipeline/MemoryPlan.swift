@@ -273,6 +273,9 @@ private struct Needs {
   }
   /// Columns whose changes a sweep takes to the others by one product.
   private static let windowColumns = 1_024
+  /// What the driver, cuBLAS and their like take of the host, as it was measured, and the pinned memory that arrays are copied
+  /// by way of.
+  private static let (driver, staging) = (270_000_000, 4 * (32 << 20))
   /// Buffers that the device copies from while the host fills others.
   private static let pinnedBuffers = 3
   /// What states that a device keeps in the host's memory are cut into, and what is pinned at once.
@@ -324,18 +327,25 @@ private struct Needs {
   }
 
   var gatheringBesideDevice: Int {
-    standingBesideDevice + (stages.indices.map { heldWhileGathering($0, .memory) }.max() ?? 0)
+    standingBesideDevice + (stages.flatMap(\.linears).map(codes).max() ?? 0)
+      + (stages.indices.map { heldWhileGathering($0, .memory) }.max() ?? 0)
   }
 
-  /// The codes of the drafts, and those of a linear that is written.
+  /// The codes of the drafts, and those of the linear before, which is still written.
   var solvingBesideDevice: Int {
-    standingBesideDevice + 2 * (stages.map(codes).max() ?? 0) + held(stateColumns.max() ?? 0, .memory)
+    let written = stages.indices.map { index in
+      let before = stages[(index + stages.count - 1) % stages.count]
+      return codes(stages[index]) + (before.linears.last.map(codes) ?? 0)
+    }
+    return standingBesideDevice + (written.max() ?? 0) + held(stateColumns.max() ?? 0, .memory)
   }
 
   private var standingBesideDevice: Int {
-    let largestLent = max(widestSlot * batchTokens * Self.float, 16_000_000)
-    return Self.base + 2 * writtenValue + valuesAhead + Self.pinnedBuffers * largestLent
-      + model.hiddenSize * batchTokens * Self.float + blocksBesideDevice
+    let embeddings = model.hiddenSize * batchTokens * Self.float
+    let standing = Self.base + Self.driver + Self.staging + embeddings + blocksBesideDevice
+    if states != .cache { return standing }
+    return standing + 2 * writtenValue + valuesAhead
+      + Self.pinnedBuffers * widestSlot * batchTokens * Self.float
   }
 
   /// What states that a device keeps in the host's memory take more than their bytes: the rest of the last block of each,
@@ -415,9 +425,9 @@ private struct Needs {
   }
 
   /// A byte a weight.
-  private func codes(_ stage: Stage) -> Int {
-    stage.linears.reduce(0) { $0 + $1.outFeatures * $1.inFeatures }
-  }
+  private func codes(_ stage: Stage) -> Int { stage.linears.reduce(0) { $0 + codes($1) } }
+
+  private func codes(_ linear: LayerLinear) -> Int { linear.outFeatures * linear.inFeatures }
 
   private func hasDrift(_ stage: Stage) -> Bool { hasOriginal && stage.residualScale != nil }
 

@@ -195,6 +195,7 @@ public final class QuantizationRun: Sendable {
     var times: [String: Double] = [:]
     var peaks: [MemoryPlan.Phase: Int] = [:]
     var devicePeaks: [MemoryPlan.Phase: Int] = [:]
+    var mostPinned = 0
 
     let known = journal.map {
       JournalledLinears(
@@ -217,7 +218,9 @@ public final class QuantizationRun: Sendable {
     }
 
     func measure(_ phase: MemoryPlan.Phase) {
-      peaks[phase, default: 0].raise(to: memory.lap())
+      let pinned = backend.deviceMemory?.pinnedBytes ?? 0
+      peaks[phase, default: 0].raise(to: memory.lap() + pinned)
+      mostPinned.raise(to: pinned)
       if let device = backend.deviceMemory { devicePeaks[phase, default: 0].raise(to: device.lap()) }
     }
 
@@ -304,7 +307,7 @@ public final class QuantizationRun: Sendable {
     totals.cacheReadsPrefetched = store.statistics.prefetchedReads
     totals.inputBytes = checkpoint.byteCount
     totals.outputBytes = try FileSystem.treeSize(staging.path) / request.formats.count
-    totals.peakMemoryBytes = memory.stop()
+    totals.peakMemoryBytes = memory.stop() + mostPinned
     func memoryReport(_ planned: [MemoryPlan.Phase: Int], _ peaks: [MemoryPlan.Phase: Int]) -> [String: Report
       .Memory]
     {

@@ -53,7 +53,7 @@ public final class LinearDraft {
   var plain: (codes: [UInt8], grid: Grid)?
 
   init(_ format: GridFormat, outFeatures: Int, inFeatures: Int, backend: any ComputeBackend) {
-    codes = [UInt8](repeating: 0, count: outFeatures * inFeatures)
+    codes = .uninitialized(count: outFeatures * inFeatures)
     grid = backend.makeGrid(format, outFeatures: outFeatures, inFeatures: inFeatures)
   }
 }

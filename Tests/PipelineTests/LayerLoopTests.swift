@@ -2,8 +2,10 @@ import ActivationCache
 import Calibration
 import Checkpoint
 import ComputeOpenBLAS
+import Glibc
 import Quantization
 import Solvers
+import Synchronization
 import Tensors
 import TestSupport
 import Testing
@@ -21,6 +23,31 @@ struct LayerLoopTests {
     "qwen3-next", "deepseek-v3", "deepseek-v3-direct", "deepseek-v3-dense",
     "gemma4-moe", "gpt-oss", "llama4", "phimoe", "granite-moe",
   ]
+
+  @Test func `the weights of the next stage are read ahead while one is quantized`() throws {
+    let checkpoint = try CheckpointReader(directory: TestFiles.model("llama"))
+    let description = try ModelDescription(checking: checkpoint, source: checkpoint)
+    let source = WatchedSource(checkpoint)
+    let directory = try TemporaryDirectory()
+    let backend = OpenBLASBackend(threads: 1)
+    let loop = LayerLoop(
+      model: try DecoderModel(description, source: source, backend: backend, sequenceLength: 8),
+      original: nil, originalSamples: 0,
+      calibration: CalibrationSet(sequenceLength: 8, tokens: (0..<32).map { Int32($0) }),
+      store: try HiddenStatesStore(path: directory.file("cache.mdb"), elementType: .float32, threads: 1),
+      backend: backend, batchSamples: 2)
+    let stages = (0..<description.layerCount).flatMap { layer in
+      description.stages(ofLayer: layer).map { stage in
+        stage.linears.map { "\(description.layerPrefix(layer))\($0.name).weight" }
+      }
+    }
+    var number = 0
+    try loop.run { _, _, _, _ in
+      number += 1
+      if number < stages.count { #expect(source.announces(stages[number])) }
+    }
+    #expect(number == stages.count)
+  }
 
   @Test(arguments: fixtures, [1, 3, 4])
   func `gram matrices are those of the quantized model so far`(_ fixture: String, _ batchSamples: Int) throws
@@ -99,6 +126,31 @@ struct LayerLoopTests {
     #expect(
       values.count == expected.count && difference <= tolerance * largest,
       "\(module): \(difference) of \(largest)", sourceLocation: sourceLocation)
+  }
+}
+
+/// A checkpoint that remembers what it was told will be read.
+private final class WatchedSource: WeightSource {
+  private let base: any WeightSource
+  private let announced = Mutex<Set<String>>([])
+
+  init(_ base: any WeightSource) { self.base = base }
+
+  func shape(of tensor: String) -> [Int]? { base.shape(of: tensor) }
+
+  func read(_ tensor: String, rows: Range<Int>, into panel: Matrix) throws {
+    try base.read(tensor, rows: rows, into: panel)
+  }
+
+  func willNeed(_ tensor: String) { announced.withLock { _ = $0.insert(tensor) } }
+
+  /// Whether they have been announced, or will be in a moment.
+  func announces(_ tensors: [String]) -> Bool {
+    for _ in 0..<1_000 {
+      if announced.withLock({ $0.isSuperset(of: tensors) }) { return true }
+      usleep(10_000)
+    }
+    return false
   }
 }
 
