@@ -1,3 +1,5 @@
+import Tensors
+
 /// Token sequences of one length that the layers' inputs are computed from.
 public struct CalibrationSet: Sendable {
   public let sequenceLength: Int
@@ -82,23 +84,6 @@ public struct TokenRows: Sendable {
     return rows.flatMap { row in
       stride(from: 0, through: row.count - length, by: length).map { row[$0..<$0 + length] }
     }
-  }
-}
-
-/// Steele, Lea and Flood's SplitMix64: small, and the same sequence on every machine.
-struct SplitMix64: RandomNumberGenerator {
-  private var state: UInt64
-
-  init(seed: UInt64) {
-    state = seed
-  }
-
-  mutating func next() -> UInt64 {
-    state &+= 0x9E37_79B9_7F4A_7C15
-    var mixed = state
-    mixed = (mixed ^ (mixed >> 30)) &* 0xBF58_476D_1CE4_E5B9
-    mixed = (mixed ^ (mixed >> 27)) &* 0x94D0_49BB_1331_11EB
-    return mixed ^ (mixed >> 31)
   }
 }
 

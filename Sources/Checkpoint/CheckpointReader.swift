@@ -29,8 +29,8 @@ public final class CheckpointReader: WeightSource {
   private let scales: [String: TensorInfo]
   /// The header of a GGUF file.
   public let gguf: GGUFHeader?
-  /// What reads tensors that are packed.
-  private let unpacker: (any WeightSource)?
+  /// What reads tensors that are computed of those in the files.
+  private let computing: (any WeightSource)?
 
   /// Opens all shards of the checkpoint in `directory` and checks their headers.
   /// - Throws: ``CheckpointError``, ``SafetensorsError`` or ``FileError``.
@@ -155,7 +155,7 @@ public final class CheckpointReader: WeightSource {
     files = fileOfPath
     byteCount = stored.reduce(0) { $0 + $1.byteRange.count }
     scales = [:]
-    unpacker = nil
+    computing = nil
     gguf = header
   }
 
@@ -215,7 +215,7 @@ public final class CheckpointReader: WeightSource {
     otherFiles = others.copied
     foreignFiles = others.foreign
     self.files = files
-    unpacker = nil
+    computing = nil
     gguf = nil
   }
 
@@ -223,21 +223,10 @@ public final class CheckpointReader: WeightSource {
   /// - Parameters:
   ///   - packed: the names and shapes of the weights, and of the tensors that hold them, the first of which they stand for
   ///   - unpacker: what reads them
-  public init(
+  public convenience init(
     _ reader: CheckpointReader, unpacking packed: [(weight: String, shape: [Int], tensors: [String])],
     by unpacker: any WeightSource
   ) {
-    directory = reader.directory
-    configuration = reader.configuration
-    metadata = reader.metadata
-    otherFiles = reader.otherFiles
-    foreignFiles = reader.foreignFiles
-    symlinks = reader.symlinks
-    files = reader.files
-    byteCount = reader.byteCount
-    scales = reader.scales
-    self.unpacker = unpacker
-    gguf = reader.gguf
     let type = ScaledWeights.weightType(reader.configuration)
     var tensors = reader.tensors
     var places: [String: String] = [:]
@@ -246,13 +235,56 @@ public final class CheckpointReader: WeightSource {
       guard let first = parts.first, let codes = tensors[first] else { continue }
       for part in parts { tensors[part] = nil }
       tensors[weight] = TensorInfo(
-        name: weight, dtype: type, shape: shape, file: codes.file, byteRange: codes.byteRange, coding: .packed
-      )
+        name: weight, dtype: type, shape: shape, file: codes.file, byteRange: codes.byteRange,
+        coding: .computed)
       places[first] = weight
       hidden.formUnion(parts)
     }
+    self.init(
+      reader, configuration: reader.configuration, tensors: tensors,
+      names: reader.tensorNames.compactMap { places[$0] ?? (hidden.contains($0) ? nil : $0) }, by: unpacker)
+  }
+
+  /// The same checkpoint with other values in the place of some tensors'.
+  /// - Parameters:
+  ///   - changed: the tensors with other values
+  ///   - added: tensors that the files do not have, each with the one that it is made of, whose shape and type it takes
+  ///   - configuration: what stands for config.json
+  ///   - source: what reads them
+  public convenience init(
+    _ reader: CheckpointReader, changing changed: Set<String>, adding added: [(name: String, of: String)],
+    configuration: JSONValue, by source: any WeightSource
+  ) {
+    var tensors = reader.tensors
+    func computed(_ tensor: TensorInfo, as name: String) -> TensorInfo {
+      TensorInfo(
+        name: name, dtype: tensor.dtype, shape: tensor.shape, file: tensor.file, byteRange: tensor.byteRange,
+        coding: .computed)
+    }
+    for name in changed { tensors[name] = tensors[name].map { computed($0, as: name) } }
+    for (name, origin) in added { tensors[name] = reader.tensors[origin].map { computed($0, as: name) } }
+    self.init(
+      reader, configuration: configuration, tensors: tensors,
+      names: reader.tensorNames + added.map(\.name), by: source)
+  }
+
+  private init(
+    _ reader: CheckpointReader, configuration: JSONValue, tensors: [String: TensorInfo], names: [String],
+    by source: any WeightSource
+  ) {
+    directory = reader.directory
+    self.configuration = configuration
+    metadata = reader.metadata
+    otherFiles = reader.otherFiles
+    foreignFiles = reader.foreignFiles
+    symlinks = reader.symlinks
+    files = reader.files
+    byteCount = reader.byteCount
+    scales = reader.scales
+    computing = source
+    gguf = reader.gguf
     self.tensors = tensors
-    tensorNames = reader.tensorNames.compactMap { places[$0] ?? (hidden.contains($0) ? nil : $0) }
+    tensorNames = names
   }
 
   private static func contents(
@@ -289,8 +321,8 @@ public final class CheckpointReader: WeightSource {
     let (rowCount, columns) = info.matrixDimensions
     precondition(rows.lowerBound >= 0 && rows.upperBound <= rowCount, "rows outside the tensor")
     precondition(panel.rows == rows.count && panel.columns == columns, "the panel does not fit")
-    if info.coding == .packed, let unpacker {
-      return try unpacker.read(tensor, rows: rows, into: panel)
+    if info.coding == .computed, let computing {
+      return try computing.read(tensor, rows: rows, into: panel)
     }
     let bytes = info.bytes(ofRows: rows, columns: columns)
     willNeed(tensor, bytes)
@@ -298,7 +330,7 @@ public final class CheckpointReader: WeightSource {
       switch info.coding {
       case .float8(let scaling):
         return try convert(bytes, scaling, to: info.dtype, rows: rows, into: panel)
-      case .packed: preconditionFailure("another source reads what is packed")
+      case .computed: preconditionFailure("another source reads it")
       case .blocks(let type):
         panel.withMutableSpan { type.read(bytes, into: &$0) }
         return panel.firstNonFinite == nil

@@ -4,8 +4,8 @@ import Tensors
 public enum WeightCoding: Sendable, Hashable {
   case float8(WeightScaling)
   case microscaled(MicroscaledRows)
-  /// As codes, in several tensors, which another source reads.
-  case packed
+  /// As codes in several tensors, or what a rotation makes of some: another source reads it.
+  case computed
   /// In blocks of a GGUF file.
   case blocks(GGUFTensorType)
 
@@ -14,7 +14,7 @@ public enum WeightCoding: Sendable, Hashable {
     switch self {
     case .float8(let scaling): scaling.scales
     case .microscaled(let rows): rows.scales
-    case .packed, .blocks: nil
+    case .computed, .blocks: nil
     }
   }
 }

@@ -38,7 +38,7 @@ extension TensorInfo {
   /// The bytes that hold some rows, among others perhaps.
   func bytes(ofRows rows: Range<Int>, columns: Int) -> Range<Int> {
     switch coding {
-    case .packed: return 0..<0
+    case .computed: return 0..<0
     case .blocks(let type):
       let width = columns / type.blockSize * type.blockBytes
       return rows.lowerBound * width..<rows.upperBound * width

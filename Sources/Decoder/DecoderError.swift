@@ -7,6 +7,8 @@ public enum DecoderError: Error, Sendable, Equatable, CustomStringConvertible {
   case contradiction(String, String)
   case noHead
   case inconsistentHeads(heads: Int, keyValueHeads: Int)
+  /// Why a model's residual stream cannot be rotated.
+  case notRotatable(String)
   case sequenceTooLong(Int, maximum: Int)
   case tokenOutsideVocabulary(token: Int32, vocabulary: Int)
 
@@ -27,6 +29,8 @@ public enum DecoderError: Error, Sendable, Equatable, CustomStringConvertible {
         + "numbers; set it to true if the head is that of the embeddings, or download the missing shard"
     case .inconsistentHeads(let heads, let keyValueHeads):
       "config.json: \(heads) attention heads cannot share \(keyValueHeads) key-value heads evenly"
+    case .notRotatable(let reason):
+      "the residual stream cannot be rotated: \(reason); take --rotate off (rotate: off for the daemon)"
     case .sequenceTooLong(let length, let maximum):
       "a sequence length of \(length) is beyond the \(maximum) positions of this model; "
         + "ask for --sequence-length \(maximum) or less"

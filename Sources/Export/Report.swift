@@ -47,6 +47,8 @@ public struct Report: Codable, Sendable, Equatable {
     public var kernels: String?
     /// The types of a GGUF file; nil for another format.
     public var gguf: GGUFOutline?
+    /// What was rotated before; nil for nothing.
+    public var rotation: String?
 
     public init(
       bits: Int, groupSize: Int, symmetric: Bool, solver: String, target: String, targetSamples: Int?,

@@ -64,12 +64,15 @@ public struct MemoryPlan: Sendable, Equatable {
     /// Bytes of a value between two stages.
     public var stateBytes: Int
     public var states: StatesChoice
+    /// Whether weights are rotated as they are read.
+    public var isRotated: Bool
 
     public init(
       model: ModelDescription, samples: Int, sequenceLength: Int, originalSamples: Int,
       operands: OperandType = .float32, keepsOutliers: Bool = false, stateBytes: Int = 2,
-      states: StatesChoice = .auto
+      states: StatesChoice = .auto, isRotated: Bool = false
     ) {
+      self.isRotated = isRotated
       self.stateBytes = stateBytes
       self.states = states
       self.model = model
@@ -342,7 +345,7 @@ private struct Needs {
 
   private var standingBesideDevice: Int {
     let embeddings = model.hiddenSize * batchTokens * Self.float
-    let standing = Self.base + Self.driver + Self.staging + embeddings + blocksBesideDevice
+    let standing = Self.base + Self.driver + Self.staging + embeddings + blocksBesideDevice + rotated
     if states != .cache { return standing }
     return standing + 2 * writtenValue + valuesAhead
       + Self.pinnedBuffers * widestSlot * batchTokens * Self.float
@@ -361,7 +364,14 @@ private struct Needs {
     let embeddings = model.hiddenSize
     let forward =
       (stateFeatures + workingFeatures) * (batchTokens + originalTokens) + embeddings * batchTokens
-    return Self.base + (forward + mixture) * Self.float + writtenValue + valuesAhead
+    return Self.base + (forward + mixture) * Self.float + writtenValue + valuesAhead + rotated
+  }
+
+  /// A whole linear that adds to the residual stream.
+  private var rotated: Int {
+    guard work.isRotated else { return 0 }
+    let adding = stages.filter { $0.parts == [.attentionOutput] || $0.parts == [.contraction] }
+    return Self.float * (adding.map(codes).max() ?? 0)
   }
 
   /// A token's values in the buffers that states are read into.

@@ -39,6 +39,8 @@ public struct QuantizationRequest: Sendable {
   public var experts: ExpertSettings
   /// Whether a checkpoint may be quantized that is quantized already.
   public var allowsRequantizing: Bool
+  /// Whether the residual stream is rotated before.
+  public var rotation: QuantizationSettings.Rotation
   /// Where an importance matrix for llama-quantize is written beside the result; nil for none.
   public var importanceMatrix: String?
 
@@ -50,7 +52,8 @@ public struct QuantizationRequest: Sendable {
     states: StatesChoice = .auto, cacheType: DType? = nil, shardSizeLimit: Int = 5_000_000_000,
     resume: ResumePlace? = nil,
     symlinks: SymlinkPolicy = .follow, source: SourceFiles? = nil, isStrict: Bool = false,
-    experts: ExpertSettings = ExpertSettings(), allowsRequantizing: Bool = false
+    experts: ExpertSettings = ExpertSettings(), allowsRequantizing: Bool = false,
+    rotation: QuantizationSettings.Rotation = .off
   ) {
     self.model = model
     self.output = output
@@ -72,6 +75,7 @@ public struct QuantizationRequest: Sendable {
     self.isStrict = isStrict
     self.experts = experts
     self.allowsRequantizing = allowsRequantizing
+    self.rotation = rotation
   }
 }
 

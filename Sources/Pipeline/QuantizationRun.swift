@@ -53,7 +53,8 @@ public final class QuantizationRun: Sendable {
     source = try request.source ?? Self.sourceFiles(of: request.model, symlinks: request.symlinks)
     let description: ModelDescription
     (checkpoint, description) = try Self.open(
-      request.model, symlinks: request.symlinks, allowingRequantizing: request.allowsRequantizing)
+      request.model, symlinks: request.symlinks, allowingRequantizing: request.allowsRequantizing,
+      rotation: request.rotation)
     try checkpoint.check(source)
     for id in [request.calibration.idRange.lowerBound, request.calibration.idRange.upperBound]
     where !(0..<description.vocabularySize).contains(Int(id)) {
@@ -85,7 +86,8 @@ public final class QuantizationRun: Sendable {
       sequenceLength: request.calibration.sequenceLength,
       originalSamples: request.originalSamples, operands: operands,
       keepsOutliers: treatments.values.contains { $0.outliers != nil },
-      stateBytes: (request.cacheType ?? modelType).byteWidth, states: request.states)
+      stateBytes: (request.cacheType ?? modelType).byteWidth, states: request.states,
+      isRotated: request.rotation != .off)
     let budget = MemoryPlan.Budget(hostBytes: request.memoryBudgetBytes, of: backend)
     if let head = journal?.head {
       plan = try MemoryPlan(
@@ -105,7 +107,8 @@ public final class QuantizationRun: Sendable {
   /// told before a text is tokenized for it.
   @discardableResult
   public static func open(
-    _ model: String, symlinks: SymlinkPolicy, allowingRequantizing isAllowed: Bool
+    _ model: String, symlinks: SymlinkPolicy, allowingRequantizing isAllowed: Bool,
+    rotation: QuantizationSettings.Rotation
   ) throws -> (CheckpointReader, ModelDescription) {
     var checkpoint = try CheckpointReader.open(model, symlinks: symlinks)
     if let method = checkpoint.configuration["quantization_config"]?["quant_method"]?.string,
@@ -119,7 +122,10 @@ public final class QuantizationRun: Sendable {
     if !isAllowed, let type = blocks.first(where: { _ in true }) {
       throw PipelineError.alreadyQuantized(method: type.name)
     }
-    return (checkpoint, description)
+    guard rotation == .residual else { return (checkpoint, description) }
+    // Of here on it is a model like any other.
+    checkpoint = try RotatedWeights(checkpoint, description).checkpoint
+    return (checkpoint, try ModelDescription(checking: checkpoint, source: checkpoint))
   }
 
   /// The linears that are to be quantized.

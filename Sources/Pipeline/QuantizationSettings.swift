@@ -36,6 +36,11 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
     case exact
   }
 
+  /// Whether the residual stream is rotated before the model is quantized.
+  public enum Rotation: String, Codable, Sendable, CaseIterable {
+    case off, residual
+  }
+
   /// What the first half of an expert is solved for.
   public enum ExpertGram: String, Codable, Sendable, CaseIterable {
     /// The tokens that reach it, and a prior of all.
@@ -98,6 +103,12 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
   }
   /// nil in orders of earlier versions.
   private var requantizing: Bool?
+  public var rotate: Rotation {
+    get { chosenRotation ?? .off }
+    set { chosenRotation = newValue == .off ? nil : newValue }
+  }
+  /// nil in orders of earlier versions.
+  private var chosenRotation: Rotation?
   /// The file that the format gguf writes, in place of bits, group size and symmetry.
   public var ggufType: GGUFMix.Name {
     get { chosenGGUFType ?? .q4_K_M }

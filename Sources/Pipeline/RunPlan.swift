@@ -25,7 +25,7 @@ public struct RunPlan: Sendable {
   public init(model path: String, settings: QuantizationSettings, symlinks: SymlinkPolicy) throws {
     let checkpoint: CheckpointReader
     (checkpoint, model) = try QuantizationRun.open(
-      path, symlinks: symlinks, allowingRequantizing: settings.allowRequantize)
+      path, symlinks: symlinks, allowingRequantizing: settings.allowRequantize, rotation: settings.rotate)
     self.settings = settings
     let recipe = try settings.recipe()
     let resolved = try recipe.resolve(for: model, in: checkpoint)
@@ -97,7 +97,8 @@ public struct RunPlan: Sendable {
     MemoryPlan.Work(
       model: model, samples: settings.samples, sequenceLength: settings.sequenceLength,
       originalSamples: settings.originalSamples, operands: operands,
-      keepsOutliers: treatments.values.contains { $0.outliers != nil }, stateBytes: modelType.byteWidth)
+      keepsOutliers: treatments.values.contains { $0.outliers != nil }, stateBytes: modelType.byteWidth,
+      isRotated: settings.rotate != .off)
   }
 
   /// Of every linear that is to be quantized: its weights, and the bits of one.

@@ -19,12 +19,12 @@ struct LogitsTests {
 
   @Test(arguments: TestFiles.models)
   func `logits agree with transformers`(_ name: String) throws {
-    try expectAgreement(of: Fixture(name), by: OpenBLASBackend(threads: 2))
+    try Fixture(name).expectAgreement(by: OpenBLASBackend(threads: 2))
   }
 
   @Test(arguments: TestFiles.models)
   func `logits by the kernels of the GPU agree with transformers`(_ name: String) throws {
-    try expectAgreement(of: Fixture(name), by: EmulatedGPU.backend())
+    try Fixture(name).expectAgreement(by: EmulatedGPU.backend())
   }
 
   @Test(arguments: TestFiles.ggufs)
@@ -33,12 +33,12 @@ struct LogitsTests {
   ) throws {
     let fixture = try Fixture(
       CheckpointReader(gguf: TestFiles.gguf("\(name).gguf")), expected: TestFiles.gguf("\(name).safetensors"))
-    try expectAgreement(of: fixture, by: OpenBLASBackend(threads: 2))
+    try fixture.expectAgreement(by: OpenBLASBackend(threads: 2))
   }
 
   @Test(arguments: ["llama", "falcon-40b"])
   func `logits by the reference backend agree with transformers`(_ name: String) throws {
-    try expectAgreement(of: Fixture(name), by: ReferenceBackend())
+    try Fixture(name).expectAgreement(by: ReferenceBackend())
   }
 
   @Test(arguments: TestFiles.models)
@@ -108,14 +108,6 @@ struct LogitsTests {
     #expect(difference(results[0]) < 0.01 * largest)
     #expect(try difference(results[0]) < difference(logits(backends[0], .float32)))
   }
-
-  private func expectAgreement(of fixture: Fixture, by backend: any ComputeBackend) throws {
-    let logits = try fixture.logits(by: backend)
-    try #require(logits.count == fixture.logits.count)
-    let largest = fixture.logits.map(abs).max() ?? 0
-    let difference = zip(logits, fixture.logits).map { abs($0 - $1) }.max() ?? .infinity
-    #expect(difference <= 1e-4 * largest, "\(difference) of \(largest)")
-  }
 }
 
 /// A checkpoint of `Tests/Fixtures/models` and what is expected of it.
@@ -167,6 +159,16 @@ struct Fixture {
       try model.layer(index).run(states, sequenceLength: sequenceLength)
     }
     return backend.download(try model.head().logits(states)).elements
+  }
+
+  func expectAgreement(by backend: any ComputeBackend, sourceLocation: SourceLocation = #_sourceLocation)
+    throws
+  {
+    let found = try logits(by: backend)
+    try #require(found.count == logits.count, sourceLocation: sourceLocation)
+    let largest = logits.map(abs).max() ?? 0
+    let difference = zip(found, logits).map { abs($0 - $1) }.max() ?? .infinity
+    #expect(difference <= 1e-4 * largest, "\(difference) of \(largest)", sourceLocation: sourceLocation)
   }
 }
 

@@ -116,7 +116,8 @@ final class ResumeBench {
     let work = MemoryPlan.Work(
       model: description, samples: samples, sequenceLength: sequenceLength,
       originalSamples: originalSamples(test.settings), operands: backend.operandType(for: type),
-      keepsOutliers: test.settings.outliers > 0, stateBytes: type.byteWidth)
+      keepsOutliers: test.settings.outliers > 0, stateBytes: type.byteWidth,
+      isRotated: test.settings.rotate != .off)
     return MemoryPlan(
       work, batchSamples: batchSamples, panelRows: MemoryPlan.leastPanelRows,
       isOnDevice: backend.deviceMemory != nil, states: states)
@@ -318,7 +319,7 @@ final class ResumeBench {
       model: test.path, output: output, recipe: recipe,
       target: test.settings.resolvedTarget, targetShare: test.settings.resolvedTargetShare,
       formats: test.settings.formats, calibration: calibration, seed: 0, calibrationSource: "tokens",
-      memoryBudgetBytes: budgetBytes, states: states, resume: resume)
+      memoryBudgetBytes: budgetBytes, states: states, resume: resume, rotation: test.settings.rotate)
   }
 
   private static func files(of directory: String, prefix: String = "") throws -> [String: [UInt8]] {

@@ -34,6 +34,7 @@ struct ResumeTests {
       $0.ggufType = .q6_K
       $0.ggufPure = true
     },
+    ResumeCase("llama-tied", "rotated") { $0.rotate = .residual },
     ResumeCase("llama", "rules") { $0.rules = ["down_proj=skip", #"\.0\.mlp\.=bits:8,symmetric"#] },
   ]
 

@@ -144,6 +144,10 @@ enum SettingTable {
       "precision", \.settings.precision,
       "auto: bfloat16 products for bfloat16 checkpoints where the processor is fast at them; exact: fp32 throughout."
     ),
+    .choice(
+      "rotate", \.settings.rotate,
+      "residual: rotate the residual stream before quantizing, which helps where a scale is a whole row's; off: do not."
+    ),
     .flag(
       "allow-requantize", \.settings.allowRequantize,
       "Take checkpoints that are quantized already, GPTQ, AWQ, compressed-tensors or GGUF, as the weights that they stand for."

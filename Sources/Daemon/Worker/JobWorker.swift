@@ -168,7 +168,8 @@ public struct JobWorker {
         states: order.states ?? .auto,
         resume: ResumePlace(journal: files.journal, cache: try cachePath(), identity: identity),
         symlinks: symlinks, source: order.source, isStrict: settings.strict,
-        experts: settings.experts, allowsRequantizing: settings.allowRequantize),
+        experts: settings.experts, allowsRequantizing: settings.allowRequantize,
+        rotation: settings.rotate),
       backend: backend)
     send(
       .planned(
@@ -212,7 +213,8 @@ public struct JobWorker {
       return CalibrationSet(sequenceLength: length, tokens: tokens)
     }
     try QuantizationRun.open(
-      order.model, symlinks: symlinks, allowingRequantizing: order.settings.allowRequantize)
+      order.model, symlinks: symlinks, allowingRequantizing: order.settings.allowRequantize,
+      rotation: order.settings.rotate)
     send(.step("reading \(order.calibration)"))
     let rows = try TokenRows(file: order.calibration, model: order.model, python: order.python)
     let set = try CalibrationSet(

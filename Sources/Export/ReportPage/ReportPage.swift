@@ -336,7 +336,7 @@ public struct ReportPage {
         ("Architecture", report.model.architecture),
         ("Solver", settings.solver),
         ("Target", targetNote),
-      ] + gridEntries + [
+      ] + gridEntries + (settings.rotation.map { [("Rotated", $0)] } ?? []) + [
         ("Formats", settings.formats.map(\.rawValue).joined(separator: ", ")),
         ("Computed by", settings.kernels ?? "unknown"),
         ("Calibration", calibration.source),

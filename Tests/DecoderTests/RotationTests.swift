@@ -1,0 +1,115 @@
+import Checkpoint
+import ComputeOpenBLAS
+import SystemIO
+import Tensors
+import TestSupport
+import Testing
+
+@testable import Decoder
+
+/// A rotated model is the same function, and an ordinary checkpoint of its kind.
+struct RotationTests {
+  /// Those that can be rotated; all others say why they cannot.
+  private static let rotated: Set = [
+    "llama", "apertus", "arcee", "deepseek-v3-dense", "ernie", "granite", "hunyuan", "llama-bf16-sharded",
+    "llama-bias", "llama-rope-linear", "llama-rope-llama3", "llama-rope-parameters", "llama-rope-yarn",
+    "llama-tied", "ministral3", "mistral", "mistral-window", "phi3", "phi3-longrope", "phi3-longrope-long",
+    "qwen2", "qwen2-window", "qwen3", "qwen3-5", "seed-oss", "smollm3",
+  ]
+
+  @Test(arguments: TestFiles.models)
+  func `a rotated model has the logits of the one that it was`(_ name: String) throws {
+    let fixture = try Fixture(name)
+    guard Self.rotated.contains(name) else {
+      #expect(RotatedWeights.obstacle(fixture.description, fixture.checkpoint) != nil)
+      #expect(throws: DecoderError.self) { try RotatedWeights(fixture.checkpoint, fixture.description) }
+      return
+    }
+    let checkpoint = try RotatedWeights(fixture.checkpoint, fixture.description).checkpoint
+    let other = try Fixture(checkpoint, expected: TestFiles.model("\(name)/expected.safetensors"))
+    try other.expectAgreement(by: OpenBLASBackend(threads: 2))
+    // The head stands for itself.
+    #expect(other.description.head.weights != other.description.embedding.tokens)
+    #expect(checkpoint.tensorNames.contains(other.description.head.weights))
+    // And it is another one: what a linear reads has changed.
+    let linear = try #require(fixture.description.stages(ofLayer: 0).first?.linears.first)
+    let weight = "\(fixture.description.layerPrefix(0))\(linear.name).weight"
+    let shape = [linear.outFeatures, linear.inFeatures]
+    #expect(
+      try checkpoint.matrix(weight, shape: shape).elements
+        != fixture.checkpoint.matrix(weight, shape: shape).elements)
+  }
+
+  @Test(arguments: [1, 2, 7, 8, 24, 45, 64, 576])
+  func `a rotation is orthogonal, and turns rows as it turns columns back`(size: Int) {
+    let rotation = ResidualRotation(size: size)
+    #expect(rotation.powerOfTwo * rotation.rest == size && rotation.rest % 2 == 1)
+    let x = byChance(3, size)
+    let w = byChance(size, 5)
+    func product(_ x: Matrix, _ w: Matrix) -> Matrix {
+      let result = Matrix(rows: 3, columns: 5)
+      OpenBLASBackend(threads: 1).multiply(x, w, transposingB: false, scale: 1, into: result, keeping: 0)
+      return result
+    }
+    let expected = product(x, w).elements
+    let before = x.elements
+    rotation.rotate(rows: x)
+    rotation.rotate(columns: w)
+    // x R Rᵀ W
+    for (one, other) in zip(product(x, w).elements, expected) { #expect(abs(one - other) < 1e-4) }
+    if size > 2 { #expect(x.elements != before) }
+  }
+
+  private func byChance(_ rows: Int, _ columns: Int) -> Matrix {
+    var generator = SplitMix64(seed: UInt64(rows))
+    return Matrix(
+      rows: rows, columns: columns,
+      (0..<rows * columns).map { _ in Float.random(in: -1...1, using: &generator) })
+  }
+
+  @Test func `a feature alone is spread over all`() {
+    let rotation = ResidualRotation(size: 576)
+    let x = Matrix(rows: 1, columns: 576)
+    x[0, 100] = 24
+    rotation.rotate(rows: x)
+    #expect((x.elements.map(abs).max() ?? 0) < 3)
+  }
+
+  @Test func `panels are parts of the whole`() throws {
+    let fixture = try Fixture("llama")
+    let weights = try RotatedWeights(fixture.checkpoint, fixture.description)
+    for name in ["model.layers.0.self_attn.o_proj.weight", "model.layers.1.mlp.up_proj.weight"] {
+      let shape = try #require(weights.shape(of: name))
+      let whole = try weights.matrix(name, shape: shape)
+      for rows in [0..<1, 3..<7, shape[0] - 2..<shape[0]] {
+        let panel = Matrix(rows: rows.count, columns: shape[1])
+        try weights.read(name, rows: rows, into: panel)
+        #expect(panel.elements == whole.rows(rows).elements)
+      }
+    }
+  }
+
+  @Test func `what nobody knows and may read the stream is refused by name`() throws {
+    let fixture = try Fixture("llama")
+    let width = fixture.description.hiddenSize
+    let files = try TemporaryDirectory()
+    let output = files.file("model")
+    try FileSystem.createDirectories(output)
+    try FileSystem.copyFile(
+      TestFiles.model("llama/config.json"), to: "\(output)/config.json", symlinks: .follow)
+    let names = fixture.checkpoint.tensorNames
+    let writer = try CheckpointWriter(
+      directory: output,
+      plan: names.map { TensorPlan(copying: fixture.checkpoint.tensors[$0]!) }
+        + [TensorPlan(name: "mtp.proj.weight", dtype: .float32, shape: [4, width])])
+    for name in names {
+      let count = fixture.checkpoint.tensors[name]!.byteRange.count
+      try fixture.checkpoint.withBytes(of: name, 0..<count) { try writer.write(name, $0) }
+    }
+    try writer.write("mtp.proj.weight", [UInt8](repeating: 0, count: 16 * width))
+    try writer.finish()
+    let checkpoint = try CheckpointReader(directory: output)
+    let obstacle = try #require(RotatedWeights.obstacle(fixture.description, checkpoint))
+    #expect(obstacle.contains("mtp.proj.weight"))
+  }
+}
