@@ -40,6 +40,9 @@ public struct ModelDescription: Sendable {
     }
   }
 
+  /// Whether the head's weights are those of the embeddings.
+  public var hasTiedHead: Bool { head.weights == embedding.tokens }
+
   /// Whether some layer sends its tokens to experts.
   public var hasMixtures: Bool { layers.contains { $0.mixture != nil } }
 

@@ -47,8 +47,8 @@ public struct Report: Codable, Sendable, Equatable {
     public var kernels: String?
     /// The types of a GGUF file; nil for another format.
     public var gguf: GGUFOutline?
-    /// What was rotated before; nil for nothing.
-    public var rotation: String?
+    /// nil where nobody asked for one.
+    public var rotation: Rotation?
 
     public init(
       bits: Int, groupSize: Int, symmetric: Bool, solver: String, target: String, targetSamples: Int?,
@@ -62,6 +62,31 @@ public struct Report: Codable, Sendable, Equatable {
       self.targetSamples = targetSamples
       self.formats = formats
       self.calibration = calibration
+    }
+  }
+
+  /// What was rotated before the model was quantized, and why.
+  public struct Rotation: Codable, Sendable, Equatable {
+    /// `off` or `residual`
+    public var chosen: String
+    /// What a trial came to without the rotation and with it: the Kullback-Leibler divergence of a model of which a few layers
+    /// are quantized, in nats a token; nil where none was made.
+    public var divergence: Double?
+    public var rotatedDivergence: Double?
+    /// What the trial took, before the run began.
+    public var seconds: Double?
+    /// Why none was made.
+    public var note: String?
+
+    public init(
+      chosen: String, divergence: Double? = nil, rotatedDivergence: Double? = nil, seconds: Double? = nil,
+      note: String? = nil
+    ) {
+      self.seconds = seconds
+      self.chosen = chosen
+      self.divergence = divergence
+      self.rotatedDivergence = rotatedDivergence
+      self.note = note
     }
   }
 

@@ -57,7 +57,7 @@ extension QuantizationRun {
         seed: request.seed, source: FileSystem.name(of: request.calibrationSource)))
     settings.kernels = kernels
     settings.gguf = outline
-    settings.rotation = request.rotation == .off ? nil : request.rotation.rawValue
+    settings.rotation = rotation
     return settings
   }
 }

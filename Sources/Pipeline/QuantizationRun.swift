@@ -29,6 +29,8 @@ public final class QuantizationRun: Sendable {
   /// What a GGUF file will hold; nil for another format.
   let outline: GGUFOutline?
   private let journal: ResumeJournal?
+  /// What was rotated, and why; nil where nobody asked for a rotation.
+  let rotation: Report.Rotation?
   private let unpublished = Mutex(Unpublished())
 
   /// What an unfinished run has on the disk.
@@ -41,8 +43,12 @@ public final class QuantizationRun: Sendable {
     var isPublished = false
   }
 
+  /// - Parameter progress: what is told of a trial, if one is asked for
   /// - Throws: an error that names the file or tensor, if the request cannot be met.
-  public init(_ request: QuantizationRequest, backend: any ComputeBackend) throws {
+  public init(
+    _ request: QuantizationRequest, backend: any ComputeBackend,
+    progress: (ProgressEvent) -> Void = { _ in }
+  ) throws {
     for path in [request.output] + (request.importanceMatrix.map { [$0] } ?? []) {
       if try FileSystem.exists(path) { throw PipelineError.outputExists(path) }
     }
@@ -51,6 +57,15 @@ public final class QuantizationRun: Sendable {
       throw FileError(path: directory, operation: .create, errno: .permissionDenied)
     }
     source = try request.source ?? Self.sourceFiles(of: request.model, symlinks: request.symlinks)
+    journal = try request.resume.map(ResumeJournal.init)
+    var request = request
+    if request.rotation == .auto {
+      let decision = try journal?.head?.rotation ?? RotationTrial.decision(request, backend, progress)
+      request.rotation = decision.chosen == QuantizationSettings.Rotation.residual.rawValue ? .residual : .off
+      rotation = decision
+    } else {
+      rotation = request.rotation == .off ? nil : Report.Rotation(chosen: request.rotation.rawValue)
+    }
     let description: ModelDescription
     (checkpoint, description) = try Self.open(
       request.model, symlinks: request.symlinks, allowingRequantizing: request.allowsRequantizing,
@@ -61,7 +76,6 @@ public final class QuantizationRun: Sendable {
       throw DecoderError.tokenOutsideVocabulary(token: id, vocabulary: description.vocabularySize)
     }
     let modelType = checkpoint.weightType(of: description)
-    var request = request
     request.recipe.standard.gridFormat.scaleTypes = Set(
       request.formats.flatMap { $0.format.scaleTypes(modelType: modelType) }
     ).sorted { $0.rawValue < $1.rawValue }
@@ -80,7 +94,6 @@ public final class QuantizationRun: Sendable {
     self.request = request
     self.backend = backend
     operands = backend.operandType(for: modelType)
-    journal = try request.resume.map(ResumeJournal.init)
     let work = MemoryPlan.Work(
       model: description, samples: request.calibration.samples,
       sequenceLength: request.calibration.sequenceLength,
@@ -167,7 +180,7 @@ public final class QuantizationRun: Sendable {
       try journal.begin(
         ResumeJournal.Head(
           identity: request.identity, batchSamples: plan.batchSamples, panelRows: plan.panelRows,
-          kernels: kernels),
+          kernels: kernels, rotation: rotation),
         for: linears)
     }
     func model(roundingTokens roundTokens: ((Matrix) -> Void)? = nil) throws -> DecoderModel {

@@ -38,6 +38,8 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
 
   /// Whether the residual stream is rotated before the model is quantized.
   public enum Rotation: String, Codable, Sendable, CaseIterable {
+    /// If a trial says that it helps.
+    case auto
     case off, residual
   }
 

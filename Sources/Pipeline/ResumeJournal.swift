@@ -27,6 +27,8 @@ final class ResumeJournal: Sendable {
     let panelRows: Int
     /// See ``ComputeBackend/kernels(for:)``.
     let kernels: String
+    /// What was decided when the run began; nil where nobody asked for a rotation.
+    var rotation: Report.Rotation?
   }
 
   /// What a linear's record says ahead of its numbers.

@@ -126,11 +126,14 @@ struct QuantizeCommand: ParsableCommand {
       experts: settings.experts, allowsRequantizing: settings.allowRequantize, rotation: settings.rotate)
     request.importanceMatrix = imatrix
     let run: QuantizationRun
-    do { run = try QuantizationRun(request, backend: backend) } catch let error as PipelineError
+    do { run = try QuantizationRun(request, backend: backend, progress: progress.show(_:)) } catch let error
+      as PipelineError
       where error.isLackOfMemory && backend.deviceMemory != nil && machine.device == .auto
     {
       progress.show(.warning(DeviceChoice.withoutGPU(error)))
-      run = try QuantizationRun(request, backend: machine.processor(isExact: options.precision == .exact))
+      run = try QuantizationRun(
+        request, backend: machine.processor(isExact: options.precision == .exact), progress: progress.show(_:)
+      )
     }
     let interruption = try Interruption { run.discard() }
     let report = try withExtendedLifetime(interruption) { try run.run(progress: progress.show(_:)) }
@@ -370,8 +373,9 @@ struct RunOptions: ParsableArguments {
     help: """
       residual: rotate the residual stream before quantizing, which spreads outliers over all features. The model stays \
       what it was, an ordinary one of its kind, with a head of its own where it had that of the embeddings. It helps \
-      where a scale is a whole row's, most at 2 and 3 bits; with groups of 128 or less it does not. Families with \
-      layer norms, norms behind their blocks, or experts cannot be rotated.
+      most where a scale is a whole row's. Families with layer norms, norms behind their blocks, or experts cannot be \
+      rotated. auto: rotate if a trial on a few layers says that it helps, and if a head of its own is no large part of \
+      the result; the report tells.
       """)
   var rotate = QuantizationSettings.Rotation.off
 

@@ -257,9 +257,13 @@ final class ResumeBench {
     var request = request(output: output, resume: place)
     request.memoryBudgetBytes = memoryBudgetBytes
     request.states = states ?? self.states
-    let engine = try QuantizationRun(request, backend: other ?? backend)
+    var steps: [String] = []
+    let engine = try QuantizationRun(request, backend: other ?? backend) { event in
+      if case .step(let text) = event { steps.append(text) }
+    }
     var watched = WatchedRun(
       directory: directory.file(name), states: engine.plan.states, result: RunResult(files: [:], rows: []))
+    watched.steps = steps
     watched.resumedLinears = engine.resumedLinears.count
     var linears = watched.resumedLinears
     // Reading the journal's linears counts as progress as well.

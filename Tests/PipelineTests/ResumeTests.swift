@@ -35,6 +35,7 @@ struct ResumeTests {
       $0.ggufPure = true
     },
     ResumeCase("llama-tied", "rotated") { $0.rotate = .residual },
+    ResumeCase("llama", "rotated by trial") { $0.rotate = .auto },
     ResumeCase("llama", "rules") { $0.rules = ["down_proj=skip", #"\.0\.mlp\.=bits:8,symmetric"#] },
   ]
 

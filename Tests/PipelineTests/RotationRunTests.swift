@@ -3,6 +3,7 @@ import Checkpoint
 import ComputeOpenBLAS
 import Decoder
 import Export
+import SystemIO
 import Tensors
 import TestSupport
 import Testing
@@ -41,6 +42,44 @@ struct RotationRunTests {
     #expect(result.reader.shape(of: "lm_head.weight") != nil)
     let norm = try result.weights.matrix("model.norm.weight", shape: [width(source)])
     #expect(norm.elements.allSatisfy { $0 == 1 })
+  }
+
+  @Test func `what a trial has decided stands, and a run that goes on makes none`() throws {
+    let test = ResumeCase("llama") { ($0.rotate, $0.bits) = (.auto, 3) }
+    let bench = try ResumeBench(test)
+    let run = try bench.watchedRun()
+    let isTold = { (steps: [String]) in steps.contains { $0.contains("rotation") } }
+    #expect(isTold(run.steps))
+    let later = try bench.goOn(from: try #require(run.moments.last))
+    #expect(!isTold(later.steps))
+    #expect(later.result == run.result)
+    // It is the result of the choice that was made, as if a person had made it.
+    let choices = try [QuantizationSettings.Rotation.off, .residual].map { choice in
+      try ResumeBench(ResumeCase("llama") { ($0.rotate, $0.bits) = (choice, 3) }).uninterrupted()
+    }
+    #expect(choices[0] != choices[1])
+    let rotation = try #require(try report(bench).settings.rotation)
+    #expect(run.result == choices[rotation.chosen == "residual" ? 1 : 0])
+    let (plain, rotated) = (try #require(rotation.divergence), try #require(rotation.rotatedDivergence))
+    #expect(plain > 0 && rotated > 0 && (rotation.chosen == "residual") == (rotated < 0.95 * plain))
+  }
+
+  @Test(arguments: [
+    ("falcon-40b", "layer norm"), ("llama-tied", "its head is that of the embeddings"),
+    ("deepseek-v3-dense", "latents"),
+  ])
+  func `where no trial is made the report says why`(_ fixture: String, _ reason: String) throws {
+    let bench = try ResumeBench(ResumeCase(fixture) { $0.rotate = .auto })
+    _ = try bench.uninterrupted()
+    let rotation = try #require(try report(bench).settings.rotation)
+    #expect(rotation.chosen == "off" && rotation.divergence == nil)
+    #expect(rotation.note?.contains(reason) == true, "\(rotation)")
+  }
+
+  private func report(_ bench: ResumeBench) throws -> Report {
+    _ = try bench.uninterrupted()
+    return try Report(
+      json: FileSystem.contents(of: bench.directory.file("expected/\(Report.fileName)"), limit: 1 << 20))
   }
 
   private func width(_ opened: (reader: CheckpointReader, weights: any WeightSource)) -> Int {

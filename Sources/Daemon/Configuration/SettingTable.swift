@@ -146,7 +146,7 @@ enum SettingTable {
     ),
     .choice(
       "rotate", \.settings.rotate,
-      "residual: rotate the residual stream before quantizing, which helps where a scale is a whole row's; off: do not."
+      "residual: rotate the residual stream first, which helps most where a scale is a whole row's; auto: if a trial says so."
     ),
     .flag(
       "allow-requantize", \.settings.allowRequantize,

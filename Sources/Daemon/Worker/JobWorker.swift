@@ -170,7 +170,13 @@ public struct JobWorker {
         symlinks: symlinks, source: order.source, isStrict: settings.strict,
         experts: settings.experts, allowsRequantizing: settings.allowRequantize,
         rotation: settings.rotate),
-      backend: backend)
+      backend: backend,
+      progress: { event in
+        switch event {
+        case .step(let text): send(.step(text))
+        default: send(.advanced)
+        }
+      })
     send(
       .planned(
         WorkerEvent.Plan(

@@ -36,7 +36,7 @@ public final class RotatedWeights: WeightSource {
     if let obstacle = Self.obstacle(model, base) { throw DecoderError.notRotatable(obstacle) }
     self.base = base
     rotation = ResidualRotation(size: model.hiddenSize)
-    tied = model.head.weights == model.embedding.tokens ? model.embedding.tokens : nil
+    tied = model.hasTiedHead ? model.embedding.tokens : nil
     var roles: [String: Role] = [:]
     func weights(_ norm: NormDescription?, _ prefix: String) throws -> [Float] {
       guard let norm else { return [Float](repeating: 1, count: model.hiddenSize) }
@@ -70,7 +70,7 @@ public final class RotatedWeights: WeightSource {
   }
 
   /// Why a model cannot be rotated; nil if it can.
-  static func obstacle(_ model: ModelDescription, _ checkpoint: CheckpointReader) -> String? {
+  public static func obstacle(_ model: ModelDescription, _ checkpoint: CheckpointReader) -> String? {
     if checkpoint.gguf != nil { return "a GGUF file has to keep its tensors" }
     if checkpoint.configuration["text_config"] != nil {
       return "its other towers add to the same stream"

@@ -1,0 +1,160 @@
+import Calibration
+import Checkpoint
+import Compute
+import Decoder
+import Export
+import Solvers
+import Tensors
+
+/// Finds out whether a rotation helps a model under the settings of a run: a few of its layers are quantized without it and
+/// with it, all others stay as they are, and what both predict of sequences that they were not solved for is compared with
+/// what the model does.
+///
+/// Layers' own errors do not tell: they are larger behind a rotation where the model is better.
+struct RotationTrial {
+  private let run: QuantizationRun
+  private let backend: any ComputeBackend
+  private let advanced: () -> Void
+
+  /// Layers that are quantized, evenly spaced.
+  private static let layers = 4
+  /// Tokens that they are solved for, at most; as a share of all, where there are few; and the tokens that are looked at, as a
+  /// share of those. Of a quarter of them the trial of SmolLM2 at 2 bits came to the wrong answer.
+  private static let (tokens, share, heldOutShare) = (4_096, 4, 2)
+  /// A rotation that helps less is none: it costs a head of its own where there was none, and a trial errs.
+  private static let leastGain = 0.05
+  /// The part of the result that a head of its own may be.
+  private static let largestHead = 0.1
+  private static let logitTokens = 256
+
+  /// - Throws: what a run throws that begins with these settings
+  static func decision(
+    _ request: QuantizationRequest, _ backend: any ComputeBackend, _ progress: (ProgressEvent) -> Void
+  ) throws -> Report.Rotation {
+    func run(_ rotation: QuantizationSettings.Rotation) throws -> QuantizationRun {
+      var trial = request
+      (trial.rotation, trial.resume, trial.importanceMatrix) = (rotation, nil, nil)
+      return try QuantizationRun(trial, backend: backend)
+    }
+    func off(_ note: String) -> Report.Rotation { Report.Rotation(chosen: "off", note: note) }
+    let start = ContinuousClock.now
+    let plain = try run(.off)
+    if let obstacle = RotatedWeights.obstacle(plain.description, plain.checkpoint) { return off(obstacle) }
+    if let note = plain.headNote(largest: largestHead) { return off(note) }
+    if plain.description.latentFeatures > 0 { return off("no trial is made of a model with latents") }
+    if request.calibration.samples < 2 { return off("a trial takes two sequences") }
+    progress(.step("trying whether a rotation helps"))
+    return try withoutActuallyEscaping(progress) { progress in
+      func divergence(_ run: QuantizationRun) throws -> Double {
+        try RotationTrial(run: run, backend: backend, advanced: { progress(.advanced) }).divergence()
+      }
+      let (without, with) = (try divergence(plain), try divergence(run(.residual)))
+      let helps = with < (1 - leastGain) * without
+      return Report.Rotation(
+        chosen: helps ? "residual" : "off", divergence: without, rotatedDivergence: with,
+        seconds: (ContinuousClock.now - start).seconds)
+    }
+  }
+
+  /// The mean divergence of the model with its quantized layers from the one without any.
+  private func divergence() throws -> Double {
+    let calibration = run.request.calibration
+    let length = calibration.sequenceLength
+    let solved = max(1, min(calibration.samples / Self.share, Self.tokens / length))
+    let heldOut = max(1, solved / Self.heldOutShare)
+    let model = try DecoderModel(
+      run.description, source: run.checkpoint, backend: backend, sequenceLength: length,
+      operands: run.operands)
+    let chosen = chosenLayers
+    // What layers are solved for, and what is looked at, without quantized layers and with them.
+    var gathered = try states(model, calibration.tokens(of: 0..<solved))
+    let samples = calibration.samples - heldOut..<calibration.samples
+    var reference = try states(model, calibration.tokens(of: samples))
+    var quantized = try states(model, calibration.tokens(of: samples))
+    for index in 0..<run.description.layerCount {
+      let layer = try model.unloadedLayer(index)
+      for stage in layer.stages {
+        advanced()
+        try layer.load(stage)
+        let gram =
+          chosen.contains(index)
+          ? GramMatrix(inFeatures: stage.inFeatures, operands: run.operands, backend: backend) : nil
+        if index <= chosen.last ?? 0 { advance(&gathered, layer, stage, length, gram) }
+        advance(&reference, layer, stage, length)
+        if let gram {
+          layer.unload(stage)
+          try quantize(stage, layer, gram)
+          try layer.load(stage)
+        }
+        advance(&quantized, layer, stage, length)
+        layer.leave(stage)
+        try backend.checkDevice()
+      }
+    }
+    let head = try model.head()
+    var sum = 0.0
+    for first in stride(from: 0, to: reference.residual.rows, by: Self.logitTokens) {
+      let rows = first..<min(first + Self.logitTokens, reference.residual.rows)
+      let expected = backend.copy(of: head.logits(reference.residual.rows(rows)))
+      let found = backend.divergences(of: head.logits(quantized.residual.rows(rows)), from: expected)
+      sum += found.reduce(0) { $0 + Double($1.divergence) }
+    }
+    try backend.checkDevice()
+    return sum / Double(reference.residual.rows)
+  }
+
+  private var chosenLayers: [Int] {
+    let count = run.description.layerCount
+    let wanted = min(Self.layers, count)
+    return (0..<wanted).map { (2 * $0 + 1) * count / (2 * wanted) }
+  }
+
+  private func states(_ model: DecoderModel, _ tokens: [Int32]) throws -> LayerState {
+    LayerState(residual: backend.copy(of: try model.embed(tokens)))
+  }
+
+  /// Takes states through a stage. What it leaves in the layer's own memory is copied: others go through it next.
+  private func advance(
+    _ state: inout LayerState, _ layer: DecoderLayer, _ stage: Stage, _ length: Int, _ gram: GramMatrix? = nil
+  ) {
+    var next = state
+    let input = layer.input(of: stage, next)
+    gram?.accumulate(input)
+    layer.run(stage, input: input, sequenceLength: length, state: &next)
+    for slot in StagedStates.Slot.allCases where slot != .residual {
+      if stage.writes.contains(slot) {
+        state[slot] = next[slot].map { backend.copy(of: $0) }
+      } else if stage.consumes.contains(slot) {
+        state[slot] = nil
+      }
+    }
+  }
+
+  private func quantize(_ stage: Stage, _ layer: DecoderLayer, _ gram: GramMatrix) throws {
+    let problem = LayerProblem(gram: gram.values, backend: backend)
+    let begun = try stage.linears.compactMap { linear -> QuantizationRun.BegunLinear? in
+      let name = layer.moduleName(of: linear)
+      guard let treatment = run.treatments[name] else { return nil }
+      return try run.begin(name, linear, layer.storedWeights(of: linear), treatment, problem)
+    }
+    for linear in begun {
+      let solution = try run.finish(linear, layer: layer.index).solution
+      layer.replaceWeights(of: linear.description, by: solution.linear, backend: backend)
+    }
+  }
+}
+
+extension QuantizationRun {
+  /// Why a head of its own would cost too much; nil where the model has one, or it is a small part of the result.
+  fileprivate func headNote(largest share: Double) -> String? {
+    guard description.hasTiedHead else { return nil }
+    let bytes = description.vocabularySize * description.hiddenSize * 2
+    let linears = exportedLinears.reduce(0) { sum, linear in
+      sum + linear.outFeatures * linear.inFeatures * (linear.gridFormat?.bitWidth.rawValue ?? 16) / 8
+    }
+    let growth = Double(bytes) / Double(bytes + linears)
+    guard growth > share else { return nil }
+    let percent = Int((growth * 100).rounded())
+    return "its head is that of the embeddings, and one of its own would make the result \(percent) % larger"
+  }
+}
