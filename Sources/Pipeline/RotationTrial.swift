@@ -41,7 +41,9 @@ struct RotationTrial {
     let plain = try run(.off)
     if let obstacle = RotatedWeights.obstacle(plain.description, plain.checkpoint) { return off(obstacle) }
     if let note = plain.headNote(largest: largestHead) { return off(note) }
-    if plain.description.latentFeatures > 0 { return off("no trial is made of a model with latents") }
+    if plain.description.latentFeatures > 0 || plain.description.hasMixtures {
+      return off("no trial is made of a model with latents or experts")
+    }
     if request.calibration.samples < 2 { return off("a trial takes two sequences") }
     progress(.step("trying whether a rotation helps"))
     return try withoutActuallyEscaping(progress) { progress in

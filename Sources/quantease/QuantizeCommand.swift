@@ -373,8 +373,8 @@ struct RunOptions: ParsableArguments {
     help: """
       residual: rotate the residual stream before quantizing, which spreads outliers over all features. The model stays \
       what it was, an ordinary one of its kind, with a head of its own where it had that of the embeddings. It helps \
-      most where a scale is a whole row's. Families with layer norms, norms behind their blocks, or experts cannot be \
-      rotated. auto: rotate if a trial on a few layers says that it helps, and if a head of its own is no large part of \
+      most where a scale is a whole row's. Families with layer norms, norms behind their blocks, or experts in stacks \
+      cannot be rotated. auto: rotate if a trial on a few layers says that it helps, and if a head of its own is no large part of \
       the result; the report tells.
       """)
   var rotate = QuantizationSettings.Rotation.off

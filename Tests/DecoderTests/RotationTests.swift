@@ -14,7 +14,9 @@ struct RotationTests {
     "llama", "apertus", "arcee", "deepseek-v3-dense", "ernie", "granite", "hunyuan", "llama-bf16-sharded",
     "llama-bias", "llama-rope-linear", "llama-rope-llama3", "llama-rope-parameters", "llama-rope-yarn",
     "llama-tied", "ministral3", "mistral", "mistral-window", "phi3", "phi3-longrope", "phi3-longrope-long",
-    "qwen2", "qwen2-window", "qwen3", "qwen3-5", "seed-oss", "smollm3",
+    "qwen2", "qwen2-window", "qwen3", "qwen3-5", "seed-oss", "smollm3", "deepseek-v2", "deepseek-v2-lite",
+    "deepseek-v3", "deepseek-v3-direct", "ernie-moe", "glm4-moe", "glm4-moe-lite", "hunyuan-moe", "hy-v3",
+    "minimax-m2", "mixtral", "olmoe", "qwen2-moe", "qwen3-5-moe", "qwen3-moe", "qwen3-moe-raw", "qwen3-next",
   ]
 
   @Test(arguments: TestFiles.models)

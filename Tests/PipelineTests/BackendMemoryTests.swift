@@ -28,6 +28,7 @@ struct BackendMemoryTests {
     ResumeCase("llama", "paper") { $0.preset = .paper },
     ResumeCase("llama", "outliers") { $0.outliers = 0.01 },
     ResumeCase("llama-tied", "rotated") { $0.rotate = .residual },
+    ResumeCase("qwen2-moe", "rotated") { $0.rotate = .residual },
     ResumeCase("qwen2-moe"),
     ResumeCase("deepseek-v3"),
     ResumeCase("llama", "columns of outliers") {

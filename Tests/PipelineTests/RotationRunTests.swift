@@ -19,6 +19,7 @@ struct RotationRunTests {
     ResumeCase("llama-tied", "no MLP") { $0.rules = ["mlp=skip"] },
     ResumeCase("llama-bias", "no attention") { $0.rules = ["self_attn=skip"] },
     ResumeCase("qwen3", "dense") { $0.formats = [.dense] },
+    ResumeCase("mixtral", "experts") { $0.symmetric = true },
   ])
   func `the result is the model, and a checkpoint as others are`(_ test: ResumeCase) throws {
     var test = test
@@ -66,7 +67,7 @@ struct RotationRunTests {
 
   @Test(arguments: [
     ("falcon-40b", "layer norm"), ("llama-tied", "its head is that of the embeddings"),
-    ("deepseek-v3-dense", "latents"),
+    ("deepseek-v3-dense", "latents"), ("qwen3-5-moe-stacked", "stacks"),
   ])
   func `where no trial is made the report says why`(_ fixture: String, _ reason: String) throws {
     let bench = try ResumeBench(ResumeCase(fixture) { $0.rotate = .auto })

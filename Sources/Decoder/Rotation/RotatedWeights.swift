@@ -50,7 +50,7 @@ public final class RotatedWeights: WeightSource {
       let (layer, prefix) = (model.layers[index], model.layerPrefix(index))
       let attention = try weights(layer.attentionNorm, prefix)
       let mlp = try layer.mlpNorm.map { try weights($0, prefix) } ?? attention
-      for stage in model.stages(ofLayer: index) {
+      for stage in model.stages(ofLayer: index).flatMap(\.halves) {
         for linear in stage.linears {
           let module = prefix + linear.name
           switch stage.input {
@@ -62,8 +62,13 @@ public final class RotatedWeights: WeightSource {
           }
         }
       }
-      for linear in model.keptLinears(ofLayer: index) {
-        roles["\(prefix)\(linear.name).weight"] = .reading(attention)
+      // Gates of a linear attention read what it reads, routers what their experts do.
+      let kept: [([LayerLinear]?, [Float])] = [
+        (layer.linearAttention?.keptLinears(hiddenSize: model.hiddenSize), attention),
+        (layer.mixture?.routers(hiddenSize: model.hiddenSize), mlp),
+      ]
+      for (linears, norm) in kept {
+        for linear in linears ?? [] { roles["\(prefix)\(linear.name).weight"] = .reading(norm) }
       }
     }
     self.roles = roles
@@ -77,7 +82,9 @@ public final class RotatedWeights: WeightSource {
     }
     // Gemma's first version is loaded with the head of its embeddings, whatever config.json says.
     if model.modelType == "gemma" { return "vLLM takes its head for that of the embeddings" }
-    if model.hasMixtures { return "its experts are not rotated yet" }
+    if checkpoint.tensors.values.contains(where: { $0.part != nil }) {
+      return "its experts are in stacks, which are not rotated yet"
+    }
     let norms =
       model.layers.flatMap { [$0.attentionNorm, $0.mlpNorm] }.compactMap(\.self)
       + (model.head.norm.map { [$0] } ?? [])
@@ -86,7 +93,7 @@ public final class RotatedWeights: WeightSource {
     }
     let isPlain = model.layers.allSatisfy {
       $0.placement == .before && $0.attentionNorm != nil && $0.attentionOutputNorm == nil
-        && $0.mlpOutputNorm == nil
+        && $0.mlpOutputNorm == nil && $0.mixture?.norms == nil
     }
     if !isPlain || model.head.norm == nil || model.embedding.norm != nil {
       return "it has a norm whose weights no linear behind it can take"
