@@ -30,7 +30,7 @@ public enum DecoderError: Error, Sendable, Equatable, CustomStringConvertible {
     case .inconsistentHeads(let heads, let keyValueHeads):
       "config.json: \(heads) attention heads cannot share \(keyValueHeads) key-value heads evenly"
     case .notRotatable(let reason):
-      "the residual stream cannot be rotated: \(reason); take --rotate off (rotate: off for the daemon)"
+      "the residual stream cannot be rotated: \(reason); take --rotate off"
     case .sequenceTooLong(let length, let maximum):
       "a sequence length of \(length) is beyond the \(maximum) positions of this model; "
         + "ask for --sequence-length \(maximum) or less"

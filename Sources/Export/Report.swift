@@ -66,7 +66,7 @@ public struct Report: Codable, Sendable, Equatable {
   }
 
   /// What was rotated before the model was quantized, and why.
-  public struct Rotation: Codable, Sendable, Equatable {
+  public struct Rotation: Codable, Sendable, Equatable, CustomStringConvertible {
     /// `off` or `residual`
     public var chosen: String
     /// What a trial came to without the rotation and with it: the Kullback-Leibler divergence of a model of which a few layers
@@ -87,6 +87,16 @@ public struct Report: Codable, Sendable, Equatable {
       self.divergence = divergence
       self.rotatedDivergence = rotatedDivergence
       self.note = note
+    }
+
+    public var description: String {
+      let why =
+        if let divergence, let rotatedDivergence {
+          "in a trial, divergence \(fixed(rotatedDivergence, 4)) with it and \(fixed(divergence, 4)) without"
+        } else {
+          note
+        }
+      return chosen + (why.map { ": \($0)" } ?? "")
     }
   }
 

@@ -338,7 +338,8 @@ private struct Needs {
   var solvingBesideDevice: Int {
     let written = stages.indices.map { index in
       let before = stages[(index + stages.count - 1) % stages.count]
-      return codes(stages[index]) + (before.linears.last.map(codes) ?? 0)
+      // With outliers there is a second solution beside the first.
+      return codes(stages[index]) * (work.keepsOutliers ? 2 : 1) + (before.linears.last.map(codes) ?? 0)
     }
     return standingBesideDevice + (written.max() ?? 0) + held(stateColumns.max() ?? 0, .memory)
   }
@@ -352,10 +353,12 @@ private struct Needs {
   }
 
   /// What states that a device keeps in the host's memory take more than their bytes: the rest of the last block of each,
-  /// and of what was pinned last.
+  /// and of what was pinned last, and a value that stands beside those that it replaces.
   private var blocksBesideDevice: Int {
     let batches = (work.samples + work.originalSamples + batchSamples - 1) / batchSamples + streams
-    return states == .memory ? Self.pinnedSlab + batches * Self.slotsOfBatch * Self.pinnedBlock / 2 : 0
+    return states == .memory
+      ? Self.pinnedSlab + batches * Self.slotsOfBatch * Self.pinnedBlock / 2
+        + widestSlot * batchTokens * work.stateBytes : 0
   }
 
   /// What is there all the time: the program, and the buffers of the forward pass and of the cache, which are kept from

@@ -61,6 +61,7 @@ public final class QuantizationRun: Sendable {
     var request = request
     if request.rotation == .auto {
       let decision = try journal?.head?.rotation ?? RotationTrial.decision(request, backend, progress)
+      progress(.step("rotation \(decision)"))
       request.rotation = decision.chosen == QuantizationSettings.Rotation.residual.rawValue ? .residual : .off
       rotation = decision
     } else {
@@ -204,6 +205,7 @@ public final class QuantizationRun: Sendable {
     let writes = WritesBeside(isBeside: backend.deviceMemory != nil)
     // What a device keeps goes with the process; what is in the cache must not be further than the journal.
     let mayLag = backend.deviceMemory != nil && plan.states != .cache
+    var untold: ProgressEvent?
     var importance = request.importanceMatrix.map { _ in
       ImportanceMatrix(
         dataset: FileSystem.name(of: request.calibrationSource), samples: request.calibration.samples,
@@ -236,6 +238,8 @@ public final class QuantizationRun: Sendable {
       rows = journal.rows
     }
 
+    // What a trial took is no phase's.
+    _ = backend.deviceMemory?.lap()
     func measure(_ phase: MemoryPlan.Phase) {
       let pinned = backend.deviceMemory?.pinnedBytes ?? 0
       peaks[phase, default: 0].raise(to: memory.lap() + pinned)
@@ -276,15 +280,17 @@ public final class QuantizationRun: Sendable {
           }
           if !mayLag || expert != nil { try writes.finish() }
         }
+        // Of what is written beside the work it is told when the next one is: whoever is told takes it for safe.
+        if let event = untold.take() { progress(event) }
         rows.append(row)
         for warning in row.warnings ?? [] { progress(.warning(warning)) }
-        progress(
-          .linear(
-            LinearProgress(
-              name: solution.linear.name, layer: layer.index, layerCount: description.layerCount,
-              relativeError: solution.relativeError, linearsDone: rows.count,
-              linearCount: treatments.count, linearsResumed: knownCount,
-              elapsed: ContinuousClock.now - newWorkStart)))
+        let event = ProgressEvent.linear(
+          LinearProgress(
+            name: solution.linear.name, layer: layer.index, layerCount: description.layerCount,
+            relativeError: solution.relativeError, linearsDone: rows.count,
+            linearCount: treatments.count, linearsResumed: knownCount,
+            elapsed: ContinuousClock.now - newWorkStart))
+        if mayLag && expert == nil { untold = event } else { progress(event) }
       }
     }
 
@@ -298,6 +304,7 @@ public final class QuantizationRun: Sendable {
       defer { times.merge(loop.times.byName) { $0 + $1 } }
       let result = Result { try loop.run(knowing: known, quantize) }
       try exportTimes.measure(.export) { try writes.finish() }
+      if let event = untold.take() { progress(event) }
       try result.get()
     }
     progress(.step("writing the other tensors and files"))

@@ -25,7 +25,7 @@ struct RotationTrial {
   private static let leastGain = 0.05
   /// The part of the result that a head of its own may be.
   private static let largestHead = 0.1
-  private static let logitTokens = 256
+  fileprivate static let logitTokens = 256
 
   /// - Throws: what a run throws that begins with these settings
   static func decision(
@@ -45,12 +45,26 @@ struct RotationTrial {
       return off("no trial is made of a model with latents or experts")
     }
     if request.calibration.samples < 2 { return off("a trial takes two sequences") }
+    let needed = plain.trialBytes
+    let budget = backend.deviceMemory?.limitBytes ?? request.memoryBudgetBytes
+    if needed > budget { return off("a trial takes \(needed.memorySize) of memory") }
+    let rotated: QuantizationRun
+    do { rotated = try run(.residual) } catch let error as PipelineError where error.isLackOfMemory {
+      return off("\(error)")
+    }
     progress(.step("trying whether a rotation helps"))
     return try withoutActuallyEscaping(progress) { progress in
       func divergence(_ run: QuantizationRun) throws -> Double {
-        try RotationTrial(run: run, backend: backend, advanced: { progress(.advanced) }).divergence()
+        do {
+          return try RotationTrial(run: run, backend: backend, advanced: { progress(.advanced) }).divergence()
+        } catch {
+          // What a device that failed leaves shows as all kinds of faults.
+          try backend.checkDevice()
+          throw error
+        }
       }
-      let (without, with) = (try divergence(plain), try divergence(run(.residual)))
+      let (without, with) = (try divergence(plain), try divergence(rotated))
+      guard without.isFinite && with.isFinite else { return off("the trial came to no number") }
       let helps = with < (1 - leastGain) * without
       return Report.Rotation(
         chosen: helps ? "residual" : "off", divergence: without, rotatedDivergence: with,
@@ -58,12 +72,19 @@ struct RotationTrial {
     }
   }
 
+  /// The sequences that layers are solved for, and those that are looked at.
+  fileprivate static func samples(of run: QuantizationRun) -> (solved: Int, heldOut: Int) {
+    let calibration = run.request.calibration
+    let batch = min(run.plan.batchSamples, Self.tokens / calibration.sequenceLength)
+    let solved = max(1, min(calibration.samples / Self.share, batch))
+    return (solved, max(1, solved / Self.heldOutShare))
+  }
+
   /// The mean divergence of the model with its quantized layers from the one without any.
   private func divergence() throws -> Double {
     let calibration = run.request.calibration
     let length = calibration.sequenceLength
-    let solved = max(1, min(calibration.samples / Self.share, Self.tokens / length))
-    let heldOut = max(1, solved / Self.heldOutShare)
+    let (solved, heldOut) = Self.samples(of: run)
     let model = try DecoderModel(
       run.description, source: run.checkpoint, backend: backend, sequenceLength: length,
       operands: run.operands)
@@ -147,6 +168,15 @@ struct RotationTrial {
 }
 
 extension QuantizationRun {
+  /// What a trial takes at its peak, in a layer or at the head, of the memory that matrices are in.
+  fileprivate var trialBytes: Int {
+    let (solved, heldOut) = RotationTrial.samples(of: self)
+    let tokens = (solved + 2 * heldOut) * request.calibration.sequenceLength
+    let states = tokens * description.widestStates * 4
+    let head = description.vocabularySize * (description.hiddenSize + 3 * RotationTrial.logitTokens) * 4
+    return states + max(plan.devicePeakBytes ?? plan.peakBytes, head)
+  }
+
   /// Why a head of its own would cost too much; nil where the model has one, or it is a small part of the result.
   fileprivate func headNote(largest share: Double) -> String? {
     guard description.hasTiedHead else { return nil }

@@ -98,7 +98,7 @@ public struct RunPlan: Sendable {
       model: model, samples: settings.samples, sequenceLength: settings.sequenceLength,
       originalSamples: settings.originalSamples, operands: operands,
       keepsOutliers: treatments.values.contains { $0.outliers != nil }, stateBytes: modelType.byteWidth,
-      isRotated: settings.rotate != .off)
+      isRotated: settings.rotate == .residual)
   }
 
   /// Of every linear that is to be quantized: its weights, and the bits of one.

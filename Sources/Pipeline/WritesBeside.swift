@@ -4,7 +4,7 @@ import Synchronization
 /// Writes of what is done beside the work on what comes next, one after the other.
 ///
 /// Whoever has another one is held up until the one before is done, so that no more than two results stand in memory.
-/// After an error nothing more is written, and it is thrown by the next call of any kind.
+/// After the error of a write that was done beside nothing more is written, and every later call throws it.
 final class WritesBeside: Sendable {
   typealias Write = @Sendable () throws -> Void
 

@@ -33,6 +33,8 @@ struct RotationTests {
     // The head stands for itself.
     #expect(other.description.head.weights != other.description.embedding.tokens)
     #expect(checkpoint.tensorNames.contains(other.description.head.weights))
+    // Whatever config.json has said of it, and if it has said nothing.
+    #expect(checkpoint.configuration["tie_word_embeddings"]?.bool == false)
     // And it is another one: what a linear reads has changed.
     let linear = try #require(fixture.description.stages(ofLayer: 0).first?.linears.first)
     let weight = "\(fixture.description.layerPrefix(0))\(linear.name).weight"

@@ -84,8 +84,12 @@ final class ResumeBench {
   private static let batchSamples = 2
   private static let sequenceLength = 16
 
-  /// - Parameter backend: the processor's if nil
-  init(_ test: ResumeCase, backend: (any ComputeBackend)? = nil) throws {
+  /// - Parameters:
+  ///   - backend: the processor's if nil
+  ///   - memoryBudgetBytes: as little as makes the plan take a quarter of the samples at a time, if nil
+  init(
+    _ test: ResumeCase, backend: (any ComputeBackend)? = nil, memoryBudgetBytes: Int? = nil
+  ) throws {
     self.test = test
     // On a processor that is not fast at bfloat16, too.
     self.backend =
@@ -103,7 +107,7 @@ final class ResumeBench {
       sequenceLength: Self.sequenceLength,
       tokens: (0..<Self.samples * Self.sequenceLength).map { _ in Int32.random(in: 0..<64, using: &generator)
       })
-    budgetBytes = try Self.plan(test, on: self.backend).peakBytes
+    budgetBytes = try memoryBudgetBytes ?? Self.plan(test, on: self.backend).peakBytes
   }
 
   /// The plan of a run that takes a quarter of the samples at a time.

@@ -46,23 +46,30 @@ struct RotationRunTests {
   }
 
   @Test func `what a trial has decided stands, and a run that goes on makes none`() throws {
-    let test = ResumeCase("llama") { ($0.rotate, $0.bits) = (.auto, 3) }
-    let bench = try ResumeBench(test)
-    let run = try bench.watchedRun()
-    let isTold = { (steps: [String]) in steps.contains { $0.contains("rotation") } }
+    func bench(_ rotate: QuantizationSettings.Rotation) throws -> ResumeBench {
+      try ResumeBench(
+        ResumeCase("llama") { ($0.rotate, $0.bits) = (rotate, 3) }, memoryBudgetBytes: 1 << 40)
+    }
+    let tried = try bench(.auto)
+    let run = try tried.watchedRun()
+    let isTold = { (steps: [String]) in steps.contains { $0.contains("whether a rotation helps") } }
     #expect(isTold(run.steps))
-    let later = try bench.goOn(from: try #require(run.moments.last))
+    let later = try tried.goOn(from: try #require(run.moments.last))
     #expect(!isTold(later.steps))
     #expect(later.result == run.result)
     // It is the result of the choice that was made, as if a person had made it.
-    let choices = try [QuantizationSettings.Rotation.off, .residual].map { choice in
-      try ResumeBench(ResumeCase("llama") { ($0.rotate, $0.bits) = (choice, 3) }).uninterrupted()
-    }
+    let choices = try [QuantizationSettings.Rotation.off, .residual].map { try bench($0).uninterrupted() }
     #expect(choices[0] != choices[1])
-    let rotation = try #require(try report(bench).settings.rotation)
+    let rotation = try #require(try report(tried).settings.rotation)
     #expect(run.result == choices[rotation.chosen == "residual" ? 1 : 0])
     let (plain, rotated) = (try #require(rotation.divergence), try #require(rotation.rotatedDivergence))
     #expect(plain > 0 && rotated > 0 && (rotation.chosen == "residual") == (rotated < 0.95 * plain))
+  }
+
+  @Test func `a trial that there is no memory for is none`() throws {
+    let bench = try ResumeBench(ResumeCase("llama") { $0.rotate = .auto })
+    let rotation = try #require(try report(bench).settings.rotation)
+    #expect(rotation.chosen == "off" && rotation.note?.contains("of memory") == true, "\(rotation)")
   }
 
   @Test(arguments: [

@@ -42,7 +42,7 @@ extension JobFailure {
   /// An error's text as it helps in a job, which has settings in place of a command's options.
   static func inJobWords(_ text: String) -> String {
     let keys = Set(SettingTable.job.map(\.key))
-    let words = text.replacing(/--([a-z-]+)(?: ([0-9]+|layer))?/) { match in
+    let words = text.replacing(/--([a-z-]+)(?: ([0-9]+|layer|off))?/) { match in
       let key = String(match.1)
       guard keys.contains(key) else { return String(match.0) }
       return match.2.map { "'\(key): \($0)' in \(JobFile.name)" } ?? "'\(key)'"

@@ -115,7 +115,8 @@ public final class RotatedWeights: WeightSource {
   /// The checkpoint with its weights so, as it will be written.
   public var checkpoint: CheckpointReader {
     var configuration = base.configuration.object ?? [:]
-    if tied != nil { configuration["tie_word_embeddings"] = .bool(false) }
+    // Where it says otherwise beside a head that is stored, some clients take the embeddings for it, which are others now.
+    configuration["tie_word_embeddings"] = .bool(false)
     return CheckpointReader(
       base, changing: Set(roles.keys.filter { base.tensors[$0] != nil }),
       adding: tied.map { [(Self.head, $0)] } ?? [], configuration: .object(configuration), by: self)

@@ -328,16 +328,6 @@ public struct ReportPage {
     return "\(settings.target), on \(grouped(samples)) of \(grouped(settings.calibration.samples)) samples"
   }
 
-  private func rotationNote(_ rotation: Report.Rotation) -> String {
-    let why =
-      if let plain = rotation.divergence, let rotated = rotation.rotatedDivergence {
-        "in a trial, divergence \(fixed(rotated, 4)) with it and \(fixed(plain, 4)) without"
-      } else {
-        rotation.note
-      }
-    return rotation.chosen + (why.map { ": \($0)" } ?? "")
-  }
-
   private var settings: String {
     let settings = report.settings
     let calibration = settings.calibration
@@ -346,7 +336,7 @@ public struct ReportPage {
         ("Architecture", report.model.architecture),
         ("Solver", settings.solver),
         ("Target", targetNote),
-      ] + gridEntries + (settings.rotation.map { [("Rotation", rotationNote($0))] } ?? []) + [
+      ] + gridEntries + (settings.rotation.map { [("Rotation", $0.description)] } ?? []) + [
         ("Formats", settings.formats.map(\.rawValue).joined(separator: ", ")),
         ("Computed by", settings.kernels ?? "unknown"),
         ("Calibration", calibration.source),
