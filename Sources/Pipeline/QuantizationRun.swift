@@ -70,7 +70,7 @@ public final class QuantizationRun: Sendable {
     let description: ModelDescription
     (checkpoint, description) = try Self.open(
       request.model, symlinks: request.symlinks, allowingRequantizing: request.allowsRequantizing,
-      rotation: request.rotation)
+      rotation: request.rotation, threads: backend.threads)
     try checkpoint.check(source)
     for id in [request.calibration.idRange.lowerBound, request.calibration.idRange.upperBound]
     where !(0..<description.vocabularySize).contains(Int(id)) {
@@ -122,7 +122,7 @@ public final class QuantizationRun: Sendable {
   @discardableResult
   public static func open(
     _ model: String, symlinks: SymlinkPolicy, allowingRequantizing isAllowed: Bool,
-    rotation: QuantizationSettings.Rotation
+    rotation: QuantizationSettings.Rotation, threads: Int = 1
   ) throws -> (CheckpointReader, ModelDescription) {
     var checkpoint = try CheckpointReader.open(model, symlinks: symlinks)
     if let method = checkpoint.configuration["quantization_config"]?["quant_method"]?.string,
@@ -138,7 +138,7 @@ public final class QuantizationRun: Sendable {
     }
     guard rotation == .residual else { return (checkpoint, description) }
     // Of here on it is a model like any other.
-    checkpoint = try RotatedWeights(checkpoint, description).checkpoint
+    checkpoint = try RotatedWeights(checkpoint, description, threads: threads).checkpoint
     return (checkpoint, try ModelDescription(checking: checkpoint, source: checkpoint))
   }
 

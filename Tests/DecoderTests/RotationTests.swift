@@ -71,6 +71,16 @@ struct RotationTests {
       (0..<rows * columns).map { _ in Float.random(in: -1...1, using: &generator) })
   }
 
+  @Test func `rows are the same by any number of threads`() {
+    let rotation = ResidualRotation(size: 72)
+    let results = [1, 2, 5].map { threads in
+      let x = byChance(333, 72)
+      rotation.rotate(rows: x, threads: threads)
+      return x.elements
+    }
+    #expect(results[0] == results[1] && results[0] == results[2])
+  }
+
   @Test func `a feature alone is spread over all`() {
     let rotation = ResidualRotation(size: 576)
     let x = Matrix(rows: 1, columns: 576)

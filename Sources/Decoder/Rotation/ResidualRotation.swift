@@ -1,3 +1,4 @@
+import Dispatch
 import Glibc
 import Tensors
 
@@ -47,14 +48,27 @@ struct ResidualRotation: Sendable {
     return rows.flatMap { $0 }
   }
 
-  /// x ← x R for every row x.
-  func rotate(rows matrix: Matrix) {
+  /// Rows that a thread rotates at a time.
+  private static let rowsOfThread = 64
+
+  /// x ← x R for every row x, several at a time.
+  func rotate(rows matrix: Matrix, threads: Int = 1) {
     precondition(matrix.columns == size, "the rows have another width")
-    var scratch = [Float](repeating: 0, count: rest)
+    let rows = matrix.rows
+    let parts = (rows + Self.rowsOfThread - 1) / Self.rowsOfThread
+    let workers = max(1, min(threads, parts))
     matrix.withMutableSpan { span in
       unsafe span.withUnsafeMutableBufferPointer { values in
-        guard let base = values.baseAddress else { return }
-        for row in 0..<matrix.rows { unsafe rotate(base + row * size, width: 1, &scratch) }
+        guard let first = values.baseAddress else { return }
+        nonisolated(unsafe) let base = unsafe first
+        DispatchQueue.concurrentPerform(iterations: workers) { worker in
+          var scratch = [Float](repeating: 0, count: rest)
+          for part in stride(from: worker, to: parts, by: workers) {
+            for row in part * Self.rowsOfThread..<min((part + 1) * Self.rowsOfThread, rows) {
+              unsafe rotate(base + row * size, width: 1, &scratch)
+            }
+          }
+        }
       }
     }
   }

@@ -24,6 +24,7 @@ public final class RotatedWeights: WeightSource {
 
   private let base: CheckpointReader
   private let rotation: ResidualRotation
+  private let threads: Int
   private let roles: [String: Role]
   /// The embeddings, where the head was tied to them.
   private let tied: String?
@@ -31,10 +32,12 @@ public final class RotatedWeights: WeightSource {
 
   private static let head = "lm_head.weight"
 
+  /// - Parameter threads: that rotate rows, which are the same by any number of them
   /// - Throws: ``DecoderError/notRotatable(_:)``
-  public init(_ base: CheckpointReader, _ model: ModelDescription) throws {
+  public init(_ base: CheckpointReader, _ model: ModelDescription, threads: Int = 1) throws {
     if let obstacle = Self.obstacle(model, base) { throw DecoderError.notRotatable(obstacle) }
     self.base = base
+    self.threads = threads
     rotation = ResidualRotation(size: model.hiddenSize)
     tied = model.hasTiedHead ? model.embedding.tokens : nil
     var roles: [String: Role] = [:]
@@ -149,7 +152,7 @@ public final class RotatedWeights: WeightSource {
         }
       }
     }
-    rotation.rotate(rows: panel)
+    rotation.rotate(rows: panel, threads: threads)
   }
 
   private func whole(_ tensor: String) throws -> Matrix {
