@@ -1,5 +1,4 @@
 import Compute
-import Dispatch
 import Tensors
 
 /// Memory of a GPU: its addresses have elements for the backend's operations alone.
@@ -93,12 +92,9 @@ extension Matrix {
     guard let first = source.baseAddress, let place = destination.baseAddress else { return }
     nonisolated(unsafe) let (from, to) = unsafe (first, place)
     let count = source.count
-    let parts = (count + part - 1) / part
-    let workers = max(1, min(threads, parts))
-    DispatchQueue.concurrentPerform(iterations: workers) { worker in
-      for start in stride(from: worker * part, to: count, by: workers * part) {
-        unsafe (to + start).copyMemory(from: from + start, byteCount: min(part, count - start))
-      }
+    ThreadTeam(threads: threads).run(chunks: (count + part - 1) / part) { index in
+      let start = index * part
+      unsafe (to + start).copyMemory(from: from + start, byteCount: min(part, count - start))
     }
   }
 }

@@ -1,4 +1,4 @@
-import Dispatch
+import Compute
 import Glibc
 import Tensors
 
@@ -19,11 +19,14 @@ struct ResidualRotation: Sendable {
   /// A product of this size takes longer than those that it is to serve.
   static let largestRest = 512
 
+  /// The odd rest of a size, which is to be known before a matrix of it is made.
+  static func rest(of size: Int) -> Int { size >> size.trailingZeroBitCount }
+
   init(size: Int, seed: UInt64 = 0) {
     precondition(size > 0, "nothing to rotate")
     self.size = size
-    powerOfTwo = 1 << size.trailingZeroBitCount
-    rest = size / powerOfTwo
+    rest = Self.rest(of: size)
+    powerOfTwo = size / rest
     var generator = SplitMix64(seed: seed)
     signs = (0..<size).map { _ in generator.next() >> 63 == 0 ? 1 : -1 }
     let scale = 1 / Double(powerOfTwo).squareRoot()
@@ -56,17 +59,15 @@ struct ResidualRotation: Sendable {
     precondition(matrix.columns == size, "the rows have another width")
     let rows = matrix.rows
     let parts = (rows + Self.rowsOfThread - 1) / Self.rowsOfThread
-    let workers = max(1, min(threads, parts))
     matrix.withMutableSpan { span in
       unsafe span.withUnsafeMutableBufferPointer { values in
         guard let first = values.baseAddress else { return }
         nonisolated(unsafe) let base = unsafe first
-        DispatchQueue.concurrentPerform(iterations: workers) { worker in
-          var scratch = [Float](repeating: 0, count: rest)
-          for part in stride(from: worker, to: parts, by: workers) {
-            for row in part * Self.rowsOfThread..<min((part + 1) * Self.rowsOfThread, rows) {
-              unsafe rotate(base + row * size, width: 1, &scratch)
-            }
+        ThreadTeam(threads: threads).run(
+          chunks: parts, scratch: { Matrix(rows: rest, columns: 1) }
+        ) { part, scratch in
+          for row in part * Self.rowsOfThread..<min((part + 1) * Self.rowsOfThread, rows) {
+            unsafe rotate(base + row * size, width: 1, scratch)
           }
         }
       }
@@ -76,17 +77,18 @@ struct ResidualRotation: Sendable {
   /// W ← Rᵀ W, which is x R for every column x.
   func rotate(columns matrix: Matrix) {
     precondition(matrix.rows == size, "the columns have another height")
-    var scratch = [Float](repeating: 0, count: rest * matrix.columns)
+    let scratch = Matrix(rows: rest, columns: matrix.columns)
     matrix.withMutableSpan { span in
       unsafe span.withUnsafeMutableBufferPointer { values in
         guard let base = values.baseAddress else { return }
-        unsafe rotate(base, width: matrix.columns, &scratch)
+        unsafe rotate(base, width: matrix.columns, scratch)
       }
     }
   }
 
   /// v ← v R for `width` vectors whose elements stand side by side.
-  private func rotate(_ v: UnsafeMutablePointer<Float>, width: Int, _ scratch: inout [Float]) {
+  /// - Parameter scratch: `[rest, width]`
+  private func rotate(_ v: UnsafeMutablePointer<Float>, width: Int, _ scratch: Matrix) {
     for index in 0..<size where signs[index] < 0 {
       let element = unsafe v + index * width
       for column in 0..<width { unsafe element[column] = -element[column] }
@@ -104,26 +106,34 @@ struct ResidualRotation: Sendable {
       half *= 2
     }
     unsafe mixing.withUnsafeBufferPointer { mixing in
-      unsafe scratch.withUnsafeMutableBufferPointer { sums in
-        for block in 0..<powerOfTwo {
-          let block = unsafe v + block * rest * width
-          unsafe sums.update(repeating: 0)
-          for from in 0..<rest {
-            if width == 1 {
-              let value = unsafe block[from]
-              for to in 0..<rest { unsafe sums[to] += value * mixing[from * rest + to] }
-              continue
-            }
-            for to in 0..<rest {
-              let factor = unsafe mixing[from * rest + to]
-              for column in 0..<width {
-                unsafe sums[to * width + column] += factor * block[from * width + column]
-              }
-            }
+      scratch.withMutableSpan { span in
+        unsafe span.withUnsafeMutableBufferPointer { unsafe mix(v, width: width, by: mixing, into: $0) }
+      }
+    }
+  }
+
+  /// Every block of v by the orthogonal rest.
+  private func mix(
+    _ v: UnsafeMutablePointer<Float>, width: Int, by mixing: UnsafeBufferPointer<Float>,
+    into sums: UnsafeMutableBufferPointer<Float>
+  ) {
+    for block in 0..<powerOfTwo {
+      let block = unsafe v + block * rest * width
+      unsafe sums.update(repeating: 0)
+      for from in 0..<rest {
+        if width == 1 {
+          let value = unsafe block[from]
+          for to in 0..<rest { unsafe sums[to] += value * mixing[from * rest + to] }
+          continue
+        }
+        for to in 0..<rest {
+          let factor = unsafe mixing[from * rest + to]
+          for column in 0..<width {
+            unsafe sums[to * width + column] += factor * block[from * width + column]
           }
-          for index in 0..<rest * width { unsafe block[index] = sums[index] }
         }
       }
+      for index in 0..<rest * width { unsafe block[index] = sums[index] }
     }
   }
 }

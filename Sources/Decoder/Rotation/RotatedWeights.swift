@@ -104,7 +104,7 @@ public final class RotatedWeights: WeightSource {
     if model.embedding.positions != nil || model.embedding.projection != nil || model.head.projection != nil {
       return "positions or projections are added to the stream"
     }
-    if ResidualRotation(size: model.hiddenSize).rest > ResidualRotation.largestRest {
+    if ResidualRotation.rest(of: model.hiddenSize) > ResidualRotation.largestRest {
       return "\(model.hiddenSize) features have too small a power of two"
     }
     // What another runtime may read of the stream would read it unrotated.
@@ -165,6 +165,4 @@ public final class RotatedWeights: WeightSource {
     latest.withLock { $0 = (tensor, values) }
     return values
   }
-
-  public func forget(_ tensor: String) { base.forget(tensor) }
 }
