@@ -202,9 +202,8 @@ public final class QuantizationRun: Sendable {
         repeating: { progress(.catchingUp(layer: $0, until: $1)) },
         begun: { newWorkStart = .now })
     }
-    let writes = WritesBeside(isBeside: backend.deviceMemory != nil)
     // What a device keeps goes with the process; what is in the cache must not be further than the journal.
-    let mayLag = backend.deviceMemory != nil && plan.states != .cache
+    let writes = WritesBeside(isBeside: backend.deviceMemory != nil && plan.states != .cache)
     var untold: ProgressEvent?
     var importance = request.importanceMatrix.map { _ in
       ImportanceMatrix(
@@ -253,6 +252,8 @@ public final class QuantizationRun: Sendable {
     ) throws {
       measure(.gathering)
       defer { measure(.solving) }
+      // Linears of experts are small: nothing is gained by writing them beside the next.
+      let isBeside = writes.isBeside && expert == nil
       if expert == nil {
         for linear in stage.linears {
           guard let tensor = checkpoint.tensors["\(layer.moduleName(of: linear)).weight"] else { continue }
@@ -278,7 +279,7 @@ public final class QuantizationRun: Sendable {
             try export.write(linear)
             try journal?.append(linear, row: row)
           }
-          if !mayLag || expert != nil { try writes.finish() }
+          if !isBeside { try writes.finish() }
         }
         // Of what is written beside the work it is told when the next one is: whoever is told takes it for safe.
         if let event = untold.take() { progress(event) }
@@ -290,7 +291,7 @@ public final class QuantizationRun: Sendable {
             relativeError: solution.relativeError, linearsDone: rows.count,
             linearCount: treatments.count, linearsResumed: knownCount,
             elapsed: ContinuousClock.now - newWorkStart))
-        if mayLag && expert == nil { untold = event } else { progress(event) }
+        if isBeside { untold = event } else { progress(event) }
       }
     }
 

@@ -11,7 +11,7 @@ final class WritesBeside: Sendable {
   private let queue = DispatchQueue(label: "quantease.writes")
   private let room = DispatchSemaphore(value: 1)
   private let failure = Mutex<(any Error)?>(nil)
-  private let isBeside: Bool
+  let isBeside: Bool
 
   /// - Parameter isBeside: false to have every write done before ``add(_:)`` returns: where the processor that writes is
   ///   the one that computes, nothing is gained by a second result in memory
