@@ -1,0 +1,317 @@
+import ArgumentParser
+import Checkpoint
+import Compute
+import Devices
+import Export
+import Foundation
+import Pipeline
+import SystemIO
+
+struct GridOptions: ParsableArguments {
+  @Option(help: "Bits per weight: 2 to 6, or 8.")
+  var bits = 4
+
+  @Option(help: "Columns that share a scale; -1 is one scale for a whole row.")
+  var groupSize = -1
+
+  @Option(
+    help: """
+      For GGUF files, in place of --bits, --group-size and --symmetric: the file, with the types that llama-quantize \
+      gives its tensors.
+      """)
+  var ggufType = GGUFMix.Name.q4_K_M
+
+  @Flag(help: "GGUF files: all tensors of the one type that the file is named after.")
+  var pure = false
+
+  @Flag(
+    exclusivity: .exclusive,
+    help: "Without or with zero points. Symmetric loads in more runtimes, asymmetric is more exact.")
+  var symmetry = Symmetry.asymmetric
+
+  enum Symmetry: String, EnumerableFlag {
+    case symmetric, asymmetric
+  }
+
+  @Flag(
+    help: """
+      Symmetric grids: only positive scales, for a runtime that takes no others. With a sign a scale says on which \
+      side of zero the grid has one level more, which is more exact.
+      """)
+  var unsignedScales = false
+
+  func set(_ settings: inout QuantizationSettings) {
+    settings.bits = bits
+    settings.groupSize = groupSize
+    settings.symmetric = symmetry == .symmetric
+    settings.unsignedScales = unsignedScales
+    settings.ggufType = ggufType
+    settings.ggufPure = pure
+  }
+}
+
+struct SolverOptions: ParsableArguments {
+  @Option(name: .customLong("solver"), help: "How weights are moved onto the grid.")
+  var name = QuantizationSettings.SolverName.quantease
+
+  @Option(
+    help: "quantease only: standard, with all that lowers the error, or paper, the published algorithm.")
+  var preset = QuantizationSettings.Preset.standard
+
+  @Option(
+    help: """
+      layer: every linear comes close to its own output; original: those that add to the residual stream bring \
+      it close to the original model's, and so make up for the layers before them, which takes a little more time \
+      and memory; auto: original, but layer for other solvers and the paper's preset.
+      """)
+  var target = QuantizationSettings.TargetChoice.auto
+
+  @Option(
+    help: ArgumentHelp(
+      """
+      Target original: the share of the sequences that also run through the original model. More is more exact and \
+      takes longer. Default: all of them below 4 bits, where they take the run about 1.6 times as long and are worth it; \
+      else an eighth.
+      """, valueName: "share"))
+  var targetShare: Double?
+
+  @Option(help: "quantease only: passes over all columns, at most.")
+  var passes = 25
+
+  @Option(
+    help: """
+      quantease, standard preset: where the descent begins, at the nearest-plane rounding or at the unquantized \
+      weights.
+      """)
+  var start = QuantizationSettings.Start.nearestPlane
+
+  @Flag(inversion: .prefixedNo, help: "Standard preset: search each row's grid for the least output error.")
+  var gridSearch = true
+
+  @Flag(inversion: .prefixedNo, help: "Standard preset: refit scales to the codes by least squares.")
+  var scaleRefit = true
+
+  @Flag(inversion: .prefixedNo, help: "Standard preset: move columns in pairs where single moves are stuck.")
+  var pairMoves = true
+
+  @Option(
+    help: ArgumentHelp(
+      "quantease only: share of the weights that is kept in 16-bit floats, for example 0.01.",
+      valueName: "share"))
+  var outliers = 0.0
+
+  @Flag(help: "Keep whole columns as outliers, not single weights.")
+  var structuredOutliers = false
+
+  @Option(
+    help: """
+      Mixtures of experts: own, every expert's gate and up are solved for the tokens that reach it and a prior of all; \
+      shared, for all tokens, which takes less time and costs experts with many tokens some of their accuracy.
+      """)
+  var expertGram = QuantizationSettings.ExpertGram.own
+
+  @Option(
+    help: ArgumentHelp(
+      "Mixtures of experts: tokens of the prior, as a multiple of the width. Default: as many as an expert's tokens "
+        + "ask for, the more the more they are like all others.",
+      valueName: "multiple"))
+  var expertPrior: Double?
+
+  func set(_ settings: inout QuantizationSettings) {
+    settings.expertGram = expertGram
+    settings.expertPrior = expertPrior
+    settings.solver = name
+    settings.preset = preset
+    settings.target = target
+    settings.targetShare = targetShare
+    settings.passes = passes
+    settings.start = start
+    settings.gridSearch = gridSearch
+    settings.scaleRefit = scaleRefit
+    settings.pairMoves = pairMoves
+    settings.outliers = outliers
+    settings.structuredOutliers = structuredOutliers
+  }
+}
+
+/// What a run works on, and with how much memory.
+struct RunOptions: ParsableArguments {
+  @Option(
+    help: ArgumentHelp(
+      "\(OutputFormatName.allCases.map(\.rawValue).joined(separator: ", ")). "
+        + "Several may be given: each then gets a directory of its own under --output. Default: compressed-tensors, "
+        + "or gguf for a GGUF file.",
+      valueName: "format"))
+  var format: [OutputFormatName] = []
+
+  @Option(help: "Sequences to draw from the calibration file.")
+  var samples = 128
+
+  @Option(help: "Tokens of a sequence.")
+  var sequenceLength = 2_048
+
+  @Option(
+    name: .customLong("rule"),
+    help: ArgumentHelp(
+      """
+      PATTERN=SETTING,SETTING…: other settings for the linears whose name the regular expression finds; may be \
+      repeated, later rules win. Settings: skip, bits:3, group-size:128, symmetric, asymmetric, solver:gptq, \
+      outliers:0.01, passes:5; of a GGUF file type:Q6_K, for embeddings and head, too.
+      """, valueName: "rule"))
+  var rules: [String] = []
+
+  @Option(
+    help: ArgumentHelp(
+      "Memory to stay within, in GB. Default: what is available now.", valueName: "gigabytes"))
+  var memory: Double?
+
+  var memoryBudgetBytes: Int {
+    get throws {
+      if let memory { return Int(memory * 1e9) }
+      return try ProcessMemory.availableBytes()
+    }
+  }
+
+  @Option(
+    help: """
+      auto: checkpoints in bfloat16 are multiplied in bfloat16, and summed up in fp32, where the processor is fast at \
+      it (AMX, or AVX-512 BF16 of AMD); on a GPU products of fp32 round to TF32, too. exact: fp32 throughout.
+      """)
+  var precision = QuantizationSettings.Precision.auto
+
+  @Option(
+    help: """
+      residual: rotate the residual stream before quantizing, which spreads outliers over all features. The model stays \
+      what it was, an ordinary one of its kind, with a head of its own where it had that of the embeddings. It helps \
+      most where a scale is a whole row's. Families with layer norms, norms behind their blocks, or experts in stacks \
+      cannot be rotated. auto: rotate if a trial on a few layers says that it helps, and if a head of its own is no large part of \
+      the result; the report tells.
+      """)
+  var rotate = QuantizationSettings.Rotation.off
+
+  @Flag(
+    help: """
+      Take a checkpoint that is quantized already, GPTQ, AWQ, compressed-tensors or GGUF, as the weights that it stands \
+      for: for models that were published in no other form. Their errors stay, and more are added.
+      """)
+  var allowRequantize = false
+
+  func validate() throws {
+    guard memory.map({ $0 > 0 }) ?? true else { throw ValidationError("--memory must be above 0") }
+  }
+
+  func set(_ settings: inout QuantizationSettings) {
+    settings.rules = rules
+    if !format.isEmpty { settings.formats = format }
+    settings.samples = samples
+    settings.sequenceLength = sequenceLength
+    settings.precision = precision
+    settings.allowRequantize = allowRequantize
+    settings.rotate = rotate
+  }
+}
+
+extension QuantizationSettings {
+  init(_ grid: GridOptions, _ solver: SolverOptions, _ options: RunOptions, model: String) {
+    self.init()
+    grid.set(&self)
+    solver.set(&self)
+    options.set(&self)
+    if options.format.isEmpty, CheckpointReader.isGGUF(model) { formats = [.gguf] }
+  }
+
+  /// Refuses values that exclude each other, as a mistake on the command line.
+  func requirePossible() throws {
+    do { try validate() } catch {
+      throw ValidationError("--\(error.key) \(error.value) is not possible: \(error.mend)")
+    }
+  }
+}
+
+struct MachineOptions: ParsableArguments {
+  @Option(
+    help: ArgumentHelp(
+      """
+      Where the activation cache is made; a fast local disk. Default: beside the output, or the temporary directory \
+      where there is none.
+      """, valueName: "dir"), completion: .directory)
+  var cacheDir: String?
+
+  @Option(
+    help: """
+      Where the hidden states of all tokens stand between two stages of a layer. auto: in memory if there is room for \
+      them, else in the activation cache; cache: always there, which takes longer and needs less memory. The result is the \
+      same.
+      """)
+  var states = StatesChoice.auto
+
+  @Option(
+    name: .customLong("threads"),
+    help: ArgumentHelp(
+      "Threads to compute with. The result does not depend on it. Default: all processors.",
+      valueName: "count"))
+  var threadCount: Int?
+
+  @Option(
+    help: ArgumentHelp(
+      """
+      What computes: \(DeviceChoice.notation). auto takes the GPU with the most free memory if there is one; \
+      `quantease devices` lists them.
+      """, valueName: "device"),
+    transform: { text in
+      guard let choice = DeviceChoice(text) else {
+        throw ValidationError("'\(text)' is no device: give \(DeviceChoice.notation)")
+      }
+      return choice
+    })
+  var device = DeviceChoice.auto
+
+  @Option(
+    help: ArgumentHelp(
+      "Memory of the GPU to stay within, in GB. Default: nearly all that is free.", valueName: "gigabytes"))
+  var deviceMemory: Double?
+
+  var threads: Int { threadCount ?? ProcessInfo.processInfo.activeProcessorCount }
+
+  func validate() throws {
+    guard threads > 0 else { throw ValidationError("--threads must be at least 1") }
+    guard deviceMemory.map({ $0 > 0 }) ?? true else {
+      throw ValidationError("--device-memory must be above 0")
+    }
+  }
+
+  func processor(isExact: Bool) throws -> any ComputeBackend {
+    try DeviceChoice.processor.backend(threads: threads, isExact: isExact) { _ in }
+  }
+
+  func backend(isExact: Bool, warn: (String) -> Void) throws -> any ComputeBackend {
+    try device.backend(
+      threads: threads, isExact: isExact, deviceBytes: deviceMemory.map { Int($0 * 1e9) }, warn: warn)
+  }
+}
+
+extension QuantizationSettings.TargetChoice: ExpressibleByArgument {}
+
+extension QuantizationSettings.Precision: ExpressibleByArgument {}
+extension QuantizationSettings.Rotation: ExpressibleByArgument {}
+
+extension StatesChoice: ExpressibleByArgument {}
+
+extension QuantizationSettings.SolverName: ExpressibleByArgument {}
+
+extension QuantizationSettings.Preset: ExpressibleByArgument {}
+
+extension QuantizationSettings.Start: ExpressibleByArgument {}
+
+extension QuantizationSettings.ExpertGram: ExpressibleByArgument {}
+
+extension OutputFormatName: ExpressibleByArgument {}
+
+extension GGUFMix.Name: ExpressibleByArgument {
+  /// In any case, and Q3_K, Q4_K and Q5_K for their middle ones, as llama-quantize takes them.
+  public init?(argument: String) {
+    let name = argument.uppercased()
+    guard let known = GGUFMix.Name(rawValue: name) ?? GGUFMix.Name(rawValue: "\(name)_M") else { return nil }
+    self = known
+  }
+}
