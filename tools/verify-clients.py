@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Shows that other programs read the checkpoints that `quantease quantize` writes.
 
-OUTPUT_ROOT is the output of a run with several formats; each of compressed-tensors/, gptq/, gptq-v2/ and
-dense/ that stands in it is checked:
+OUTPUT_ROOT is the output of a run with several formats; each of compressed-tensors/, gptq/, gptq-v2/, dense/
+and gguf/ that stands in it is checked, or the GGUF file that it is or holds:
 
   - packed tensors, unpacked here by numpy, equal the dense weights bit for bit, and so does all the rest;
   - the client of the format loads it on the CPU and finds the perplexity that `quantease eval` found.
@@ -10,11 +10,12 @@ dense/ that stands in it is checked:
     tools/verify-clients.py out --tokens tokens.safetensors --windows 2 --perplexity 21.74
 
 The exit status is 0 if every check that was made passed. Clients: transformers (dense), transformers with
-compressed-tensors 0.18 or later, GPTQModel. Tried with torch 2.15, transformers 5.23, compressed-tensors
-0.20 and GPTQModel 7.7:
+compressed-tensors 0.18 or later, GPTQModel, llama.cpp by llama-cpp-python. Tried with torch 2.15, transformers
+5.23, compressed-tensors 0.20, GPTQModel 7.7 and llama-cpp-python 0.3.36, which is compiled in minutes:
 
     pip install torch transformers compressed-tensors
     pip install --upgrade setuptools wheel ninja && pip install --no-build-isolation gptqmodel
+    pip install llama-cpp-python
 """
 
 import argparse
@@ -22,6 +23,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
 try:
@@ -34,6 +36,8 @@ except ImportError as missing:
     sys.exit(f"verify-clients: {missing}; mend: pip install torch transformers compressed-tensors gptqmodel")
 
 TOLERANCE = 0.005
+# llama.cpp rounds activations to 8 bits.
+GGUF_TOLERANCE = 0.01
 
 
 class Checkpoint:
@@ -130,12 +134,50 @@ def load_gptq(checkpoint: Checkpoint) -> torch.nn.Module:
     return loaded.model.float()
 
 
+class LlamaCpp(torch.nn.Module):
+    """A GGUF file, as llama.cpp reads it. Token ids are taken as they are."""
+
+    def __init__(self, file: Path, length: int):
+        super().__init__()
+        try:
+            from llama_cpp import Llama
+        except ImportError as missing:
+            sys.exit(f"verify-clients: {missing}; mend: pip install llama-cpp-python, with a C++ compiler and cmake there")
+        self.llama = Llama(str(file), n_ctx=length, logits_all=True, verbose=False)
+
+    def forward(self, window: torch.Tensor) -> SimpleNamespace:
+        """[1, length] → logits, [1, length, vocabulary]."""
+        self.llama.reset()
+        self.llama.eval(window[0].tolist())
+        return SimpleNamespace(logits=torch.from_numpy(self.llama.scores[None, : window.shape[1]]))
+
+
+def gguf_file(output: Path) -> Path | None:
+    """`output` itself, or the GGUF file of a model in it, or in its folder gguf."""
+    if output.suffix == ".gguf" and output.is_file():
+        return output
+    found = [file for folder in (output, output / "gguf") for file in sorted(folder.glob("*.gguf"))
+             if not file.name.startswith("mmproj")]
+    if len(found) > 1:
+        sys.exit(f"verify-clients: {output} has {found[0].name} and {found[1].name}; mend: name one of them")
+    return found[0] if found else None
+
+
 def unsupported(checkpoint: Checkpoint) -> str | None:
     """Why no client is expected to load the checkpoint, if so."""
     quantization = checkpoint.quantization
     if quantization.get("checkpoint_format") == "gptq" and not quantization["sym"]:
         return "GPTQModel takes asymmetric version 1 only from itself; use gptq-v2"
     return None
+
+
+def agrees(name: str, model: torch.nn.Module, windows: torch.Tensor, expected: float, tolerance: float) -> bool:
+    """Whether the client finds the perplexity that is expected; prints what it finds."""
+    measured = perplexity(model.eval(), windows)
+    difference = measured / expected - 1
+    is_same = abs(difference) <= tolerance
+    print(f"{name}: perplexity {measured:.4f}, {difference:+.3%}, {'agrees' if is_same else 'DIFFERS'}")
+    return is_same
 
 
 CLIENTS = {
@@ -151,7 +193,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     arguments.add_argument("output", type=Path, metavar="OUTPUT_ROOT",
-                           help="a folder with one folder per format")
+                           help="a folder with one folder per format, or with a GGUF file, or the file")
     arguments.add_argument("--tokens", type=Path, required=True, metavar="FILE",
                            help="safetensors file with input_ids, [windows, sequence length]")
     arguments.add_argument("--windows", type=int, metavar="N", help="read only the first N windows")
@@ -159,9 +201,10 @@ def main() -> None:
                            help="what `quantease eval` found on the same windows")
     options = arguments.parse_args()
     formats = [name for name in CLIENTS if (options.output / name / "config.json").is_file()]
-    if not formats:
+    gguf = gguf_file(options.output)
+    if not formats and not gguf:
         raise SystemExit(
-            f"{options.output} has none of {', '.join(CLIENTS)}; mend: quantize with several --format"
+            f"{options.output} has none of {', '.join(CLIENTS)} and no GGUF file; mend: quantize with several --format"
         )
     found = {name: Checkpoint(options.output / name) for name in formats}
     windows = load_windows(options.tokens, options.windows)
@@ -179,11 +222,9 @@ def main() -> None:
         if reason := unsupported(checkpoint):
             print(f"{name}: not loaded: {reason}")
             continue
-        measured = perplexity(CLIENTS[name](checkpoint).eval(), windows)
-        difference = measured / options.perplexity - 1
-        agrees = abs(difference) <= TOLERANCE
-        failed |= not agrees
-        print(f"{name}: perplexity {measured:.4f}, {difference:+.3%}, {'agrees' if agrees else 'DIFFERS'}")
+        failed |= not agrees(name, CLIENTS[name](checkpoint), windows, options.perplexity, TOLERANCE)
+    if gguf:
+        failed |= not agrees("gguf", LlamaCpp(gguf, windows.shape[1]), windows, options.perplexity, GGUF_TOLERANCE)
     sys.exit(1 if failed else 0)
 
 
