@@ -1,4 +1,5 @@
 import Quantization
+import Tensors
 
 /// What the objective is in the neighbourhood of one group's scale s and offset o, all other things equal:
 /// f(δs, δo) = f(0, 0) − 2 (a δs + b δo) + A δs² + 2 M δs δo + B δo².
@@ -54,6 +55,48 @@ extension Grid {
     scales[row, group] = scale
     shifts[row, group] = offset
     return (scale - present.scale, offset - present.shift)
+  }
+
+  /// Moves the units of a super-block of a grid in the host's memory to the nearest to their optimum that can be stored, if
+  /// that lowers the objective. What `forms` are of is a unit for the scales and one for the offsets.
+  /// - Returns: the changes of both; nil if they stay
+  public func refitUnits(_ row: Int, _ block: Int, _ forms: RefitForms) -> (scale: Float, offset: Float)? {
+    guard let units, let blocks = format.superBlocks else { preconditionFailure("no super-blocks") }
+    guard forms.scaleCurvature > 0 && forms.scaleCurvature.isFinite else { return nil }
+    let (unit, offsetUnit) = (units.scales[row, block], units.offsets?[row, block] ?? 0)
+    let determinant =
+      forms.scaleCurvature * forms.offsetCurvature - forms.mixedCurvature * forms.mixedCurvature
+    let movesOffsets = determinant > 1e-6 * forms.scaleCurvature * forms.offsetCurvature
+    let step =
+      movesOffsets
+      ? (forms.scaleSlope * forms.offsetCurvature - forms.offsetSlope * forms.mixedCurvature) / determinant
+      : forms.scaleSlope / forms.scaleCurvature
+    let newUnit = Self.storable(unit: unit + Float(step), like: unit)
+    let change = Double(newUnit - unit)
+    // The best unit of the offsets for that of the scales that can be stored.
+    let newOffsetUnit =
+      movesOffsets
+      ? Self.storable(
+        unit: offsetUnit
+          + Float((forms.offsetSlope - forms.mixedCurvature * change) / forms.offsetCurvature),
+        like: offsetUnit) : offsetUnit
+    guard forms.gain(change, Double(newOffsetUnit - offsetUnit)) > 0 else { return nil }
+    for group in block * blocks.groups..<min((block + 1) * blocks.groups, groups) {
+      scales[row, group] = abs(newUnit) * (scales[row, group] / abs(unit)).rounded()
+      if let offsets = units.offsets, offsets[row, block] != 0 {
+        shifts[row, group] = 0 - newOffsetUnit * (-shifts[row, group] / offsetUnit).rounded()
+      }
+    }
+    units.scales[row, block] = newUnit
+    units.offsets?[row, block] = newOffsetUnit
+    return (newUnit - unit, newOffsetUnit - offsetUnit)
+  }
+
+  /// A float16 of the same sign.
+  private static func storable(unit: Float, like present: Float) -> Float {
+    guard unit * present > 0 else { return present }
+    let magnitude = min(max(abs(unit), 0x1p-24), 65_504).rounded(to: .float16)
+    return present < 0 ? -magnitude : magnitude
   }
 
   private func storable(scale: Float, _ row: Int, _ group: Int) -> Float {

@@ -36,6 +36,10 @@ public protocol GridSweeps: MatrixStorage {
   ///   - gradient: (W − Ŵ) Σ, kept up to date
   func refitScales(codes: Matrix, images: Matrix?, gradient: Matrix, gram: Matrix, grid: Grid)
 
+  /// The same for the units that the scales, and the offsets, of a super-block are multiples of, super-block after
+  /// super-block; the multiples stay.
+  func refitUnits(codes: Matrix, gradient: Matrix, gram: Matrix, grid: Grid)
+
   /// What every row costs, by its gradient: Σ_j (w_j − ŵ_j) G_j.
   /// - Parameters:
   ///   - weights: W

@@ -137,6 +137,52 @@ extension CUDABackend: GridSweeps {
     }
   }
 
+  public func refitUnits(codes: Matrix, gradient: Matrix, gram: Matrix, grid: Grid) {
+    guard let blocks = grid.format.superBlocks, let units = grid.units else { return }
+    grid.checkShapes(codes, gradient)
+    let (rows, columns) = (codes.rows, codes.columns)
+    let perBlock = min(blocks.groups * grid.columnsPerGroup, columns)
+    let images = uninitialized(rows: rows, columns: perBlock)
+    let ofOffsets = units.offsets.map { _ in
+      (
+        steps: uninitialized(rows: rows, columns: perBlock),
+        images: uninitialized(rows: rows, columns: perBlock)
+      )
+    }
+    forEachWindow(of: columns, blocks: perBlock, gradient: gradient, gram: gram) { block, changes in
+      let place: [DeviceContext.Argument] = [
+        .long(block.lowerBound / perBlock), .long(units.scales.columns), .long(grid.columnsPerGroup),
+        .long(grid.groups), .long(block.lowerBound), .long(block.count), .long(columns),
+      ]
+      let storedUnits: [DeviceContext.Argument] = [
+        .address(units.scales.address), .address(units.offsets?.address ?? 0),
+      ]
+      context.launch(
+        .unit_steps, elements: rows * block.count,
+        [
+          .address(changes.address), .long(changes.stride), .address(ofOffsets?.steps.address ?? 0),
+          .address(codes.address),
+        ] + grid.addresses + storedUnits + place + [.long(rows)])
+      let gramBlock = gram.operand.at(row: block.lowerBound, column: block.lowerBound)
+      context.multiply(
+        changes, gramBlock, into: .init(address: images.address, stride: block.count), rows: rows,
+        inner: block.count, columns: block.count, isTF32: isTF32)
+      if let ofOffsets {
+        context.multiply(
+          .init(address: ofOffsets.steps.address, stride: block.count), gramBlock,
+          into: .init(address: ofOffsets.images.address, stride: block.count), rows: rows,
+          inner: block.count, columns: block.count, isTF32: isTF32)
+      }
+      context.launch(
+        .refit_unit, rows: rows, width: block.count,
+        [
+          .address(changes.address), .long(changes.stride), .address(images.address),
+          .address(ofOffsets?.steps.address ?? 0), .address(ofOffsets?.images.address ?? 0),
+          .address(gradient.address),
+        ] + grid.addresses + storedUnits + place)
+    }
+  }
+
   public func descend(
     from weights: Matrix, approximation: Matrix, gram: Matrix, inverseDiagonal: [Float], grid: Grid,
     isQuantizing: Bool

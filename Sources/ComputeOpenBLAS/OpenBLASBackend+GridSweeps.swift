@@ -137,6 +137,61 @@ extension OpenBLASBackend: ComputeBackend {
     }
   }
 
+  public func refitUnits(codes: Matrix, gradient: Matrix, gram: Matrix, grid: Grid) {
+    guard let blocks = grid.format.superBlocks, let units = grid.units else { return }
+    let (columns, perBlock) = (codes.columns, blocks.groups * grid.columnsPerGroup)
+    let chunks = Division(codes.rows, blocksOfAtMost: rowsPerRefit)
+    let scratch = {
+      (0..<4).map { Matrix(rows: chunks.size, columns: $0 < 2 ? perBlock : columns) }
+    }
+    team.run(chunks: chunks.count, scratch: scratch) { chunk, scratch in
+      let rows = chunks[chunk]
+      for block in 0..<blocks.count(groups: grid.groups) {
+        let members = block * perBlock..<min((block + 1) * perBlock, columns)
+        /// What a step of the scales' unit moves, and one of the offsets'.
+        let steps = scratch[..<2].map { $0.prefix(rows: rows.count, columns: members.count) }
+        let images = scratch[2...].map { $0.prefix(rows.count) }
+        for (chunkRow, row) in rows.enumerated() {
+          let (unit, offsetUnit) = (units.scales[row, block], units.offsets?[row, block] ?? 0)
+          for group in block * blocks.groups..<min((block + 1) * blocks.groups, grid.groups) {
+            let line = grid.line(row, group)
+            let (multiple, offset) = (line.scale / unit, offsetUnit == 0 ? 0 : line.offset / offsetUnit)
+            for column in grid.columns(ofGroup: group) {
+              let place = chunkRow * members.count + column - members.lowerBound
+              unsafe steps[0].pointer[place] =
+                multiple * (codes.pointer[row * columns + column] - line.zero_point)
+              unsafe steps[1].pointer[place] = offset
+            }
+          }
+        }
+        let kinds = units.offsets == nil ? 1 : 2
+        for kind in 0..<kinds {
+          images[kind].whole.multiply(steps[kind].whole, gram.rows(members).whole, keeping: 0)
+        }
+        for (chunkRow, row) in rows.enumerated() {
+          let residual = unsafe gradient.pointer + row * columns
+          func dot(_ kind: Int, _ other: UnsafePointer<Float>) -> Double {
+            unsafe qe_dot(members.count, steps[kind].pointer + chunkRow * members.count, other)
+          }
+          func image(_ kind: Int) -> UnsafeMutablePointer<Float> {
+            unsafe images[kind].pointer + chunkRow * columns
+          }
+          var forms = RefitForms()
+          forms.scaleSlope = unsafe dot(0, residual + members.lowerBound)
+          forms.scaleCurvature = unsafe dot(0, image(0) + members.lowerBound)
+          if kinds == 2 {
+            forms.offsetSlope = unsafe dot(1, residual + members.lowerBound)
+            forms.offsetCurvature = unsafe dot(1, image(1) + members.lowerBound)
+            forms.mixedCurvature = unsafe dot(1, image(0) + members.lowerBound)
+          }
+          guard let change = grid.refitUnits(row, block, forms) else { continue }
+          unsafe qe_axpy(columns, -change.scale, image(0), residual)
+          if change.offset != 0 { unsafe qe_axpy(columns, -change.offset, image(1), residual) }
+        }
+      }
+    }
+  }
+
   public func rowObjectives(of codes: Matrix, weights: Matrix, gradient: Matrix, grid: Grid) -> [Double] {
     precondition(
       weights.rows == codes.rows && weights.columns == codes.columns && gradient.rows == codes.rows

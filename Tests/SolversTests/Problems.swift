@@ -131,6 +131,12 @@ extension GridFormat {
 }
 
 extension Grid {
+  /// Whether a file can hold all scales and offsets of super-blocks.
+  var isStorable: Bool {
+    let codes = [UInt8](repeating: 0, count: outFeatures * inFeatures)
+    return QuantizedLinear(name: "", codes: codes, grid: self).withStoredScales.grid.areMultiplesValid
+  }
+
   /// Whether all scales and offsets of super-blocks, as they are stored, are such multiples of units as have a place.
   fileprivate var areMultiplesValid: Bool {
     guard let units, let blocks = format.superBlocks else { return true }

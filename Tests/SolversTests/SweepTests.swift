@@ -46,6 +46,11 @@ struct DescentTests {
         codes: codes, images: start.problem.images, gradient: gradient, gram: start.problem.gram,
         grid: start.grid)
       objectives.append(start.objective(of: codes))
+      if format.superBlocks != nil {
+        start.backend.refitUnits(codes: codes, gradient: gradient, gram: start.problem.gram, grid: start.grid)
+        objectives.append(start.objective(of: codes))
+        #expect(start.grid.isStorable)
+      }
       start.expectGradient(gradient, of: codes)
     }
     expectFall(objectives)
@@ -318,6 +323,18 @@ struct SweepAgreementTests {
     }
   }
 
+  @Test(arguments: shapes.filter { $0.format.superBlocks != nil })
+  func `refitted units agree, and every scale stays a multiple of one`(_ shape: Shape) throws {
+    try expectAgreement(shape, tolerance: 2e-3) { backend, setup in
+      let before = setup.grid.scales.copy()
+      backend.refitUnits(
+        codes: setup.codes, gradient: setup.gradient.copy(), gram: setup.problem.gram, grid: setup.grid)
+      #expect(setup.grid.isStorable)
+      #expect(before.elements != setup.grid.scales.elements)
+      return setup.grid.scales
+    }
+  }
+
   /// What the sweeps work on; made anew for every call, as they change it.
   struct Setup {
     let problem: TestProblem
@@ -335,12 +352,18 @@ struct SweepAgreementTests {
       self.problem = problem
       grid = Grid(format: shape.format, outFeatures: rows, inFeatures: columns)
       inverseDiagonal = (0..<columns).map { problem.gram[$0, $0] > 0 ? 1 / problem.gram[$0, $0] : 0 }
-      reference.searchGrid(problem.weights, importance: inverseDiagonal, candidates: .range, into: grid)
       // On the grid from minimum to maximum a row's ends lie half-way between two codes, and fp64 and fp32
       // break the tie as they like.
-      for row in 0..<rows {
-        for group in 0..<grid.groups {
-          grid.scales[row, group] = shape.format.storable(0.93 * grid.scales[row, group])
+      if shape.format.superBlocks != nil {
+        reference.chooseGrid(
+          problem.weights, importance: inverseDiagonal,
+          candidates: GridCandidates(shrinks: [0.93], isIndependent: false), into: grid)
+      } else {
+        reference.searchGrid(problem.weights, importance: inverseDiagonal, candidates: .range, into: grid)
+        for row in 0..<rows {
+          for group in 0..<grid.groups {
+            grid.scales[row, group] = shape.format.storable(0.93 * grid.scales[row, group])
+          }
         }
       }
       codes = Matrix(rows: rows, columns: columns)

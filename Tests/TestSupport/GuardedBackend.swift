@@ -254,6 +254,12 @@ public struct GuardedBackend: ComputeBackend {
     }
   }
 
+  public func refitUnits(codes: Matrix, gradient: Matrix, gram: Matrix, grid: Grid) {
+    opening(grid, codes, gradient, gram) {
+      base.refitUnits(codes: codes, gradient: gradient, gram: gram, grid: grid)
+    }
+  }
+
   public func rowObjectives(of codes: Matrix, weights: Matrix, gradient: Matrix, grid: Grid) -> [Double] {
     opening(grid, codes, weights, gradient) {
       base.rowObjectives(of: codes, weights: weights, gradient: gradient, grid: grid)

@@ -266,6 +266,12 @@ public struct HostedBackend: HostMemoryBackend, ComputeBackend {
     }
   }
 
+  public func refitUnits(codes: Matrix, gradient: Matrix, gram: Matrix, grid: Grid) {
+    sending {
+      base.refitUnits(codes: $0[codes], gradient: $0[gradient], gram: $0[gram], grid: $0[grid])
+    }
+  }
+
   public func rowObjectives(of codes: Matrix, weights: Matrix, gradient: Matrix, grid: Grid) -> [Double] {
     sending {
       base.rowObjectives(of: $0[codes], weights: $0[weights], gradient: $0[gradient], grid: $0[grid])

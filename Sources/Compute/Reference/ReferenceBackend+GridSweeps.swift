@@ -67,6 +67,45 @@ extension ReferenceBackend: GridSweeps {
     }
   }
 
+  public func refitUnits(codes: Matrix, gradient: Matrix, gram: Matrix, grid: Grid) {
+    guard let blocks = grid.format.superBlocks, let units = grid.units else { return }
+    let perBlock = blocks.groups * grid.columnsPerGroup
+    for row in 0..<codes.rows {
+      for block in 0..<blocks.count(groups: grid.groups) {
+        let columns = block * perBlock..<min((block + 1) * perBlock, codes.columns)
+        let (unit, offsetUnit) = (units.scales.value(row, block), units.offsets?.value(row, block) ?? 0)
+        /// What a step of the scales' unit moves, and one of the offsets'.
+        let steps = columns.map { column in
+          let group = column / grid.columnsPerGroup
+          let zeroPoint = grid.format.hasOwnOffsets ? 0 : grid.shifts.value(row, group)
+          return grid.scales.value(row, group) * (codes.value(row, column) - zeroPoint) / unit
+        }
+        let offsetSteps = columns.map { column in
+          offsetUnit == 0 ? 0 : grid.shifts.value(row, column / grid.columnsPerGroup) / offsetUnit
+        }
+        func image(_ direction: [Double]) -> [Double] {
+          (0..<codes.columns).map { other in
+            sum(columns) { direction[$0 - columns.lowerBound] * gram.value($0, other) }
+          }
+        }
+        let (scaleImage, offsetImage) = (image(steps), image(offsetSteps))
+        var forms = RefitForms()
+        for (index, column) in columns.enumerated() {
+          forms.scaleSlope += steps[index] * gradient.value(row, column)
+          forms.scaleCurvature += steps[index] * scaleImage[column]
+          forms.offsetSlope += offsetSteps[index] * gradient.value(row, column)
+          forms.offsetCurvature += offsetSteps[index] * offsetImage[column]
+          forms.mixedCurvature += offsetSteps[index] * scaleImage[column]
+        }
+        guard let change = grid.refitUnits(row, block, forms) else { continue }
+        for other in 0..<codes.columns {
+          gradient[row, other] -= Float(
+            Double(change.scale) * scaleImage[other] + Double(change.offset) * offsetImage[other])
+        }
+      }
+    }
+  }
+
   public func rowObjectives(of codes: Matrix, weights: Matrix, gradient: Matrix, grid: Grid) -> [Double] {
     (0..<codes.rows).map { row in
       sum(0..<codes.columns) { column in

@@ -297,6 +297,97 @@ KERNEL(ROW_THREADS, refit_group,
     step[column] = fmaf(step[column], scale_change, shift_change);
 }
 
+// The same for the units of a super-block, as Grid.refitUnits: what a step of the scales' unit moves, and one of the offsets',
+// stands in `steps` and `offset_steps`, and their products with the super-block's part of Σ in `images` and `offset_images`.
+
+KERNEL(256, unit_steps,
+       (float *steps, i64 steps_stride, float *offset_steps, const float *codes, const float *scales, const float *shifts,
+        int has_offsets, const float *scale_units, const float *offset_units, i64 block, i64 blocks, i64 group_width,
+        i64 groups, i64 first, i64 width, i64 columns, i64 rows)) {
+  FOR_EACH(index, rows * width) {
+    const i64 row = index / width, column = index % width, place = row * groups + (first + column) / group_width;
+    const float zero_point = has_offsets ? 0.0f : shifts[place], code = codes[row * columns + first + column];
+    steps[row * steps_stride + column] = scales[place] / scale_units[row * blocks + block] * (code - zero_point);
+    if (!has_offsets) continue;
+    const float unit = offset_units[row * blocks + block];
+    offset_steps[index] = unit == 0.0f ? 0.0f : shifts[place] / unit;
+  }
+}
+
+__device__ __forceinline__ float storable_unit(float unit, float present) {
+  if (!(unit * present > 0.0f)) return present;
+  const float magnitude = from_float16(to_float16(fminf(fmaxf(fabsf(unit), 5.9604645e-08f), 65504.0f)));
+  return present < 0.0f ? -magnitude : magnitude;
+}
+
+KERNEL(ROW_THREADS, refit_unit,
+       (float *steps, i64 steps_stride, const float *images, const float *offset_steps, const float *offset_images,
+        const float *gradient, float *scales, float *shifts, int has_offsets, float *scale_units, float *offset_units,
+        i64 block, i64 blocks, i64 group_width, i64 groups, i64 first, i64 width, i64 columns)) {
+  __shared__ double scratch[32];
+  const i64 row = blockIdx.x, place = row * blocks + block;
+  float *step = steps + row * steps_stride;
+  double slope = 0.0, curvature = 0.0, offset_slope = 0.0, offset_curvature = 0.0, mixed = 0.0;
+  for (i64 column = threadIdx.x; column < width; column += blockDim.x) {
+    const double residual = (double)gradient[row * columns + first + column];
+    const double image = (double)images[row * width + column];
+    slope += (double)step[column] * residual;
+    curvature += (double)step[column] * image;
+    if (!has_offsets) continue;
+    const double offset = (double)offset_steps[row * width + column];
+    offset_slope += offset * residual;
+    offset_curvature += offset * (double)offset_images[row * width + column];
+    mixed += offset * image;
+  }
+  slope = block_sum(slope, scratch);
+  __syncthreads();
+  curvature = block_sum(curvature, scratch);
+  __syncthreads();
+  if (has_offsets) {
+    offset_slope = block_sum(offset_slope, scratch);
+    __syncthreads();
+    offset_curvature = block_sum(offset_curvature, scratch);
+    __syncthreads();
+    mixed = block_sum(mixed, scratch);
+    __syncthreads();
+  }
+  const float unit = scale_units[place], offset_unit = has_offsets ? offset_units[place] : 0.0f;
+  float next = unit, next_offset = offset_unit;
+  if (curvature > 0.0 && curvature < 1e300) {
+    const double determinant = curvature * offset_curvature - mixed * mixed;
+    const bool moves_offsets = determinant > 1e-6 * curvature * offset_curvature;
+    const double wanted =
+        moves_offsets ? (slope * offset_curvature - offset_slope * mixed) / determinant : slope / curvature;
+    next = storable_unit(unit + (float)wanted, unit);
+    const double change = (double)(next - unit);
+    if (moves_offsets)
+      next_offset =
+          storable_unit(offset_unit + (float)((offset_slope - mixed * change) / offset_curvature), offset_unit);
+    const double other = (double)(next_offset - offset_unit);
+    const double gain = change * (2.0 * slope - change * curvature) +
+                        other * (2.0 * (offset_slope - mixed * change) - other * offset_curvature);
+    if (!(gain > 0.0)) {
+      next = unit;
+      next_offset = offset_unit;
+    }
+  }
+  __syncthreads();
+  const i64 first_group = first / group_width, last_group = (first + width + group_width - 1) / group_width;
+  for (i64 group = first_group + threadIdx.x; group < last_group; group += blockDim.x) {
+    const i64 grid = row * groups + group;
+    scales[grid] = fabsf(next) * rintf(scales[grid] / fabsf(unit));
+    if (has_offsets && offset_unit != 0.0f) shifts[grid] = 0.0f - next_offset * rintf(-shifts[grid] / offset_unit);
+  }
+  if (threadIdx.x == 0) {
+    scale_units[place] = next;
+    if (has_offsets) offset_units[place] = next_offset;
+  }
+  for (i64 column = threadIdx.x; column < width; column += blockDim.x) {
+    const float offset = has_offsets ? offset_steps[row * width + column] * (next_offset - offset_unit) : 0.0f;
+    step[column] = fmaf(step[column], next - unit, offset);
+  }
+}
+
 // The same where a group is a whole row and W Σ is known: the image of Ŵ is W Σ − G.
 KERNEL(ROW_THREADS, refit_row,
        (const float *codes, const float *images, float *gradient, float *scales, const float *shifts, int types,

@@ -143,6 +143,9 @@ public struct QuantEase: LayerSolver {
       if settings.refitsScales && Self.refitPasses.contains(pass) {
         backend.refitScales(
           codes: codes, images: images, gradient: gradient, gram: problem.gram, grid: grid)
+        if grid.units != nil {
+          backend.refitUnits(codes: codes, gradient: gradient, gram: problem.gram, grid: grid)
+        }
       }
       if settings.pairNeighbours > 0 && Self.pairPasses.contains(pass) {
         _ = backend.descendInPairs(
