@@ -105,35 +105,39 @@ public final class DecoderModel {
     return states
   }
 
-  /// Loads what turns the last hidden states into logits.
-  public func head() throws -> DecoderHead {
+  /// Loads what stands between the last hidden states and the head's matrix.
+  public func headInput() throws -> HeadInput {
     let head = description.head
-    return DecoderHead(
-      description: head,
+    return HeadInput(
       backend: backend,
       workspace: workspace,
       norm: try head.norm.map { try source.norm($0, size: description.hiddenSize) },
       projection: try head.projection.map {
         try source.matrix($0, shape: [head.width, description.hiddenSize], for: backend)
-      },
+      })
+  }
+
+  /// Loads what turns the last hidden states into logits.
+  public func head() throws -> DecoderHead {
+    let head = description.head
+    return DecoderHead(
+      description: head,
+      input: try headInput(),
       weights: try source.matrix(
         head.weights, shape: [description.vocabularySize, head.width], for: backend),
       bias: try head.bias.map { try source.vector($0, count: description.vocabularySize) })
   }
 }
 
-/// The final norm and the language-model head, resident in fp32.
-public struct DecoderHead {
-  let description: HeadDescription
+/// The final norm, and what else comes before the head's matrix, resident in fp32.
+public struct HeadInput {
   let backend: any ComputeBackend
   let workspace: Workspace
   let norm: NormalizationParameters?
   let projection: Matrix?
-  let weights: Matrix
-  let bias: [Float]?
 
-  /// Logits `[tokens, vocabulary]` of hidden states `[tokens, hiddenSize]`; valid until the next call.
-  public func logits(_ hiddenStates: Matrix) -> Matrix {
+  /// What the head's matrix reads of hidden states `[tokens, hiddenSize]`, `[tokens, width]`; valid until the next call.
+  public func callAsFunction(_ hiddenStates: Matrix) -> Matrix {
     var states = hiddenStates
     if let norm {
       let normalized = workspace.matrix(.normalized, rows: states.rows, columns: states.columns)
@@ -145,6 +149,21 @@ public struct DecoderHead {
       backend.linear(states, weights: projection, bias: nil, into: projected)
       states = projected
     }
+    return states
+  }
+}
+
+/// The language-model head and what comes before it, resident in fp32.
+public struct DecoderHead {
+  let description: HeadDescription
+  let input: HeadInput
+  let weights: Matrix
+  let bias: [Float]?
+
+  /// Logits `[tokens, vocabulary]` of hidden states `[tokens, hiddenSize]`; valid until the next call.
+  public func logits(_ hiddenStates: Matrix) -> Matrix {
+    let (backend, workspace) = (input.backend, input.workspace)
+    let states = input(hiddenStates)
     let logits = workspace.matrix(.logits, rows: states.rows, columns: weights.rows)
     backend.linear(states, weights: weights, bias: bias, into: logits)
     if description.scale != 1 { backend.scale(logits, by: description.scale) }

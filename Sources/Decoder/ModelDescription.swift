@@ -134,8 +134,8 @@ public struct HeadDescription: Sendable {
   /// A projection from the hidden size to `width` (OPT-350m), `[width, hiddenSize]`.
   let projection: String?
   /// `[vocabulary, width]`; the token embeddings where they are tied.
-  let weights: String
-  let width: Int
+  public let weights: String
+  public let width: Int
   /// What is added to the logits, `[vocabulary]`.
   var bias: String?
   /// A factor of the logits.

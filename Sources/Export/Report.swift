@@ -215,6 +215,9 @@ public struct Report: Codable, Sendable, Equatable {
   /// where there are none.
   public var rounded: [String]?
 
+  /// The matrix that turns the last hidden states into logits, where it was quantized for them; nil where it was not.
+  public var head: Linear?
+
   /// What came of evaluations of the result, the latest last; nil where there was none.
   public var evaluations: [Evaluation]?
 

@@ -19,7 +19,20 @@ extension LayerLoop {
       }
       return reached(state)
     }
-    let slots = stage.reads.union([next.inputSlot])
+    let state = try run(
+      stream, stage, layer, reading: stage.reads.union([next.inputSlot]), batch, samples)
+    try store(
+      state, by: step, batch, layer: layer.index,
+      after: stage.experts.isEmpty ? stage.linears.map(\.name).joined(separator: ", ") : "the experts")
+    return reached(state)
+  }
+
+  /// Takes one batch of a stream through a stage.
+  /// - Parameter slots: what is read of it
+  func run(
+    _ stream: Stream, _ stage: Stage, _ layer: DecoderLayer, reading slots: Set<StagedStates.Slot>,
+    _ batch: Int, _ samples: Range<Int>
+  ) throws -> LayerState {
     var state = try times.measure(.cache) {
       try stream.states.read(slots, batch: batch, tokens: samples.count * calibration.sequenceLength)
     }
@@ -30,10 +43,7 @@ extension LayerLoop {
       let input = layer.input(of: stage, state)
       layer.run(stage, input: input, sequenceLength: calibration.sequenceLength, state: &state)
     }
-    try store(
-      state, by: step, batch, layer: layer.index,
-      after: stage.experts.isEmpty ? stage.linears.map(\.name).joined(separator: ", ") : "the experts")
-    return reached(state)
+    return state
   }
 
   /// Adds what a mixture has made of a batch.

@@ -94,7 +94,7 @@ extension LayerLoop {
     _ quantize: Quantize
   ) throws {
     try beforeReading()
-    let problem = try times.measure(.solver) { try makeProblem(layer, half, gram: gram, correction: nil) }
+    let problem = try times.measure(.solver) { try makeProblem(gram, of: half.linears, in: layer.index) }
     try times.measure(.solver) { try quantize(layer, half, problem, share) }
   }
 

@@ -44,7 +44,7 @@ final class LayerLoop {
   let scratchDirectory: String
   /// What the mixture at hand makes of all tokens, of the quantized stream and of the original one.
   var mixtureOutputs: [MixtureOutput] = []
-  private let batches: [Range<Int>]
+  let batches: [Range<Int>]
   private var streams: [Stream] { [quantized] + (original.map { [$0] } ?? []) }
   let experts: ExpertSettings
   let beforeReading: () throws -> Void
@@ -152,9 +152,11 @@ final class LayerLoop {
   ///     what it left in the cache or, where that does not suffice, from the first layer.
   ///   - quantize: replaces the weights of a stage's linears in the layer, given their problem, without a ridge; those
   ///     that it leaves stay as the checkpoint has them
+  ///   - quantizeHead: gets the problem of what turns the last hidden states into logits, when all layers are done; nil
+  ///     if that is not to be quantized
   func run(
     knowing known: (any KnownLinears)? = nil,
-    _ quantize: Quantize
+    _ quantize: Quantize, head quantizeHead: ((LayerProblem) throws -> Void)? = nil
   ) throws {
     let description = quantized.model.description
     let places = (0..<description.layerCount).flatMap { layer in
@@ -165,7 +167,8 @@ final class LayerLoop {
     func isKnown(_ place: Place) -> Bool {
       known?.isKnown(place.stage, inLayer: place.layer) ?? false
     }
-    guard let open = places.firstIndex(where: { !isKnown($0) }) else { return }
+    let open = places.firstIndex { !isKnown($0) } ?? places.count
+    if open == places.count, quantizeHead == nil { return }
     let first = try resumingPlace(before: open, places)
     var layers = try layers(places[max(first - 1, 0)].layer)
     var here: Position?
@@ -187,7 +190,9 @@ final class LayerLoop {
         passed.append(layers.quantized)
         layers = try self.layers(place.layer)
       }
-      if index < open, place.number == 0 || index == first { repeating(place.layer, places[open].layer) }
+      if index < open, place.number == 0 || index == first {
+        repeating(place.layer, open < places.count ? places[open].layer : description.layerCount)
+      }
       if index == open { begun() }
       let position = position(layers, place.number)
       isTakingOver = index == first && first > 0
@@ -212,13 +217,19 @@ final class LayerLoop {
         try beforeReading()
         let problem = try times.measure(.solver) {
           try makeProblem(
-            position.quantized, position.stage, gram: statistics.gram.values,
-            correction: statistics.correction)
+            statistics.gram.values, correction: statistics.correction, of: position.stage.linears,
+            in: position.quantized.index)
         }
         try times.measure(.solver) { try quantize(position.quantized, position.stage, problem, nil) }
       }
       try load(position.stage, in: position.quantized)
       here = position
+    }
+    if let quantizeHead, let here {
+      if open == places.count { begun() }
+      let problem = try headProblem(behind: here)
+      try beforeReading()
+      try times.measure(.solver) { try quantizeHead(problem) }
     }
     for layer in passed + [layers.quantized] { layer.forget() }
   }
@@ -282,11 +293,12 @@ final class LayerLoop {
   }
 
   func makeProblem(
-    _ layer: DecoderLayer, _ stage: Stage, gram: Matrix, correction: Matrix?
+    _ gram: Matrix, correction: Matrix? = nil, of linears: [LayerLinear], in layer: Int
   ) throws -> LayerProblem {
     if let feature = backend.diagonal(of: gram).firstIndex(where: { !$0.isFinite }) {
       throw PipelineError.overflowingInputs(
-        layer: layer.index, of: stage.linears.map(\.name).joined(separator: ", "), feature: feature)
+        layer: layer, of: linears.isEmpty ? "the head" : linears.map(\.name).joined(separator: ", "),
+        feature: feature)
     }
     return LayerProblem(gram: gram, correction: correction, backend: backend)
   }

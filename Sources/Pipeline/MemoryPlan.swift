@@ -66,13 +66,16 @@ public struct MemoryPlan: Sendable, Equatable {
     public var states: StatesChoice
     /// Whether weights are rotated as they are read.
     public var isRotated: Bool
+    /// Whether the head is quantized for what it reads.
+    public var solvesHead: Bool
 
     public init(
       model: ModelDescription, samples: Int, sequenceLength: Int, originalSamples: Int,
       operands: OperandType = .float32, keepsOutliers: Bool = false, stateBytes: Int = 2,
-      states: StatesChoice = .auto, isRotated: Bool = false
+      states: StatesChoice = .auto, isRotated: Bool = false, solvesHead: Bool = false
     ) {
       self.isRotated = isRotated
+      self.solvesHead = solvesHead
       self.stateBytes = stateBytes
       self.states = states
       self.model = model
@@ -210,6 +213,11 @@ public struct MemoryPlan: Sendable, Equatable {
 
   /// Shorter sequences tell little of a model's attention.
   private static let leastUsefulLength = 256
+
+  /// Rows of the head that are solved at a time, each time with a factor of its own: as many as make that cheap.
+  static func headRows(_ model: ModelDescription, panelRows: Int) -> Int {
+    min(max(panelRows, model.head.width), model.vocabularySize)
+  }
 }
 
 /// The bytes that the phases hold, part by part.
@@ -264,7 +272,15 @@ private struct Needs {
       // What a linear is replaced by takes no more than its weights did, which go before.
       return square(stage) + drift(stage) + weights(stage) + codes(stage) + neighbours(stage)
         + max(panels, rounding) + held(columns, .memory)
-    }.max().map { $0 + standing } ?? 0
+    }.max().map { max($0, head + held(stateColumns[0], .memory)) + standing } ?? 0
+  }
+
+  /// The head's square, and its rows with their codes.
+  private var head: Int {
+    guard work.solvesHead else { return 0 }
+    let width = model.head.width
+    let rows = MemoryPlan.headRows(model, panelRows: panelRows)
+    return width * (Self.float * (width + rows + panelMatrices * min(panelRows, rows)) + 2 * rows)
   }
 
   // MARK: With a device
@@ -306,7 +322,7 @@ private struct Needs {
       let panels = (panelMatrices * width + min(Self.windowColumns, width)) * rows * Self.float
       return square(stage) + drift(stage) + weights(stage) + neighbours(stage) + panels
         + held(columns, .device)
-    }.max().map { $0 + workingOnDevice + deviceBase } ?? 0
+    }.max().map { max($0, head + held(stateColumns[0], .device)) + workingOnDevice + deviceBase } ?? 0
   }
 
   /// The buffers of the forward pass, which are kept from batch to batch: those that states are read into, and others.

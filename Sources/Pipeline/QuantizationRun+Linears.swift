@@ -44,7 +44,7 @@ extension QuantizationRun {
   }
 
   /// What the result will have in the place of tokens' embeddings, which the layers are solved for; nil where it has the
-  /// source's.
+  /// source's, and where the embeddings are the head as well, whose codes are not known before the layers are done.
   var roundTokens: ((_ rows: Matrix) -> Void)? {
     guard
       let format = rounded.first(where: { "\($0.name).weight" == description.embedding.tokens })?.gridFormat
@@ -71,6 +71,43 @@ extension QuantizationRun {
       try body(
         QuantizedLinear(name: linear.name, codes: codes, grid: backend.download(draft.grid)), rows.lowerBound)
     }
+  }
+
+  /// Quantizes the head, and hands it on, some rows at a time: it may be larger than any linear of a layer.
+  func solve(
+    _ head: Recipe.Head, _ stageProblem: LayerProblem,
+    _ body: (_ rows: QuantizedLinear, _ firstRow: Int) throws -> Void
+  ) throws -> Report.Linear {
+    let start = ContinuousClock.now
+    let (linear, quantizer) = (head.linear, head.treatment.quantizer)
+    let problem = stageProblem.damped(by: quantizer.damping)
+    let count = MemoryPlan.headRows(description, panelRows: plan.panelRows)
+    var (objective, scale, bits) = (0.0, 0.0, 0.0)
+    for first in stride(from: 0, to: linear.outFeatures, by: count) {
+      let range = first..<min(first + count, linear.outFeatures)
+      let rows = Matrix(rows: range.count, columns: linear.inFeatures)
+      try checkpoint.read("\(linear.name).weight", rows: range, into: rows)
+      let weights = backend.upload(rows)
+      let draft = try quantizer.draft(
+        weights, problem: problem, format: head.treatment.gridFormat, backend: backend,
+        panelRows: plan.panelRows)
+      let solution = try quantizer.finish(
+        draft, name: linear.name, weights: weights, problem: problem, backend: backend,
+        panelRows: plan.panelRows)
+      try backend.checkDevice()
+      objective += solution.objective
+      scale += solution.scale
+      bits = solution.linear.bitsPerWeight
+      try body(solution.linear, first)
+    }
+    let grid = head.treatment.gridFormat
+    var row = Report.Linear(
+      name: linear.name, shape: [linear.outFeatures, linear.inFeatures], bits: grid.bitWidth.rawValue,
+      groupSize: grid.groupSize.notation, symmetric: grid.isSymmetric, solver: quantizer.name,
+      relativeError: scale > 0 ? objective / scale : 0, seconds: (ContinuousClock.now - start).seconds,
+      layer: description.layerCount, bitsPerWeight: bits)
+    row.type = GGUFTensorType(grid)?.name
+    return row
   }
 
   func finish(

@@ -7,6 +7,9 @@ import SystemIO
 extension QuantizationRun {
   var kernels: String { backend.kernels(for: operands) }
 
+  /// What is quantized and is no linear of a layer.
+  var outside: [LinearDescription] { rounded + (head.map { [$0.linear] } ?? []) }
+
   var exportedLinears: [LinearDescription] { description.exported(by: treatments) }
 
   /// What the formats have to know of the model.
@@ -16,7 +19,7 @@ extension QuantizationRun {
   /// part of their names, and linears of layers that config.json does not count.
   var others: (towers: [String], linears: [LinearDescription]) {
     let required = Set(
-      description.requiredTensors.map(\.name) + rounded.map { "\($0.name).weight" })
+      description.requiredTensors.map(\.name) + outside.map { "\($0.name).weight" })
     var towers: Set<String> = []
     var linears: [LinearDescription] = []
     for name in checkpoint.tensorNames where name.hasSuffix(".weight") && !required.contains(name) {

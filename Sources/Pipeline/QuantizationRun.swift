@@ -24,8 +24,10 @@ public final class QuantizationRun: Sendable {
   private let modelType: DType
   let operands: OperandType
   let treatments: [String: Treatment]
-  /// What stands in blocks of a GGUF file and is no linear of a layer.
+  /// What stands in blocks of a GGUF file and is no linear of a layer, nor the head.
   let rounded: [LinearDescription]
+  /// The head, if it is to be quantized.
+  let head: Recipe.Head?
   /// What a GGUF file will hold; nil for another format.
   let outline: GGUFOutline?
   private let journal: ResumeJournal?
@@ -84,7 +86,7 @@ public final class QuantizationRun: Sendable {
     self.description = description
     self.modelType = modelType
     let resolved = try request.recipe.resolve(for: description, in: checkpoint)
-    (treatments, rounded) = (resolved.linears, resolved.rounded)
+    (treatments, rounded, head) = (resolved.linears, resolved.rounded, resolved.head)
     outline = request.recipe.outline(resolved, of: checkpoint)
     // The linears are checked as they are read; the head, for one, is only copied along and would slip through. What no
     // layer reads may hold what it likes: a mask of infinities is one.
@@ -101,7 +103,7 @@ public final class QuantizationRun: Sendable {
       originalSamples: request.originalSamples, operands: operands,
       keepsOutliers: treatments.values.contains { $0.outliers != nil },
       stateBytes: (request.cacheType ?? modelType).byteWidth, states: request.states,
-      isRotated: request.rotation != .off)
+      isRotated: request.rotation != .off, solvesHead: head != nil)
     let budget = MemoryPlan.Budget(hostBytes: request.memoryBudgetBytes, of: backend)
     if let head = journal?.head {
       plan = try MemoryPlan(
@@ -170,7 +172,7 @@ public final class QuantizationRun: Sendable {
     let linears = exportedLinears
     let others = others
     let export = try CheckpointExport(
-      source: checkpoint, linears: linears + rounded + others.linears, formats: request.formats,
+      source: checkpoint, linears: linears + outside + others.linears, formats: request.formats,
       directory: staging.path,
       shardSizeLimit: request.shardSizeLimit, leavingOut: [FileSystem.name(of: request.calibrationSource)],
       besides: others.towers, traits: traits, mix: request.recipe.mix ?? GGUFMix(.q4_K_M))
@@ -295,6 +297,20 @@ public final class QuantizationRun: Sendable {
       }
     }
 
+    var headRow: Report.Linear?
+    func quantizeHead(_ head: Recipe.Head, _ problem: LayerProblem) throws {
+      measure(.gathering)
+      defer { measure(.solving) }
+      progress(.step("solving \(head.linear.name)"))
+      if !description.hasTiedHead, let tensor = checkpoint.tensors["\(head.linear.name).weight"] {
+        importance?.add(tensor.part?.whole ?? tensor.name, energies: problem.inputEnergies)
+      }
+      headRow = try solve(head, problem) { rows, firstRow in
+        progress(.advanced)
+        try exportTimes.measure(.export) { try export.write(rows, firstRow: firstRow) }
+      }
+    }
+
     if let outline {
       progress(.step("\(outline.file): \(outline.description)"))
       if let warning = outline.warning { progress(.warning(warning)) }
@@ -303,7 +319,10 @@ public final class QuantizationRun: Sendable {
     try rebuildingDamagedCache(store, progress) {
       let loop = try makeLoop()
       defer { times.merge(loop.times.byName) { $0 + $1 } }
-      let result = Result { try loop.run(knowing: known, quantize) }
+      let result = Result {
+        try loop.run(
+          knowing: known, quantize, head: head.map { head in { try quantizeHead(head, $0) } })
+      }
       try exportTimes.measure(.export) { try writes.finish() }
       if let event = untold.take() { progress(event) }
       try result.get()
@@ -325,7 +344,7 @@ public final class QuantizationRun: Sendable {
     var totals = Report.Totals(of: rows)
     totals.secondsPerPhase = times.merging(exportTimes.byName) { $0 + $1 }
     // Writing a linear happens inside the solver's turn.
-    totals.secondsPerPhase["solver"] = rows.reduce(0) { $0 + $1.seconds }
+    totals.secondsPerPhase["solver"] = rows.reduce(headRow?.seconds ?? 0) { $0 + $1.seconds }
     totals.tokens = request.calibration.tokens.count
     totals.states = plan.states.rawValue
     totals.cacheBytesRaw = store.statistics.rawBytesWritten
@@ -350,6 +369,7 @@ public final class QuantizationRun: Sendable {
       model: Report.Model(name: FileSystem.name(of: request.model), architecture: description.modelType),
       settings: settings, linears: rows, totals: totals, loadsIn: export.runtimes)
     report.rounded = rounded.isEmpty ? nil : rounded.map(\.name)
+    report.head = headRow
     report.filesCopied = export.copiedFiles
     report.filesLeftOut = checkpoint.foreignFiles
     try report.write(to: staging.path)

@@ -41,8 +41,18 @@ public struct Recipe: Sendable {
   /// The treatments of a model's linears, by module name, and of what else a GGUF file has in blocks.
   public struct Resolved: Sendable {
     public var linears: [String: Treatment] = [:]
-    /// Embeddings and heads, which no solver sees.
+    /// What is no linear of a layer: embeddings, and what else nobody reads.
     public var rounded: [LinearDescription] = []
+    /// The matrix that turns the last hidden states into logits, which may be the embeddings' as well.
+    public var head: Head?
+
+    /// All that stands outside of layers.
+    public var outside: [LinearDescription] { rounded + (head.map { [$0.linear] } ?? []) }
+  }
+
+  public struct Head: Sendable {
+    public let linear: LinearDescription
+    public let treatment: Treatment
   }
 
   /// The treatment of a module; nil leaves it as it is.
@@ -128,12 +138,17 @@ public struct Recipe: Sendable {
     for module in (types ?? [:]).keys.sorted() where !linears.contains(module) {
       let matching = expressions.indices.filter { (try? expressions[$0].firstMatch(in: module)) != nil }
       for index in matching { used[index] = true }
-      guard let grid = treatment(of: standard(module), by: matching)?.gridFormat,
+      guard let treatment = treatment(of: standard(module), by: matching),
         let shape = checkpoint?.shape(of: "\(module).weight"), shape.count == 2
       else { continue }
-      resolved.rounded.append(
-        LinearDescription(
-          name: module, outFeatures: shape[0], inFeatures: shape[1], gridFormat: grid, hasBias: false))
+      let linear = LinearDescription(
+        name: module, outFeatures: shape[0], inFeatures: shape[1], gridFormat: treatment.gridFormat,
+        hasBias: false)
+      if "\(module).weight" == model.head.weights, !(treatment.solver is RoundToNearest) {
+        resolved.head = Head(linear: linear, treatment: treatment)
+      } else {
+        resolved.rounded.append(linear)
+      }
     }
     if let unused = used.firstIndex(of: false) { throw .matchesNothing(rules[unused].pattern) }
     return resolved
@@ -272,7 +287,7 @@ extension Recipe {
     guard let mix, let gguf = checkpoint.gguf else { return nil }
     let grids =
       resolved.linears.map { ($0.key, $0.value.gridFormat) }
-      + resolved.rounded.compactMap { linear in linear.gridFormat.map { (linear.name, $0) } }
+      + resolved.outside.compactMap { linear in linear.gridFormat.map { (linear.name, $0) } }
     let chosen = grids.compactMap { module, grid -> (String, GGUFTensorType)? in
       guard let tensor = checkpoint.tensors["\(module).weight"], let type = GGUFTensorType(grid) else {
         return nil

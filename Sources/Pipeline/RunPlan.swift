@@ -13,6 +13,7 @@ public struct RunPlan: Sendable {
   public let inputBytes: Int
   let modelType: DType
   let treatments: [String: Treatment]
+  let head: Recipe.Head?
   /// What a GGUF file will hold; nil for another format.
   public let outline: GGUFOutline?
   /// Of the tensors that are copied.
@@ -30,9 +31,9 @@ public struct RunPlan: Sendable {
     let recipe = try settings.recipe()
     let resolved = try recipe.resolve(for: model, in: checkpoint)
     outline = recipe.outline(resolved, of: checkpoint)
-    treatments = resolved.linears
+    (treatments, head) = (resolved.linears, resolved.head)
     try CheckpointExport.check(
-      model.exported(by: resolved.linears) + resolved.rounded, settings.formats, of: checkpoint,
+      model.exported(by: resolved.linears) + resolved.outside, settings.formats, of: checkpoint,
       traits: model.traits(of: resolved.linears))
     modelType = checkpoint.weightType(of: model)
     inputBytes = checkpoint.byteCount
@@ -98,7 +99,7 @@ public struct RunPlan: Sendable {
       model: model, samples: settings.samples, sequenceLength: settings.sequenceLength,
       originalSamples: settings.originalSamples, operands: operands,
       keepsOutliers: treatments.values.contains { $0.outliers != nil }, stateBytes: modelType.byteWidth,
-      isRotated: settings.rotate == .residual)
+      isRotated: settings.rotate == .residual, solvesHead: head != nil)
   }
 
   /// Of every linear that is to be quantized: its weights, and the bits of one.

@@ -18,7 +18,8 @@ struct GGUFRunTests {
   init() throws { directory = try TemporaryDirectory(isInMemory: true) }
 
   private func run(
-    _ fixture: String, _ change: (inout QuantizationSettings) -> Void = { _ in }, imatrix: String? = nil
+    _ fixture: String, _ change: (inout QuantizationSettings) -> Void = { _ in }, imatrix: String? = nil,
+    output name: String = "output"
   ) throws -> (run: QuantizationRun, report: Report, result: CheckpointReader) {
     var settings = QuantizationSettings()
     settings.formats = [.gguf]
@@ -27,7 +28,7 @@ struct GGUFRunTests {
     var generator = SeededGenerator(seed: 3)
     let calibration = CalibrationSet(
       sequenceLength: 16, tokens: (0..<128).map { _ in Int32.random(in: 0..<56, using: &generator) })
-    let output = directory.file("output-\(fixture)")
+    let output = directory.file("\(name)-\(fixture)")
     var request = QuantizationRequest(
       model: TestFiles.gguf("\(fixture).gguf"), output: output, recipe: try settings.recipe(),
       target: settings.resolvedTarget, targetShare: settings.resolvedTargetShare, formats: settings.formats,
@@ -50,6 +51,9 @@ struct GGUFRunTests {
       #expect(linear.relativeError < 0.05, "\(linear.name)")
       #expect(result.tensors["\(linear.name).weight"]?.blocks?.name == linear.type)
     }
+    let head = try #require(report.head)
+    #expect(head.relativeError < 0.05 && "\(head.name).weight" == run.description.head.weights)
+    #expect(result.tensors["\(head.name).weight"]?.blocks?.name == head.type)
     // All that is said of the model stays.
     #expect(
       try result.configuration == CheckpointReader(gguf: TestFiles.gguf("\(fixture).gguf")).configuration)
@@ -57,7 +61,7 @@ struct GGUFRunTests {
 
   @Test func `layers are solved for the embeddings that the result has`() throws {
     let (run, report, result) = try run("llama-wide") { $0.rules = ["^model.embed_tokens=type:Q2_K"] }
-    #expect(report.rounded == ["lm_head", "model.embed_tokens"])
+    #expect(report.rounded == ["model.embed_tokens"])
     let tokens = (0..<48).map { Int32($0) }
     let source = try CheckpointReader(gguf: TestFiles.gguf("llama-wide.gguf"))
     func embeddings(_ source: CheckpointReader, rounding: ((Matrix) -> Void)? = nil) throws -> [Float] {
@@ -68,6 +72,49 @@ struct GGUFRunTests {
     let expected = try embeddings(result)
     #expect(try embeddings(source, rounding: run.roundTokens) == expected)
     #expect(try embeddings(source) != expected)
+  }
+
+  /// Untied, and tied.
+  @Test(arguments: ["llama-wide", "llama-rope-llama3"])
+  func `the head is solved for what it reads`(_ fixture: String) throws {
+    let name = fixture == "llama-wide" ? "lm_head" : "model.embed_tokens"
+    func change(_ solver: String) -> (inout QuantizationSettings) -> Void {
+      { $0.rules = ["^\(name)=type:Q4_0,solver:\(solver)"] }
+    }
+    let (run, report, solved) = try run(fixture, change("quantease"))
+    let rounded = try self.run("\(fixture)", change("rtn"), output: "rounded").result
+    #expect(report.rounded == (fixture == "llama-wide" ? ["model.embed_tokens"] : nil))
+    /// ‖(W − Ŵ)X‖² over ‖WX‖², X of the quantized model.
+    let model = try DecoderModel(run.description, source: solved, backend: backend, sequenceLength: 16)
+    var state = LayerState(residual: try model.embed(run.request.calibration.tokens))
+    for index in 0..<run.description.layerCount {
+      let layer = try model.layer(index)
+      for stage in layer.stages {
+        layer.run(stage, input: layer.input(of: stage, state), sequenceLength: 16, state: &state)
+      }
+    }
+    let inputs = try model.headInput()(state.residual).copy()
+    func weights(_ source: CheckpointReader) throws -> Matrix {
+      let shape = try #require(source.shape(of: "\(name).weight"))
+      let matrix = Matrix(rows: shape[0], columns: shape[1])
+      try source.read("\(name).weight", rows: 0..<shape[0], into: matrix)
+      return matrix
+    }
+    let exact = try weights(CheckpointReader(gguf: TestFiles.gguf("\(fixture).gguf")))
+    func energy(_ weights: Matrix) -> Double {
+      let outputs = Matrix(rows: inputs.rows, columns: weights.rows)
+      backend.multiply(inputs, weights, transposingB: true, scale: 1, into: outputs, keeping: 0)
+      return outputs.elements.reduce(0) { $0 + Double($1) * Double($1) }
+    }
+    func error(_ source: CheckpointReader) throws -> Double {
+      let difference = try weights(source)
+      backend.subtract(exact, from: difference)
+      return energy(difference) / energy(exact)
+    }
+    let found = try #require(report.head?.relativeError)
+    let solvedError = try error(solved)
+    #expect(abs(solvedError / found - 1) < 0.3, "\(solvedError) for \(found)")
+    #expect(try solvedError < 0.9 * error(rounded))
   }
 
   @Test func `rules choose types, and a type that does not fit is refused before the work`() throws {
@@ -113,7 +160,7 @@ struct GGUFRunTests {
     let file = try MappedFile(path: path)
     let header = try GGUFHeader(of: file)
     #expect(header["general.type"] == .text("imatrix") && header["imatrix.chunk_size"] == .integer(16))
-    #expect(header.tensors.count == 28)
+    #expect(header.tensors.count == 30)
     func values(_ name: String) throws -> [Float] {
       let tensor = try #require(header.tensors.first { $0.name == name })
       return file.withBytes(tensor.bytes) { bytes in

@@ -140,14 +140,19 @@ final class ResumeBench {
     return calibration.batches(of: Self.batchSamples, endingAt: originalSamples).count
   }
 
-  /// Matrices that are rounded once all linears are done, which counts as progress.
-  var roundedCount: Int {
-    (try? test.settings.recipe().resolve(for: description, in: checkpoint).rounded.count) ?? 0
+  private var recipe: Recipe.Resolved? {
+    try? test.settings.recipe().resolve(for: description, in: checkpoint)
   }
+
+  /// Whether the head is solved once all linears are done.
+  var hasHead: Bool { recipe?.head != nil }
+
+  /// Matrices that are quantized once all linears are done, which counts as progress.
+  var outsideCount: Int { recipe?.outside.count ?? 0 }
 
   /// The batches that are left to compute after so many linears, all stages and the embedding counted.
   func batches(after linears: Int) -> Int {
-    let recipe = try? test.settings.recipe().resolve(for: description, in: checkpoint).linears
+    let recipe = recipe?.linears
     var done = linears
     var stagesLeft = 0
     for layer in 0..<description.layerCount {
@@ -158,12 +163,12 @@ final class ResumeBench {
         done -= min(done, open)
       }
     }
-    return batchCount * stagesLeft + roundedCount
+    return batchCount * (stagesLeft + (hasHead ? 1 : 0)) + outsideCount
   }
 
   /// The linears of the layers before the one that is at work when so many are done.
   func linearsBeforeLayer(after linears: Int) -> Int {
-    let recipe = try? test.settings.recipe().resolve(for: description, in: checkpoint).linears
+    let recipe = recipe?.linears
     var before = 0
     for layer in 0..<description.layerCount {
       let count = description.linears(ofLayer: layer).count {

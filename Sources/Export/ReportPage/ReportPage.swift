@@ -367,6 +367,9 @@ public struct ReportPage {
       return [("GGUF file", gguf.file + (gguf.isPure ? ", pure" : "")), ("Types", gguf.description)]
         + (gguf.fallbacks.isEmpty
           ? [] : [("Fallbacks", "\(gguf.fallbacks.count) tensors, whose rows are no whole blocks")])
+        + (report.head.map {
+          [("Head", "\($0.name) as \($0.type ?? ""), error \(percent($0.relativeError))")]
+        } ?? [])
         + (report.rounded.map { [("Rounded without inputs", $0.joined(separator: ", "))] } ?? [])
     }
     return [
