@@ -1,3 +1,4 @@
+import Checkpoint
 import FoundationEssentials
 import SystemIO
 
@@ -270,10 +271,45 @@ public struct Report: Codable, Sendable, Equatable {
     self = try JSONDecoder.ofReports.decode(Report.self, from: Data(json))
   }
 
-  /// Writes the report and its page into `directory`.
-  public func write(to directory: String) throws {
-    try AtomicFile.rewrite(try json(), to: FileSystem.join(directory, Self.fileName))
-    let page = ReportPage(report: self).html
-    try AtomicFile.rewrite(Array(page.utf8), to: FileSystem.join(directory, ReportPage.fileName))
+  /// Where a report and its page stand: in the directory of a result, or beside a result that is one file.
+  public struct Place: Sendable {
+    public let directory: String
+    public let fileName: String
+    public let pageName: String
+
+    public init(directory: String) {
+      (self.directory, fileName, pageName) = (directory, Report.fileName, ReportPage.fileName)
+    }
+
+    /// - Parameter file: such as `model.gguf`, beside which `model.quantease_report.json` stands
+    public init(beside file: String) {
+      directory = FileSystem.parent(of: file)
+      let stem = GGUFFiles.stem(of: FileSystem.name(of: file))
+      (fileName, pageName) = ("\(stem).\(Report.fileName)", "\(stem).\(ReportPage.fileName)")
+    }
+
+    /// Of a result, by its directory or its file; a file in a directory of its own has the report that is there.
+    public init(of result: String) throws(FileError) {
+      guard GGUFFiles.isGGUF(result) else {
+        self.init(directory: result)
+        return
+      }
+      self.init(beside: result)
+      if try !FileSystem.exists(path) { self.init(directory: directory) }
+    }
+
+    public var path: String { FileSystem.join(directory, fileName) }
+    public var page: String { FileSystem.join(directory, pageName) }
+  }
+
+  /// Writes the report and its page.
+  public func write(to place: Place) throws {
+    try AtomicFile.rewrite(try json(), to: place.path)
+    try AtomicFile.rewrite(Array(ReportPage(report: self).html.utf8), to: place.page)
+  }
+
+  /// Reads the report that stands at a place.
+  public init(at place: Place) throws {
+    try self.init(json: FileSystem.contents(of: place.path, limit: 1 << 28))
   }
 }

@@ -1,4 +1,5 @@
 import Calibration
+import Checkpoint
 import Export
 import SystemIO
 import Tensors
@@ -7,7 +8,7 @@ import Tensors
 public struct QuantizationRequest: Sendable {
   /// The directory of the source checkpoint.
   public var model: String
-  /// The directory that the result appears at; it must not exist.
+  /// The directory that the result appears at, or, of a GGUF file, the file itself; it must not exist.
   public var output: String
   public var recipe: Recipe
   public var target: Target
@@ -80,6 +81,12 @@ public struct QuantizationRequest: Sendable {
 }
 
 extension QuantizationRequest {
+  /// Whether the result is one file, with its report beside it.
+  var isOneFile: Bool { GGUFFiles.isGGUF(output) }
+
+  /// Whether the result is one file, with its report beside it.
+  var reportPlace: Report.Place { isOneFile ? Report.Place(beside: output) : Report.Place(directory: output) }
+
   /// The calibration sequences that also run through the original model.
   var originalSamples: Int { target.originalSamples(share: targetShare, of: calibration.samples) }
 }

@@ -51,7 +51,9 @@ public final class QuantizationRun: Sendable {
     _ request: QuantizationRequest, backend: any ComputeBackend,
     progress: (ProgressEvent) -> Void = { _ in }
   ) throws {
-    for path in [request.output] + (request.importanceMatrix.map { [$0] } ?? []) {
+    let outputs =
+      [request.output] + (request.isOneFile ? [request.reportPlace.path, request.reportPlace.page] : [])
+    for path in outputs + (request.importanceMatrix.map { [$0] } ?? []) {
       if try FileSystem.exists(path) { throw PipelineError.outputExists(path) }
     }
     if let directory = request.importanceMatrix.map(FileSystem.parent(of:)), !FileSystem.isWritable(directory)
@@ -256,9 +258,14 @@ public final class QuantizationRun: Sendable {
       defer { measure(.solving) }
       // Linears of experts are small: nothing is gained by writing them beside the next.
       let isBeside = writes.isBeside && expert == nil
-      if expert == nil {
-        for linear in stage.linears {
-          guard let tensor = checkpoint.tensors["\(layer.moduleName(of: linear)).weight"] else { continue }
+      for linear in stage.linears {
+        guard let tensor = checkpoint.tensors["\(layer.moduleName(of: linear)).weight"] else { continue }
+        if let expert, let stack = tensor.part, stack.shape.count == 3 {
+          // What is known of all tokens stands for an expert that none reaches.
+          importance?.add(
+            stack.whole, energies: stageProblem.inputEnergies, tokens: max(expert.tokens, 1),
+            expert: expert.number, of: stack.shape[0])
+        } else {
           importance?.add(tensor.part?.whole ?? tensor.name, energies: stageProblem.inputEnergies)
         }
       }
@@ -370,12 +377,17 @@ public final class QuantizationRun: Sendable {
       settings: settings, linears: rows, totals: totals, loadsIn: export.runtimes)
     report.rounded = rounded.isEmpty ? nil : rounded.map(\.name)
     report.head = headRow
-    report.filesCopied = export.copiedFiles
-    report.filesLeftOut = checkpoint.foreignFiles
-    try report.write(to: staging.path)
+    // What stands beside a single file is not the result's.
+    report.filesCopied = request.isOneFile ? [] : export.copiedFiles
+    report.filesLeftOut = checkpoint.foreignFiles + (request.isOneFile ? export.copiedFiles : [])
+    try report.write(to: Report.Place(directory: staging.path))
     try unpublished.withLock { files in
       guard !files.isDiscarded else { throw PipelineError.interrupted }
-      try staging.publish()
+      if request.isOneFile {
+        try publishFile(of: staging)
+      } else {
+        try staging.publish()
+      }
       files.isPublished = true
     }
     if request.resume != nil { try store.destroy() }
@@ -405,6 +417,18 @@ public final class QuantizationRun: Sendable {
       }
     }
     try body()
+  }
+
+  /// Publishes the file alone, and the report beside it.
+  private func publishFile(of staging: StagingDirectory) throws {
+    let place = request.reportPlace
+    guard let file = try FileSystem.names(in: staging.path).first(where: GGUFFiles.isGGUF) else {
+      preconditionFailure("the output has no file")
+    }
+    try staging.publish([
+      (Report.fileName, place.fileName), (ReportPage.fileName, place.pageName),
+      (file, FileSystem.name(of: request.output)),
+    ])
   }
 
   private func makeFiles() throws -> (StagingDirectory, HiddenStatesStore) {

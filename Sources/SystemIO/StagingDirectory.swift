@@ -72,6 +72,25 @@ public final class StagingDirectory: Sendable {
     try FileSystem.synchronizeDirectory(FileSystem.parent(of: outputPath))
   }
 
+  /// Puts files of the directory in the place of the whole, each under a name beside the wanted one, and removes the rest.
+  /// - Parameter files: what each file is called in the directory, and there; the last one is taken for the sign that all
+  ///   are complete
+  /// - Throws: ``FileError``, EEXIST if there is something under one of the names
+  public func publish(_ files: [(name: String, published: String)]) throws(FileError) {
+    let parent = FileSystem.parent(of: outputPath)
+    try isOpen.withLock { isOpen throws(FileError) in
+      precondition(isOpen, "the staging directory is published or discarded already")
+      try FileSystem.synchronizeTree(path)
+      for file in files { try Self.refuseWhatExists(at: FileSystem.join(parent, file.published)) }
+      for file in files {
+        try FileSystem.move(
+          FileSystem.join(path, file.name), to: FileSystem.join(parent, file.published))
+      }
+      isOpen = false
+    }
+    try FileSystem.removeTree(path)
+  }
+
   /// Removes the directory with all that is in it, unless it is published.
   public func discard() throws(FileError) {
     try isOpen.withLock { isOpen throws(FileError) in

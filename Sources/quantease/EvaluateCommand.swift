@@ -81,7 +81,8 @@ struct EvaluateCommand: ParsableCommand {
   func run() throws {
     KernelSet.useBest()
     // Before the work, which may be long.
-    var written = report ? try Report(directory: model) : nil
+    let place = try Report.Place(of: model)
+    var written = report ? try Report(at: place) : nil
     if let warning = KernelSet.warning { Console.note("quantease: warning: \(warning)") }
     let windows = try readWindows()
     let backend = try machine.backend(isExact: precision == .exact) {
@@ -115,8 +116,8 @@ struct EvaluateCommand: ParsableCommand {
         Report.Evaluation(
           text: FileSystem.name(of: text ?? tokens ?? ""), reference: against.map(FileSystem.name(of:)),
           figures: result))
-      try written?.write(to: model)
-      try ChecksumManifest.update([Report.fileName, ReportPage.fileName], in: model)
+      try written?.write(to: place)
+      try ChecksumManifest.update([place.fileName, place.pageName], in: place.directory)
     }
     if json {
       try Console.json(result)

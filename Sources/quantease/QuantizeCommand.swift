@@ -21,7 +21,7 @@ struct QuantizeCommand: ParsableCommand {
       Examples:
         quantease quantize llama --output llama-w4 --calibration prose.txt
         quantease quantize llama --output llama-w4g128 --group-size 128 --symmetric --calibration prose.txt
-        quantease quantize llama-bf16.gguf --output llama-Q4_K_M --gguf-type Q4_K_M --calibration ids.safetensors
+        quantease quantize llama-bf16.gguf --output llama-Q4_K_M.gguf --gguf-type Q4_K_M --calibration ids.safetensors
         quantease quantize llama --output out --bits 3 --format gptq --format dense --calibration ids.safetensors
 
       What loads where: 4 and 8 bits symmetric load in vLLM and transformers in every format;
@@ -35,8 +35,11 @@ struct QuantizeCommand: ParsableCommand {
 
   @Option(
     name: .shortAndLong,
-    help: ArgumentHelp("The directory to write; it must not exist.", valueName: "dir"), completion: .directory
-  )
+    help: ArgumentHelp(
+      """
+      The directory to write; it must not exist. Of a GGUF file, also the name of a file to write, NAME.gguf: its report \
+      then stands beside it.
+      """, valueName: "dir"), completion: .directory)
   var output: String
 
   @OptionGroup(title: "Grid") var grid: GridOptions
@@ -61,8 +64,7 @@ struct QuantizeCommand: ParsableCommand {
   @Option(
     help: ArgumentHelp(
       """
-      Also write the importance matrix of the calibration set, for types that llama-quantize alone has (--imatrix there). \
-      Experts are left out.
+      Also write the importance matrix of the calibration set, for types that llama-quantize alone has (--imatrix there).
       """, valueName: "file"), completion: .file())
   var imatrix: String?
 
@@ -80,9 +82,15 @@ struct QuantizeCommand: ParsableCommand {
 
   func validate() throws {
     if GGUFFiles.isGGUF(output) {
-      throw ValidationError(
-        "--output is a directory, in which the file stands beside its report: give \(GGUFFiles.stem(of: output))"
-      )
+      guard settings.formats == [.gguf] else {
+        throw ValidationError(
+          "--output \(output) is the name of a GGUF file, which is made of GGUF files alone")
+      }
+      guard resume == nil else {
+        throw ValidationError(
+          "with --resume --output is a directory, in which the file stands beside its report: give "
+            + GGUFFiles.stem(of: output))
+      }
     }
     if imatrix != nil, !CheckpointReader.isGGUF(model) {
       throw ValidationError("--imatrix goes with a GGUF file, whose names llama-quantize knows")
@@ -189,7 +197,7 @@ struct QuantizeCommand: ParsableCommand {
       size     \(Console.bytes(totals.inputBytes)) → \(Console.bytes(totals.outputBytes))
       memory   \(Console.bytes(totals.peakMemoryBytes)) at the peak, mapped files aside
       result   \(output)
-      report   \(FileSystem.join(output, ReportPage.fileName))
+      report   \(Report.Place(of: output).page)
       """)
     for runtime in report.loadsIn { try Console.line("loads    \(runtime)") }
   }

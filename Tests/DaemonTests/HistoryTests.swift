@@ -44,13 +44,13 @@ struct HistoryTests {
     // Under the next free name, and with its source where it could be moved.
     try fixture.makeSource(Self.id("good"), in: spool.done)
     try fixture.makeOutput("result", named: "good-2")
-    try report(job: Self.id("good")).write(to: spool.output + "/good-2")
+    try report(job: Self.id("good")).write(to: Report.Place(directory: spool.output + "/good-2"))
     // Of one whose source was removed, one that could not be moved, and one that came to what there was.
     try fixture.makeOutput("result", named: "alone")
-    try report(job: Self.id("alone"), error: 0.5).write(to: spool.output + "/alone")
+    try report(job: Self.id("alone"), error: 0.5).write(to: Report.Place(directory: spool.output + "/alone"))
     try FileSystem.createDirectories("\(spool.incoming)/\(Self.id("kept")).done")
     try fixture.makeOutput("result", named: "by hand")
-    try report(job: nil).write(to: spool.output + "/by hand")
+    try report(job: nil).write(to: Report.Place(directory: spool.output + "/by hand"))
     try fixture.makeOutput("no report", named: "other")
     try loseState()
 

@@ -19,7 +19,7 @@ struct GGUFRunTests {
 
   private func run(
     _ fixture: String, _ change: (inout QuantizationSettings) -> Void = { _ in }, imatrix: String? = nil,
-    output name: String = "output"
+    source: String? = nil, output name: String = "output"
   ) throws -> (run: QuantizationRun, report: Report, result: CheckpointReader) {
     var settings = QuantizationSettings()
     settings.formats = [.gguf]
@@ -30,7 +30,7 @@ struct GGUFRunTests {
       sequenceLength: 16, tokens: (0..<128).map { _ in Int32.random(in: 0..<56, using: &generator) })
     let output = directory.file("\(name)-\(fixture)")
     var request = QuantizationRequest(
-      model: TestFiles.gguf("\(fixture).gguf"), output: output, recipe: try settings.recipe(),
+      model: source ?? TestFiles.gguf("\(fixture).gguf"), output: output, recipe: try settings.recipe(),
       target: settings.resolvedTarget, targetShare: settings.resolvedTargetShare, formats: settings.formats,
       calibration: calibration, seed: 0, calibrationSource: "tokens", memoryBudgetBytes: 1 << 32)
     request.importanceMatrix = imatrix
@@ -176,6 +176,89 @@ struct GGUFRunTests {
     #expect(try sums == values("blk.0.attn_v.weight.in_sum2"))
     #expect(try values("blk.1.ffn_down.weight.in_sum2").count == 96)
     #expect(throws: PipelineError.outputExists(path)) { try run("qwen2", imatrix: path) }
+  }
+
+  @Test func `an importance matrix has every expert of a stack`() throws {
+    let path = directory.file("experts.gguf")
+    let (run, report, _) = try run("mixtral", imatrix: path)
+    let file = try MappedFile(path: path)
+    let header = try GGUFHeader(of: file)
+    func shape(_ name: String) -> [Int]? { header.tensors.first { $0.name == name }?.shape }
+    #expect(shape("blk.0.ffn_down_exps.weight.in_sum2") == [4, 96])
+    #expect(shape("blk.1.ffn_gate_exps.weight.in_sum2") == [4, 64])
+    #expect(shape("blk.1.ffn_gate_exps.weight.counts") == [4, 1])
+    let counts = try #require(header.tensors.first { $0.name == "blk.0.ffn_up_exps.weight.counts" })
+    let found = file.withBytes(counts.bytes) { bytes in
+      (0..<4).map {
+        Int(Float(bitPattern: unsafe bytes.unsafeLoadUnaligned(fromByteOffset: 4 * $0, as: UInt32.self)))
+      }
+    }
+    let tokens = (0..<4).map { number in
+      report.linears.first { $0.layer == 0 && $0.expert == number }?.tokens
+    }
+    #expect(found == tokens && run.linearCount == report.linears.count)
+  }
+
+  @Test func `experts that are stored one by one are read like those in stacks`() throws {
+    let stacked = try CheckpointReader(gguf: TestFiles.gguf("mixtral.gguf"))
+    // Each tensor with where it stands: `blk.0.ffn_down.3` is a part of `blk.0.ffn_down_exps`.
+    let parts = try #require(stacked.gguf).tensors.flatMap {
+      tensor -> [(name: String, tensor: GGUFHeader.Tensor, number: Int?)] in
+      guard tensor.shape.count == 3 else { return [(tensor.name, tensor, nil)] }
+      return (0..<tensor.shape[0]).map {
+        (tensor.name.replacing("_exps", with: "").replacing(".weight", with: ".\($0).weight"), tensor, $0)
+      }
+    }
+    let plan = parts.map {
+      TensorPlan(
+        name: $0.name, dtype: $0.tensor.type.plainType ?? .float32,
+        shape: $0.number == nil ? $0.tensor.shape : Array($0.tensor.shape.dropFirst()))
+    }
+    let writer = try CheckpointWriter(
+      gguf: "old.gguf", in: directory.path, plan: plan, keysOf: stacked, fileType: 32)
+    for part in parts {
+      let (range, count) = (part.tensor.bytes, part.tensor.shape[0])
+      let size = part.number == nil ? range.count : range.count / count
+      let start = range.lowerBound + (part.number ?? 0) * size
+      let bytes = try MappedFile(path: part.tensor.file).withBytes(start..<start + size) { span in
+        (0..<span.byteCount).map { unsafe span.unsafeLoad(fromByteOffset: $0, as: UInt8.self) }
+      }
+      try writer.write(part.name, bytes)
+    }
+    try writer.finish()
+    let old = try run("mixtral", source: directory.file("old.gguf"), output: "old")
+    let new = try run("mixtral")
+    #expect(old.report.linears.map(\.relativeError) == new.report.linears.map(\.relativeError))
+    #expect(old.report.linears.map(\.type) == new.report.linears.map(\.type))
+    #expect(old.result.gguf?.tensors.contains { $0.name == "blk.1.ffn_down.3.weight" } == true)
+  }
+
+  @Test func `a result may be one file, with its report beside it`() throws {
+    let output = directory.file("some/model.gguf")
+    func request() throws -> QuantizationRequest {
+      var settings = QuantizationSettings()
+      settings.formats = [.gguf]
+      return QuantizationRequest(
+        model: TestFiles.gguf("llama.gguf"), output: output, recipe: try settings.recipe(), target: .layer,
+        targetShare: 1, formats: settings.formats,
+        calibration: CalibrationSet(sequenceLength: 16, tokens: (0..<128).map { Int32($0 % 40) }), seed: 0,
+        calibrationSource: "tokens", memoryBudgetBytes: 1 << 32)
+    }
+    let report = try QuantizationRun(request(), backend: backend).run { _ in }
+    let place = try Report.Place(of: output)
+    #expect(
+      try Set(FileSystem.names(in: directory.file("some")))
+        == ["model.gguf", "model.quantease_report.json", "model.quantease_report.html"])
+    #expect(try Report(at: place) == report)
+    #expect(
+      try CheckpointReader.open(output).gguf?.tensors.count
+        == report.settings.gguf?.shares.reduce(0) { $0 + $1.tensors })
+    #expect(throws: PipelineError.outputExists(output)) { try QuantizationRun(request(), backend: backend) }
+    // Nothing that stands there is written over.
+    try FileSystem.removeTree(output)
+    #expect(throws: PipelineError.outputExists(place.path)) {
+      try QuantizationRun(request(), backend: backend)
+    }
   }
 
   /// Rows and blocks of zeros, and of less than any float16 holds.

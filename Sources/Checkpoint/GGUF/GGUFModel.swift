@@ -112,10 +112,17 @@ struct GGUFModel {
       if parts.count == 1, let name = family.outer[parts[0]] {
         return [TensorInfo(tensor, named: "\(name).\(kind)")]
       }
-      guard parts.count == 3, parts[0] == "blk" else {
+      guard 3...4 ~= parts.count, parts[0] == "blk" else {
         return [TensorInfo(tensor, named: tensor.name)]
       }
       let layer = "\(family.layers)\(parts[1])"
+      if parts.count == 4 {
+        // Of files that were made before there were stacks: `blk.0.ffn_down.3`.
+        let name = family.stacks["\(parts[2])_exps"].map {
+          "\(layer).\($0.replacing("#", with: parts[3])).\(kind)"
+        }
+        return [TensorInfo(tensor, named: Int(parts[3]) == nil ? tensor.name : name ?? tensor.name)]
+      }
       if let name = family.stacks[parts[2]], tensor.shape.count == 3, tensor.shape[0] <= Self.mostExperts {
         return (0..<tensor.shape[0]).map { expert in
           TensorInfo(

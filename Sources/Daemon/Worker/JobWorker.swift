@@ -78,7 +78,7 @@ public struct JobWorker {
       report.identity =
         try FileSystem.exists(files.identity)
         ? JobIdentity.result(of: storedIdentity(), by: kernels) : nil
-      try report.write(to: files.checkpoint)
+      try report.write(to: Report.Place(directory: files.checkpoint))
       try files.log.copy(into: files.checkpoint)
       try ChecksumManifest.write(into: files.checkpoint) { send(.advanced) }
       try FileSystem.synchronize(files.checkpoint)
@@ -122,7 +122,7 @@ public struct JobWorker {
       let staging = FileSystem.join(order.directory, ".reused")
       try FileSystem.removeTree(staging)
       try FileSystem.linkTree(result.output, to: staging) { !own.contains($0) }
-      try report.write(to: staging)
+      try report.write(to: Report.Place(directory: staging))
       try FileSystem.move(staging, to: files.checkpoint)
       send(.reused(job: result.job, output: nil))
       return nil

@@ -43,7 +43,6 @@ public enum OutputVerification {
 extension Report {
   /// The report of a quantized checkpoint.
   public init(directory: String) throws {
-    try self.init(
-      json: FileSystem.contents(of: FileSystem.join(directory, Self.fileName), limit: 1 << 28))
+    try self.init(at: Place(directory: directory))
   }
 }
