@@ -108,7 +108,16 @@ public final class CheckpointReader: WeightSource {
   ///   - path: of the file, or of any of its parts
   ///   - isAlone: whether what stands beside it is no part of it
   /// - Throws: ``GGUFError`` or ``FileError``.
-  public init(gguf path: String, isAlone: Bool = true, symlinks: SymlinkPolicy = .follow) throws {
+  public convenience init(
+    gguf path: String, isAlone: Bool = true, symlinks: SymlinkPolicy = .follow
+  ) throws {
+    try self.init(gguf: path, isAlone: isAlone, symlinks: symlinks, joiningLatents: true)
+  }
+
+  /// - Parameter joinsLatents: whether what a file has in parts is there as the checkpoint has it, too
+  private init(
+    gguf path: String, isAlone: Bool, symlinks: SymlinkPolicy, joiningLatents joinsLatents: Bool
+  ) throws {
     let directory = FileSystem.parent(of: path)
     let parts = GGUFFiles.parts(of: FileSystem.name(of: path))
     let missing = try parts.filter { try !FileSystem.exists(FileSystem.join(directory, $0)) }
@@ -124,7 +133,7 @@ public final class CheckpointReader: WeightSource {
     }
     let header = parts.count == 1 ? headers[0] : try GGUFHeader(joining: headers)
     let fileOfPath = Dictionary(uniqueKeysWithValues: mapped.map { ($0.path, $0) })
-    let model = try GGUFModel(header) { tensor throws(GGUFError) in
+    func values(of tensor: GGUFHeader.Tensor) throws(GGUFError) -> [Float] {
       guard tensor.type.plainType == .float32, tensor.shape.count == 1, tensor.shape[0] <= 1 << 16 else {
         throw GGUFError(file: path, reason: .badKey(tensor.name))
       }
@@ -135,6 +144,11 @@ public final class CheckpointReader: WeightSource {
       }
       return values.elements
     }
+    let model = try GGUFModel(header, values: values(of:)) { range in
+      mapped[0].withBytes(range) { bytes in
+        (0..<bytes.byteCount).map { unsafe bytes.unsafeLoad(fromByteOffset: $0, as: UInt8.self) }
+      }
+    }
     let stored = model.tensors(of: header)
     self.directory = directory
     configuration = model.configuration
@@ -142,6 +156,12 @@ public final class CheckpointReader: WeightSource {
     for tensor in stored where tensors.updateValue(tensor, forKey: tensor.name) != nil {
       throw GGUFError(file: path, reason: .duplicate(tensor.name))
     }
+    let latents =
+      joinsLatents && model.splitsLatents
+      ? SplitLatents(
+        try CheckpointReader(gguf: path, isAlone: isAlone, symlinks: symlinks, joiningLatents: false),
+        layers: model.layers) : nil
+    for tensor in latents?.tensors ?? [] { tensors[tensor.name] = tensor }
     self.tensors = tensors
     tensorNames = stored.map(\.name)
     metadata = [:]
@@ -155,7 +175,7 @@ public final class CheckpointReader: WeightSource {
     files = fileOfPath
     byteCount = stored.reduce(0) { $0 + $1.byteRange.count }
     scales = [:]
-    computing = nil
+    computing = latents
     gguf = header
   }
 

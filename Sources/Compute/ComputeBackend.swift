@@ -337,8 +337,9 @@ public struct AttentionParameters: Sendable {
 /// The gated delta rule (arXiv 2412.06464).
 public struct GatedDeltaParameters: Sendable {
   public let keyHeads: Int
-  /// Value head h reads key head h / (valueHeads / keyHeads).
   public let valueHeads: Int
+  /// Whether neighbouring value heads read different key heads, as llama.cpp has them: see ``keyHead(ofValueHead:)``.
+  public let areValueHeadsTiled: Bool
   public let keyDimension: Int
   public let valueDimension: Int
   public let sequenceLength: Int
@@ -352,8 +353,10 @@ public struct GatedDeltaParameters: Sendable {
 
   public init(
     keyHeads: Int, valueHeads: Int, keyDimension: Int, valueDimension: Int, sequenceLength: Int,
-    convolution: [Float], taps: Int, decayLogarithms: [Float], decayBiases: [Float]
+    convolution: [Float], taps: Int, decayLogarithms: [Float], decayBiases: [Float],
+    areValueHeadsTiled: Bool = false
   ) {
+    self.areValueHeadsTiled = areValueHeadsTiled
     self.keyHeads = keyHeads
     self.valueHeads = valueHeads
     self.keyDimension = keyDimension
@@ -368,6 +371,11 @@ public struct GatedDeltaParameters: Sendable {
   public var keyFeatures: Int { keyHeads * keyDimension }
   public var valueFeatures: Int { valueHeads * valueDimension }
   public var channels: Int { 2 * keyFeatures + valueFeatures }
+
+  /// The key head that a value head reads.
+  public func keyHead(ofValueHead head: Int) -> Int {
+    areValueHeadsTiled ? head % keyHeads : head / (valueHeads / keyHeads)
+  }
 
   /// e^g for a of a value head.
   public func decay(_ a: Float, head: Int) -> Float {

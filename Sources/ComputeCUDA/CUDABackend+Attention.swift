@@ -87,7 +87,7 @@ extension CUDABackend {
         .address(logarithms.address), .address(biases.address), .address(state.address),
         .long(parameters.keyHeads),
         .long(parameters.valueHeads), .long(parameters.keyDimension), .long(parameters.valueDimension),
-        .long(parameters.sequenceLength),
+        .long(parameters.sequenceLength), .int(parameters.areValueHeadsTiled ? 1 : 0),
       ])
   }
 }

@@ -23,7 +23,7 @@ extension OpenBLASBackend {
         betas[token, head] = parameters.gate(gates[token, head])
       }
       let rows = unsafe mixed.pointer + first * mixed.columns
-      let query = head / (heads / parameters.keyHeads) * keys
+      let query = parameters.keyHead(ofValueHead: head) * keys
       unsafe qe_gated_delta_rule(
         rows + query, rows + parameters.keyFeatures + query,
         rows + 2 * parameters.keyFeatures + head * values, mixed.columns,

@@ -212,7 +212,8 @@ struct ConfigurationReader {
 
   /// Whether a GGUF file, whose keys the configuration is made of, has values elsewhere than the model was published with:
   /// `rope_interleaved`, neighbours of a head turn together; `norms_hold_one`, the 1 that is added to norms' weights is in
-  /// them; `fuses_blocks`, a fused projection has all queries first.
+  /// them; `fuses_blocks`, a fused projection has all queries first; of linear attention `tiles_value_heads`, neighbouring
+  /// value heads read different key heads, and `has_decays`, decays are −e^A in place of A, and output gates stand apart.
   func ggufLayout(_ key: String) -> Bool { values["gguf"]?[key]?.bool ?? false }
 
   /// The order of rows in a projection that families fuse head by head.

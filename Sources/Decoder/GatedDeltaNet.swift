@@ -1,5 +1,6 @@
 import Checkpoint
 import Compute
+import Glibc
 import Tensors
 
 /// Linear attention by the gated delta rule; names are relative to the layer's prefix.
@@ -12,8 +13,13 @@ struct GatedDeltaNetDescription: Sendable {
   let taps: Int
   let epsilon: Float
 
-  /// Whether one matrix has queries, keys, values and output gates, key head by key head, and another one gates and decays.
+  /// Whether one matrix has queries, keys, values and output gates, key head by key head.
   var isFused = false
+  /// Whether one has gates and decays, key head by key head.
+  var hasFusedGates = false
+  /// What llama.cpp's converter has changed: see ``ConfigurationReader/ggufLayout(_:)``.
+  var isTiled = false
+  var hasDecays = false
 
   let mixed = "linear_attn.in_proj_qkv"
   let outputGate = "linear_attn.in_proj_z"
@@ -32,6 +38,8 @@ struct GatedDeltaNetDescription: Sendable {
   var valueFeatures: Int { valueHeads * valueDimension }
   var channels: Int { 2 * keyFeatures + valueFeatures }
 
+  var convolutionShape: [Int] { hasDecays ? [channels, taps] : [channels, 1, taps] }
+
   /// The linears that are quantized, before the output.
   func linears(hiddenSize: Int) -> [LayerLinear] {
     let outputs =
@@ -41,7 +49,7 @@ struct GatedDeltaNetDescription: Sendable {
 
   /// The others.
   func keptLinears(hiddenSize: Int) -> [LayerLinear] {
-    let outputs = isFused ? [(fusedGates, 2 * valueHeads)] : [(decay, valueHeads), (gate, valueHeads)]
+    let outputs = hasFusedGates ? [(fusedGates, 2 * valueHeads)] : [(decay, valueHeads), (gate, valueHeads)]
     return outputs.map { LayerLinear(name: $0, outFeatures: $1, inFeatures: hiddenSize, hasBias: false) }
   }
 
@@ -80,7 +88,7 @@ struct GatedDeltaNet {
     func rows(_ name: String, _ count: Int) throws -> Matrix {
       try source.matrix("\(prefix)\(name).weight", shape: [count, hiddenSize])
     }
-    if description.isFused {
+    if description.hasFusedGates {
       // Of every key head the gates of its value heads and then their decays.
       let heads = description.valueHeads / description.keyHeads
       let fused = try rows(description.fusedGates, 2 * description.valueHeads)
@@ -97,11 +105,12 @@ struct GatedDeltaNet {
     }
     let (channels, taps) = (description.channels, description.taps)
     let weights = try source.matrix(
-      "\(prefix)\(description.convolution)", shape: [channels, 1, taps]
+      "\(prefix)\(description.convolution)", shape: description.convolutionShape
     ).elements
     convolution = (0..<taps * channels).map { weights[$0 % channels * taps + $0 / channels] }
-    decayLogarithms = try source.vector(
+    let decays = try source.vector(
       "\(prefix)\(description.decayLogarithms)", count: description.valueHeads)
+    decayLogarithms = description.hasDecays ? decays.map { log(-$0) } : decays
     decayBiases = try source.vector("\(prefix)\(description.decayBiases)", count: description.valueHeads)
     norm = try source.norm(
       .rootMeanSquare(description.norm, epsilon: description.epsilon), prefix: prefix,
@@ -122,7 +131,7 @@ struct GatedDeltaNet {
       keyHeads: description.keyHeads, valueHeads: description.valueHeads,
       keyDimension: description.keyDimension, valueDimension: description.valueDimension,
       sequenceLength: sequenceLength, convolution: convolution, taps: description.taps,
-      decayLogarithms: decayLogarithms, decayBiases: decayBiases)
+      decayLogarithms: decayLogarithms, decayBiases: decayBiases, areValueHeadsTiled: description.isTiled)
     backend.attendLinearly(mixed, decays: decays, gates: gates, parameters, into: context)
     let heads = context.reshaped(
       rows: context.count / description.valueDimension, columns: description.valueDimension)

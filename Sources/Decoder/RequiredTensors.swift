@@ -47,7 +47,7 @@ extension ModelDescription {
       tensors += mixer.keptLinears(hiddenSize: hiddenSize).map {
         ("\(prefix)\($0.name).weight", [$0.outFeatures, hiddenSize])
       }
-      tensors.append(("\(prefix)\(mixer.convolution)", [mixer.channels, 1, mixer.taps]))
+      tensors.append(("\(prefix)\(mixer.convolution)", mixer.convolutionShape))
       for name in [mixer.decayLogarithms, mixer.decayBiases] {
         tensors.append(("\(prefix)\(name)", [mixer.valueHeads]))
       }

@@ -97,7 +97,9 @@ public struct Recipe: Sendable {
         for linear in part {
           let module = model.layerPrefix(layer) + linear.name
           let matching = expressions.indices.filter { (try? expressions[$0].firstMatch(in: module)) != nil }
-          let treatment = treatment(of: standard(module), by: matching)
+          // What is put together of several tensors has no place for codes.
+          let hasPlace = types == nil || checkpoint?.tensors["\(module).weight"]?.coding != .computed
+          let treatment = hasPlace ? treatment(of: standard(module), by: matching) : nil
           if let treatment, treatment.outliers != nil, !(treatment.solver is QuantEase) {
             throw .outliersNeedQuantEase(module, solver: treatment.solver.name)
           }
@@ -131,9 +133,12 @@ public struct Recipe: Sendable {
         }
       }
     }
+    // What layers read of is none of those, nor what is small and decides much.
     let linears = Set(
       (0..<model.layerCount).flatMap { layer in
-        model.linears(ofLayer: layer).map { model.layerPrefix(layer) + $0.name }
+        (model.linears(ofLayer: layer) + model.keptLinears(ofLayer: layer)).map {
+          model.layerPrefix(layer) + $0.name
+        }
       })
     for module in (types ?? [:]).keys.sorted() where !linears.contains(module) {
       let matching = expressions.indices.filter { (try? expressions[$0].firstMatch(in: module)) != nil }

@@ -10,8 +10,15 @@ struct GGUFFamily: Sendable {
   /// The names of modules outside of layers, and of those in a layer.
   var outer = Self.llamaOuter
   var inner = Self.llamaInner
-  /// Tensors of all experts of a layer, with `#` for the number.
-  var stacks: [String: String] = [:]
+  /// Tensors of all experts of a layer, with `#` for the number; of several names each has as many rows of every expert, one
+  /// after the other.
+  var stacks: [String: [String]] = [:]
+  /// The names of a layer's tensors that are no module's weight or bias.
+  var bare: [String: String] = [:]
+  /// Whether the value heads of linear attention stand in another order than in the checkpoint.
+  var tilesValueHeads = false
+  /// Whether a layer's keys and values are made of latents by two stacks of matrices, one a head, in place of one matrix.
+  var splitsLatents = false
   /// Whether neighbours of a head turn together, as the converter has put them, or the model has always had them.
   var turnsNeighbours = false
   /// Whether the 1 that is added to the weights of norms is in them.
@@ -38,8 +45,8 @@ struct GGUFFamily: Sendable {
     "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
   ]
   private static let expertStacks = [
-    "ffn_gate_exps": "mlp.experts.#.gate_proj", "ffn_up_exps": "mlp.experts.#.up_proj",
-    "ffn_down_exps": "mlp.experts.#.down_proj",
+    "ffn_gate_exps": ["mlp.experts.#.gate_proj"], "ffn_up_exps": ["mlp.experts.#.up_proj"],
+    "ffn_down_exps": ["mlp.experts.#.down_proj"],
   ]
 
   private static func inner(_ changes: [String: String]) -> [String: String] {
@@ -69,6 +76,10 @@ struct GGUFFamily: Sendable {
     "qwen2": GGUFFamily(modelType: "qwen2"),
     "qwen3": GGUFFamily(modelType: "qwen3"),
     "qwen3moe": qwen3MoE,
+    "qwen35": qwen35,
+    "qwen35moe": qwen35MoE,
+    "qwen3next": qwen3Next,
+    "deepseek2": deepSeek2,
     "granite": granite,
     "olmo2": olmo2,
     "starcoder2": starcoder2,
@@ -83,6 +94,7 @@ struct GGUFFamily: Sendable {
     "gemma": GGUFFamily(modelType: "gemma", normsHoldOne: true),
     "gemma2": gemma2,
     "gemma3": gemma3,
+    "gemma4": gemma4,
     "phi2": phi2,
     "phi3": phi3,
     "falcon": falcon,
@@ -100,8 +112,8 @@ struct GGUFFamily: Sendable {
   private static let mixtral = GGUFFamily(
     modelType: "mixtral", inner: inner(["ffn_gate_inp": "block_sparse_moe.gate"]),
     stacks: [
-      "ffn_gate_exps": "block_sparse_moe.experts.#.w1", "ffn_up_exps": "block_sparse_moe.experts.#.w3",
-      "ffn_down_exps": "block_sparse_moe.experts.#.w2",
+      "ffn_gate_exps": ["block_sparse_moe.experts.#.w1"], "ffn_up_exps": ["block_sparse_moe.experts.#.w3"],
+      "ffn_down_exps": ["block_sparse_moe.experts.#.w2"],
     ], turnsNeighbours: true
   ) { (keys) throws(GGUFError) in
     [
@@ -119,6 +131,113 @@ struct GGUFFamily: Sendable {
       "moe_intermediate_size": try keys.required("expert_feed_forward_length"),
       "norm_topk_prob": true, "decoder_sparse_step": 1,
     ]
+  }
+
+  private static let linearAttention = [
+    "attn_qkv": "linear_attn.in_proj_qkv", "attn_gate": "linear_attn.in_proj_z",
+    "ssm_alpha": "linear_attn.in_proj_a", "ssm_beta": "linear_attn.in_proj_b",
+    "ssm_conv1d": "linear_attn.conv1d", "ssm_norm": "linear_attn.norm", "ssm_out": "linear_attn.out_proj",
+    "post_attention_norm": "post_attention_layernorm",
+  ]
+  private static let decays = ["ssm_a": "linear_attn.A_log", "ssm_dt.bias": "linear_attn.dt_bias"]
+
+  /// What all models with the gated delta rule say of it.
+  private static func linearAttentionSettings(_ keys: GGUFKeys) throws(GGUFError) -> [String: JSONValue] {
+    let (layers, heads) = (try keys.count("block_count"), try keys.count("ssm.time_step_rank"))
+    let types = (0..<layers - (try keys.number("nextn_predict_layers")?.int ?? 0)).map {
+      JSONValue.string(keys.hasTensor("blk.\($0).ssm_a") ? "linear_attention" : "full_attention")
+    }
+    return [
+      "num_hidden_layers": .integer(types.count), "layer_types": .array(types),
+      "linear_num_key_heads": try keys.required("ssm.group_count"),
+      "linear_num_value_heads": .integer(heads), "linear_key_head_dim": try keys.required("ssm.state_size"),
+      "linear_value_head_dim": .integer(try keys.count("ssm.inner_size") / heads),
+      "linear_conv_kernel_dim": try keys.required("ssm.conv_kernel"),
+    ]
+  }
+
+  private static let qwen35 = GGUFFamily(
+    modelType: "qwen3_5_text", inner: inner(linearAttention), bare: decays, tilesValueHeads: true,
+    normsHoldOne: true, turnsPartly: true, settings: linearAttentionSettings)
+
+  private static func sharedExpert(_ module: String) -> [String: String] {
+    [
+      "ffn_gate_inp": "mlp.gate", "ffn_gate_inp_shexp": "\(module)_gate",
+      "ffn_gate_shexp": "\(module).gate_proj", "ffn_up_shexp": "\(module).up_proj",
+      "ffn_down_shexp": "\(module).down_proj",
+    ]
+  }
+
+  private static let qwen35MoE = GGUFFamily(
+    modelType: "qwen3_5_moe_text",
+    inner: inner(linearAttention).merging(sharedExpert("mlp.shared_expert")) { $1 }, stacks: expertStacks,
+    bare: decays, tilesValueHeads: true, normsHoldOne: true, turnsPartly: true,
+    settings: gatedMixtureSettings)
+
+  private static let qwen3Next = GGUFFamily(
+    modelType: "qwen3_next",
+    inner: inner(linearAttention).merging(sharedExpert("mlp.shared_expert")) { $1 }.merging([
+      "ssm_ba": "linear_attn.in_proj_ba"
+    ]) { $1 }, stacks: expertStacks, bare: decays, normsHoldOne: true, turnsPartly: true
+  ) { (keys) throws(GGUFError) in
+    try gatedMixtureSettings(keys).merging(["norm_topk_prob": true, "decoder_sparse_step": 1]) { $1 }
+  }
+
+  private static func gatedMixtureSettings(_ keys: GGUFKeys) throws(GGUFError) -> [String: JSONValue] {
+    [
+      "num_experts": try keys.required("expert_count"),
+      "num_experts_per_tok": try keys.required("expert_used_count"),
+      "moe_intermediate_size": try keys.required("expert_feed_forward_length"),
+      "shared_expert_intermediate_size": try keys.required("expert_shared_feed_forward_length"),
+    ].merging(try linearAttentionSettings(keys)) { $1 }
+  }
+
+  /// DeepSeek V2 and V3, which are told apart by how experts are chosen.
+  private static let deepSeek2 = GGUFFamily(
+    modelType: "deepseek_v3",
+    inner: inner(sharedExpert("mlp.shared_experts")).merging([
+      "attn_q_a": "self_attn.q_a_proj", "attn_q_a_norm": "self_attn.q_a_layernorm",
+      "attn_q_b": "self_attn.q_b_proj", "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa",
+      "attn_kv_a_norm": "self_attn.kv_a_layernorm", "attn_kv_b": "self_attn.kv_b_proj",
+    ]) { $1 }, stacks: expertStacks, bare: ["exp_probs_b.bias": "mlp.gate.e_score_correction_bias"],
+    splitsLatents: true, turnsNeighbours: true
+  ) { (keys) throws(GGUFError) in
+    let turning = try keys.count("rope.dimension_count")
+    // Of files whose keys and values are made of latents by one matrix the lengths are those of a head.
+    let isSplit = keys.has("attention.key_length_mla")
+    let plain = try keys.count(isSplit ? "attention.key_length_mla" : "attention.key_length") - turning
+    let groups = try keys.number("expert_group_count")?.int ?? 1
+    let isV3 = try keys.number("expert_gating_func") == 2
+    var settings: [String: JSONValue] = [
+      "model_type": isV3 ? "deepseek_v3" : "deepseek_v2",
+      "scoring_func": isV3 ? "sigmoid" : "softmax",
+      "topk_method": isV3 ? "noaux_tc" : groups > 1 ? "group_limited_greedy" : "greedy",
+      "num_key_value_heads": try keys.required("attention.head_count"),
+      "head_dim": .integer(plain + turning), "qk_nope_head_dim": .integer(plain),
+      "qk_rope_head_dim": .integer(turning),
+      "v_head_dim": try keys.required(isSplit ? "attention.value_length_mla" : "attention.value_length"),
+      "kv_lora_rank": try keys.required("attention.kv_lora_rank"),
+      "q_lora_rank": try keys.number("attention.q_lora_rank").flatMap { $0.int == 0 ? nil : $0 } ?? .null,
+      "n_routed_experts": try keys.required("expert_count"),
+      "num_experts_per_tok": try keys.required("expert_used_count"),
+      "n_shared_experts": try keys.number("expert_shared_count") ?? 1,
+      "moe_intermediate_size": try keys.required("expert_feed_forward_length"),
+      "n_group": .integer(groups), "topk_group": try keys.number("expert_group_used_count") ?? 1,
+      "routed_scaling_factor": try keys.number("expert_weights_scale") ?? 1,
+      "norm_topk_prob": .bool(try keys.flag("expert_weights_norm") ?? false),
+      "first_k_dense_replace": try keys.number("leading_dense_block_count") ?? 0,
+    ]
+    if let factor = try keys.number("rope.scaling.factor"),
+      let share = try keys.number("rope.scaling.yarn_log_multiplier")?.double
+    {
+      var scaling: [String: JSONValue] = [
+        "rope_type": "yarn", "factor": factor, "beta_fast": 32, "beta_slow": 1,
+        "mscale": .number(share / 0.1), "mscale_all_dim": .number(share / 0.1),
+      ]
+      scaling["original_max_position_embeddings"] = try keys.number("rope.scaling.original_context_length")
+      settings["rope_scaling"] = .object(scaling)
+    }
+    return settings
   }
 
   private static let granite = GGUFFamily(modelType: "granite", turnsNeighbours: true) {
@@ -170,6 +289,65 @@ struct GGUFFamily: Sendable {
       "rope_local_base_freq": try keys.number("rope.freq_base_swa") ?? 10_000,
       "sliding_window_pattern": 6,
     ]
+  }
+
+  private static let gemma4 = GGUFFamily(
+    modelType: "gemma4_text",
+    inner: inner(blockNorms).merging([
+      "ffn_gate_inp": "router.proj", "pre_ffw_norm_2": "pre_feedforward_layernorm_2",
+      "post_ffw_norm_1": "post_feedforward_layernorm_1", "post_ffw_norm_2": "post_feedforward_layernorm_2",
+    ]) { $1 },
+    stacks: [
+      "ffn_gate_up_exps": ["experts.#.gate_proj", "experts.#.up_proj"],
+      "ffn_gate_exps": ["experts.#.gate_proj"], "ffn_up_exps": ["experts.#.up_proj"],
+      "ffn_down_exps": ["experts.#.down_proj"],
+    ],
+    bare: [
+      "layer_output_scale.weight": "layer_scalar", "ffn_gate_inp.scale": "router.scale",
+      "ffn_down_exps.scale": "router.per_expert_scale",
+    ]
+  ) { (keys) throws(GGUFError) in
+    let (own, wide) = (try keys.count("attention.key_length_swa"), try keys.count("attention.key_length"))
+    guard let slides = keys.flags["gemma4.attention.sliding_window_pattern"],
+      slides.count == (try keys.count("block_count")), let full = slides.firstIndex(of: false)
+    else { throw keys.error(.badKey("gemma4.attention.sliding_window_pattern")) }
+    /// Heads of the keys of a layer.
+    func heads(_ layer: Int?, _ dimension: Int) -> JSONValue? {
+      layer.flatMap { keys.shape("blk.\($0).attn_k.weight")?.first }.map { .integer($0 / dimension) }
+    }
+    // Pairs of features that do not turn are divided by what leaves nothing of their angles.
+    let turning = keys.rotaryDivisors.map { divisors in
+      Double(divisors.count { $0 == 1 }) / Double(max(divisors.count, 1))
+    }
+    var settings: [String: JSONValue] = [
+      "head_dim": .integer(own), "global_head_dim": .integer(wide),
+      "layer_types": .array(slides.map { .string($0 ? "sliding_attention" : "full_attention") }),
+      "attention_k_eq_v": .bool(!keys.hasTensor("blk.\(full).attn_v.weight")),
+      "sliding_window": try keys.required("attention.sliding_window"),
+      "final_logit_softcapping": try keys.number("final_logit_softcapping") ?? .null,
+      // What the small models have, and the decoder refuses.
+      "hidden_size_per_layer_input": try keys.number("embedding_length_per_layer_input") ?? 0,
+      "num_kv_shared_layers": try keys.number("attention.shared_kv_layers") ?? 0,
+      "rope_scaling": .null,
+      "rope_parameters": [
+        "sliding_attention": [
+          "rope_type": "default", "rope_theta": try keys.number("rope.freq_base_swa") ?? 10_000,
+        ],
+        "full_attention": [
+          "rope_type": "proportional", "rope_theta": try keys.number("rope.freq_base") ?? 10_000,
+          "partial_rotary_factor": .number(turning ?? 1),
+        ],
+      ],
+    ]
+    if keys.has("expert_count") {
+      settings["enable_moe_block"] = true
+      settings["num_experts"] = try keys.required("expert_count")
+      settings["top_k_experts"] = try keys.required("expert_used_count")
+      settings["moe_intermediate_size"] = try keys.required("expert_feed_forward_length")
+    }
+    settings["num_key_value_heads"] = heads(slides.firstIndex(of: true), own)
+    settings["num_global_key_value_heads"] = heads(full, wide)
+    return settings
   }
 
   private static let phi2 = GGUFFamily(
@@ -257,6 +435,10 @@ struct GGUFFamily: Sendable {
 struct GGUFKeys {
   let header: GGUFHeader
   let architecture: String
+  /// What the angles of rotary positions are divided by, where the file has that.
+  let rotaryDivisors: [Float]?
+  /// The lists of flags among all keys.
+  let flags: [String: [Bool]]
 
   func error(_ reason: GGUFError.Reason) -> GGUFError { GGUFError(file: header.file, reason: reason) }
 
@@ -269,8 +451,20 @@ struct GGUFKeys {
     }
   }
 
+  func has(_ key: String) -> Bool { header["\(architecture).\(key)"] != nil }
+
+  func isList(_ key: String) -> Bool {
+    if case .array = header["\(architecture).\(key)"] { true } else { false }
+  }
+
   func required(_ key: String) throws(GGUFError) -> JSONValue {
     guard let value = try number(key) else { throw error(.missingKey("\(architecture).\(key)")) }
+    return value
+  }
+
+  /// A positive whole number.
+  func count(_ key: String) throws(GGUFError) -> Int {
+    guard let value = try required(key).int, value > 0 else { throw error(.badKey("\(architecture).\(key)")) }
     return value
   }
 
@@ -282,7 +476,9 @@ struct GGUFKeys {
     }
   }
 
-  func hasTensor(_ name: String) -> Bool { header.tensors.contains { $0.name == name } }
+  func hasTensor(_ name: String) -> Bool { shape(name) != nil }
+
+  func shape(_ name: String) -> [Int]? { header.tensors.first { $0.name == name }?.shape }
 
   /// Of a head; 0 where it is not said.
   var headDimension: Double {

@@ -43,6 +43,8 @@ public struct GGUFHeader: Sendable {
   static let magic: [UInt8] = Array("GGUF".utf8)
   /// What is written.
   static let version: UInt32 = 3
+  /// Of flags, among the types of values.
+  static let flagType: UInt32 = 7
   static let alignmentKey = "general.alignment"
   static let standardAlignment = 32
   static let mostDimensions = 4
@@ -247,7 +249,7 @@ private struct Cursor {
     case 4: return .integer(Int(try integer(bytes) as UInt32))
     case 5: return .integer(Int(try integer(bytes) as Int32))
     case 6: return .number(Double(Float(bitPattern: try integer(bytes))))
-    case 7: return .flag((try integer(bytes) as UInt8) != 0)
+    case GGUFHeader.flagType: return .flag((try integer(bytes) as UInt8) != 0)
     case Self.textType: return .text(try text(bytes))
     case 10:
       let value: UInt64 = try integer(bytes)

@@ -13,16 +13,34 @@ struct GGUFModel {
   let configuration: JSONValue
   private let family: GGUFFamily
 
-  /// - Parameter values: the values of a tensor
+  /// What the names of a layer's modules begin with, before its number.
+  var layers: String { family.layers }
+  /// See ``SplitLatents``.
+  var splitsLatents: Bool { family.splitsLatents }
+
+  /// - Parameters:
+  ///   - values: the values of a tensor
+  ///   - bytes: bytes of the file that the keys are in
   /// - Throws: ``GGUFError`` for a model that is not read
   init(
-    _ header: GGUFHeader, values: (GGUFHeader.Tensor) throws(GGUFError) -> [Float]
+    _ header: GGUFHeader, values: (GGUFHeader.Tensor) throws(GGUFError) -> [Float],
+    bytes: (Range<Int>) -> [UInt8]
   ) throws(GGUFError) {
     func error(_ reason: GGUFError.Reason) -> GGUFError { GGUFError(file: header.file, reason: reason) }
     guard case .text(let architecture) = header["general.architecture"] else {
       throw error(.missingKey("general.architecture"))
     }
-    let keys = GGUFKeys(header: header, architecture: architecture)
+    var divisors: [Float]?
+    if let tensor = header.tensors.first(where: { $0.name == Self.rotaryDivisors }) {
+      divisors = try values(tensor)
+    }
+    let keys = GGUFKeys(
+      header: header, architecture: architecture, rotaryDivisors: divisors,
+      flags: Dictionary(
+        uniqueKeysWithValues: header.keys.compactMap { key in
+          guard case .array(GGUFHeader.flagType, _, let range) = key.value else { return nil }
+          return (key.name, bytes(range).map { $0 != 0 })
+        }))
     let hasExperts = try keys.number("expert_count").map { $0 != 0 } ?? false
     let name =
       hasExperts && GGUFFamily.known[architecture]?.stacks.isEmpty ?? true
@@ -39,7 +57,8 @@ struct GGUFModel {
     var settings: [String: JSONValue] = [
       "model_type": .string(family.modelType),
       "hidden_size": try keys.required("embedding_length"),
-      "intermediate_size": try keys.required("feed_forward_length"),
+      "intermediate_size": try keys.required(
+        keys.has("feed_forward_length") ? "feed_forward_length" : "expert_feed_forward_length"),
       "num_hidden_layers": try keys.required("block_count"),
       "num_attention_heads": try keys.required("attention.head_count"),
       family.epsilon: try keys.required("attention.layer_norm_\(epsilonKind)epsilon"),
@@ -50,10 +69,14 @@ struct GGUFModel {
       "attention_bias": .bool(keys.hasTensor("blk.0.attn_q.bias")),
       "gguf": [
         "rope_interleaved": .bool(family.turnsNeighbours), "norms_hold_one": .bool(family.normsHoldOne),
-        "fuses_blocks": .bool(family.fusesBlocks),
+        "fuses_blocks": .bool(family.fusesBlocks), "tiles_value_heads": .bool(family.tilesValueHeads),
+        "has_decays": .bool(family.bare["ssm_a"] != nil),
       ],
     ]
-    settings["num_key_value_heads"] = try keys.number("attention.head_count_kv")
+    // Of layers that differ, a family finds it out.
+    if !keys.isList("attention.head_count_kv") {
+      settings["num_key_value_heads"] = try keys.number("attention.head_count_kv")
+    }
     settings["head_dim"] = try keys.number("attention.key_length")
     if family.turnsPartly {
       if let turned = try keys.number("rope.dimension_count")?.double, keys.headDimension > 0 {
@@ -71,13 +94,14 @@ struct GGUFModel {
   private static func scaling(
     _ keys: GGUFKeys, _ values: (GGUFHeader.Tensor) throws(GGUFError) -> [Float]
   ) throws(GGUFError) -> JSONValue? {
+    func list(_ values: [Float]) -> JSONValue { .array(values.map { .number(Double($0)) }) }
     func divisors(_ name: String) throws(GGUFError) -> JSONValue? {
       guard let tensor = keys.header.tensors.first(where: { $0.name == name }) else { return nil }
-      return .array(try values(tensor).map { .number(Double($0)) })
+      return list(try values(tensor))
     }
     let original = try keys.number("rope.scaling.original_context_length")
     let attention = try keys.number("rope.scaling.attn_factor")
-    if let all = try divisors(rotaryDivisors) {
+    if let all = keys.rotaryDivisors.map(list) {
       // Llama 3's, as the converter has worked them out. Both lists are the same.
       return [
         "rope_type": "longrope", "short_factor": all, "long_factor": all, "attention_factor": 1,
@@ -106,6 +130,9 @@ struct GGUFModel {
   func tensors(of header: GGUFHeader) -> [TensorInfo] {
     header.tensors.flatMap { tensor -> [TensorInfo] in
       var parts = tensor.name.split(separator: ".").map(String.init)
+      if parts.count > 2, parts[0] == "blk", let name = family.bare[parts[2...].joined(separator: ".")] {
+        return [TensorInfo(tensor, named: "\(family.layers)\(parts[1]).\(name)")]
+      }
       guard let kind = parts.popLast(), kind == "weight" || kind == "bias" else {
         return [TensorInfo(tensor, named: tensor.name)]
       }
@@ -118,15 +145,22 @@ struct GGUFModel {
       let layer = "\(family.layers)\(parts[1])"
       if parts.count == 4 {
         // Of files that were made before there were stacks: `blk.0.ffn_down.3`.
-        let name = family.stacks["\(parts[2])_exps"].map {
+        let name = family.stacks["\(parts[2])_exps"]?.first.map {
           "\(layer).\($0.replacing("#", with: parts[3])).\(kind)"
         }
         return [TensorInfo(tensor, named: Int(parts[3]) == nil ? tensor.name : name ?? tensor.name)]
       }
-      if let name = family.stacks[parts[2]], tensor.shape.count == 3, tensor.shape[0] <= Self.mostExperts {
-        return (0..<tensor.shape[0]).map { expert in
-          TensorInfo(
-            tensor, named: "\(layer).\(name.replacing("#", with: "\(expert)")).\(kind)", expert: expert)
+      if let names = family.stacks[parts[2]], tensor.shape.count == 3, tensor.shape[0] <= Self.mostExperts,
+        tensor.shape[1].isMultiple(of: names.count)
+      {
+        let rows = tensor.shape[1] / names.count
+        return (0..<tensor.shape[0]).flatMap { expert in
+          names.enumerated().map { number, name in
+            let start = expert * tensor.shape[1] + number * rows
+            return TensorInfo(
+              tensor, named: "\(layer).\(name.replacing("#", with: "\(expert)")).\(kind)",
+              rows: start..<start + rows)
+          }
         }
       }
       // Of two norms the first one is the MLP's.
@@ -146,22 +180,21 @@ struct GGUFModel {
 }
 
 extension TensorInfo {
-  /// A tensor of a GGUF file, or one expert of a stack.
-  fileprivate init(_ tensor: GGUFHeader.Tensor, named name: String, expert: Int? = nil) {
+  /// A tensor of a GGUF file, or some rows of a stack of matrices.
+  fileprivate init(_ tensor: GGUFHeader.Tensor, named name: String, rows: Range<Int>? = nil) {
     let isReadable = tensor.type.plainType == nil && tensor.type.isReadable
     let dtype = tensor.type.plainType ?? (isReadable ? .float32 : .other(tensor.type.name))
-    let shape = expert == nil ? tensor.shape : Array(tensor.shape.dropFirst())
+    let shape = rows.map { [$0.count, tensor.shape.last ?? 0] } ?? tensor.shape
     var bytes = tensor.bytes
     var part: TensorPart?
     if name != tensor.name {
-      let size = shape.reduce(1, *)
-      let start = (expert ?? 0) * size
+      let start = (rows?.lowerBound ?? 0) * (shape.last ?? 1)
       part = TensorPart(
         whole: tensor.name, shape: tensor.shape, first: start, rowStride: shape.last ?? 1, columnStride: 1,
         start: start)
-      if let expert {
-        let width = bytes.count / tensor.shape[0]
-        bytes = bytes.lowerBound + expert * width..<bytes.lowerBound + (expert + 1) * width
+      if let rows {
+        let width = bytes.count / max(tensor.shape.dropLast().reduce(1, *), 1)
+        bytes = bytes.lowerBound + rows.lowerBound * width..<bytes.lowerBound + rows.upperBound * width
       }
     }
     self.init(

@@ -144,7 +144,7 @@ extension ReferenceBackend: DecoderOperations {
     let (keys, values) = (parameters.keyDimension, parameters.valueDimension)
     for first in stride(from: 0, to: mixed.rows, by: length) {
       for head in 0..<parameters.valueHeads {
-        let keyHead = head / (parameters.valueHeads / parameters.keyHeads)
+        let keyHead = parameters.keyHead(ofValueHead: head)
         func normalized(_ token: Int, _ start: Int) -> [Double] {
           let x = (0..<keys).map { mixed.value(token, start + $0) }
           let norm = (sum(0..<keys) { x[$0] * x[$0] } + 1e-6).squareRoot()

@@ -67,11 +67,12 @@ KERNEL(256, causal_convolution,
 KERNEL(256, gated_delta_rule,
        (float *outputs, const float *mixed, const float *decays, const float *gates, const float *decay_logarithms,
         const float *decay_biases, float *state, i64 key_heads, i64 value_heads, i64 key_dimension,
-        i64 value_dimension, i64 length)) {
+        i64 value_dimension, i64 length, int are_tiled)) {
   __shared__ float scratch[32];
   __shared__ float query[MOST_KEY_FEATURES], key[MOST_KEY_FEATURES];
   const i64 head = blockIdx.x, sequence = blockIdx.y;
-  const i64 key_head = head / (value_heads / key_heads), key_features = key_heads * key_dimension;
+  const i64 key_head = are_tiled ? head % key_heads : head / (value_heads / key_heads);
+  const i64 key_features = key_heads * key_dimension;
   const i64 width = 2 * key_features + value_heads * value_dimension;
   state += (sequence * value_heads + head) * key_dimension * value_dimension;
   for (i64 token = sequence * length; token < (sequence + 1) * length; token++) {

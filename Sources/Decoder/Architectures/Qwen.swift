@@ -30,7 +30,8 @@ extension Architecture {
     let mixture = try config.gatedMixture(renormalizes: true)
     let isSparse = try config.sparseLayers()
     return try .qwen3_5(config) { layer, index in
-      layer.linearAttention?.isFused = true
+      layer.linearAttention?.isFused = !config.ggufLayout("has_decays")
+      layer.linearAttention?.hasFusedGates = true
       if isSparse[index] { try layer.mix(mixture) }
     }
   }
@@ -60,17 +61,20 @@ extension ModelDescription {
     let isLinear = try config.layers(of: "linear_attention", count: config.layerCount()) {
       ($0 + 1) % interval != 0
     }
-    let mixer = GatedDeltaNetDescription(
+    var mixer = GatedDeltaNetDescription(
       keyHeads: try config.integer("linear_num_key_heads", default: 16),
       valueHeads: try config.integer("linear_num_value_heads", default: 32),
       keyDimension: try config.integer("linear_key_head_dim", default: 128),
       valueDimension: try config.integer("linear_value_head_dim", default: 128),
       taps: try config.integer("linear_conv_kernel_dim", default: 4), epsilon: epsilon)
+    mixer.isTiled = config.ggufLayout("tiles_value_heads")
+    mixer.hasDecays = config.ggufLayout("has_decays")
     guard mixer.valueHeads.isMultiple(of: mixer.keyHeads) else {
       throw DecoderError.inconsistentHeads(heads: mixer.valueHeads, keyValueHeads: mixer.keyHeads)
     }
     return try llamaLike(
-      config, norm: .rootMeanSquare(epsilon: epsilon, addingOne: true), projectionHasBias: hasBias,
+      config, norm: .rootMeanSquare(epsilon: epsilon, addingOne: !config.ggufLayout("norms_hold_one")),
+      projectionHasBias: hasBias,
       outputHasBias: hasBias, normalizesHeads: true, headDimension: 256, rotary: RotaryStyle(partial: 0.25)
     ) { layer, index in
       layer.attention.hasOutputGate = true
