@@ -42,13 +42,19 @@ struct GGUFModel {
           return (key.name, bytes(range).map { $0 != 0 })
         }))
     let hasExperts = try keys.number("expert_count").map { $0 != 0 } ?? false
+    let isWindowed =
+      header["\(architecture).attention.sliding_window_pattern"] != nil
+      && GGUFFamily.known[architecture + GGUFFamily.windowed] != nil
     let name =
-      hasExperts && GGUFFamily.known[architecture]?.stacks.isEmpty ?? true
-      ? "\(architecture)-moe" : architecture
+      isWindowed
+      ? architecture + GGUFFamily.windowed
+      : hasExperts && GGUFFamily.known[architecture]?.stacks.isEmpty ?? true
+        ? architecture + GGUFFamily.withExperts : architecture
     guard let family = GGUFFamily.known[name] else {
-      let known = GGUFFamily.known.keys.filter { !$0.hasSuffix("-moe") }
+      let known = GGUFFamily.known.keys.filter { !$0.contains(" ") }
       throw error(
-        .architecture(hasExperts ? "\(architecture) with experts" : architecture, known: known.sorted()))
+        .architecture(
+          hasExperts ? architecture + GGUFFamily.withExperts : architecture, known: known.sorted()))
     }
     guard let embeddings = header.tensors.first(where: { $0.name == "token_embd.weight" }) else {
       throw error(.missingKey("token_embd.weight"))

@@ -43,7 +43,8 @@ extension Architecture {
     let epsilon = try config.epsilon("norm_eps", default: 1e-5)
     let hasBias = try config.flag("attention_bias", default: false)
     return try .llamaLike(
-      config, norm: .layer(epsilon: epsilon, addingOne: true), projectionHasBias: hasBias,
+      config, norm: .layer(epsilon: epsilon, addingOne: !config.ggufLayout("norms_hold_one")),
+      projectionHasBias: hasBias,
       outputHasBias: hasBias, mlpHasBias: config.flag("mlp_bias", default: false),
       activation: config.activation("hidden_act", default: "relu2"),
       rotary: RotaryStyle(partial: 0.5)
