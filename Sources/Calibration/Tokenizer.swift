@@ -47,35 +47,18 @@ public struct Tokenizer: Sendable {
 
   private func run(arguments: [String], output: FileHandle) throws {
     let script = String(decoding: PackageResources.tokenize_py, as: UTF8.self)
-    let process = Process()
-    process.executableURL = URL(fileURLWithPath: "/usr/bin/env")
-    process.arguments = [interpreter, "-c", script] + arguments
-    process.standardInput = FileHandle.nullDevice
-    process.standardOutput = output
-    let errors = Pipe()
-    process.standardError = errors
-    do { try process.run() } catch {
-      throw CalibrationError.tokenizerUnavailable(
-        interpreter: interpreter, reason: error.localizedDescription)
-    }
-    let message = String(decoding: errors.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
-    process.waitUntilExit()
-    if process.terminationReason == .uncaughtSignal {
-      let killed = "\(interpreter) was ended by signal \(process.terminationStatus)"
+    switch PythonProcess(interpreter: interpreter).run(["-c", script] + arguments, output: output) {
+    case .exit(0, _): return
+    case .exit(let status, let message):
+      throw CalibrationError.tokenizerFailed(status: status, message: message)
+    case .killed(let signal):
+      let killed = "\(interpreter) was ended by signal \(signal)"
       throw CalibrationError.tokenizerFailed(
         status: 70,
-        message: process.terminationStatus == SIGKILL
+        message: signal == SIGKILL
           ? killed + ", as the kernel does when memory runs out; give a shorter text, or token ids" : killed)
-    }
-    switch process.terminationStatus {
-    case 0: return
-    case 126, 127:
-      throw CalibrationError.tokenizerUnavailable(
-        interpreter: interpreter, reason: "no such program")
-    default:
-      throw CalibrationError.tokenizerFailed(
-        status: process.terminationStatus,
-        message: message.trimmingCharacters(in: .whitespacesAndNewlines))
+    case .missing(let reason):
+      throw CalibrationError.tokenizerUnavailable(interpreter: interpreter, reason: reason)
     }
   }
 }

@@ -226,7 +226,8 @@ public final class Supervisor {
       cacheDirectory: configuration.cacheDirectory,
       calibration: settings.calibrationPath(in: source) ?? "", settings: settings.settings,
       threads: configuration.threads, device: configuration.device.description, states: configuration.states,
-      memoryBytes: configuration.memoryGB.map { Int($0 * 1e9) }, python: configuration.python
+      memoryBytes: configuration.memoryGB.map { Int($0 * 1e9) }, python: configuration.python,
+      ggufConverter: configuration.ggufConverter
     ).write(to: files.order)
     // Counted before the work: a job that takes the daemon down with it must not do so for ever.
     try ledger.update(job.id) { job in

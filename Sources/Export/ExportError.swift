@@ -56,7 +56,8 @@ public enum ExportError: Error, Equatable, Sendable, CustomStringConvertible {
     case .needsGGUF:
       """
       the gguf format is written of GGUF files: convert the checkpoint with llama.cpp's \
-      convert_hf_to_gguf.py CHECKPOINT --outtype bf16, and give its result
+      convert_hf_to_gguf.py CHECKPOINT --outtype bf16, and give its result; or name that program (--gguf-converter, and \
+      gguf-converter in the daemon's configuration), and it is run first
       """
     case .onlyGGUF(let format):
       """

@@ -18,6 +18,7 @@ public func sysexit(of error: any Error) -> Int32? {
   case let error as ExportError: error.exitCode
   case let error as PackedCheckpointError: error.exitCode
   case let error as PipelineError: error.exitCode
+  case let error as GGUFConversionError: error.exitCode
   case let error as CacheError: error.exitCode
   case is DecoderError, is JSONError, is SourceChange: 65
   case is RecipeError, is SettingsError: 64

@@ -19,11 +19,17 @@ public struct RunPlan: Sendable {
   /// Of the tensors that are copied.
   private let otherBytes: Int
 
+  /// What the GGUF file takes that the checkpoint becomes first; nil for one that is quantized as it is.
+  public let convertedBytes: Int?
+
   /// - Parameters:
   ///   - path: the checkpoint's directory
   ///   - symlinks: whether its files may be links
+  ///   - hasConverter: whether there is a ``GGUFConverter`` for a checkpoint that is to become a GGUF file
   /// - Throws: errors of the checkpoint, the settings and the recipe
-  public init(model path: String, settings: QuantizationSettings, symlinks: SymlinkPolicy) throws {
+  public init(
+    model path: String, settings: QuantizationSettings, symlinks: SymlinkPolicy, hasConverter: Bool = false
+  ) throws {
     let checkpoint: CheckpointReader
     (checkpoint, model) = try QuantizationRun.open(
       path, symlinks: symlinks, allowingRequantizing: settings.allowRequantize, rotation: settings.rotate)
@@ -32,9 +38,14 @@ public struct RunPlan: Sendable {
     let resolved = try recipe.resolve(for: model, in: checkpoint)
     outline = recipe.outline(resolved, of: checkpoint)
     (treatments, head) = (resolved.linears, resolved.head)
-    try CheckpointExport.check(
-      model.exported(by: resolved.linears) + resolved.outside, settings.formats, of: checkpoint,
-      traits: model.traits(of: resolved.linears))
+    let isConverted = hasConverter && settings.formats == [.gguf] && checkpoint.gguf == nil
+    convertedBytes = isConverted ? Self.convertedBytes(of: checkpoint) : nil
+    // Of a file that is yet to be made, its types will be known when it is.
+    if !isConverted {
+      try CheckpointExport.check(
+        model.exported(by: resolved.linears) + resolved.outside, settings.formats, of: checkpoint,
+        traits: model.traits(of: resolved.linears))
+    }
     modelType = checkpoint.weightType(of: model)
     inputBytes = checkpoint.byteCount
     otherBytes = checkpoint.tensors.values.reduce(0) { sum, tensor in
@@ -42,6 +53,11 @@ public struct RunPlan: Sendable {
       let isQuantized = resolved.linears[module] != nil
       return sum + (isQuantized ? 0 : tensor.byteCount)
     }
+  }
+
+  /// About what a GGUF file of a checkpoint takes: two bytes a weight.
+  static func convertedBytes(of checkpoint: CheckpointReader) -> Int {
+    checkpoint.tensors.values.reduce(0) { $0 + 2 * $1.shape.reduce(1, *) }
   }
 
   /// The linears that are to be quantized.

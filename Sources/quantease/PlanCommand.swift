@@ -34,6 +34,7 @@ struct PlanCommand: ParsableCommand {
   @OptionGroup(title: "Solver") var solver: SolverOptions
   @OptionGroup(title: "Run") var options: RunOptions
   @OptionGroup(title: "Machine") var machine: MachineOptions
+  @OptionGroup(title: "Conversion") var conversion: ConverterOptions
 
   @Flag(help: "Print JSON.")
   var json = false
@@ -52,7 +53,8 @@ struct PlanCommand: ParsableCommand {
     let place =
       output.map { URL(fileURLWithPath: $0).standardizedFileURL.path } ?? FileSystem.parent(of: model)
     let needs = try Needs(
-      RunPlan(model: model, settings: settings, symlinks: .follow),
+      RunPlan(
+        model: model, settings: settings, symlinks: .follow, hasConverter: conversion.program != nil),
       backend: machine.backend(isExact: settings.precision == .exact) {
         Console.note("quantease: warning: \($0)")
       },
@@ -85,6 +87,8 @@ struct Needs: Encodable {
   let outputSpace: Space
   let journalSpace: Space?
   let cacheSpace: Space
+  /// Of the GGUF file that a checkpoint becomes first; nil where none is made.
+  let conversionSpace: Space?
   /// At the peak; nil if there is too little.
   let memoryBytes: Int?
   let memoryBytesPerPhase: [String: Int]?
@@ -108,7 +112,8 @@ struct Needs: Encodable {
   private let hasMixtures: Bool
 
   private enum CodingKeys: String, CodingKey {
-    case architecture, linears, inputBytes, outputSpace, journalSpace, cacheSpace, memoryBytes,
+    case architecture, linears, inputBytes, outputSpace, journalSpace, cacheSpace, conversionSpace,
+      memoryBytes,
       memoryBytesPerPhase
     case deviceMemoryBytes, deviceMemoryBytesPerPhase, deviceMemoryBudgetBytes, states
     case memoryBudgetBytes, memoryShortage, seconds, secondsPerPhase, basis, gguf
@@ -131,6 +136,8 @@ struct Needs: Encodable {
     outputSpace = try space(plan.resultBytes, in: places.output)
     journalSpace = try places.journal.map { try space(plan.journalBytes, in: $0) }
     cacheSpace = try space(plan.cacheBytes, in: places.cache)
+    // A daemon makes it where its journal is.
+    conversionSpace = try plan.convertedBytes.map { try space($0, in: places.journal ?? places.output) }
     memoryBudgetBytes = budgetBytes
     var (memory, shortage): (MemoryPlan?, String?)
     do { memory = try plan.memoryPlan(backend: backend, budgetBytes: budgetBytes, states: states) } catch let
@@ -176,6 +183,9 @@ struct Needs: Encodable {
       "\(architecture): \(title)", "input    \(Console.bytes(inputBytes))",
       "result   about \(text(outputSpace))",
     ]
+    if let conversionSpace {
+      lines.append("converted about \(text(conversionSpace)), until the result is there")
+    }
     if let gguf {
       lines.append("types    \(gguf.description)")
       if let warning = gguf.warning { lines.append("         \(warning)") }

@@ -56,6 +56,7 @@ struct QuantizeCommand: ParsableCommand {
   var seed: UInt64 = 0
 
   @OptionGroup(title: "Machine") var machine: MachineOptions
+  @OptionGroup(title: "Conversion") var conversion: ConverterOptions
 
   @Flag(
     help: "Stop at blocks of weights that are all zero, as after an incomplete download. Default: a warning.")
@@ -122,8 +123,12 @@ struct QuantizeCommand: ParsableCommand {
     let backend = try machine.backend(isExact: options.precision == .exact) { progress.show(.warning($0)) }
     progress.show(.step("reading \(calibration)"))
     let rows = try TokenRows(file: calibration, model: model)
+    let converted = try convert(progress)
+    // It stays, hidden, if it cannot be removed: the result is what counts.
+    defer { try? converted?.discard() }
     var request = QuantizationRequest(
-      model: model, output: output, recipe: try settings.recipe(), target: settings.resolvedTarget,
+      model: converted.map { FileSystem.join($0.path, convertedName) } ?? model, output: output,
+      recipe: try settings.recipe(), target: settings.resolvedTarget,
       targetShare: settings.resolvedTargetShare, formats: settings.formats,
       calibration: try CalibrationSet(
         drawing: options.samples, sequenceLength: options.sequenceLength, from: rows, seed: seed),
@@ -141,10 +146,28 @@ struct QuantizeCommand: ParsableCommand {
         request, backend: machine.processor(isExact: options.precision == .exact), progress: progress.show(_:)
       )
     }
-    let interruption = try Interruption { run.discard() }
+    let interruption = try Interruption {
+      _ = converted?.abandon()
+      return run.discard()
+    }
     let report = try withExtendedLifetime(interruption) { try run.run(progress: progress.show(_:)) }
     progress.close()
     try print(report)
+  }
+
+  private var convertedName: String {
+    "\(FileSystem.name(of: URL(fileURLWithPath: model).standardizedFileURL.path)).gguf"
+  }
+
+  /// Makes the GGUF file of a checkpoint that is to become one.
+  /// - Returns: the hidden directory that it is in, which goes with this process; nil if the model is quantized as it is
+  private func convert(_ progress: ProgressLine) throws -> StagingDirectory? {
+    guard settings.formats == [.gguf], !CheckpointReader.isGGUF(model), let converter = conversion.converter
+    else { return nil }
+    progress.show(.step("converting to GGUF by \(converter.program)"))
+    let directory = try StagingDirectory(for: "\(output).converted")
+    try converter.convert(model, to: FileSystem.join(directory.path, convertedName))
+    return directory
   }
 
   /// Does the job as the daemon's worker does, with a journal.
@@ -157,7 +180,7 @@ struct QuantizeCommand: ParsableCommand {
         cacheDirectory: machine.cacheDir.map(absolute) ?? directory, calibration: absolute(calibration),
         settings: settings, threads: machine.threads, device: machine.device.description,
         states: machine.states, memoryBytes: options.memory.map { Int($0 * 1e9) },
-        python: Tokenizer().interpreter),
+        python: Tokenizer().interpreter, ggufConverter: conversion.program.map(absolute)),
       output: absolute(output))
     if let report = try job.finished() {
       Console.note("\(output): done before, and every byte is what was written")

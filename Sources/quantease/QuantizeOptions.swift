@@ -1,4 +1,5 @@
 import ArgumentParser
+import Calibration
 import Checkpoint
 import Compute
 import Devices
@@ -225,6 +226,22 @@ extension QuantizationSettings {
     do { try validate() } catch {
       throw ValidationError("--\(error.key) \(error.value) is not possible: \(error.mend)")
     }
+  }
+}
+
+/// What makes a GGUF file of a checkpoint.
+struct ConverterOptions: ParsableArguments {
+  @Option(
+    name: .customLong("gguf-converter"),
+    help: ArgumentHelp(
+      """
+      With --format gguf, of a model that is no GGUF file: llama.cpp's convert_hf_to_gguf.py, which is run first, by the \
+      Python that \(Tokenizer.variable) names. The file in between takes two bytes a weight beside the output.
+      """, valueName: "file"), completion: .file())
+  var program: String?
+
+  var converter: GGUFConverter? {
+    program.map { GGUFConverter(program: $0, python: Tokenizer().interpreter) }
   }
 }
 

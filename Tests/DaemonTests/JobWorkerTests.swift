@@ -43,6 +43,22 @@ struct JobWorkerTests {
     #expect(try bench.weights() == expected)
   }
 
+  @Test func `a checkpoint that is to become a GGUF file is converted first, and once`() throws {
+    let calls = bench.directory.file("calls")
+    bench.order.ggufConverter = try bench.directory.write(
+      "echo called >> \(calls)\ncp \(TestFiles.gguf("llama.gguf")) \"$5\"\n", to: "convert.sh")
+    bench.order.python = "/bin/sh"
+    bench.order.settings.formats = [.gguf]
+    try bench.workPartly(linears: 5)
+    try bench.work()
+    #expect(bench.resumedLinears == 5)
+    #expect(try FileSystem.contents(of: calls, limit: 100) == Array("called\n".utf8))
+    let names = try FileSystem.names(in: bench.files.checkpoint)
+    #expect(names.contains("working-Q4_K_M.gguf") && !names.contains("config.json"))
+    #expect(try OutputVerification.problems(of: bench.files.checkpoint) == [])
+    #expect(try !FileSystem.exists(bench.files.convertedDirectory))
+  }
+
   @Test func `a worker that repeats layers says so, and where new work begins`() throws {
     func catchingUp(_ events: [WorkerEvent]) -> [[Int]] {
       events.compactMap { if case .catchingUp(let at) = $0 { [at.layer, at.until] } else { nil } }

@@ -25,6 +25,8 @@ public struct DaemonConfiguration: Sendable {
   public var attempts = 3
   /// An interpreter with the package tokenizers.
   public var python = "python3"
+  /// llama.cpp's converter, which that interpreter runs; nil where there is none.
+  public var ggufConverter: String?
   /// When jobs are worked on.
   public var schedule = Schedule()
   /// The sources of published jobs, and of failed ones.

@@ -44,6 +44,13 @@ enum SettingTable {
       "A Python interpreter with the package tokenizers; for calibration from text.",
       parse: { $0.isEmpty || $0.contains("\0") || ($0.contains("/") && !$0.hasPrefix("/")) ? nil : $0 },
       show: { YAMLText.scalar($0) }),
+    .value(
+      "gguf-converter", \.ggufConverter, expected: "an absolute path",
+      "llama.cpp's convert_hf_to_gguf.py, for jobs with format gguf whose model is no GGUF file; the Python above runs it.",
+      parse: { text -> String?? in
+        if text.isEmpty { return .some(nil) }
+        return text.hasPrefix("/") && !text.contains("\0") ? text : nil
+      }, show: { $0.map { YAMLText.scalar($0) } ?? "null" }),
     .list(
       "schedule", \.schedule.windows, separator: ";",
       expected: "windows such as 22:00-06:00, or mon-fri 20:00-07:30",

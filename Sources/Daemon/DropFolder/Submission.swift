@@ -17,7 +17,9 @@ public struct Submission: Sendable {
       try recipe.map { try JobFile.read(file: $0, defaults: configuration.defaults) }
       ?? JobFile.read(directory: source, defaults: configuration.defaults)
     settings = own.adapted(to: source, defaults: configuration.defaults)
-    plan = try RunPlan(model: source, settings: settings.settings, symlinks: .follow)
+    plan = try RunPlan(
+      model: source, settings: settings.settings, symlinks: .follow,
+      hasConverter: configuration.ggufConverter != nil)
     _ = try settings.presentCalibration(in: source)
   }
 }

@@ -29,14 +29,17 @@ public struct JobOrder: Codable, Sendable, Equatable {
   public var memoryBytes: Int?
   /// The Python interpreter that has the package `tokenizers`.
   public var python: String
+  /// The path of llama.cpp's converter, which the same interpreter runs; nil where there is none.
+  public var ggufConverter: String?
 
   public init(
     id: String, name: String? = nil, results: [Result] = [], model: String, source: SourceFiles? = nil,
     directory: String, cacheDirectory: String,
     calibration: String,
     settings: QuantizationSettings, threads: Int, device: String? = nil,
-    states: StatesChoice = .auto, memoryBytes: Int?, python: String
+    states: StatesChoice = .auto, memoryBytes: Int?, python: String, ggufConverter: String? = nil
   ) {
+    self.ggufConverter = ggufConverter
     self.id = id
     self.name = name
     self.results = results
@@ -90,6 +93,9 @@ public struct JobFiles: Sendable {
   public var tokens: String { FileSystem.join(directory, "tokens.ids") }
   /// What the job's digest is made of: name, size and digest of the checkpoint's files.
   public var contents: String { FileSystem.join(directory, "contents") }
+  /// The GGUF file that a checkpoint became first, where it is to become one.
+  public func converted(_ name: String) -> String { FileSystem.join(convertedDirectory, "\(name).gguf") }
+  var convertedDirectory: String { FileSystem.join(directory, "converted") }
   /// The job's digest, once it is known.
   public var identity: String { FileSystem.join(directory, "identity") }
   var log: JobLog { JobLog(directory: directory) }

@@ -1,4 +1,5 @@
 import Calibration
+import Checkpoint
 import Compute
 import Export
 import Pipeline
@@ -43,7 +44,9 @@ public struct JobWorker {
     of order: JobOrder, on backend: any ComputeBackend, symlinks: SymlinkPolicy = .refuse
   ) -> PipelineError? {
     guard backend.deviceMemory != nil,
-      let plan = try? RunPlan(model: order.model, settings: order.settings, symlinks: symlinks),
+      let plan = try? RunPlan(
+        model: order.model, settings: order.settings, symlinks: symlinks,
+        hasConverter: order.ggufConverter != nil),
       let budget = try? order.memoryBytes ?? ProcessMemory.availableBytes()
     else { return nil }
     do {
@@ -66,10 +69,11 @@ public struct JobWorker {
       send(.identity(result))
       if let summary = try reuse(result) { return send(.finished(summary)) }
       if try !FileSystem.exists(files.checkpoint) {
-        try quantize(calibration, identity)
+        try quantize(calibration, identity, model: try convertedModel())
         try checkContents(calibration, identity)
       }
     }
+    try FileSystem.removeTree(files.convertedDirectory)
     if try !FileSystem.exists(FileSystem.join(files.checkpoint, ChecksumManifest.fileName)) {
       send(.step("writing checksums"))
       // Whose it is, so that the folders alone tell it.
@@ -138,7 +142,9 @@ public struct JobWorker {
     let contents = try JobIdentity.contents(of: order, symlinks: symlinks) { send(.advanced) }
     let now = try JobIdentity.digest(of: order, contents: contents, tokens: calibration)
     guard now != identity else { return }
-    for leftover in [files.checkpoint, files.journal, files.identity, files.contents, files.tokens] {
+    for leftover in [
+      files.checkpoint, files.journal, files.identity, files.contents, files.tokens, files.convertedDirectory,
+    ] {
       try FileSystem.removeTree(leftover)
     }
     throw JobFailure(
@@ -151,7 +157,21 @@ public struct JobWorker {
     try FileLock.waiting(path: files.lock, purpose: "working on \(job)", tries: 50, pause: .milliseconds(100))
   }
 
-  private func quantize(_ calibration: CalibrationSet, _ identity: String) throws {
+  /// What is quantized: the model, or the GGUF file that it becomes first, where it is to become one.
+  private func convertedModel() throws -> String {
+    guard order.settings.formats == [.gguf], !CheckpointReader.isGGUF(order.model),
+      let program = order.ggufConverter
+    else { return order.model }
+    let file = files.converted(order.name ?? FileSystem.name(of: order.model))
+    if try FileSystem.exists(file) { return file }
+    send(.step("converting to GGUF by \(program)"))
+    try FileSystem.createDirectories(files.convertedDirectory)
+    try GGUFConverter(program: program, python: order.python)
+      .convert(order.model, to: file, symlinks: symlinks) { send(.advanced) }
+    return file
+  }
+
+  private func quantize(_ calibration: CalibrationSet, _ identity: String, model: String) throws {
     for name in try FileSystem.names(in: order.directory) where name.hasPrefix(".") {
       try FileSystem.removeTree(FileSystem.join(order.directory, name))
     }
@@ -159,7 +179,7 @@ public struct JobWorker {
     let settings = order.settings
     let run = try QuantizationRun(
       QuantizationRequest(
-        model: order.model, output: files.checkpoint, recipe: try settings.recipe(),
+        model: model, output: files.checkpoint, recipe: try settings.recipe(),
         target: settings.resolvedTarget,
         targetShare: settings.resolvedTargetShare, formats: settings.formats, calibration: calibration,
         seed: settings.seed,
@@ -167,7 +187,7 @@ public struct JobWorker {
         memoryBudgetBytes: try order.memoryBytes ?? ProcessMemory.availableBytes(),
         states: order.states ?? .auto,
         resume: ResumePlace(journal: files.journal, cache: try cachePath(), identity: identity),
-        symlinks: symlinks, source: order.source, isStrict: settings.strict,
+        symlinks: symlinks, source: model == order.model ? order.source : nil, isStrict: settings.strict,
         experts: settings.experts, allowsRequantizing: settings.allowRequantize,
         rotation: settings.rotate),
       backend: backend,
