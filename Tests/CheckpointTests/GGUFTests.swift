@@ -30,6 +30,65 @@ struct GGUFTests {
     #expect(reader.tensors["model.layers.0.self_attn.q_proj.weight"]?.part?.whole == "blk.0.attn_q.weight")
   }
 
+  /// A fixture in which a key that is a whole number of four bytes has another value.
+  private func reader(
+    _ fixture: String, _ key: String, _ value: UInt32
+  ) throws -> CheckpointReader {
+    let path = TestFiles.gguf("\(fixture).gguf")
+    let found = try #require(GGUFHeader(of: MappedFile(path: path)).keys.first { $0.name == key })
+    var bytes = try bytes("\(fixture).gguf")
+    for byte in 0..<4 {
+      bytes[found.bytes.upperBound - 4 + byte] = UInt8(truncatingIfNeeded: value >> (8 * byte))
+    }
+    return try reader(bytes, as: "\(fixture)-\(key)-\(value).gguf")
+  }
+
+  @Test(arguments: [
+    ("qwen35", "qwen35.block_count", 0), ("qwen35", "qwen35.block_count", UInt32.max),
+    ("qwen35", "qwen35.nextn_predict_layers", 200), ("qwen35", "qwen35.nextn_predict_layers", .max),
+    ("qwen35", "qwen35.ssm.time_step_rank", 0), ("glm4moe", "glm4moe.nextn_predict_layers", 3),
+    ("gemma4", "gemma4.attention.key_length", 0), ("gemma4", "gemma4.block_count", 3),
+    ("olmo3", "olmo2.block_count", 5), ("hy-v3", "hy_v3.expert_feed_forward_length", 0),
+    ("mpt", "mpt.embedding_length", 0), ("deepseek2", "deepseek2.rope.dimension_count", 0),
+  ])
+  func `numbers that no model has are refused`(_ fixture: String, _ key: String, _ value: UInt32) throws {
+    #expect(throws: GGUFError.self) { try reader(fixture, key, value) }
+  }
+
+  @Test func `layers that predict further tokens are none of the model's`() throws {
+    let reader = try CheckpointReader(gguf: TestFiles.gguf("qwen35.gguf"))
+    #expect(reader.configuration["num_hidden_layers"]?.int == 4)
+    #expect(reader.tensors["model.layers.4.mlp.up_proj.weight"] != nil)
+    #expect(
+      try self.reader("qwen35", "qwen35.nextn_predict_layers", 0).configuration["num_hidden_layers"]?.int == 5
+    )
+  }
+
+  /// As llama.cpp's converter takes it apart, by heads of keys and of values.
+  @Test func `what makes keys and values of latents is put together of two stacks`() throws {
+    let reader = try CheckpointReader(gguf: TestFiles.gguf("deepseek2.gguf"))
+    let name = "model.layers.1.self_attn.kv_b_proj.weight"
+    #expect(reader.shape(of: name) == [2 * (32 + 48), 96])
+    let whole = try reader.matrix(name, shape: [160, 96])
+    let keys = try reader.matrix("blk.1.attn_k_b.weight", shape: [2, 96, 32])
+    let values = try reader.matrix("blk.1.attn_v_b.weight", shape: [2, 48, 96])
+    for head in 0..<2 {
+      for latent in 0..<96 {
+        for feature in 0..<32 {
+          #expect(whole[head * 80 + feature, latent] == keys[head, latent * 32 + feature])
+        }
+        for feature in 0..<48 {
+          #expect(whole[head * 80 + 32 + feature, latent] == values[head, feature * 96 + latent])
+        }
+      }
+    }
+    // Some rows, of two heads.
+    let some = Matrix(rows: 5, columns: 96)
+    try reader.read(name, rows: 78..<83, into: some)
+    #expect(some.elements == whole.rows(78..<83).elements)
+    #expect(!reader.tensorNames.contains(name))
+  }
+
   /// Every value of the blocks that the package gguf was given.
   @Test(arguments: GGUFTensorType.quantized.map(\.name))
   func `blocks are read as llama.cpp's own package reads them`(_ name: String) throws {

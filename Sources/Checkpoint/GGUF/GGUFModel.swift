@@ -65,7 +65,7 @@ struct GGUFModel {
       "hidden_size": try keys.required("embedding_length"),
       "intermediate_size": try keys.required(
         keys.has("feed_forward_length") ? "feed_forward_length" : "expert_feed_forward_length"),
-      "num_hidden_layers": try keys.required("block_count"),
+      "num_hidden_layers": .integer(try keys.layers()),
       "num_attention_heads": try keys.required("attention.head_count"),
       family.epsilon: try keys.required("attention.layer_norm_\(epsilonKind)epsilon"),
       "max_position_embeddings": try keys.required("context_length"),

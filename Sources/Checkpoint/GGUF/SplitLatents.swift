@@ -24,13 +24,15 @@ final class SplitLatents: WeightSource {
   init(_ reader: CheckpointReader, layers: String) {
     self.reader = reader
     var stacks: [String: Stacks] = [:]
-    for tensor in reader.tensors.values where tensor.name.hasSuffix(Self.keys) {
+    for tensor in reader.tensors.values
+    where tensor.name.hasPrefix(Self.prefix) && tensor.name.hasSuffix(Self.keys) {
       let layer = tensor.name.dropFirst(Self.prefix.count).dropLast(Self.keys.count)
       guard let values = reader.tensors["\(Self.prefix)\(layer)\(Self.values)"],
         tensor.shape.count == 3, values.shape.count == 3, tensor.shape[0] == values.shape[0],
         tensor.shape[1] == values.shape[2]
       else { continue }
-      stacks["\(layers)\(layer).self_attn.kv_b_proj.weight"] = Stacks(keys: tensor, values: values)
+      let name = "\(layers)\(layer).self_attn.kv_b_proj.weight"
+      if reader.tensors[name] == nil { stacks[name] = Stacks(keys: tensor, values: values) }
     }
     self.stacks = stacks
   }

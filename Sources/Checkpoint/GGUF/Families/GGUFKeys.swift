@@ -35,6 +35,17 @@ struct GGUFKeys {
     return value
   }
 
+  /// The layers of the model; those that predict further tokens stand behind them.
+  func layers() throws(GGUFError) -> Int {
+    let further = try number("nextn_predict_layers")?.int ?? 0
+    let count = try count("block_count")
+    // Every layer has tensors.
+    guard count <= header.tensors.count, (0..<count).contains(further) else {
+      throw error(.badKey("\(architecture).block_count"))
+    }
+    return count - further
+  }
+
   func flag(_ key: String) throws(GGUFError) -> Bool? {
     switch header["\(architecture).\(key)"] {
     case nil: return nil

@@ -46,7 +46,7 @@ extension GGUFFamily {
   ) { (keys) throws(GGUFError) in
     let (own, wide) = (try keys.count("attention.key_length_swa"), try keys.count("attention.key_length"))
     guard let slides = keys.flags["gemma4.attention.sliding_window_pattern"],
-      slides.count == (try keys.count("block_count")), let full = slides.firstIndex(of: false)
+      slides.count == (try keys.layers()), let full = slides.firstIndex(of: false)
     else { throw keys.error(.badKey("gemma4.attention.sliding_window_pattern")) }
     /// Heads of the keys of a layer.
     func heads(_ layer: Int?, _ dimension: Int) -> JSONValue? {

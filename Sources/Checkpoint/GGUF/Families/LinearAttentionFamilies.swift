@@ -11,12 +11,12 @@ extension GGUFFamily {
 
   /// What all models with the gated delta rule say of it.
   static func linearAttentionSettings(_ keys: GGUFKeys) throws(GGUFError) -> [String: JSONValue] {
-    let (layers, heads) = (try keys.count("block_count"), try keys.count("ssm.time_step_rank"))
-    let types = (0..<layers - (try keys.number("nextn_predict_layers")?.int ?? 0)).map {
+    let heads = try keys.count("ssm.time_step_rank")
+    let types = (0..<(try keys.layers())).map {
       JSONValue.string(keys.hasTensor("blk.\($0).ssm_a") ? "linear_attention" : "full_attention")
     }
     return [
-      "num_hidden_layers": .integer(types.count), "layer_types": .array(types),
+      "layer_types": .array(types),
       "linear_num_key_heads": try keys.required("ssm.group_count"),
       "linear_num_value_heads": .integer(heads), "linear_key_head_dim": try keys.required("ssm.state_size"),
       "linear_value_head_dim": .integer(try keys.count("ssm.inner_size") / heads),

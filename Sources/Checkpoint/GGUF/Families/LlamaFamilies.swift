@@ -58,7 +58,7 @@ extension GGUFFamily {
   /// The kinds of layers, as a list of flags tells those that see a window.
   static func windowSettings(_ keys: GGUFKeys) throws(GGUFError) -> [String: JSONValue] {
     let name = "\(keys.architecture).attention.sliding_window_pattern"
-    guard let slides = keys.flags[name], slides.count == (try keys.count("block_count")) else {
+    guard let slides = keys.flags[name], slides.count == (try keys.layers()) else {
       throw keys.error(.badKey(name))
     }
     return [

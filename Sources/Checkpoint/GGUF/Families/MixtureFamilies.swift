@@ -106,7 +106,7 @@ extension GGUFFamily {
     stacks: expertStacks, bare: ["exp_probs_b": "mlp.expert_bias"]
   ) { (keys) throws(GGUFError) in
     let width = try keys.count("expert_feed_forward_length")
-    let kinds = (0..<(try keys.count("block_count"))).map {
+    let kinds = (0..<(try keys.layers())).map {
       JSONValue.string(keys.hasTensor("blk.\($0).ffn_gate_inp.weight") ? "sparse" : "dense")
     }
     return try mixtureSettings(keys).merging([
@@ -147,9 +147,7 @@ extension GGUFFamily {
       "post_attention_norm": "post_attention_layernorm"
     ]) { $1 }, stacks: expertStacks, bare: correction, turnsPartly: true
   ) { (keys) throws(GGUFError) in
-    let further = try keys.number("nextn_predict_layers")?.int ?? 0
     return try groupedMixtureSettings(keys).merging([
-      "num_hidden_layers": .integer(try keys.count("block_count") - further),
       "use_qk_norm": .bool(keys.hasTensor("blk.0.attn_q_norm.weight")),
     ]) { $1 }
   }
