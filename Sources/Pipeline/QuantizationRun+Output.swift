@@ -75,7 +75,9 @@ extension ModelDescription {
         return LinearDescription(
           name: name, outFeatures: linear.outFeatures, inFeatures: linear.inFeatures,
           gridFormat: treatment?.gridFormat, hasBias: linear.hasBias,
-          outliers: treatment?.outliers.map { OutlierLayout($0, linear) })
+          outliers: treatment?.outliers.map {
+            OutlierLayout($0, outFeatures: linear.outFeatures, inFeatures: linear.inFeatures)
+          })
       }
         + keptLinears(ofLayer: index).map { linear in
           LinearDescription(

@@ -67,6 +67,15 @@ public struct Recipe: Sendable {
     }
   }
 
+  /// - Throws: ``RecipeError`` for settings of another solver than the module's
+  private func check(_ treatment: Treatment, of module: String, _ matching: [Int]) throws(RecipeError) {
+    if treatment.solver is QuantEase { return }
+    if treatment.outliers != nil { throw .outliersNeedQuantEase(module, solver: treatment.solver.name) }
+    if matching.contains(where: { rules[$0].passes != nil }) {
+      throw .passesNeedQuantEase(module, solver: treatment.solver.name)
+    }
+  }
+
   /// What becomes of every linear of a model.
   /// - Parameter checkpoint: the model's, whose tensors a mix asks for
   /// - Throws: ``RecipeError`` if a rule matches nothing or takes apart what runtimes fuse.
@@ -100,14 +109,7 @@ public struct Recipe: Sendable {
           // What is put together of several tensors has no place for codes.
           let hasPlace = types == nil || checkpoint?.tensors["\(module).weight"]?.coding != .computed
           let treatment = hasPlace ? treatment(of: standard(module), by: matching) : nil
-          if let treatment, treatment.outliers != nil, !(treatment.solver is QuantEase) {
-            throw .outliersNeedQuantEase(module, solver: treatment.solver.name)
-          }
-          if let treatment, matching.contains(where: { rules[$0].passes != nil }),
-            !(treatment.solver is QuantEase)
-          {
-            throw .passesNeedQuantEase(module, solver: treatment.solver.name)
-          }
+          if let treatment { try check(treatment, of: module, matching) }
           resolved.linears[module] = treatment
           for index in matching { used[index] = true }
           // llama.cpp fuses nothing.
@@ -146,9 +148,13 @@ public struct Recipe: Sendable {
       guard let treatment = treatment(of: standard(module), by: matching),
         let shape = checkpoint?.shape(of: "\(module).weight"), shape.count == 2
       else { continue }
+      try check(treatment, of: module, matching)
       let linear = LinearDescription(
         name: module, outFeatures: shape[0], inFeatures: shape[1], gridFormat: treatment.gridFormat,
-        hasBias: false)
+        hasBias: false,
+        outliers: treatment.outliers.map {
+          OutlierLayout($0, outFeatures: shape[0], inFeatures: shape[1])
+        })
       if "\(module).weight" == model.head.weights, !(treatment.solver is RoundToNearest) {
         resolved.head = Head(linear: linear, treatment: treatment)
       } else {
@@ -276,13 +282,11 @@ public enum RecipeError: Error, Sendable, Equatable, CustomStringConvertible {
 
 extension OutlierLayout {
   /// What the settings come to for a linear.
-  init(_ settings: OutlierSettings, _ linear: LayerLinear) {
+  init(_ settings: OutlierSettings, outFeatures: Int, inFeatures: Int) {
     self =
       settings.isStructured
-      ? .structured(columns: settings.columnCount(inFeatures: linear.inFeatures))
-      : .unstructured(
-        count: settings.entryCount(
-          outFeatures: linear.outFeatures, inFeatures: linear.inFeatures))
+      ? .structured(columns: settings.columnCount(inFeatures: inFeatures))
+      : .unstructured(count: settings.entryCount(outFeatures: outFeatures, inFeatures: inFeatures))
   }
 }
 

@@ -82,9 +82,16 @@ public final class StagingDirectory: Sendable {
       precondition(isOpen, "the staging directory is published or discarded already")
       try FileSystem.synchronizeTree(path)
       for file in files { try Self.refuseWhatExists(at: FileSystem.join(parent, file.published)) }
-      for file in files {
-        try FileSystem.move(
-          FileSystem.join(path, file.name), to: FileSystem.join(parent, file.published))
+      var moved: [String] = []
+      do throws(FileError) {
+        for file in files {
+          let target = FileSystem.join(parent, file.published)
+          try FileSystem.move(FileSystem.join(path, file.name), to: target)
+          moved.append(target)
+        }
+      } catch {
+        for target in moved { try? FileSystem.removeTree(target) }
+        throw error
       }
       isOpen = false
     }

@@ -50,13 +50,30 @@ struct SourceTests {
     #expect(results[0].1 == results[1].1)
   }
 
+  @Test func `one file is written with its report beside it, which an evaluation adds to`() throws {
+    let bench = try Workbench()
+    let one = bench.directory.file("one.gguf")
+    let run = try bench.quantize(["--gguf-type", "Q4_0"], model: TestFiles.gguf("llama.gguf"), output: one)
+    #expect(run.status == 0 && run.output.contains("one.quantease_report.html"), "\(run.errors)")
+    let evaluation = try Quantease(["eval", one, "--tokens", bench.calibration, "--report"])
+    #expect(evaluation.status == 0, "\(evaluation.errors)")
+    let report = try JSONValue(contentsOf: bench.directory.file("one.quantease_report.json"))
+    #expect(report["evaluations"]?.array?.count == 1)
+    // Nothing else is left, and of another source there is no such file.
+    let names = try FileSystem.names(in: bench.directory.path).filter { $0.contains("one") }
+    #expect(names == ["one.gguf", "one.quantease_report.html", "one.quantease_report.json"])
+    let other = try bench.quantize(
+      [], model: TestFiles.model("llama"), output: bench.directory.file("two.gguf"))
+    #expect(other.status == 64 && other.errors.contains("GGUF files alone"), "\(other.errors)")
+  }
+
   @Test func `a GGUF file becomes another, which is read again, and not quantized twice unasked`() throws {
     let bench = try Workbench()
     func quantize(_ model: String, _ output: String, _ more: String...) throws -> Quantease {
       try bench.quantize(more, model: model, output: bench.directory.file(output))
     }
     let source = TestFiles.gguf("llama.gguf")
-    let named = try quantize(source, "four.gguf")
+    let named = try quantize(source, "four.gguf", "--resume", bench.directory.file("resume"))
     #expect(named.status == 64 && named.errors.contains("beside its report"), "\(named.errors)")
     let four = try quantize(source, "four", "--gguf-type", "q4_0")
     #expect(four.status == 0 && four.output.contains("gguf: llama.cpp loads it"), "\(four.errors)")

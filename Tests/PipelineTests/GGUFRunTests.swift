@@ -126,6 +126,14 @@ struct GGUFRunTests {
     #expect(!report.linears.contains { $0.name.contains("o_proj") })
     #expect(throws: ExportError.self) { try run("qwen2") { $0.rules = ["[.]q_proj=type:Q6_K"] } }
     #expect(throws: ExportError.self) { try run("qwen3") { $0.rules = ["[.]q_proj=bits:3"] } }
+    for module in ["lm_head", "model.embed_tokens"] {
+      #expect(throws: ExportError.outliersNotInGGUF(linear: module)) {
+        try run("qwen3") { $0.rules = ["^\(module)=outliers:0.01"] }
+      }
+      #expect(throws: RecipeError.passesNeedQuantEase(module, solver: "rtn")) {
+        try run("qwen3") { $0.rules = ["^\(module)=solver:rtn,passes:3"] }
+      }
+    }
   }
 
   @Test func `types are of GGUF files alone, and no other format takes such a grid`() throws {
