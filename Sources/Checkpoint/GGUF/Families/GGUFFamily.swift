@@ -89,7 +89,6 @@ struct GGUFFamily: Sendable {
     "mistral3": mistral3,
     "qwen2vl": GGUFFamily(modelType: "qwen2"),
     "qwen3vl": GGUFFamily(modelType: "qwen3"),
-    "qwen3vlmoe": qwen3MoE,
     "qwen2moe": qwen2MoE,
     "olmoe": olmoe,
     "granitemoe": graniteMoE,

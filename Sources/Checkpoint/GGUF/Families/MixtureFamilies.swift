@@ -148,7 +148,7 @@ extension GGUFFamily {
     ]) { $1 }, stacks: expertStacks, bare: correction, turnsPartly: true
   ) { (keys) throws(GGUFError) in
     return try groupedMixtureSettings(keys).merging([
-      "use_qk_norm": .bool(keys.hasTensor("blk.0.attn_q_norm.weight")),
+      "use_qk_norm": .bool(keys.hasTensor("blk.0.attn_q_norm.weight"))
     ]) { $1 }
   }
 
