@@ -248,7 +248,8 @@ public struct Report: Codable, Sendable, Equatable {
 
   /// What looked wrong and did not stop the run.
   public var warnings: [String] {
-    (settings.gguf?.warning.map { [$0] } ?? []) + linears.flatMap { $0.warnings ?? [] }
+    (settings.gguf?.warning.map { [$0] } ?? [])
+      + (linears + (head.map { [$0] } ?? [])).flatMap { $0.warnings ?? [] }
   }
 
   public init(
@@ -295,7 +296,9 @@ public struct Report: Codable, Sendable, Equatable {
         return
       }
       self.init(beside: result)
-      if try !FileSystem.exists(path) { self.init(directory: directory) }
+      if try FileSystem.exists(path) { return }
+      let models = GGUFFiles.models(ofDirectory: try FileSystem.names(in: directory))
+      if models == [FileSystem.name(of: result)] { self.init(directory: directory) }
     }
 
     public var path: String { FileSystem.join(directory, fileName) }

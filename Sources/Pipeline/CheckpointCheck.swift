@@ -8,6 +8,7 @@ extension ModelDescription {
   /// - Throws: ``DecoderError`` or ``PipelineError``
   public init(checking checkpoint: CheckpointReader, source: any WeightSource) throws {
     try self.init(configuration: checkpoint.configuration) { source.shape(of: $0) != nil }
+    try checkpoint.requireNoUnreadTensor(besides: requiredTensors.lazy.map(\.name), layers: layerCount)
     for (name, expected) in requiredTensors {
       guard let found = source.shape(of: name) else { throw PipelineError.missingTensor(name) }
       guard found == expected else {

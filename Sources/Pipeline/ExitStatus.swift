@@ -14,6 +14,7 @@ public func sysexit(of error: any Error) -> Int32? {
   case let error as FileError: error.exitCode
   case let error as any FormatError: error.exitCode
   case let error as CheckpointError: error.exitCode
+  case let error as GGUFError: error.exitCode
   case let error as CalibrationError: error.exitCode
   case let error as ExportError: error.exitCode
   case let error as PackedCheckpointError: error.exitCode

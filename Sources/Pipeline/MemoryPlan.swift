@@ -280,7 +280,15 @@ private struct Needs {
     guard work.solvesHead else { return 0 }
     let width = model.head.width
     let rows = MemoryPlan.headRows(model, panelRows: panelRows)
-    return width * (Self.float * (width + rows + panelMatrices * min(panelRows, rows)) + 2 * rows)
+    let panels = max(
+      panelMatrices * min(panelRows, rows), Self.threads * Self.roundingMatrices * Self.roundingRows)
+    return width * (Self.float * (width + rows + panels + neighboursOfColumn) + 2 * rows)
+  }
+
+  /// What of that is in the host's memory where a device computes: rows on their way, and their codes.
+  private var headBesideDevice: Int {
+    work.solvesHead
+      ? model.head.width * MemoryPlan.headRows(model, panelRows: panelRows) * (Self.float + 2) : 0
   }
 
   // MARK: With a device
@@ -357,7 +365,8 @@ private struct Needs {
       // With outliers there is a second solution beside the first.
       return codes(stages[index]) * (work.keepsOutliers ? 2 : 1) + (before.linears.last.map(codes) ?? 0)
     }
-    return standingBesideDevice + (written.max() ?? 0) + held(stateColumns.max() ?? 0, .memory)
+    return standingBesideDevice + max(written.max() ?? 0, headBesideDevice)
+      + held(stateColumns.max() ?? 0, .memory)
   }
 
   private var standingBesideDevice: Int {
@@ -410,7 +419,8 @@ private struct Needs {
   }
 
   /// What pair moves know of a stage's columns.
-  private func neighbours(_ stage: Stage) -> Int { 3 * 16 * stage.inFeatures * Self.float }
+  private func neighbours(_ stage: Stage) -> Int { neighboursOfColumn * stage.inFeatures * Self.float }
+  private var neighboursOfColumn: Int { 3 * 16 }
 
   /// What all experts share: the Gram matrix of what they read, the rows of one of them, what it makes, and a batch's sum.
   private var mixture: Int {

@@ -83,6 +83,7 @@ extension QuantizationRun {
     let problem = stageProblem.damped(by: quantizer.damping)
     let count = MemoryPlan.headRows(description, panelRows: plan.panelRows)
     var (objective, scale, bits) = (0.0, 0.0, 0.0)
+    var rounding: Double?
     for first in stride(from: 0, to: linear.outFeatures, by: count) {
       let range = first..<min(first + count, linear.outFeatures)
       let rows = Matrix(rows: range.count, columns: linear.inFeatures)
@@ -97,6 +98,7 @@ extension QuantizationRun {
       try backend.checkDevice()
       objective += solution.objective
       scale += solution.scale
+      rounding = solution.roundingObjective.map { (rounding ?? 0) + $0 }
       bits = solution.linear.bitsPerWeight
       try body(solution.linear, first)
     }
@@ -107,7 +109,28 @@ extension QuantizationRun {
       relativeError: scale > 0 ? objective / scale : 0, seconds: (ContinuousClock.now - start).seconds,
       layer: description.layerCount, bitsPerWeight: bits)
     row.type = GGUFTensorType(grid)?.name
+    let warnings =
+      (scale > 0
+        ? [] : ["\(linear.name) makes nothing but zeros of what the last layer leaves; check the source"])
+      + Self.warnings(
+        linear.name, row.relativeError, isWorseThanRounding: rounding.map { objective > $0 } ?? false)
+    row.warnings = warnings.isEmpty ? nil : warnings
     return row
+  }
+
+  private static func warnings(_ name: String, _ error: Double, isWorseThanRounding: Bool) -> [String] {
+    var warnings: [String] = []
+    if error > largestError {
+      let percent = Int((error * 100).rounded())
+      warnings.append(
+        "\(name): an error of \(percent) % leaves little of it; take more bits, or skip it by a rule")
+    }
+    if isWorseThanRounding {
+      warnings.append(
+        "\(name): worse than rounding to nearest; calibrate with more text, or take the solver quantease with its "
+          + "standard preset")
+    }
+    return warnings
   }
 
   func finish(
@@ -117,17 +140,10 @@ extension QuantizationRun {
     let solution = try linear.treatment.quantizer.finish(
       linear.draft, name: linear.name, weights: linear.weights, problem: linear.problem, backend: backend,
       panelRows: plan.panelRows)
-    var warnings = linear.warnings
-    if solution.relativeError > Self.largestError {
-      let percent = Int((solution.relativeError * 100).rounded())
-      warnings.append(
-        "\(linear.name): an error of \(percent) % leaves little of it; take more bits, or skip it by a rule")
-    }
-    if solution.isWorseThanRounding {
-      warnings.append(
-        "\(linear.name): worse than rounding to nearest; calibrate with more text, or take the solver quantease with its "
-          + "standard preset")
-    }
+    let warnings =
+      linear.warnings
+      + Self.warnings(
+        linear.name, solution.relativeError, isWorseThanRounding: solution.isWorseThanRounding)
     var row = row(
       solution, linear.treatment, layer: layer,
       seconds: linear.seconds + (ContinuousClock.now - start).seconds)

@@ -316,6 +316,7 @@ public final class QuantizationRun: Sendable {
         progress(.advanced)
         try exportTimes.measure(.export) { try export.write(rows, firstRow: firstRow) }
       }
+      for warning in headRow?.warnings ?? [] { progress(.warning(warning)) }
     }
 
     if let outline {
@@ -422,12 +423,11 @@ public final class QuantizationRun: Sendable {
   /// Publishes the file alone, and the report beside it.
   private func publishFile(of staging: StagingDirectory) throws {
     let place = request.reportPlace
-    guard let file = try FileSystem.names(in: staging.path).first(where: GGUFFiles.isGGUF) else {
-      preconditionFailure("the output has no file")
-    }
+    let files = try GGUFFiles.models(among: FileSystem.names(in: staging.path))
+    precondition(files.count == 1, "the output has one model")
     try staging.publish([
       (Report.fileName, place.fileName), (ReportPage.fileName, place.pageName),
-      (file, FileSystem.name(of: request.output)),
+      (files[0], FileSystem.name(of: request.output)),
     ])
   }
 

@@ -87,6 +87,9 @@ struct QuantizeCommand: ParsableCommand {
         throw ValidationError(
           "--output \(output) is the name of a GGUF file, which is made of GGUF files alone")
       }
+      guard GGUFFiles.parts(of: FileSystem.name(of: output)).count == 1,
+        !GGUFFiles.stem(of: FileSystem.name(of: output)).isEmpty
+      else { throw ValidationError("--output \(output) is no name of a file that is one: give NAME.gguf") }
       guard resume == nil else {
         throw ValidationError(
           "with --resume --output is a directory, in which the file stands beside its report: give "

@@ -269,6 +269,47 @@ struct GGUFRunTests {
     }
   }
 
+  @Test func `of a directory with a projector the one file is the model`() throws {
+    let source = directory.file("source")
+    try FileSystem.createDirectories(source)
+    try FileSystem.copyFile(TestFiles.gguf("llama-wide.gguf"), to: "\(source)/model.gguf")
+    try FileSystem.copyFile(TestFiles.gguf("llama.gguf"), to: "\(source)/mmproj-model.gguf")
+    let output = directory.file("one.gguf")
+    var settings = QuantizationSettings()
+    settings.formats = [.gguf]
+    let report = try QuantizationRun(
+      QuantizationRequest(
+        model: source, output: output, recipe: try settings.recipe(), target: .layer, targetShare: 1,
+        formats: settings.formats,
+        calibration: CalibrationSet(sequenceLength: 16, tokens: (0..<128).map { Int32($0 % 40) }), seed: 0,
+        calibrationSource: "tokens", memoryBudgetBytes: 1 << 32), backend: backend
+    ).run { _ in }
+    let header = try #require(try CheckpointReader.open(output).gguf)
+    #expect(header.tensors.reduce(0) { $0 + $1.bytes.count } == report.settings.gguf?.bytes)
+    #expect(report.filesLeftOut?.contains("mmproj-model.gguf") == true)
+  }
+
+  /// llama.cpp reads tensors that are there, asked for or not.
+  @Test(arguments: [
+    "blk.0.attn_output.bias", "blk.0.ffn_gate_shexp.weight", "blk.0.attn_q.scale", "output.bias",
+  ])
+  func `a model with a tensor that nobody here reads is refused`(_ name: String) throws {
+    let plain = try CheckpointReader(gguf: TestFiles.gguf("llama-wide.gguf"))
+    let tensors = try #require(plain.gguf).tensors
+    let plan =
+      tensors.map { TensorPlan(name: $0.name, dtype: $0.type.plainType ?? .float32, shape: $0.shape) }
+      + [TensorPlan(name: name, dtype: .float32, shape: [256])]
+    let writer = try CheckpointWriter(
+      gguf: "more.gguf", in: directory.path, plan: plan, keysOf: plain, fileType: 32)
+    for tensor in plan { try writer.write(tensor.name, [UInt8](repeating: 0, count: tensor.byteCount)) }
+    try writer.finish()
+    let path = directory.file("more.gguf")
+    let error = #expect(throws: GGUFError.self) {
+      try QuantizationRun.open(path, symlinks: .follow, allowingRequantizing: false, rotation: .off)
+    }
+    #expect(error?.reason == .unreadTensor(name) && error.flatMap(sysexit) == 65)
+  }
+
   /// Rows and blocks of zeros, and of less than any float16 holds.
   @Test(arguments: GGUFMix.Name.allCases)
   func `zeros, and weights too small for any scale, are zeros in the file`(_ name: GGUFMix.Name) throws {

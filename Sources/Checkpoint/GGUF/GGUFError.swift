@@ -20,6 +20,7 @@ public struct GGUFError: Error, Sendable, Equatable, CustomStringConvertible {
     case architecture(String, known: [String])
     case missingKey(String)
     case badKey(String)
+    case unreadTensor(String)
   }
 
   public let file: String
@@ -68,6 +69,9 @@ public struct GGUFError: Error, Sendable, Equatable, CustomStringConvertible {
     case .architecture(let name, let known):
       "general.architecture is \(name); GGUF files are read of \(known.joined(separator: ", "))"
     case .missingKey(let key): "\(key) is missing in its header; convert the model anew"
+    case .unreadTensor(let name):
+      "\(name) is not known here as a tensor of such a model, which would be another one without it; give the checkpoint "
+        + "that the file was made of"
     case .badKey(let key): "\(key) is not the number or text that it should be; convert the model anew"
     }
   }

@@ -43,7 +43,7 @@ struct GGUFModel {
         }))
     let hasExperts = try keys.number("expert_count").map { $0 != 0 } ?? false
     let isWindowed =
-      header["\(architecture).attention.sliding_window_pattern"] != nil
+      try keys.number("attention.sliding_window")?.int ?? 0 > 0
       && GGUFFamily.known[architecture + GGUFFamily.windowed] != nil
     let name =
       isWindowed

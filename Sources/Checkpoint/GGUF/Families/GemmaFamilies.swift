@@ -61,7 +61,7 @@ extension GGUFFamily {
       "layer_types": .array(slides.map { .string($0 ? "sliding_attention" : "full_attention") }),
       "attention_k_eq_v": .bool(!keys.hasTensor("blk.\(full).attn_v.weight")),
       "sliding_window": try keys.required("attention.sliding_window"),
-      "final_logit_softcapping": try keys.number("final_logit_softcapping") ?? .null,
+      "final_logit_softcapping": try keys.number("final_logit_softcapping") ?? 30,
       // What the small models have, and the decoder refuses.
       "hidden_size_per_layer_input": try keys.number("embedding_length_per_layer_input") ?? 0,
       "num_kv_shared_layers": try keys.number("attention.shared_kv_layers") ?? 0,
@@ -76,7 +76,7 @@ extension GGUFFamily {
         ],
       ],
     ]
-    if keys.has("expert_count") {
+    if keys.hasTensor("blk.0.ffn_gate_inp.weight") {
       settings["enable_moe_block"] = true
       settings["num_experts"] = try keys.required("expert_count")
       settings["top_k_experts"] = try keys.required("expert_used_count")

@@ -15,7 +15,11 @@ extension GGUFFamily {
       "ffn_down_exps": ["feed_forward.experts.#.down_proj"],
     ], turnsNeighbours: true
   ) { (keys) throws(GGUFError) in
-    try blockSparseSettings(keys).merging([
+    // Without chunks every layer has positions, and none grows.
+    if try keys.number("attention.sliding_window") == 0 {
+      throw keys.error(.badKey("llama4.attention.sliding_window"))
+    }
+    return try blockSparseSettings(keys).merging([
       "intermediate_size": try keys.required("expert_feed_forward_length"),
       "intermediate_size_mlp": try keys.required("feed_forward_length"),
       "interleave_moe_layer_step": try keys.number("interleave_moe_layer_step") ?? 1,
@@ -57,7 +61,15 @@ extension GGUFFamily {
 
   /// The kinds of layers, as a list of flags tells those that see a window.
   static func windowSettings(_ keys: GGUFKeys) throws(GGUFError) -> [String: JSONValue] {
-    let name = "\(keys.architecture).attention.sliding_window_pattern"
+    let key = "attention.sliding_window_pattern"
+    let name = "\(keys.architecture).\(key)"
+    if !keys.isList(key) {
+      let pattern = try keys.number(key)?.int ?? 4
+      return [
+        "sliding_window": try keys.required("attention.sliding_window"),
+        "sliding_window_pattern": .integer(pattern),
+      ]
+    }
     guard let slides = keys.flags[name], slides.count == (try keys.layers()) else {
       throw keys.error(.badKey(name))
     }
@@ -112,9 +124,8 @@ extension GGUFFamily {
   static let cohere2 = GGUFFamily(modelType: "cohere2", epsilon: "layer_norm_eps") {
     (keys) throws(GGUFError) in
     [
-      "logit_scale": try keys.required("logit_scale"),
-      "sliding_window": try keys.required("attention.sliding_window"), "sliding_window_pattern": 4,
-    ]
+      "logit_scale": try keys.required("logit_scale")
+    ].merging(try windowSettings(keys)) { $1 }
   }
 
   static let starcoder2 = GGUFFamily(
