@@ -1,5 +1,4 @@
 import Quantization
-import Tensors
 
 /// What the objective is in the neighbourhood of one group's scale s and offset o, all other things equal:
 /// f(δs, δo) = f(0, 0) − 2 (a δs + b δo) + A δs² + 2 M δs δo + B δo².
@@ -16,6 +15,23 @@ public struct RefitForms: Sendable {
   public var mixedCurvature = 0.0
 
   public init() {}
+
+  private var determinant: Double { scaleCurvature * offsetCurvature - mixedCurvature * mixedCurvature }
+
+  /// Whether scale and offset are two variables: where codes are all the same, or as good as, both do the same thing.
+  var areIndependent: Bool {
+    offsetCurvature > 0 && determinant > 1e-6 * scaleCurvature * offsetCurvature
+  }
+
+  /// The scale's step to the optimum of both.
+  var jointScaleStep: Double {
+    (scaleSlope * offsetCurvature - offsetSlope * mixedCurvature) / determinant
+  }
+
+  /// The offset's step to its optimum for a scale that has changed.
+  func offsetStep(forScaleChange change: Double) -> Double {
+    (offsetSlope - mixedCurvature * change) / offsetCurvature
+  }
 
   /// How much a change lowers the objective.
   func gain(_ scale: Double, _ offset: Double) -> Double {
@@ -38,19 +54,13 @@ extension Grid {
       scales[row, group] = scale
       return (scale - present.scale, 0)
     }
-    let determinant =
-      forms.scaleCurvature * forms.offsetCurvature - forms.mixedCurvature * forms.mixedCurvature
-    // Codes that are all the same, or as good as: scale and offset do the same thing.
-    guard forms.offsetCurvature > 0, determinant > 1e-6 * forms.scaleCurvature * forms.offsetCurvature
-    else { return nil }
-    let step =
-      (forms.scaleSlope * forms.offsetCurvature - forms.offsetSlope * forms.mixedCurvature) / determinant
-    let optimum = present.scale + Float(step)
+    guard forms.areIndependent else { return nil }
+    let optimum = present.scale + Float(forms.jointScaleStep)
     let scale = optimum > 0 ? storable(scale: optimum, row, group) : present.scale
     let change = Double(scale - present.scale)
     // The best offset for the scale that can be stored.
-    let shift = (forms.offsetSlope - forms.mixedCurvature * change) / forms.offsetCurvature
-    let offset = storable(offset: present.shift + Float(shift), row, group)
+    let shift = present.shift + Float(forms.offsetStep(forScaleChange: change))
+    let offset = storable(offset: shift, row, group)
     guard forms.gain(change, Double(offset - present.shift)) > 0 else { return nil }
     scales[row, group] = scale
     shifts[row, group] = offset
@@ -64,22 +74,15 @@ extension Grid {
     guard let units, let blocks = format.superBlocks else { preconditionFailure("no super-blocks") }
     guard forms.scaleCurvature > 0 && forms.scaleCurvature.isFinite else { return nil }
     let (unit, offsetUnit) = (units.scales[row, block], units.offsets?[row, block] ?? 0)
-    let determinant =
-      forms.scaleCurvature * forms.offsetCurvature - forms.mixedCurvature * forms.mixedCurvature
-    let movesOffsets = determinant > 1e-6 * forms.scaleCurvature * forms.offsetCurvature
-    let step =
-      movesOffsets
-      ? (forms.scaleSlope * forms.offsetCurvature - forms.offsetSlope * forms.mixedCurvature) / determinant
-      : forms.scaleSlope / forms.scaleCurvature
+    let movesOffsets = forms.areIndependent
+    let step = movesOffsets ? forms.jointScaleStep : forms.scaleSlope / forms.scaleCurvature
     let newUnit = Self.storable(unit: unit + Float(step), like: unit)
     let change = Double(newUnit - unit)
     // The best unit of the offsets for that of the scales that can be stored.
     let newOffsetUnit =
       movesOffsets
       ? Self.storable(
-        unit: offsetUnit
-          + Float((forms.offsetSlope - forms.mixedCurvature * change) / forms.offsetCurvature),
-        like: offsetUnit) : offsetUnit
+        unit: offsetUnit + Float(forms.offsetStep(forScaleChange: change)), like: offsetUnit) : offsetUnit
     guard forms.gain(change, Double(newOffsetUnit - offsetUnit)) > 0 else { return nil }
     for group in block * blocks.groups..<min((block + 1) * blocks.groups, groups) {
       scales[row, group] = abs(newUnit) * (scales[row, group] / abs(unit)).rounded()
@@ -92,11 +95,9 @@ extension Grid {
     return (newUnit - unit, newOffsetUnit - offsetUnit)
   }
 
-  /// A float16 of the same sign.
+  /// A unit stays on its side of 0.
   private static func storable(unit: Float, like present: Float) -> Float {
-    guard unit * present > 0 else { return present }
-    let magnitude = min(max(abs(unit), 0x1p-24), 65_504).rounded(to: .float16)
-    return present < 0 ? -magnitude : magnitude
+    unit * present > 0 ? SuperBlockUnits.storable(unit) : present
   }
 
   private func storable(scale: Float, _ row: Int, _ group: Int) -> Float {

@@ -85,8 +85,6 @@ private final class MultipleSearch {
   /// What units are tried to begin with: those that bring the largest number to its largest multiple, and so many tenths of
   /// a unit to either side of it.
   private static let tenths = -9...9
-  private static let leastUnit: Float = 0x1p-24
-  private static let greatestUnit: Float = 65_504
 
   /// - Parameters:
   ///   - range: of multiples; below 0 only if numbers may be
@@ -108,13 +106,13 @@ private final class MultipleSearch {
       multiples[index] = numbers[index] < 0 ? -least : least
       if abs(numbers[index]) > abs(extreme) { extreme = numbers[index] }
     }
-    unit = Self.leastUnit
-    guard abs(extreme) > Self.leastUnit / 2 else { return }
+    unit = SuperBlockUnits.least
+    guard abs(extreme) > SuperBlockUnits.least / 2 else { return }
     // The side with one multiple more is for the largest number.
     let bound = range.lowerBound < 0 ? range.lowerBound : range.upperBound
     var leastError = Float.infinity
     for tenth in Self.tenths {
-      var candidate = Self.storable(extreme / (bound + Float(tenth) / 10))
+      var candidate = SuperBlockUnits.storable(extreme / (bound + Float(tenth) / 10))
       round(places.count, unit: candidate)
       var (product, square): (Float, Float) = (0, 0)
       for index in 0..<places.count {
@@ -123,7 +121,7 @@ private final class MultipleSearch {
         square += weighted * trial[index]
       }
       if square > 0 && product / square * candidate > 0 {
-        candidate = Self.storable(product / square)
+        candidate = SuperBlockUnits.storable(product / square)
         round(places.count, unit: candidate)
       }
       var error: Float = 0
@@ -136,11 +134,6 @@ private final class MultipleSearch {
         swap(&multiples, &trial)
       }
     }
-  }
-
-  private static func storable(_ unit: Float) -> Float {
-    let magnitude = min(max(abs(unit), leastUnit), greatestUnit).rounded(to: .float16)
-    return unit < 0 ? -magnitude : magnitude
   }
 
   /// Brings the numbers to their nearest multiples.

@@ -20,10 +20,8 @@ enum KernelProgram {
     case causal_softmax, causal_convolution, gated_delta_rule
     case get_diagonal, set_diagonal, symmetrize, fill_upper, divide_upper_rows, copy_block, add_lower
     case factorize_block, subtract_squares, exchange_columns
-    case round_to_grid, dequantize, rounding_remainders, row_objectives, search_grid, group_steps,
-      refit_group,
-      unit_steps, refit_unit
-    case refit_row
+    case round_to_grid, dequantize, rounding_remainders, row_objectives, search_grid
+    case group_steps, refit_group, unit_steps, refit_unit, refit_row
     case descend_block, nearest_plane_block
     case most_correlated, count_movers, descend_singles, descend_pairs
     case descend_outliers, mark_places, add_sparse, gather_sparse, clear_sparse, round_outliers,

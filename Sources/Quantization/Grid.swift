@@ -94,6 +94,16 @@ public struct SuperBlockUnits: Sendable {
     self.scales = scales
     self.offsets = offsets
   }
+
+  /// The least magnitude of a unit: float16's.
+  public static let least: Float = 0x1p-24
+  private static let greatest: Float = 65_504
+
+  /// The float16 that is kept for a unit; none is 0.
+  public static func storable(_ unit: Float) -> Float {
+    let magnitude = min(max(abs(unit), least), greatest).rounded(to: .float16)
+    return unit < 0 ? -magnitude : magnitude
+  }
 }
 
 /// What every grid of a linear has in common.

@@ -41,28 +41,11 @@ extension ReferenceBackend: GridSweeps {
     for row in 0..<codes.rows {
       for group in 0..<grid.groups {
         let columns = grid.columns(ofGroup: group)
-        /// What a step of the scale, and one of the offset, moves.
         let zeroPoint = grid.format.hasOwnOffsets ? 0 : grid.shifts.value(row, group)
-        let steps = columns.map { codes.value(row, $0) - zeroPoint }
-        func image(_ direction: [Double]) -> [Double] {
-          (0..<codes.columns).map { other in
-            sum(columns) { direction[$0 - columns.lowerBound] * gram.value($0, other) }
-          }
-        }
-        let (image, ones) = (image(steps), image(steps.map { _ in 1 }))
-        var forms = RefitForms()
-        for (index, column) in columns.enumerated() {
-          forms.scaleSlope += steps[index] * gradient.value(row, column)
-          forms.scaleCurvature += steps[index] * image[column]
-          forms.offsetSlope += gradient.value(row, column)
-          forms.offsetCurvature += ones[column]
-          forms.mixedCurvature += steps[index] * ones[column]
-        }
-        guard let change = grid.refit(row, group, forms) else { continue }
-        for other in 0..<codes.columns {
-          gradient[row, other] -= Float(
-            Double(change.scale) * image[other] + Double(change.offset) * ones[other])
-        }
+        refit(
+          columns, scaleSteps: columns.map { codes.value(row, $0) - zeroPoint },
+          offsetSteps: columns.map { _ in 1 }, row: row, gradient: gradient, gram: gram
+        ) { grid.refit(row, group, $0) }
       }
     }
   }
@@ -74,35 +57,47 @@ extension ReferenceBackend: GridSweeps {
       for block in 0..<blocks.count(groups: grid.groups) {
         let columns = block * perBlock..<min((block + 1) * perBlock, codes.columns)
         let (unit, offsetUnit) = (units.scales.value(row, block), units.offsets?.value(row, block) ?? 0)
-        /// What a step of the scales' unit moves, and one of the offsets'.
-        let steps = columns.map { column in
-          let group = column / grid.columnsPerGroup
-          let zeroPoint = grid.format.hasOwnOffsets ? 0 : grid.shifts.value(row, group)
-          return grid.scales.value(row, group) * (codes.value(row, column) - zeroPoint) / unit
-        }
-        let offsetSteps = columns.map { column in
-          offsetUnit == 0 ? 0 : grid.shifts.value(row, column / grid.columnsPerGroup) / offsetUnit
-        }
-        func image(_ direction: [Double]) -> [Double] {
-          (0..<codes.columns).map { other in
-            sum(columns) { direction[$0 - columns.lowerBound] * gram.value($0, other) }
-          }
-        }
-        let (scaleImage, offsetImage) = (image(steps), image(offsetSteps))
-        var forms = RefitForms()
-        for (index, column) in columns.enumerated() {
-          forms.scaleSlope += steps[index] * gradient.value(row, column)
-          forms.scaleCurvature += steps[index] * scaleImage[column]
-          forms.offsetSlope += offsetSteps[index] * gradient.value(row, column)
-          forms.offsetCurvature += offsetSteps[index] * offsetImage[column]
-          forms.mixedCurvature += offsetSteps[index] * scaleImage[column]
-        }
-        guard let change = grid.refitUnits(row, block, forms) else { continue }
-        for other in 0..<codes.columns {
-          gradient[row, other] -= Float(
-            Double(change.scale) * scaleImage[other] + Double(change.offset) * offsetImage[other])
-        }
+        refit(
+          columns,
+          scaleSteps: columns.map { column in
+            let group = column / grid.columnsPerGroup
+            let zeroPoint = grid.format.hasOwnOffsets ? 0 : grid.shifts.value(row, group)
+            return grid.scales.value(row, group) * (codes.value(row, column) - zeroPoint) / unit
+          },
+          offsetSteps: columns.map { column in
+            offsetUnit == 0 ? 0 : grid.shifts.value(row, column / grid.columnsPerGroup) / offsetUnit
+          }, row: row, gradient: gradient, gram: gram
+        ) { grid.refitUnits(row, block, $0) }
       }
+    }
+  }
+
+  /// Moves a scale and an offset of some columns of a row, and the gradient with them.
+  /// - Parameters:
+  ///   - scaleSteps: what a step of the scale moves in each column, and `offsetSteps` what one of the offset does
+  ///   - move: changes both by what the objective is around them, or neither
+  private func refit(
+    _ columns: Range<Int>, scaleSteps: [Double], offsetSteps: [Double], row: Int, gradient: Matrix,
+    gram: Matrix, _ move: (RefitForms) -> (scale: Float, offset: Float)?
+  ) {
+    func image(_ direction: [Double]) -> [Double] {
+      (0..<gradient.columns).map { other in
+        sum(columns) { direction[$0 - columns.lowerBound] * gram.value($0, other) }
+      }
+    }
+    let (scaleImage, offsetImage) = (image(scaleSteps), image(offsetSteps))
+    var forms = RefitForms()
+    for (index, column) in columns.enumerated() {
+      forms.scaleSlope += scaleSteps[index] * gradient.value(row, column)
+      forms.scaleCurvature += scaleSteps[index] * scaleImage[column]
+      forms.offsetSlope += offsetSteps[index] * gradient.value(row, column)
+      forms.offsetCurvature += offsetSteps[index] * offsetImage[column]
+      forms.mixedCurvature += scaleSteps[index] * offsetImage[column]
+    }
+    guard let change = move(forms) else { return }
+    for other in 0..<gradient.columns {
+      gradient[row, other] -= Float(
+        Double(change.scale) * scaleImage[other] + Double(change.offset) * offsetImage[other])
     }
   }
 

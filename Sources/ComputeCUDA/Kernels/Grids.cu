@@ -229,6 +229,53 @@ __device__ __forceinline__ float stored_offset(float offset, StoredGrid stored, 
   return 0.0f - unit * fminf(fmaxf(rintf(-offset / unit), 0.0f), (float)stored.most_offset_multiple);
 }
 
+// What the objective is in the neighbourhood of a scale and an offset, as RefitForms in Swift.
+struct RefitForms {
+  double slope, curvature, offset_slope, offset_curvature, mixed;
+};
+
+// A sum whose scratch may be used again at once.
+__device__ __forceinline__ double block_sum_once(double value, double *scratch) {
+  const double sum = block_sum(value, scratch);
+  __syncthreads();
+  return sum;
+}
+
+// The sums of what every thread of a block has; those of offsets only where there are some.
+__device__ __forceinline__ RefitForms block_sum(RefitForms forms, bool has_offsets, double *scratch) {
+  forms.slope = block_sum_once(forms.slope, scratch);
+  forms.curvature = block_sum_once(forms.curvature, scratch);
+  if (has_offsets) {
+    forms.offset_slope = block_sum_once(forms.offset_slope, scratch);
+    forms.offset_curvature = block_sum_once(forms.offset_curvature, scratch);
+    forms.mixed = block_sum_once(forms.mixed, scratch);
+  }
+  return forms;
+}
+
+__device__ __forceinline__ double determinant(RefitForms forms) {
+  return forms.curvature * forms.offset_curvature - forms.mixed * forms.mixed;
+}
+
+// Whether scale and offset are two variables.
+__device__ __forceinline__ bool are_independent(RefitForms forms) {
+  return forms.offset_curvature > 0.0 && determinant(forms) > 1e-6 * forms.curvature * forms.offset_curvature;
+}
+
+__device__ __forceinline__ double joint_scale_step(RefitForms forms) {
+  return (forms.slope * forms.offset_curvature - forms.offset_slope * forms.mixed) / determinant(forms);
+}
+
+__device__ __forceinline__ double offset_step(RefitForms forms, double scale_change) {
+  return (forms.offset_slope - forms.mixed * scale_change) / forms.offset_curvature;
+}
+
+// How much a change lowers the objective.
+__device__ __forceinline__ double refit_gain(RefitForms forms, double scale_change, double offset_change) {
+  return scale_change * (2.0 * forms.slope - scale_change * forms.curvature) +
+         offset_change * (2.0 * (forms.offset_slope - forms.mixed * scale_change) - offset_change * forms.offset_curvature);
+}
+
 KERNEL(ROW_THREADS, refit_group,
        (float *steps, i64 steps_stride, const float *images, const float *gradient, const float *gram, float *scales,
         float *shifts, int has_offsets, const float *scale_units, const float *offset_units, int types, int least_multiple,
@@ -238,53 +285,35 @@ KERNEL(ROW_THREADS, refit_group,
   const StoredGrid stored = {scale_units, offset_units, types, least_multiple, most_multiple, most_offset_multiple};
   const i64 row = blockIdx.x, place = row * groups + group, unit = row * blocks + block;
   float *step = steps + row * steps_stride;
-  double slope = 0.0, curvature = 0.0, offset_slope = 0.0, offset_curvature = 0.0, mixed = 0.0;
+  RefitForms forms = {0.0, 0.0, 0.0, 0.0, 0.0};
   for (i64 column = threadIdx.x; column < width; column += blockDim.x) {
     const double residual = (double)gradient[row * columns + first + column];
     const double image = (double)images[row * width + column];
-    slope += (double)step[column] * residual;
-    curvature += (double)step[column] * image;
+    forms.slope += (double)step[column] * residual;
+    forms.curvature += (double)step[column] * image;
     if (!has_offsets) continue;
-    offset_slope += residual;
-    mixed += image;
-    for (i64 other = 0; other < width; other++) offset_curvature += (double)gram[(first + column) * columns + first + other];
+    forms.offset_slope += residual;
+    forms.mixed += image;
+    for (i64 other = 0; other < width; other++)
+      forms.offset_curvature += (double)gram[(first + column) * columns + first + other];
   }
-  slope = block_sum(slope, scratch);
-  __syncthreads();
-  curvature = block_sum(curvature, scratch);
-  __syncthreads();
-  if (has_offsets) {
-    offset_slope = block_sum(offset_slope, scratch);
-    __syncthreads();
-    offset_curvature = block_sum(offset_curvature, scratch);
-    __syncthreads();
-    mixed = block_sum(mixed, scratch);
-    __syncthreads();
-  }
+  forms = block_sum(forms, has_offsets, scratch);
   const float scale = scales[place], shift = shifts[place];
   float scale_change = 0.0f, shift_change = 0.0f;
-  if (curvature > 0.0 && curvature < 1e300) {
+  if (forms.curvature > 0.0 && forms.curvature < 1e300) {
     if (!has_offsets) {
-      const float optimum = scale + (float)(slope / curvature);
+      const float optimum = scale + (float)(forms.slope / forms.curvature);
       const float next = optimum > 0.0f ? stored_scale(optimum, stored, unit, shift != middle_code) : scale;
-      const double change = (double)(next - scale);
       // Rounding can carry the scale past the optimum, to where the objective is higher than before.
-      if (change * (2.0 * slope - change * curvature) > 0.0) scale_change = next - scale;
-    } else {
-      const double determinant = curvature * offset_curvature - mixed * mixed;
-      if (offset_curvature > 0.0 && determinant > 1e-6 * curvature * offset_curvature) {
-        const float optimum = scale + (float)((slope * offset_curvature - offset_slope * mixed) / determinant);
-        const float next = optimum > 0.0f ? stored_scale(optimum, stored, unit, false) : scale;
-        const double change = (double)(next - scale);
-        const float wanted = shift + (float)((offset_slope - mixed * change) / offset_curvature);
-        const float moved = stored_offset(wanted, stored, unit);
-        const double other = (double)(moved - shift);
-        const double gain = change * (2.0 * slope - change * curvature) +
-                            other * (2.0 * (offset_slope - mixed * change) - other * offset_curvature);
-        if (gain > 0.0) {
-          scale_change = next - scale;
-          shift_change = moved - shift;
-        }
+      if (refit_gain(forms, (double)(next - scale), 0.0) > 0.0) scale_change = next - scale;
+    } else if (are_independent(forms)) {
+      const float optimum = scale + (float)joint_scale_step(forms);
+      const float next = optimum > 0.0f ? stored_scale(optimum, stored, unit, false) : scale;
+      const double change = (double)(next - scale);
+      const float moved = stored_offset(shift + (float)offset_step(forms, change), stored, unit);
+      if (refit_gain(forms, change, (double)(moved - shift)) > 0.0) {
+        scale_change = next - scale;
+        shift_change = moved - shift;
       }
     }
   }
@@ -327,46 +356,28 @@ KERNEL(ROW_THREADS, refit_unit,
   __shared__ double scratch[32];
   const i64 row = blockIdx.x, place = row * blocks + block;
   float *step = steps + row * steps_stride;
-  double slope = 0.0, curvature = 0.0, offset_slope = 0.0, offset_curvature = 0.0, mixed = 0.0;
+  RefitForms forms = {0.0, 0.0, 0.0, 0.0, 0.0};
   for (i64 column = threadIdx.x; column < width; column += blockDim.x) {
     const double residual = (double)gradient[row * columns + first + column];
     const double image = (double)images[row * width + column];
-    slope += (double)step[column] * residual;
-    curvature += (double)step[column] * image;
+    forms.slope += (double)step[column] * residual;
+    forms.curvature += (double)step[column] * image;
     if (!has_offsets) continue;
     const double offset = (double)offset_steps[row * width + column];
-    offset_slope += offset * residual;
-    offset_curvature += offset * (double)offset_images[row * width + column];
-    mixed += offset * image;
+    forms.offset_slope += offset * residual;
+    forms.offset_curvature += offset * (double)offset_images[row * width + column];
+    forms.mixed += offset * image;
   }
-  slope = block_sum(slope, scratch);
-  __syncthreads();
-  curvature = block_sum(curvature, scratch);
-  __syncthreads();
-  if (has_offsets) {
-    offset_slope = block_sum(offset_slope, scratch);
-    __syncthreads();
-    offset_curvature = block_sum(offset_curvature, scratch);
-    __syncthreads();
-    mixed = block_sum(mixed, scratch);
-    __syncthreads();
-  }
+  forms = block_sum(forms, has_offsets, scratch);
   const float unit = scale_units[place], offset_unit = has_offsets ? offset_units[place] : 0.0f;
   float next = unit, next_offset = offset_unit;
-  if (curvature > 0.0 && curvature < 1e300) {
-    const double determinant = curvature * offset_curvature - mixed * mixed;
-    const bool moves_offsets = determinant > 1e-6 * curvature * offset_curvature;
-    const double wanted =
-        moves_offsets ? (slope * offset_curvature - offset_slope * mixed) / determinant : slope / curvature;
+  if (forms.curvature > 0.0 && forms.curvature < 1e300) {
+    const bool moves_offsets = are_independent(forms);
+    const double wanted = moves_offsets ? joint_scale_step(forms) : forms.slope / forms.curvature;
     next = storable_unit(unit + (float)wanted, unit);
     const double change = (double)(next - unit);
-    if (moves_offsets)
-      next_offset =
-          storable_unit(offset_unit + (float)((offset_slope - mixed * change) / offset_curvature), offset_unit);
-    const double other = (double)(next_offset - offset_unit);
-    const double gain = change * (2.0 * slope - change * curvature) +
-                        other * (2.0 * (offset_slope - mixed * change) - other * offset_curvature);
-    if (!(gain > 0.0)) {
+    if (moves_offsets) next_offset = storable_unit(offset_unit + (float)offset_step(forms, change), offset_unit);
+    if (!(refit_gain(forms, change, (double)(next_offset - offset_unit)) > 0.0)) {
       next = unit;
       next_offset = offset_unit;
     }
