@@ -30,7 +30,7 @@ public final class CheckpointReader: WeightSource {
   /// The header of a GGUF file.
   public let gguf: GGUFHeader?
   /// What reads tensors that are computed of those in the files.
-  private let computing: (any WeightSource)?
+  let computing: (any WeightSource)?
 
   /// Opens all shards of the checkpoint in `directory` and checks their headers.
   /// - Throws: ``CheckpointError``, ``SafetensorsError`` or ``FileError``.
@@ -111,72 +111,39 @@ public final class CheckpointReader: WeightSource {
   public convenience init(
     gguf path: String, isAlone: Bool = true, symlinks: SymlinkPolicy = .follow
   ) throws {
-    try self.init(gguf: path, isAlone: isAlone, symlinks: symlinks, joiningLatents: true)
+    let file = try GGUFFile(path, symlinks: symlinks)
+    let reader = try CheckpointReader(file, isAlone: isAlone, symlinks: symlinks)
+    let latents = file.model.splitsLatents ? SplitLatents(reader, layers: file.model.layers) : nil
+    var tensors = reader.tensors
+    for tensor in latents?.tensors ?? [] { tensors[tensor.name] = tensor }
+    self.init(
+      reader, configuration: reader.configuration, tensors: tensors, names: reader.tensorNames, by: latents)
   }
 
-  /// - Parameter joinsLatents: whether what a file has in parts is there as the checkpoint has it, too
-  private init(
-    gguf path: String, isAlone: Bool, symlinks: SymlinkPolicy, joiningLatents joinsLatents: Bool
-  ) throws {
-    let directory = FileSystem.parent(of: path)
-    let parts = GGUFFiles.parts(of: FileSystem.name(of: path))
-    let missing = try parts.filter { try !FileSystem.exists(FileSystem.join(directory, $0)) }
-    if !missing.isEmpty, missing.count < parts.count {
-      throw GGUFError(file: path, reason: .missingParts(missing))
-    }
-    let mapped = try parts.map {
-      try MappedFile(path: FileSystem.join(directory, $0), symlinks: symlinks)
-    }
-    let headers = try mapped.map { try GGUFHeader(of: $0) }
-    if case .integer(let count) = headers[0]["split.count"], count > 1, parts.count == 1 {
-      throw GGUFError(file: path, reason: .badKey("split.count"))
-    }
-    let header = parts.count == 1 ? headers[0] : try GGUFHeader(joining: headers)
-    let fileOfPath = Dictionary(uniqueKeysWithValues: mapped.map { ($0.path, $0) })
-    func values(of tensor: GGUFHeader.Tensor) throws(GGUFError) -> [Float] {
-      guard tensor.type.plainType == .float32, tensor.shape.count == 1, tensor.shape[0] <= 1 << 16 else {
-        throw GGUFError(file: path, reason: .badKey(tensor.name))
-      }
-      guard let file = fileOfPath[tensor.file] else { preconditionFailure("a file that was not opened") }
-      let values = Matrix(rows: 1, columns: tensor.shape[0])
-      _ = file.withBytes(tensor.bytes) { bytes in
-        values.withMutableSpan { convertWeights(bytes, .float32, into: &$0) }
-      }
-      return values.elements
-    }
-    let model = try GGUFModel(header, values: values(of:)) { range in
-      mapped[0].withBytes(range) { bytes in
-        (0..<bytes.byteCount).map { unsafe bytes.unsafeLoad(fromByteOffset: $0, as: UInt8.self) }
-      }
-    }
-    let stored = model.tensors(of: header)
-    self.directory = directory
-    configuration = model.configuration
+  /// A GGUF file with its tensors as they stand in it.
+  private init(_ file: GGUFFile, isAlone: Bool, symlinks: SymlinkPolicy) throws {
+    directory = file.directory
+    configuration = file.model.configuration
+    let stored = file.model.tensors(of: file.header)
     var tensors: [String: TensorInfo] = [:]
     for tensor in stored where tensors.updateValue(tensor, forKey: tensor.name) != nil {
-      throw GGUFError(file: path, reason: .duplicate(tensor.name))
+      throw GGUFError(file: file.header.file, reason: .duplicate(tensor.name))
     }
-    let latents =
-      joinsLatents && model.splitsLatents
-      ? SplitLatents(
-        try CheckpointReader(gguf: path, isAlone: isAlone, symlinks: symlinks, joiningLatents: false),
-        layers: model.layers) : nil
-    for tensor in latents?.tensors ?? [] { tensors[tensor.name] = tensor }
     self.tensors = tensors
     tensorNames = stored.map(\.name)
     metadata = [:]
     let others =
       isAlone
       ? (copied: [], foreign: [])
-      : try Self.files(in: directory, besides: parts, symlinks: symlinks)
+      : try Self.files(in: file.directory, besides: file.parts, symlinks: symlinks)
     otherFiles = others.copied + others.foreign.filter(GGUFFiles.isProjector)
     foreignFiles = others.foreign.filter { !GGUFFiles.isProjector($0) }
     self.symlinks = symlinks
-    files = fileOfPath
+    files = file.mapped
     byteCount = stored.reduce(0) { $0 + $1.byteRange.count }
     scales = [:]
-    computing = latents
-    gguf = header
+    computing = nil
+    gguf = file.header
   }
 
   /// Opens one safetensors file that stands for itself, such as a set of token ids.
@@ -242,7 +209,7 @@ public final class CheckpointReader: WeightSource {
   /// The same files with other tensors, some of which another source reads.
   init(
     _ reader: CheckpointReader, configuration: JSONValue, tensors: [String: TensorInfo], names: [String],
-    by source: any WeightSource
+    by source: (any WeightSource)?
   ) {
     directory = reader.directory
     self.configuration = configuration
@@ -423,7 +390,7 @@ public final class CheckpointReader: WeightSource {
   /// Bytes of a GGUF file's header.
   func ggufBytes(_ range: Range<Int>) -> [UInt8] {
     guard let gguf, let file = files[gguf.file] else { preconditionFailure("no GGUF file") }
-    return file.withBytes(range) { bytes in unsafe bytes.withUnsafeBytes { unsafe Array($0) } }
+    return file.bytes(range)
   }
 
   /// Starts to read bytes of a tensor from the disk.

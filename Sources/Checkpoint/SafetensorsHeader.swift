@@ -17,6 +17,9 @@ public struct TensorInfo: Sendable, Hashable {
   /// Where it stands in a larger tensor, or in one that is turned.
   public internal(set) var part: TensorPart?
 
+  /// The name of the tensor in the file that it is in, or is a part of.
+  public var storedName: String { part?.whole ?? name }
+
   /// The tensor as a matrix: the first extent makes the rows, and a vector is one row.
   public var matrixDimensions: (rows: Int, columns: Int) {
     let rows = shape.count > 1 ? shape[0] : 1

@@ -224,7 +224,7 @@ public final class CheckpointExport: Sendable {
       if !ggufs.isEmpty {
         let type = tensor.ggufType
         let start = (tensor.part?.start).flatMap { type?.byteCount(ofRow: $0) } ?? 0
-        try copyBytes(of: tensor, to: ggufs, as: tensor.part?.whole ?? tensor.name, at: start)
+        try copyBytes(of: tensor, to: ggufs, as: tensor.storedName, at: start)
       }
       let outputs = outputs.filter { $0.format.ggufType(ofUnquantized: tensor) == nil }
       if outputs.isEmpty { continue }

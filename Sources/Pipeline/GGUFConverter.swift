@@ -1,6 +1,5 @@
 import Calibration
 import Checkpoint
-import Foundation
 import SystemIO
 
 /// llama.cpp's converter, which makes a GGUF file of a checkpoint: `convert_hf_to_gguf.py`, run by a Python that has what it
@@ -25,7 +24,7 @@ public struct GGUFConverter: Sendable, Equatable {
   public func convert(
     _ model: String, to file: String, symlinks: SymlinkPolicy = .follow, heard: () -> Void = {}
   ) throws {
-    guard FileManager.default.isReadableFile(atPath: program) else {
+    guard FileSystem.isReadable(program) else {
       throw GGUFConversionError.missing(program: program)
     }
     let directory = FileSystem.parent(of: file)

@@ -21,9 +21,7 @@ extension LayerLoop {
     }
     let state = try run(
       stream, stage, layer, reading: stage.reads.union([next.inputSlot]), batch, samples)
-    try store(
-      state, by: step, batch, layer: layer.index,
-      after: stage.experts.isEmpty ? stage.linears.map(\.name).joined(separator: ", ") : "the experts")
+    try store(state, by: step, batch, layer: layer.index, after: stage.title)
     return reached(state)
   }
 

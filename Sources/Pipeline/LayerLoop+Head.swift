@@ -21,9 +21,7 @@ extension LayerLoop {
       times.measure(.gram) { gram.accumulate(input) }
       try backend.checkDevice()
     }
-    last.unload()
-    mixtureOutputs = []
-    quantized.states.releaseBuffers()
-    return try makeProblem(gram.values, of: [], in: model.description.layerCount)
+    leave(last)
+    return try makeProblem(gram.values, for: "the head", in: model.description.layerCount)
   }
 }

@@ -94,7 +94,9 @@ extension LayerLoop {
     _ quantize: Quantize
   ) throws {
     try beforeReading()
-    let problem = try times.measure(.solver) { try makeProblem(gram, of: half.linears, in: layer.index) }
+    let problem = try times.measure(.solver) {
+      try makeProblem(gram, for: half.linears.names, in: layer.index)
+    }
     try times.measure(.solver) { try quantize(layer, half, problem, share) }
   }
 

@@ -91,8 +91,8 @@ final class LayerLoop {
     let quantized: DecoderLayer
     let original: DecoderLayer?
 
-    /// Every batch is past the stage: its weights are not needed any more.
-    func unload() {
+    /// Gives the memory of the stage's weights back.
+    fileprivate func unload() {
       quantized.leave(stage)
       original?.leave(stage)
       quantized.forget(stage)
@@ -198,10 +198,7 @@ final class LayerLoop {
       isTakingOver = index == first && first > 0
       let statistics = try enter(
         position, from: here, beginsLayer: place.number == 0, gathering: index >= open)
-      here?.unload()
-      mixtureOutputs = []
-      quantized.states.releaseBuffers()
-      original?.states.releaseBuffers()
+      if let here { leave(here) }
       guard position.stage.experts.isEmpty else {
         try runMixture(position, shared: statistics?.gram, knowing: known, quantize)
         here = position
@@ -217,7 +214,7 @@ final class LayerLoop {
         try beforeReading()
         let problem = try times.measure(.solver) {
           try makeProblem(
-            statistics.gram.values, correction: statistics.correction, of: position.stage.linears,
+            statistics.gram.values, correction: statistics.correction, for: position.stage.title,
             in: position.quantized.index)
         }
         try times.measure(.solver) { try quantize(position.quantized, position.stage, problem, nil) }
@@ -287,18 +284,24 @@ final class LayerLoop {
     }
   }
 
+  /// Every batch is past a stage.
+  func leave(_ position: Position) {
+    position.unload()
+    mixtureOutputs = []
+    for stream in streams { stream.states.releaseBuffers() }
+  }
+
   private func position(_ layers: Layers, _ stage: Int) -> Position {
     Position(
       stage: layers.quantized.stages[stage], quantized: layers.quantized, original: layers.original)
   }
 
   func makeProblem(
-    _ gram: Matrix, correction: Matrix? = nil, of linears: [LayerLinear], in layer: Int
+    _ gram: Matrix, correction: Matrix? = nil, for reader: String, in layer: Int
   ) throws -> LayerProblem {
     if let feature = backend.diagonal(of: gram).firstIndex(where: { !$0.isFinite }) {
       throw PipelineError.overflowingInputs(
-        layer: layer, of: linears.isEmpty ? "the head" : linears.map(\.name).joined(separator: ", "),
-        feature: feature)
+        layer: layer, of: reader, feature: feature)
     }
     return LayerProblem(gram: gram, correction: correction, backend: backend)
   }
@@ -388,4 +391,12 @@ final class LayerLoop {
 
 extension Stage {
   var inFeatures: Int { linears[0].inFeatures }
+
+  /// What it is called in a message.
+  var title: String { experts.isEmpty ? linears.names : "the experts" }
+}
+
+extension [LayerLinear] {
+  /// For a message.
+  var names: String { map(\.name).joined(separator: ", ") }
 }

@@ -84,9 +84,6 @@ extension QuantizationRequest {
   /// Whether the result is one file, with its report beside it.
   var isOneFile: Bool { GGUFFiles.isGGUF(output) }
 
-  /// Whether the result is one file, with its report beside it.
-  var reportPlace: Report.Place { isOneFile ? Report.Place(beside: output) : Report.Place(directory: output) }
-
   /// The calibration sequences that also run through the original model.
   var originalSamples: Int { target.originalSamples(share: targetShare, of: calibration.samples) }
 }

@@ -102,13 +102,10 @@ extension QuantizationRun {
       bits = solution.linear.bitsPerWeight
       try body(solution.linear, first)
     }
-    let grid = head.treatment.gridFormat
-    var row = Report.Linear(
-      name: linear.name, shape: [linear.outFeatures, linear.inFeatures], bits: grid.bitWidth.rawValue,
-      groupSize: grid.groupSize.notation, symmetric: grid.isSymmetric, solver: quantizer.name,
-      relativeError: scale > 0 ? objective / scale : 0, seconds: (ContinuousClock.now - start).seconds,
-      layer: description.layerCount, bitsPerWeight: bits)
-    row.type = GGUFTensorType(grid)?.name
+    var row = row(
+      of: linear.name, shape: [linear.outFeatures, linear.inFeatures], bitsPerWeight: bits, head.treatment,
+      relativeError: scale > 0 ? objective / scale : 0, layer: description.layerCount,
+      seconds: (ContinuousClock.now - start).seconds)
     let warnings =
       (scale > 0
         ? [] : ["\(linear.name) makes nothing but zeros of what the last layer leaves; check the source"])
@@ -144,24 +141,24 @@ extension QuantizationRun {
       linear.warnings
       + Self.warnings(
         linear.name, solution.relativeError, isWorseThanRounding: solution.isWorseThanRounding)
+    let result = solution.linear
     var row = row(
-      solution, linear.treatment, layer: layer,
+      of: result.name, shape: [result.outFeatures, result.inFeatures], bitsPerWeight: result.bitsPerWeight,
+      linear.treatment, relativeError: solution.relativeError, layer: layer,
       seconds: linear.seconds + (ContinuousClock.now - start).seconds)
     row.warnings = warnings.isEmpty ? nil : warnings
     return (solution, row)
   }
 
   private func row(
-    _ solution: LayerSolution, _ treatment: Treatment, layer: Int, seconds: Double
+    of name: String, shape: [Int], bitsPerWeight: Double, _ treatment: Treatment, relativeError: Double,
+    layer: Int, seconds: Double
   ) -> Report.Linear {
-    let linear = solution.linear
-    let format = linear.grid.format
+    let format = treatment.gridFormat
     var row = Report.Linear(
-      name: linear.name, shape: [linear.outFeatures, linear.inFeatures],
-      bits: format.bitWidth.rawValue, groupSize: format.groupSize.notation,
-      symmetric: format.isSymmetric, solver: treatment.quantizer.name,
-      relativeError: solution.relativeError, seconds: seconds, layer: layer,
-      bitsPerWeight: linear.bitsPerWeight)
+      name: name, shape: shape, bits: format.bitWidth.rawValue, groupSize: format.groupSize.notation,
+      symmetric: format.isSymmetric, solver: treatment.quantizer.name, relativeError: relativeError,
+      seconds: seconds, layer: layer, bitsPerWeight: bitsPerWeight)
     row.type = outline == nil ? nil : GGUFTensorType(format)?.name
     return row
   }

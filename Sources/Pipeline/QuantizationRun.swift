@@ -51,8 +51,8 @@ public final class QuantizationRun: Sendable {
     _ request: QuantizationRequest, backend: any ComputeBackend,
     progress: (ProgressEvent) -> Void = { _ in }
   ) throws {
-    let outputs =
-      [request.output] + (request.isOneFile ? [request.reportPlace.path, request.reportPlace.page] : [])
+    let report = request.isOneFile ? Report.Place(beside: request.output) : nil
+    let outputs = [request.output] + (report.map { [$0.path, $0.page] } ?? [])
     for path in outputs + (request.importanceMatrix.map { [$0] } ?? []) {
       if try FileSystem.exists(path) { throw PipelineError.outputExists(path) }
     }
@@ -266,7 +266,7 @@ public final class QuantizationRun: Sendable {
             stack.whole, energies: stageProblem.inputEnergies, tokens: max(expert.tokens, 1),
             expert: expert.number, of: stack.shape[0])
         } else {
-          importance?.add(tensor.part?.whole ?? tensor.name, energies: stageProblem.inputEnergies)
+          importance?.add(tensor.storedName, energies: stageProblem.inputEnergies)
         }
       }
       let done = Set(rows.map(\.name))
@@ -310,7 +310,7 @@ public final class QuantizationRun: Sendable {
       defer { measure(.solving) }
       progress(.step("solving \(head.linear.name)"))
       if !description.hasTiedHead, let tensor = checkpoint.tensors["\(head.linear.name).weight"] {
-        importance?.add(tensor.part?.whole ?? tensor.name, energies: problem.inputEnergies)
+        importance?.add(tensor.storedName, energies: problem.inputEnergies)
       }
       headRow = try solve(head, problem) { rows, firstRow in
         progress(.advanced)
@@ -422,7 +422,7 @@ public final class QuantizationRun: Sendable {
 
   /// Publishes the file alone, and the report beside it.
   private func publishFile(of staging: StagingDirectory) throws {
-    let place = request.reportPlace
+    let place = Report.Place(beside: request.output)
     let files = try GGUFFiles.models(among: FileSystem.names(in: staging.path))
     precondition(files.count == 1, "the output has one model")
     try staging.publish([

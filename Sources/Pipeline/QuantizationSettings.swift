@@ -127,9 +127,12 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
 
   public init() {}
 
+  /// Whether the result is a GGUF file.
+  public var isGGUF: Bool { formats == [.gguf] }
+
   /// What the format gguf writes, where it is the one that is asked for.
   var mix: GGUFMix? {
-    formats == [.gguf] ? GGUFMix(ggufType, isPure: ggufPure) : nil
+    isGGUF ? GGUFMix(ggufType, isPure: ggufPure) : nil
   }
 
   /// - Throws: ``SettingsError`` for the first value that is not possible.

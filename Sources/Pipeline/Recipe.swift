@@ -100,18 +100,23 @@ public struct Recipe: Sendable {
     // Once for all: a mixture has tens of thousands of linears.
     var expressions: [Regex<AnyRegexOutput>] = []
     for rule in rules { expressions.append(try rule.expression) }
+    /// The rules that match a module, which are of use then.
+    func matching(_ module: String) -> [Int] {
+      let matching = expressions.indices.filter { (try? expressions[$0].firstMatch(in: module)) != nil }
+      for index in matching { used[index] = true }
+      return matching
+    }
     for layer in 0..<model.layerCount {
       for part in model.stages(ofLayer: layer).flatMap(\.linearsByPart) {
         var first: (module: String, grid: GridFormat?)?
         for linear in part {
           let module = model.layerPrefix(layer) + linear.name
-          let matching = expressions.indices.filter { (try? expressions[$0].firstMatch(in: module)) != nil }
+          let matching = matching(module)
           // What is put together of several tensors has no place for codes.
           let hasPlace = types == nil || checkpoint?.tensors["\(module).weight"]?.coding != .computed
           let treatment = hasPlace ? treatment(of: standard(module), by: matching) : nil
           if let treatment { try check(treatment, of: module, matching) }
           resolved.linears[module] = treatment
-          for index in matching { used[index] = true }
           // llama.cpp fuses nothing.
           if types == nil, let first, first.grid != treatment?.gridFormat {
             throw .fusedModulesDiffer(first.module, module)
@@ -135,7 +140,7 @@ public struct Recipe: Sendable {
         }
       }
     }
-    // What layers read of is none of those, nor what is small and decides much.
+    // What is left of a file's matrices: not what a layer keeps in 16 bits.
     let linears = Set(
       (0..<model.layerCount).flatMap { layer in
         (model.linears(ofLayer: layer) + model.keptLinears(ofLayer: layer)).map {
@@ -143,8 +148,7 @@ public struct Recipe: Sendable {
         }
       })
     for module in (types ?? [:]).keys.sorted() where !linears.contains(module) {
-      let matching = expressions.indices.filter { (try? expressions[$0].firstMatch(in: module)) != nil }
-      for index in matching { used[index] = true }
+      let matching = matching(module)
       guard let treatment = treatment(of: standard(module), by: matching),
         let shape = checkpoint?.shape(of: "\(module).weight"), shape.count == 2
       else { continue }
@@ -301,7 +305,7 @@ extension Recipe {
       guard let tensor = checkpoint.tensors["\(module).weight"], let type = GGUFTensorType(grid) else {
         return nil
       }
-      return (tensor.part?.whole ?? tensor.name, type)
+      return (tensor.storedName, type)
     }
     return GGUFOutline(mix, of: gguf, chosen: Dictionary(chosen, uniquingKeysWith: { first, _ in first }))
   }
@@ -315,7 +319,7 @@ extension CheckpointReader {
     return Dictionary(
       uniqueKeysWithValues: tensors.values.compactMap { tensor in
         guard tensor.name.hasSuffix(".weight") else { return nil }
-        return types[tensor.part?.whole ?? tensor.name].map {
+        return types[tensor.storedName].map {
           (String(tensor.name.dropLast(".weight".count)), $0)
         }
       })

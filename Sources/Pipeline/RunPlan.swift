@@ -38,7 +38,7 @@ public struct RunPlan: Sendable {
     let resolved = try recipe.resolve(for: model, in: checkpoint)
     outline = recipe.outline(resolved, of: checkpoint)
     (treatments, head) = (resolved.linears, resolved.head)
-    let isConverted = hasConverter && settings.formats == [.gguf] && checkpoint.gguf == nil
+    let isConverted = hasConverter && settings.isGGUF && checkpoint.gguf == nil
     convertedBytes = isConverted ? Self.convertedBytes(of: checkpoint) : nil
     // Of a file that is yet to be made, its types will be known when it is.
     if !isConverted {

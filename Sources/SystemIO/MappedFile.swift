@@ -64,6 +64,11 @@ public enum SymlinkPolicy: Sendable {
     return try body(unsafe UnsafeRawBufferPointer(rebasing: mapping[range]).bytes)
   }
 
+  /// A copy of the bytes in `range`, which lies inside the file.
+  public func bytes(_ range: Range<Int>) -> [UInt8] {
+    withBytes(range) { bytes in unsafe bytes.withUnsafeBytes { unsafe Array($0) } }
+  }
+
   /// Starts to read the bytes in `range` from the disk.
   public func willNeed(_ range: Range<Int>) {
     advise(range, MADV_WILLNEED)

@@ -83,7 +83,7 @@ struct QuantizeCommand: ParsableCommand {
 
   func validate() throws {
     if GGUFFiles.isGGUF(output) {
-      guard settings.formats == [.gguf] else {
+      guard settings.isGGUF else {
         throw ValidationError(
           "--output \(output) is the name of a GGUF file, which is made of GGUF files alone")
       }
@@ -165,7 +165,7 @@ struct QuantizeCommand: ParsableCommand {
   /// Makes the GGUF file of a checkpoint that is to become one.
   /// - Returns: the hidden directory that it is in, which goes with this process; nil if the model is quantized as it is
   private func convert(_ progress: ProgressLine) throws -> StagingDirectory? {
-    guard settings.formats == [.gguf], !CheckpointReader.isGGUF(model), let converter = conversion.converter
+    guard settings.isGGUF, !CheckpointReader.isGGUF(model), let converter = conversion.converter
     else { return nil }
     progress.show(.step("converting to GGUF by \(converter.program)"))
     let directory = try StagingDirectory(for: "\(output).converted")

@@ -228,9 +228,7 @@ struct GGUFRunTests {
       let (range, count) = (part.tensor.bytes, part.tensor.shape[0])
       let size = part.number == nil ? range.count : range.count / count
       let start = range.lowerBound + (part.number ?? 0) * size
-      let bytes = try MappedFile(path: part.tensor.file).withBytes(start..<start + size) { span in
-        (0..<span.byteCount).map { unsafe span.unsafeLoad(fromByteOffset: $0, as: UInt8.self) }
-      }
+      let bytes = try MappedFile(path: part.tensor.file).bytes(start..<start + size)
       try writer.write(part.name, bytes)
     }
     try writer.finish()
@@ -320,10 +318,7 @@ struct GGUFRunTests {
     let writer = try CheckpointWriter(
       gguf: "source.gguf", in: directory.path, plan: plan, keysOf: plain, fileType: 1)
     for tensor in try #require(plain.gguf).tensors {
-      let source = try MappedFile(path: tensor.file)
-      var bytes = source.withBytes(tensor.bytes) { span in
-        (0..<span.byteCount).map { unsafe span.unsafeLoad(fromByteOffset: $0, as: UInt8.self) }
-      }
+      var bytes = try MappedFile(path: tensor.file).bytes(tensor.bytes)
       if tensor.name.hasSuffix("ffn_up.weight") || tensor.name == "token_embd.weight" {
         for index in 0..<512 { bytes[index] = 0 }
         // The second row: 1e-12, as bfloat16.

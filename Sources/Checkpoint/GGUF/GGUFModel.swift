@@ -42,14 +42,9 @@ struct GGUFModel {
           return (key.name, bytes(range).map { $0 != 0 })
         }))
     let hasExperts = try keys.number("expert_count").map { $0 != 0 } ?? false
-    let isWindowed =
-      try keys.number("attention.sliding_window")?.int ?? 0 > 0
-      && GGUFFamily.known[architecture + GGUFFamily.windowed] != nil
     let name =
-      isWindowed
-      ? architecture + GGUFFamily.windowed
-      : hasExperts && GGUFFamily.known[architecture]?.stacks.isEmpty ?? true
-        ? architecture + GGUFFamily.withExperts : architecture
+      hasExperts && GGUFFamily.known[architecture]?.stacks.isEmpty ?? true
+      ? architecture + GGUFFamily.withExperts : architecture
     guard let family = GGUFFamily.known[name] else {
       let known = GGUFFamily.known.keys.filter { !$0.contains(" ") }
       throw error(
@@ -149,23 +144,24 @@ struct GGUFModel {
         return [TensorInfo(tensor, named: tensor.name)]
       }
       let layer = "\(family.layers)\(parts[1])"
+      func name(_ pattern: String, ofExpert number: Int) -> String {
+        "\(layer).\(pattern.replacing("#", with: "\(number)")).\(kind)"
+      }
       if parts.count == 4 {
         // Of files that were made before there were stacks: `blk.0.ffn_down.3`.
-        let name = family.stacks["\(parts[2])_exps"]?.first.map {
-          "\(layer).\($0.replacing("#", with: parts[3])).\(kind)"
+        guard let expert = Int(parts[3]), let pattern = family.stacks["\(parts[2])_exps"]?.first else {
+          return [TensorInfo(tensor, named: tensor.name)]
         }
-        return [TensorInfo(tensor, named: Int(parts[3]) == nil ? tensor.name : name ?? tensor.name)]
+        return [TensorInfo(tensor, named: name(pattern, ofExpert: expert))]
       }
-      if let names = family.stacks[parts[2]], tensor.shape.count == 3, tensor.shape[0] <= Self.mostExperts,
-        tensor.shape[1].isMultiple(of: names.count)
+      if let patterns = family.stacks[parts[2]], tensor.shape.count == 3, tensor.shape[0] <= Self.mostExperts,
+        tensor.shape[1].isMultiple(of: patterns.count)
       {
-        let rows = tensor.shape[1] / names.count
+        let rows = tensor.shape[1] / patterns.count
         return (0..<tensor.shape[0]).flatMap { expert in
-          names.enumerated().map { number, name in
+          patterns.enumerated().map { number, pattern in
             let start = expert * tensor.shape[1] + number * rows
-            return TensorInfo(
-              tensor, named: "\(layer).\(name.replacing("#", with: "\(expert)")).\(kind)",
-              rows: start..<start + rows)
+            return TensorInfo(tensor, named: name(pattern, ofExpert: expert), rows: start..<start + rows)
           }
         }
       }

@@ -27,7 +27,7 @@ public struct ImportanceMatrix: Sendable {
 
   /// - Parameter energies: Σ x² of every input of the matrix
   public mutating func add(_ tensor: String, energies: [Float]) {
-    entries[tensor] = Entry(sums: energies, tokens: [Float(samples * sequenceLength)])
+    add(tensor, energies: energies, tokens: samples * sequenceLength, expert: 0, of: 1)
   }
 
   /// - Parameters:

@@ -40,11 +40,8 @@ final class SplitLatents: WeightSource {
   private static let (prefix, keys, values) = ("blk.", ".attn_k_b.weight", ".attn_v_b.weight")
 
   /// The names that the stacks of a matrix have in the file.
-  static func parts(of tensor: TensorInfo, in reader: CheckpointReader) -> [String] {
-    // ….N.self_attn.kv_b_proj.weight
-    let path = tensor.name.split(separator: ".")
-    guard path.count > 4 else { return [] }
-    return [keys, values].map { "\(prefix)\(path[path.count - 4])\($0)" }
+  func parts(of tensor: String) -> [String] {
+    stacks[tensor].map { [$0.keys.name, $0.values.name] } ?? []
   }
 
   /// The matrices, each with the tensor whose place in the files stands for its own.

@@ -10,8 +10,8 @@ extension CheckpointReader {
     var read: Set<String> = []
     for name in names {
       guard let tensor = tensors[name] else { continue }
-      read.insert(tensor.part?.whole ?? tensor.name)
-      if tensor.coding == .computed { read.formUnion(SplitLatents.parts(of: tensor, in: self)) }
+      read.insert(tensor.storedName)
+      if let latents = computing as? SplitLatents { read.formUnion(latents.parts(of: tensor.name)) }
     }
     for tensor in gguf.tensors where !read.contains(tensor.name) {
       let parts = tensor.name.split(separator: ".").map(String.init)

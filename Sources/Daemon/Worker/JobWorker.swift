@@ -159,7 +159,7 @@ public struct JobWorker {
 
   /// What is quantized: the model, or the GGUF file that it becomes first, where it is to become one.
   private func convertedModel() throws -> String {
-    guard order.settings.formats == [.gguf], !CheckpointReader.isGGUF(order.model),
+    guard order.settings.isGGUF, !CheckpointReader.isGGUF(order.model),
       let program = order.ggufConverter
     else { return order.model }
     let file = files.converted(order.name ?? FileSystem.name(of: order.model))

@@ -105,7 +105,6 @@ struct GGUFFamily: Sendable {
     "gpt2": gpt2,
     "granite": granite,
     "olmo2": olmo2,
-    "olmo2\(windowed)": olmo3,
     "starcoder2": starcoder2,
     "stablelm": GGUFFamily(modelType: "stablelm", turnsPartly: true, epsilon: "layer_norm_eps") {
       (keys) throws(GGUFError) in

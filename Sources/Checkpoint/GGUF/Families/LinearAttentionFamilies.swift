@@ -44,11 +44,8 @@ extension GGUFFamily {
   }
 
   static func gatedMixtureSettings(_ keys: GGUFKeys) throws(GGUFError) -> [String: JSONValue] {
-    [
-      "num_experts": try keys.required("expert_count"),
-      "num_experts_per_tok": try keys.required("expert_used_count"),
-      "moe_intermediate_size": try keys.required("expert_feed_forward_length"),
-      "shared_expert_intermediate_size": try keys.required("expert_shared_feed_forward_length"),
-    ].merging(try linearAttentionSettings(keys)) { $1 }
+    try mixtureSettings(keys).merging([
+      "shared_expert_intermediate_size": try keys.required("expert_shared_feed_forward_length")
+    ]) { $1 }.merging(try linearAttentionSettings(keys)) { $1 }
   }
 }

@@ -56,9 +56,6 @@ extension GGUFFamily {
     ]
   }
 
-  /// What is added to the name of an architecture whose models with windows are another family.
-  static let windowed = " with windows"
-
   /// The kinds of layers, as a list of flags tells those that see a window.
   static func windowSettings(_ keys: GGUFKeys) throws(GGUFError) -> [String: JSONValue] {
     let key = "attention.sliding_window_pattern"
@@ -79,14 +76,18 @@ extension GGUFFamily {
     ]
   }
 
+  /// OLMo 2 and 3, which are told apart by their windows.
   static let olmo2 = GGUFFamily(
     modelType: "olmo2",
     inner: inner([
       "post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm",
-    ]))
+    ])
+  ) { (keys) throws(GGUFError) in
+    try keys.number("attention.sliding_window")?.int ?? 0 > 0 ? try olmo3Settings(keys) : [:]
+  }
 
   /// Positions are scaled where a layer sees all.
-  static let olmo3 = GGUFFamily(modelType: "olmo3", inner: olmo2.inner) { (keys) throws(GGUFError) in
+  private static func olmo3Settings(_ keys: GGUFKeys) throws(GGUFError) -> [String: JSONValue] {
     let theta = try keys.number("rope.freq_base") ?? 500_000
     var full: [String: JSONValue] = ["rope_type": "default", "rope_theta": theta]
     if keys.header["olmo2.rope.scaling.type"] == .text("yarn") {
@@ -98,7 +99,7 @@ extension GGUFFamily {
       full["beta_slow"] = try keys.number("rope.scaling.yarn_beta_slow")
     }
     return try windowSettings(keys).merging([
-      "rope_scaling": .null,
+      "model_type": "olmo3", "rope_scaling": .null,
       "rope_parameters": [
         "full_attention": .object(full),
         "sliding_attention": [

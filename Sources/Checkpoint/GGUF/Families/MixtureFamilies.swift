@@ -10,11 +10,11 @@ extension GGUFFamily {
 
   /// What models with experts below `mlp.experts` say of them.
   static func mixtureSettings(_ keys: GGUFKeys) throws(GGUFError) -> [String: JSONValue] {
-    let width = keys.has("expert_feed_forward_length") ? "expert_feed_forward_length" : "feed_forward_length"
-    return [
+    [
       "num_experts": try keys.required("expert_count"),
       "num_experts_per_tok": try keys.required("expert_used_count"),
-      "moe_intermediate_size": try keys.required(width),
+      "moe_intermediate_size": try keys.required(
+        keys.has("expert_feed_forward_length") ? "expert_feed_forward_length" : "feed_forward_length"),
     ]
   }
 
@@ -58,12 +58,7 @@ extension GGUFFamily {
   static let qwen3MoE = GGUFFamily(
     modelType: "qwen3_moe", inner: inner(["ffn_gate_inp": "mlp.gate"]), stacks: expertStacks
   ) { (keys) throws(GGUFError) in
-    [
-      "num_experts": try keys.required("expert_count"),
-      "num_experts_per_tok": try keys.required("expert_used_count"),
-      "moe_intermediate_size": try keys.required("expert_feed_forward_length"),
-      "norm_topk_prob": true, "decoder_sparse_step": 1,
-    ]
+    try mixtureSettings(keys).merging(["norm_topk_prob": true, "decoder_sparse_step": 1]) { $1 }
   }
 
   static let olmoe = GGUFFamily(

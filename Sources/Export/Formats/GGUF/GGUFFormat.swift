@@ -49,7 +49,7 @@ public struct GGUFFormat: OutputFormat {
     guard let type = GGUFTensorType(grid) else { preconditionFailure("the grid was checked") }
     return [
       TensorPlan(
-        name: weight.part?.whole ?? weight.name, type: type, shape: weight.part?.shape ?? weight.shape)
+        name: weight.storedName, type: type, shape: weight.part?.shape ?? weight.shape)
     ]
   }
 
@@ -70,7 +70,7 @@ public struct GGUFFormat: OutputFormat {
     for first in stride(from: 0, to: linear.outFeatures, by: panelRows) {
       let rows = first..<min(first + panelRows, linear.outFeatures)
       try writer.write(
-        weight.part?.whole ?? weight.name, type.packed(linear, rows: rows),
+        weight.storedName, type.packed(linear, rows: rows),
         at: start + (firstRow + first) * rowBytes)
     }
   }
