@@ -160,6 +160,13 @@ public struct DecoderHead {
   let weights: Matrix
   let bias: [Float]?
 
+  /// The same head with another matrix, `[vocabulary, width]`.
+  public func replacingWeights(by weights: Matrix) -> DecoderHead {
+    precondition(
+      weights.rows == self.weights.rows && weights.columns == self.weights.columns, "another shape")
+    return DecoderHead(description: description, input: input, weights: weights, bias: bias)
+  }
+
   /// Logits `[tokens, vocabulary]` of hidden states `[tokens, hiddenSize]`; valid until the next call.
   public func logits(_ hiddenStates: Matrix) -> Matrix {
     let (backend, workspace) = (input.backend, input.workspace)

@@ -50,6 +50,13 @@ public struct Report: Codable, Sendable, Equatable {
     public var gguf: GGUFOutline?
     /// nil where nobody asked for one.
     public var rotation: Rotation?
+    /// nil where bits are as the settings say.
+    public var allocation: Allocation?
+
+    /// For people: `4 bits`, or what linears have on average.
+    public var width: String {
+      allocation.map { "\(fixed($0.reachedBits, 2)) bits a weight on average" } ?? "\(bits) bits"
+    }
 
     public init(
       bits: Int, groupSize: Int, symmetric: Bool, solver: String, target: String, targetSamples: Int?,
@@ -98,6 +105,55 @@ public struct Report: Codable, Sendable, Equatable {
           note
         }
       return chosen + (why.map { ": \($0)" } ?? "")
+    }
+  }
+
+  /// The bits that linears got by what they need, and what was measured for it.
+  public struct Allocation: Codable, Sendable, Equatable, CustomStringConvertible {
+    /// The grid of linears that have to have the same one.
+    public struct Choice: Codable, Sendable, Equatable {
+      /// The first of them.
+      public var module: String
+      public var bits: Int
+      /// Of a GGUF file.
+      public var type: String?
+
+      public init(module: String, bits: Int, type: String?) {
+        self.module = module
+        self.bits = bits
+        self.type = type
+      }
+    }
+
+    /// Bits a weight: what was asked for, and what all linears take.
+    public var averageBits: Double
+    public var reachedBits: Double
+    /// The Kullback-Leibler divergence from the source that is expected of it, in nats a token: a sum of what single linears
+    /// come to, which tells choices apart, and is not what an evaluation will find.
+    public var divergence: Double
+    /// The same with the grids of the settings for all.
+    public var standardBits: Double
+    public var standardDivergence: Double
+    public var choices: [Choice]
+    /// What it took, before the run began.
+    public var seconds: Double
+
+    public init(
+      averageBits: Double, reachedBits: Double, divergence: Double, standardBits: Double,
+      standardDivergence: Double, choices: [Choice], seconds: Double
+    ) {
+      self.averageBits = averageBits
+      self.reachedBits = reachedBits
+      self.divergence = divergence
+      self.standardBits = standardBits
+      self.standardDivergence = standardDivergence
+      self.choices = choices
+      self.seconds = seconds
+    }
+
+    public var description: String {
+      "\(fixed(reachedBits, 3)) bits a weight, chosen for each linear; expected divergence \(fixed(divergence, 4)), and "
+        + "\(fixed(standardDivergence, 4)) with the same grid for all at \(fixed(standardBits, 3)) bits"
     }
   }
 

@@ -42,6 +42,11 @@ public struct QuantizationRequest: Sendable {
   public var allowsRequantizing: Bool
   /// Whether the residual stream is rotated before.
   public var rotation: QuantizationSettings.Rotation
+  /// Bits a weight that all linears are to take on average, scales and outliers with them, where those of each are to be
+  /// chosen; nil where the recipe says them.
+  public var averageBits: Double?
+  /// The bit widths that are chosen of; nil for all that the formats hold.
+  public var bitChoices: Set<Int>?
   /// Where an importance matrix for llama-quantize is written beside the result; nil for none.
   public var importanceMatrix: String?
 
@@ -54,7 +59,8 @@ public struct QuantizationRequest: Sendable {
     resume: ResumePlace? = nil,
     symlinks: SymlinkPolicy = .follow, source: SourceFiles? = nil, isStrict: Bool = false,
     experts: ExpertSettings = ExpertSettings(), allowsRequantizing: Bool = false,
-    rotation: QuantizationSettings.Rotation = .off
+    rotation: QuantizationSettings.Rotation = .off, averageBits: Double? = nil,
+    bitChoices: Set<Int>? = nil
   ) {
     self.model = model
     self.output = output
@@ -77,6 +83,8 @@ public struct QuantizationRequest: Sendable {
     self.experts = experts
     self.allowsRequantizing = allowsRequantizing
     self.rotation = rotation
+    self.averageBits = averageBits
+    self.bitChoices = bitChoices
   }
 }
 

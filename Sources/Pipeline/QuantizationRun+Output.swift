@@ -8,7 +8,7 @@ extension QuantizationRun {
   var kernels: String { backend.kernels(for: operands) }
 
   /// What is quantized and is no linear of a layer.
-  var outside: [LinearDescription] { rounded + (head.map { [$0.linear] } ?? []) }
+  var outside: [LinearDescription] { resolved.outside }
 
   var exportedLinears: [LinearDescription] { description.exported(by: treatments) }
 
@@ -61,6 +61,7 @@ extension QuantizationRun {
     settings.kernels = kernels
     settings.gguf = outline
     settings.rotation = rotation
+    settings.allocation = allocation
     return settings
   }
 }

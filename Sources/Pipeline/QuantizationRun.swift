@@ -23,16 +23,14 @@ public final class QuantizationRun: Sendable {
   let backend: any ComputeBackend
   private let modelType: DType
   let operands: OperandType
-  let treatments: [String: Treatment]
-  /// What stands in blocks of a GGUF file and is no linear of a layer, nor the head.
-  let rounded: [LinearDescription]
-  /// The head, if it is to be quantized.
-  let head: Recipe.Head?
+  let resolved: Recipe.Resolved
   /// What a GGUF file will hold; nil for another format.
   let outline: GGUFOutline?
   private let journal: ResumeJournal?
   /// What was rotated, and why; nil where nobody asked for a rotation.
   let rotation: Report.Rotation?
+  /// The bits that were chosen for each linear; nil where they are as the recipe says.
+  let allocation: Report.Allocation?
   private let unpublished = Mutex(Unpublished())
 
   /// What an unfinished run has on the disk.
@@ -87,13 +85,26 @@ public final class QuantizationRun: Sendable {
     if !description.hasPlainOutputs { request.target = .layer }
     self.description = description
     self.modelType = modelType
-    let resolved = try request.recipe.resolve(for: description, in: checkpoint)
-    (treatments, rounded, head) = (resolved.linears, resolved.rounded, resolved.head)
+    var resolved = try request.recipe.resolve(for: description, in: checkpoint)
+    if let averageBits = request.averageBits {
+      let decision =
+        try journal?.head?.allocation
+        ?? AllocationTrial.decision(request, averageBits: averageBits, backend, progress)
+      progress(.step("\(decision)"))
+      try resolved.choose(
+        decision.choices,
+        of: request.recipe.allocationUnits(
+          resolved, of: description, in: checkpoint, formats: request.formats, widths: request.bitChoices))
+      allocation = decision
+    } else {
+      allocation = nil
+    }
+    self.resolved = resolved
     outline = request.recipe.outline(resolved, of: checkpoint)
     // The linears are checked as they are read; the head, for one, is only copied along and would slip through. What no
     // layer reads may hold what it likes: a mask of infinities is one.
     for (name, _) in description.requiredTensors
-    where !name.hasSuffix(".weight") || treatments[String(name.dropLast(7))] == nil {
+    where !name.hasSuffix(".weight") || resolved.linears[String(name.dropLast(7))] == nil {
       if let tensor = checkpoint.tensors[name] { try checkpoint.checkFinite(tensor) }
     }
     self.request = request
@@ -103,9 +114,9 @@ public final class QuantizationRun: Sendable {
       model: description, samples: request.calibration.samples,
       sequenceLength: request.calibration.sequenceLength,
       originalSamples: request.originalSamples, operands: operands,
-      keepsOutliers: treatments.values.contains { $0.outliers != nil },
+      keepsOutliers: resolved.linears.values.contains { $0.outliers != nil },
       stateBytes: (request.cacheType ?? modelType).byteWidth, states: request.states,
-      isRotated: request.rotation != .off, solvesHead: head != nil)
+      isRotated: request.rotation != .off, solvesHead: resolved.head != nil)
     let budget = MemoryPlan.Budget(hostBytes: request.memoryBudgetBytes, of: backend)
     if let head = journal?.head {
       plan = try MemoryPlan(
@@ -144,6 +155,19 @@ public final class QuantizationRun: Sendable {
     // Of here on it is a model like any other.
     checkpoint = try RotatedWeights(checkpoint, description, threads: threads).checkpoint
     return (checkpoint, try ModelDescription(checking: checkpoint, source: checkpoint))
+  }
+
+  var treatments: [String: Treatment] { resolved.linears }
+  /// What stands in blocks of a GGUF file and is no linear of a layer, nor the head.
+  var rounded: [LinearDescription] { resolved.rounded }
+  /// The head, if it is to be quantized.
+  var head: Recipe.Head? { resolved.head }
+
+  /// What a choice of bits has to decide.
+  /// - Parameter widths: the bit widths that are chosen of; nil for all that the formats hold
+  func allocationUnits(widths: Set<Int>?) throws -> [AllocationUnit] {
+    try request.recipe.allocationUnits(
+      resolved, of: description, in: checkpoint, formats: request.formats, widths: widths)
   }
 
   /// The linears that are to be quantized.
@@ -185,7 +209,7 @@ public final class QuantizationRun: Sendable {
       try journal.begin(
         ResumeJournal.Head(
           identity: request.identity, batchSamples: plan.batchSamples, panelRows: plan.panelRows,
-          kernels: kernels, rotation: rotation),
+          kernels: kernels, rotation: rotation, allocation: allocation),
         for: linears)
     }
     func model(roundingTokens roundTokens: ((Matrix) -> Void)? = nil) throws -> DecoderModel {

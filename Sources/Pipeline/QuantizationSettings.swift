@@ -125,6 +125,16 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
   }
   private var isPure: Bool?
 
+  /// Bits a weight that linears take on average, scales with them, where each gets as many as it needs; nil where all have
+  /// ``bits``.
+  public var averageBits: Double?
+  /// The bit widths that are chosen of then; empty for all that the formats hold.
+  public var bitChoices: [Int] {
+    get { choices ?? [] }
+    set { choices = newValue.isEmpty ? nil : newValue }
+  }
+  private var choices: [Int]?
+
   public init() {}
 
   /// Whether the result is a GGUF file.
@@ -132,7 +142,9 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
 
   /// What the format gguf writes, where it is the one that is asked for.
   var mix: GGUFMix? {
-    isGGUF ? GGUFMix(ggufType, isPure: ggufPure) : nil
+    guard isGGUF else { return nil }
+    if let averageBits { return GGUFMix(averageBits: averageBits, isPure: ggufPure) }
+    return GGUFMix(ggufType, isPure: ggufPure)
   }
 
   /// - Throws: ``SettingsError`` for the first value that is not possible.
@@ -152,6 +164,16 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
         expertPrior > 0 && expertPrior <= 100, "expert-prior", expertPrior,
         "tokens as a multiple of the width, above 0 and up to 100")
     }
+    if let averageBits {
+      try require(
+        averageBits >= 2 && averageBits <= 16, "average-bits", averageBits, "bits a weight, from 2 on")
+    }
+    try require(
+      bitChoices.allSatisfy { BitWidth(rawValue: $0) != nil }, "bit-choices",
+      bitChoices.map { "\($0)" }.joined(separator: ", "), "of 2 to 6, and 8")
+    try require(
+      averageBits != nil || bitChoices.isEmpty, "bit-choices",
+      bitChoices.map { "\($0)" }.joined(separator: ", "), "they go with average-bits")
     try require(passes > 0, "passes", passes, "at least 1")
     try require((0...1).contains(outliers), "outliers", outliers, "a share of the weights, 0 to 1")
     try require(
@@ -174,7 +196,7 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
   /// - Throws: ``SettingsError`` or ``RecipeError``
   public func recipe() throws -> Recipe {
     try validate()
-    guard let bitWidth = BitWidth(rawValue: bits), let size = GroupSize(groupSize) else {
+    guard let bitWidth = BitWidth(rawValue: standardBits), let size = GroupSize(groupSize) else {
       preconditionFailure("validated settings")
     }
     let grid = GridFormat(
@@ -182,6 +204,14 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
     return Recipe(
       Treatment(gridFormat: grid, solver: layerSolver(solver), outliers: outlierSettings),
       rules: try rules.map { try RecipeRule(parsing: $0, solvers: solvers) }, mix: mix)
+  }
+
+  /// The width that all linears have, or that is nearest to their average.
+  private var standardBits: Int {
+    guard let averageBits else { return bits }
+    return BitWidth.allCases.map(\.rawValue).min {
+      abs(Double($0) - averageBits) < abs(Double($1) - averageBits)
+    } ?? bits
   }
 
   /// The target that the settings come to.
@@ -193,6 +223,9 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
     }
   }
 
+  /// The bit widths that are chosen of; nil for all.
+  public var widths: Set<Int>? { bitChoices.isEmpty ? nil : Set(bitChoices) }
+
   /// What experts are solved for by the settings.
   public var experts: ExpertSettings {
     ExpertSettings(isShared: expertGram == .shared, prior: expertPrior)
@@ -200,7 +233,9 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
 
   /// The share that the settings come to.
   public var resolvedTargetShare: Double {
-    targetShare ?? Self.defaultTargetShare(bits: mix?.name.standardType.blocks?.bits ?? bits)
+    targetShare
+      ?? Self.defaultTargetShare(
+        bits: averageBits.map { Int($0) } ?? mix?.name.standardType.blocks?.bits ?? bits)
   }
 
   /// The calibration sequences that also run through the original model.

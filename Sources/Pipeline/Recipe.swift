@@ -45,6 +45,8 @@ public struct Recipe: Sendable {
     public var rounded: [LinearDescription] = []
     /// The matrix that turns the last hidden states into logits, which may be the embeddings' as well.
     public var head: Head?
+    /// The modules whose grids a rule has said.
+    var ruled: Set<String> = []
 
     /// All that stands outside of layers.
     public var outside: [LinearDescription] { rounded + (head.map { [$0.linear] } ?? []) }
@@ -104,6 +106,7 @@ public struct Recipe: Sendable {
     func matching(_ module: String) -> [Int] {
       let matching = expressions.indices.filter { (try? expressions[$0].firstMatch(in: module)) != nil }
       for index in matching { used[index] = true }
+      if matching.contains(where: { rules[$0].hasGrid }) { resolved.ruled.insert(module) }
       return matching
     }
     for layer in 0..<model.layerCount {
@@ -221,6 +224,11 @@ public struct RecipeRule: Sendable {
         }
       guard isUnderstood else { throw .malformed(text, reason: "\(setting) is not possible") }
     }
+  }
+
+  /// Whether it says a grid, or a part of one.
+  fileprivate var hasGrid: Bool {
+    bitWidth != nil || groupSize != nil || isSymmetric != nil || ggufType != nil
   }
 
   fileprivate var expression: Regex<AnyRegexOutput> {

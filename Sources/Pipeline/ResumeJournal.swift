@@ -30,6 +30,8 @@ final class ResumeJournal: Sendable {
     let kernels: String
     /// What was decided when the run began; nil where nobody asked for a rotation.
     var rotation: Report.Rotation?
+    /// nil where bits are as the settings say.
+    var allocation: Report.Allocation?
   }
 
   /// What a linear's record says ahead of its numbers.

@@ -18,6 +18,8 @@ public struct RunPlan: Sendable {
   public let outline: GGUFOutline?
   /// Of the tensors that are copied.
   private let otherBytes: Int
+  /// Of all tensors.
+  private let parameters: Int
 
   /// What the GGUF file takes that the checkpoint becomes first; nil for one that is quantized as it is.
   public let convertedBytes: Int?
@@ -36,7 +38,8 @@ public struct RunPlan: Sendable {
     self.settings = settings
     let recipe = try settings.recipe()
     let resolved = try recipe.resolve(for: model, in: checkpoint)
-    outline = recipe.outline(resolved, of: checkpoint)
+    // Which type a tensor gets is measured when the run begins.
+    outline = settings.averageBits == nil ? recipe.outline(resolved, of: checkpoint) : nil
     (treatments, head) = (resolved.linears, resolved.head)
     let isConverted = hasConverter && settings.isGGUF && checkpoint.gguf == nil
     convertedBytes = isConverted ? Self.convertedBytes(of: checkpoint) : nil
@@ -48,6 +51,7 @@ public struct RunPlan: Sendable {
     }
     modelType = checkpoint.weightType(of: model)
     inputBytes = checkpoint.byteCount
+    parameters = Self.parameters(of: checkpoint)
     otherBytes = checkpoint.tensors.values.reduce(0) { sum, tensor in
       let module = tensor.name.hasSuffix(".weight") ? String(tensor.name.dropLast(7)) : ""
       let isQuantized = resolved.linears[module] != nil
@@ -57,7 +61,11 @@ public struct RunPlan: Sendable {
 
   /// About what a GGUF file of a checkpoint takes: two bytes a weight.
   static func convertedBytes(of checkpoint: CheckpointReader) -> Int {
-    checkpoint.tensors.values.reduce(0) { $0 + 2 * $1.shape.reduce(1, *) }
+    2 * parameters(of: checkpoint)
+  }
+
+  private static func parameters(of checkpoint: CheckpointReader) -> Int {
+    checkpoint.tensors.values.reduce(0) { $0 + $1.shape.reduce(1, *) }
   }
 
   /// The linears that are to be quantized.
@@ -66,6 +74,9 @@ public struct RunPlan: Sendable {
   /// About what all formats of the result take.
   public var resultBytes: Int {
     if let outline { return outline.bytes }
+    if settings.isGGUF, let averageBits = settings.averageBits {
+      return Int(Double(parameters) * averageBits / 8)
+    }
     return settings.formats.reduce(0) { sum, format in
       sum + otherBytes
         + weights.reduce(0) {
@@ -123,7 +134,8 @@ public struct RunPlan: Sendable {
     (0..<model.layerCount).flatMap { index in
       model.linears(ofLayer: index).compactMap { linear in
         guard let grid = treatments[model.layerPrefix(index) + linear.name]?.gridFormat else { return nil }
-        return (linear.outFeatures * linear.inFeatures, grid.bitWidth.rawValue)
+        let bits = settings.averageBits.map { Int($0.rounded(.up)) } ?? grid.bitWidth.rawValue
+        return (linear.outFeatures * linear.inFeatures, bits)
       }
     }
   }

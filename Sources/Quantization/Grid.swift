@@ -156,7 +156,7 @@ public struct GridFormat: Sendable, Hashable {
   }
 
   /// What the grids of a row of so many groups take, codes aside.
-  func storedBits(groups: Int) -> Int {
+  public func storedBits(groups: Int) -> Int {
     switch coding {
     case .zeroPoints: return groups * (isSymmetric ? 16 : 16 + bitWidth.rawValue)
     case .offsets: return groups * (isSymmetric ? 16 : 32)

@@ -126,7 +126,9 @@ struct Needs: Encodable {
     architecture = plan.model.modelType
     linears = plan.linearCount
     hasMixtures = plan.model.hasMixtures
-    let goal = plan.outline.map { "as \($0.file)" } ?? "to \(settings.bits) bits"
+    let goal =
+      settings.averageBits.map { "to \($0) bits a weight on average" }
+      ?? plan.outline.map { "as \($0.file)" } ?? "to \(settings.bits) bits"
     title = "\(plan.linearCount) linears \(goal), solver \(settings.solver.rawValue)"
     gguf = plan.outline
     inputBytes = plan.inputBytes

@@ -137,7 +137,8 @@ struct QuantizeCommand: ParsableCommand {
         drawing: options.samples, sequenceLength: options.sequenceLength, from: rows, seed: seed),
       seed: seed, calibrationSource: calibration, cacheDirectory: machine.cacheDir,
       memoryBudgetBytes: try options.memoryBudgetBytes, states: machine.states, isStrict: strict,
-      experts: settings.experts, allowsRequantizing: settings.allowRequantize, rotation: settings.rotate)
+      experts: settings.experts, allowsRequantizing: settings.allowRequantize, rotation: settings.rotate,
+      averageBits: settings.averageBits, bitChoices: settings.widths)
     request.importanceMatrix = imatrix
     let run: QuantizationRun
     do { run = try QuantizationRun(request, backend: backend, progress: progress.show(_:)) } catch let error
@@ -218,7 +219,7 @@ struct QuantizeCommand: ParsableCommand {
     try Console.line(
       """
       \(report.model.name): \(totals.linears) linears \
-      \(report.settings.gguf.map { "as \($0.file)" } ?? "at \(grid.bits) bits") \
+      \(report.settings.gguf.map { "as \($0.file)" } ?? "at \(report.settings.width)") \
       in \(Console.time(totals.seconds)), mean relative error \(Console.percent(totals.meanRelativeError))
       size     \(Console.bytes(totals.inputBytes)) → \(Console.bytes(totals.outputBytes))
       memory   \(Console.bytes(totals.peakMemoryBytes)) at the peak, mapped files aside

@@ -22,6 +22,28 @@ struct GridOptions: ParsableArguments {
       """)
   var ggufType = GGUFMix.Name.q4_K_M
 
+  @Option(
+    help: ArgumentHelp(
+      """
+      In place of --bits, or --gguf-type: bits a weight that all quantized linears take on average, scales with them. Each \
+      gets as many as it needs, fused ones together, by what a pass over the layers finds out; the report tells. Formats \
+      that hold several widths in one checkpoint: compressed-tensors, dense, gguf.
+      """, valueName: "bits"))
+  var averageBits: Double?
+
+  @Option(
+    help: ArgumentHelp(
+      """
+      With --average-bits: the widths that there are, such as 4,8 for vLLM, which loads no others. Default: all that the \
+      format holds.
+      """, valueName: "widths"),
+    transform: { text in
+      let widths = text.split(separator: ",").map { Int($0) }
+      guard !widths.isEmpty, !widths.contains(nil) else { throw ValidationError("give widths as in 4,8") }
+      return widths.compactMap(\.self)
+    })
+  var bitChoices: [Int] = []
+
   @Flag(help: "GGUF files: all tensors of the one type that the file is named after.")
   var pure = false
 
@@ -48,6 +70,8 @@ struct GridOptions: ParsableArguments {
     settings.unsignedScales = unsignedScales
     settings.ggufType = ggufType
     settings.ggufPure = pure
+    settings.averageBits = averageBits
+    settings.bitChoices = bitChoices
   }
 }
 

@@ -332,7 +332,8 @@ final class ResumeBench {
       model: test.path, output: output, recipe: recipe,
       target: test.settings.resolvedTarget, targetShare: test.settings.resolvedTargetShare,
       formats: test.settings.formats, calibration: calibration, seed: 0, calibrationSource: "tokens",
-      memoryBudgetBytes: budgetBytes, states: states, resume: resume, rotation: test.settings.rotate)
+      memoryBudgetBytes: budgetBytes, states: states, resume: resume, rotation: test.settings.rotate,
+      averageBits: test.settings.averageBits, bitChoices: test.settings.widths)
   }
 
   private static func files(of directory: String, prefix: String = "") throws -> [String: [UInt8]] {

@@ -97,6 +97,14 @@ enum SettingTable {
     .flag(
       "gguf-pure", \.settings.ggufPure,
       "Format gguf: all tensors of the one type that the file is named after."),
+    .automatic(
+      "average-bits", \.settings.averageBits, upTo: 16, expected: "bits a weight",
+      "In place of bits, or gguf-type: what linears take on average, each as many as it needs; auto: all the same."
+    ),
+    .list(
+      "bit-choices", \.settings.bitChoices, separator: ",", expected: "a list of widths, 2 to 6, or 8",
+      "With average-bits: the widths that there are, such as [4, 8] for vLLM; empty for all that the format holds.",
+      parse: { Int($0) }, show: { "\($0)" }),
     .choice("solver", \.settings.solver, "How weights are moved onto the grid."),
     .choice(
       "preset", \.settings.preset, "quantease only: all that lowers the error, or the published algorithm."),

@@ -189,7 +189,7 @@ public struct JobWorker {
         resume: ResumePlace(journal: files.journal, cache: try cachePath(), identity: identity),
         symlinks: symlinks, source: model == order.model ? order.source : nil, isStrict: settings.strict,
         experts: settings.experts, allowsRequantizing: settings.allowRequantize,
-        rotation: settings.rotate),
+        rotation: settings.rotate, averageBits: settings.averageBits, bitChoices: settings.widths),
       backend: backend,
       progress: { event in
         switch event {

@@ -336,7 +336,8 @@ public struct ReportPage {
         ("Architecture", report.model.architecture),
         ("Solver", settings.solver),
         ("Target", targetNote),
-      ] + gridEntries + (settings.rotation.map { [("Rotation", $0.description)] } ?? []) + [
+      ] + gridEntries + (settings.allocation.map { [("Bits by need", $0.description)] } ?? [])
+      + (settings.rotation.map { [("Rotation", $0.description)] } ?? []) + [
         ("Formats", settings.formats.map(\.rawValue).joined(separator: ", ")),
         ("Computed by", settings.kernels ?? "unknown"),
         ("Calibration", calibration.source),
@@ -358,7 +359,7 @@ public struct ReportPage {
     let settings = report.settings
     if let gguf = settings.gguf { return escaped("\(gguf.file), \(gguf.description)") }
     return
-      "\(settings.bits) bits \(settings.symmetric ? "symmetric" : "asymmetric"), \(groupNote(settings.groupSize))"
+      "\(settings.width) \(settings.symmetric ? "symmetric" : "asymmetric"), \(groupNote(settings.groupSize))"
   }
 
   private var gridEntries: [(String, String)] {
@@ -373,7 +374,7 @@ public struct ReportPage {
         + (report.rounded.map { [("Rounded without inputs", $0.joined(separator: ", "))] } ?? [])
     }
     return [
-      ("Bits", "\(settings.bits)"),
+      ("Bits", settings.width),
       ("Group size", settings.groupSize == -1 ? "whole row (−1)" : "\(settings.groupSize)"),
       ("Grid", settings.symmetric ? "symmetric" : "asymmetric"),
     ]

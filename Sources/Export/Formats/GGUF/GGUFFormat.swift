@@ -40,7 +40,7 @@ public struct GGUFFormat: OutputFormat {
     {
       stem = String(stem.dropLast(ending.count))
     }
-    return "\(stem)-\(mix.name.rawValue).gguf"
+    return "\(stem)-\(mix.title).gguf"
   }
 
   public func tensors(

@@ -77,10 +77,32 @@ public struct GGUFMix: Sendable, Hashable {
   /// Whether every tensor gets the standard type.
   public var isPure: Bool
 
+  /// Bits a weight, where types are chosen for each tensor; ``name`` is then the file that is nearest.
+  public let averageBits: Double?
+
   public init(_ name: Name, isPure: Bool = false) {
     self.name = name
     self.isPure = isPure
+    averageBits = nil
   }
+
+  /// What types are chosen from so that they take so many bits a weight.
+  public init(averageBits: Double, isPure: Bool = false) {
+    name =
+      switch averageBits {
+      case ..<3: .q2_K
+      case ..<4: .q3_K_M
+      case ..<5: .q4_K_M
+      case ..<6: .q5_K_M
+      case ..<7.5: .q6_K
+      default: .q8_0
+      }
+    self.isPure = isPure
+    self.averageBits = averageBits
+  }
+
+  /// What a file is named after.
+  public var title: String { averageBits.map { "\($0)bpw" } ?? name.rawValue }
 
   /// The tensors that are quantized, in llama.cpp's order, with what they get.
   public func choices(for header: GGUFHeader) -> [Choice] {

@@ -18,7 +18,7 @@ public struct GGUFOutline: Codable, Sendable, Equatable {
     public var type: String
   }
 
-  /// The name of the mix, and whether it is pure.
+  /// What the file is named after, and whether it is pure.
   public var file: String
   public var isPure: Bool
   /// The most bytes first.
@@ -32,7 +32,7 @@ public struct GGUFOutline: Codable, Sendable, Equatable {
   /// - Parameters:
   ///   - chosen: the types of tensors that are quantized, by the names that they have in the file
   public init(_ mix: GGUFMix, of header: GGUFHeader, chosen: [String: GGUFTensorType]) {
-    file = mix.name.rawValue
+    file = mix.title
     isPure = mix.isPure
     let choices = Dictionary(uniqueKeysWithValues: mix.choices(for: header).map { ($0.tensor, $0) })
     var shares: [String: Share] = [:]
@@ -50,7 +50,8 @@ public struct GGUFOutline: Codable, Sendable, Equatable {
       bytes += size
       bytesWithoutFallbacks += size
       // A rule may have chosen another one, or none.
-      guard let choice = choices[tensor.name], choice.isFallback,
+      // What was chosen by measurement stands for nothing else.
+      guard mix.averageBits == nil, let choice = choices[tensor.name], choice.isFallback,
         chosen[tensor.name] == choice.type || chosen[tensor.name] == nil && choice.type == .float16
       else { continue }
       fallbacks.append(Fallback(tensor: tensor.name, wanted: choice.wanted.name, type: type.name))

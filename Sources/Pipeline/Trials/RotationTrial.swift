@@ -25,7 +25,6 @@ struct RotationTrial {
   private static let leastGain = 0.05
   /// The part of the result that a head of its own may be.
   private static let largestHead = 0.1
-  fileprivate static let logitTokens = 256
 
   /// - Throws: what a run throws that begins with these settings
   static func decision(
@@ -33,7 +32,7 @@ struct RotationTrial {
   ) throws -> Report.Rotation {
     func run(_ rotation: QuantizationSettings.Rotation) throws -> QuantizationRun {
       var trial = request
-      (trial.rotation, trial.resume, trial.importanceMatrix) = (rotation, nil, nil)
+      (trial.rotation, trial.averageBits, trial.resume, trial.importanceMatrix) = (rotation, nil, nil, nil)
       return try QuantizationRun(trial, backend: backend)
     }
     func off(_ note: String) -> Report.Rotation { Report.Rotation(chosen: "off", note: note) }
@@ -90,10 +89,10 @@ struct RotationTrial {
       operands: run.operands)
     let chosen = chosenLayers
     // What layers are solved for, and what is looked at, without quantized layers and with them.
-    var gathered = try states(model, calibration.tokens(of: 0..<solved))
+    var gathered = try TrialStates(model, calibration.tokens(of: 0..<solved), backend: backend)
     let samples = calibration.samples - heldOut..<calibration.samples
-    var reference = try states(model, calibration.tokens(of: samples))
-    var quantized = try states(model, calibration.tokens(of: samples))
+    var reference = try TrialStates(model, calibration.tokens(of: samples), backend: backend)
+    var quantized = reference.copy
     for index in 0..<run.description.layerCount {
       let layer = try model.unloadedLayer(index)
       for stage in layer.stages {
@@ -102,55 +101,28 @@ struct RotationTrial {
         let gram =
           chosen.contains(index)
           ? GramMatrix(inFeatures: stage.inFeatures, operands: run.operands, backend: backend) : nil
-        if index <= chosen.last ?? 0 { advance(&gathered, layer, stage, length, gram) }
-        advance(&reference, layer, stage, length)
+        if index <= chosen.last ?? 0 { gathered.advance(through: stage, of: layer, summing: gram) }
+        reference.advance(through: stage, of: layer)
         if let gram {
           layer.unload(stage)
           try quantize(stage, layer, gram)
           try layer.load(stage)
         }
-        advance(&quantized, layer, stage, length)
+        quantized.advance(through: stage, of: layer)
         layer.leave(stage)
         try backend.checkDevice()
       }
     }
     let head = try model.head()
-    var sum = 0.0
-    for first in stride(from: 0, to: reference.residual.rows, by: Self.logitTokens) {
-      let rows = first..<min(first + Self.logitTokens, reference.residual.rows)
-      let expected = backend.copy(of: head.logits(reference.residual.rows(rows)))
-      let found = backend.divergences(of: head.logits(quantized.residual.rows(rows)), from: expected)
-      sum += found.reduce(0) { $0 + Double($1.divergence) }
-    }
+    let divergence = head.meanDivergences(of: [(head, quantized.residual)], from: reference.residual, backend)
     try backend.checkDevice()
-    return sum / Double(reference.residual.rows)
+    return divergence[0]
   }
 
   private var chosenLayers: [Int] {
     let count = run.description.layerCount
     let wanted = min(Self.layers, count)
     return (0..<wanted).map { (2 * $0 + 1) * count / (2 * wanted) }
-  }
-
-  private func states(_ model: DecoderModel, _ tokens: [Int32]) throws -> LayerState {
-    LayerState(residual: backend.copy(of: try model.embed(tokens)))
-  }
-
-  /// Takes states through a stage. What it leaves in the layer's own memory is copied: others go through it next.
-  private func advance(
-    _ state: inout LayerState, _ layer: DecoderLayer, _ stage: Stage, _ length: Int, _ gram: GramMatrix? = nil
-  ) {
-    var next = state
-    let input = layer.input(of: stage, next)
-    gram?.accumulate(input)
-    layer.run(stage, input: input, sequenceLength: length, state: &next)
-    for slot in StagedStates.Slot.allCases where slot != .residual {
-      if stage.writes.contains(slot) {
-        state[slot] = next[slot].map { backend.copy(of: $0) }
-      } else if stage.consumes.contains(slot) {
-        state[slot] = nil
-      }
-    }
   }
 
   private func quantize(_ stage: Stage, _ layer: DecoderLayer, _ gram: GramMatrix) throws {
@@ -173,7 +145,7 @@ extension QuantizationRun {
     let (solved, heldOut) = RotationTrial.samples(of: self)
     let tokens = (solved + 2 * heldOut) * request.calibration.sequenceLength
     let states = tokens * description.widestStates * 4
-    let head = description.vocabularySize * (description.hiddenSize + 3 * RotationTrial.logitTokens) * 4
+    let head = description.vocabularySize * (description.hiddenSize + 3 * DecoderHead.trialTokens) * 4
     return states + max(plan.devicePeakBytes ?? plan.peakBytes, head)
   }
 

@@ -1,0 +1,147 @@
+import Checkpoint
+import Decoder
+import Export
+import Quantization
+
+// The bits of linears, chosen by what each needs.
+extension Recipe {
+  /// What there is to choose: linears that no rule has given a grid, those together that have to have the same one.
+  /// - Parameter widths: the bit widths that are chosen of; nil for all that the formats hold
+  /// - Throws: ``ExportError`` if a format has no place for several grids in one checkpoint
+  func allocationUnits(
+    _ resolved: Resolved, of model: ModelDescription, in checkpoint: CheckpointReader,
+    formats: [OutputFormatName], widths: Set<Int>?
+  ) throws -> [AllocationUnit] {
+    let linears = model.exported(by: resolved.linears)
+    let byName = Dictionary(uniqueKeysWithValues: (linears + resolved.outside).map { ($0.name, $0) })
+    var groups: [[String]] = []
+    for layer in 0..<model.layerCount {
+      for stage in model.stages(ofLayer: layer) {
+        let experts = Set(stage.experts.filter { $0.number != nil }.flatMap(\.linears).map(\.name))
+        func names(_ linears: [LayerLinear]) -> [String] {
+          linears.map { model.layerPrefix(layer) + $0.name }
+        }
+        // Of a GGUF file every tensor is on its own.
+        let parts = stage.linearsByPart.map { part in part.filter { !experts.contains($0.name) } }
+        groups += parts.flatMap { mix == nil ? [names($0)] : names($0).map { [$0] } }
+        let stacked = names(stage.linears.filter { experts.contains($0.name) })
+        let stacks = Dictionary(grouping: stacked) { module in
+          mix == nil ? "" : checkpoint.tensors["\(module).weight"]?.storedName ?? module
+        }
+        groups += stacks.sorted { $0.key < $1.key }.map(\.value)
+      }
+    }
+    // What else stands outside of layers is read by no stream that is measured.
+    let read = [model.embedding.tokens, model.head.weights]
+    groups += resolved.outside.map(\.name).filter { read.contains("\($0).weight") }.map { [$0] }
+    let units = groups.compactMap { group -> AllocationUnit? in
+      let members = group.compactMap { byName[$0] }.filter { $0.gridFormat != nil }
+      // A rule for one of them is one for all.
+      guard let standard = members.first?.gridFormat, resolved.ruled.isDisjoint(with: group) else {
+        return nil
+      }
+      let candidates = grids(like: standard, for: members, formats).filter {
+        widths?.contains($0.bitWidth.rawValue) ?? true
+      }
+      return AllocationUnit(members, candidates, standard: standard, isGGUF: mix != nil)
+    }
+    try check(units, linears + resolved.outside, formats, checkpoint, model.traits(of: resolved.linears))
+    return units
+  }
+
+  /// The grids that a recipe's could be changed for.
+  private func grids(
+    like standard: GridFormat, for linears: [LinearDescription], _ formats: [OutputFormatName]
+  ) -> [GridFormat] {
+    guard mix != nil else {
+      return BitWidth.allCases.map { width in
+        var grid = standard
+        grid.bitWidth = width
+        return grid
+      }.filter { grid in
+        linears.allSatisfy { linear in
+          var linear = linear
+          linear.gridFormat = grid
+          return formats.allSatisfy { (try? $0.format.check([linear])) != nil }
+        }
+      }
+    }
+    let types = GGUFTensorType.quantized.filter { type in
+      linears.allSatisfy { $0.inFeatures.isMultiple(of: type.blockSize) }
+    }
+    // Where rows are whole super-blocks, those are the better ones of as many bits.
+    let superBlocks = types.compactMap(\.gridFormat).filter { $0.superBlocks != nil }
+    let grids =
+      superBlocks.isEmpty
+      ? types.compactMap(\.gridFormat) : superBlocks + [GGUFTensorType.q8_0.gridFormat].compactMap(\.self)
+    return grids.map { grid in
+      var grid = grid
+      grid.hasSignedScales = standard.hasSignedScales
+      return grid
+    }
+  }
+
+  /// Looks whether the formats hold what may be chosen, before anything is measured.
+  private func check(
+    _ units: [AllocationUnit], _ linears: [LinearDescription], _ formats: [OutputFormatName],
+    _ checkpoint: CheckpointReader, _ traits: ModelTraits
+  ) throws(ExportError) {
+    var grids: [String: GridFormat] = [:]
+    for (number, unit) in units.enumerated() {
+      let candidate = number == 0 ? unit.candidates.first : unit.candidates.last
+      for module in unit.modules { grids[module] = candidate?.grid }
+    }
+    let chosen = linears.map { linear in
+      var linear = linear
+      linear.gridFormat = grids[linear.name] ?? linear.gridFormat
+      return linear
+    }
+    try CheckpointExport.check(chosen, formats, of: checkpoint, traits: traits)
+  }
+}
+
+extension Recipe.Resolved {
+  /// Gives linears the grids that were chosen for them.
+  mutating func choose(_ choices: [Report.Allocation.Choice], of units: [AllocationUnit]) {
+    let byModule = Dictionary(uniqueKeysWithValues: choices.map { ($0.module, $0) })
+    var grids: [String: GridFormat] = [:]
+    for unit in units {
+      guard let choice = byModule[unit.modules[0]],
+        let chosen = unit.candidates.first(where: { $0.choice(of: choice.module) == choice })
+      else { preconditionFailure("a choice of another model's") }
+      for module in unit.modules { grids[module] = chosen.grid }
+    }
+    for (module, grid) in grids { linears[module]?.gridFormat = grid }
+    for index in rounded.indices {
+      rounded[index].gridFormat = grids[rounded[index].name] ?? rounded[index].gridFormat
+    }
+    if let head, let grid = grids[head.linear.name] {
+      var (linear, treatment) = (head.linear, head.treatment)
+      (linear.gridFormat, treatment.gridFormat) = (grid, grid)
+      self.head = Recipe.Head(linear: linear, treatment: treatment)
+    }
+  }
+}
+
+extension AllocationUnit {
+  /// - Parameter standard: the grid that the recipe says
+  /// - Returns: nil if there is nothing to choose
+  fileprivate init?(
+    _ linears: [LinearDescription], _ grids: [GridFormat], standard: GridFormat, isGGUF: Bool
+  ) {
+    let candidates = grids.map { grid in
+      Candidate(
+        grid: grid, type: isGGUF ? GGUFTensorType(grid) : nil,
+        storedBits: linears.reduce(0) { $0 + $1.storedBits(in: grid) })
+    }.sorted { $0.storedBits < $1.storedBits }
+    guard !candidates.isEmpty else { return nil }
+    modules = linears.map(\.name)
+    weights = linears.reduce(0) { $0 + $1.outFeatures * $1.inFeatures }
+    self.candidates = candidates
+    let bits = linears.reduce(0) { $0 + $1.storedBits(in: standard) }
+    self.standard =
+      candidates.indices.min { first, second in
+        abs(candidates[first].storedBits - bits) < abs(candidates[second].storedBits - bits)
+      } ?? 0
+  }
+}

@@ -1,0 +1,132 @@
+import Calibration
+import Checkpoint
+import ComputeOpenBLAS
+import Export
+import SystemIO
+import TestSupport
+import Testing
+
+@testable import Pipeline
+
+/// What a run publishes that chooses the bits of every linear.
+struct AllocationRunTests {
+  private func bench(
+    _ fixture: String, _ change: (inout QuantizationSettings) -> Void = { _ in }
+  ) throws -> ResumeBench {
+    try ResumeBench(ResumeCase(fixture, "", change), memoryBudgetBytes: 1 << 40)
+  }
+
+  private func report(_ bench: ResumeBench) throws -> Report {
+    _ = try bench.uninterrupted()
+    return try Report(
+      json: FileSystem.contents(of: bench.directory.file("expected/\(Report.fileName)"), limit: 1 << 22))
+  }
+
+  @Test func `what was measured stands, and a run that goes on measures nothing`() throws {
+    let chosen = try bench("llama") { $0.averageBits = 4.9 }
+    let run = try chosen.watchedRun()
+    let isTold = { (steps: [String]) in steps.contains { $0.contains("how many bits each linear needs") } }
+    #expect(isTold(run.steps))
+    for moment in [run.moments.first, run.moments.last].compactMap(\.self) {
+      let later = try chosen.goOn(from: moment)
+      #expect(!isTold(later.steps) && later.result == run.result)
+    }
+    // It is the result of these bits, as if a person had given them by rules.
+    let allocation = try #require(try report(chosen).settings.allocation)
+    let rules = run.result.rows.map { "^\($0.name)$=bits:\($0.bits)" }
+    let ruled = try bench("llama") { ($0.rules, $0.bits) = (rules, 5) }
+    var expected = try ruled.uninterrupted()
+    expected.files["config.json"] = run.result.files["config.json"]
+    #expect(expected == run.result)
+    #expect(Set(run.result.rows.map(\.bits)).count > 1)
+    #expect(allocation.divergence > 0 && allocation.standardDivergence > 0)
+  }
+
+  @Test(arguments: [3.9, 4.9, 6.5])
+  func `linears take as many bits as was asked for, and fused ones are alike`(_ average: Double) throws {
+    let report = try report(try bench("llama") { $0.averageBits = average })
+    let allocation = try #require(report.settings.allocation)
+    #expect(report.totals.bitsPerWeight <= average && report.totals.bitsPerWeight > average - 0.3)
+    #expect(abs(allocation.reachedBits - report.totals.bitsPerWeight) < 1e-9)
+    func bits(_ name: String) -> [Int] {
+      report.linears.filter { $0.name.hasSuffix(name) }.map(\.bits)
+    }
+    #expect(bits("q_proj") == bits("k_proj") && bits("q_proj") == bits("v_proj"))
+    #expect(bits("gate_proj") == bits("up_proj"))
+    for choice in allocation.choices {
+      #expect(report.linears.first { $0.name == choice.module }?.bits == choice.bits)
+    }
+  }
+
+  @Test func `what a rule says stays, and counts`() throws {
+    let report = try report(
+      try bench("llama") {
+        ($0.averageBits, $0.bitChoices) = (4.9, [3, 4])
+        $0.rules = ["down_proj=bits:8", "layers.0.self_attn.o_proj=skip"]
+      })
+    for linear in report.linears {
+      #expect(linear.name.contains("down_proj") ? linear.bits == 8 : [3, 4].contains(linear.bits))
+    }
+    #expect(!report.linears.contains { $0.name.contains("layers.0.self_attn.o_proj") })
+    #expect(report.totals.bitsPerWeight <= 4.9)
+  }
+
+  @Test(arguments: [
+    "mixtral", "qwen2-moe", "deepseek-v3", "gpt-oss", "qwen3-next", "falcon-40b", "gemma4-moe",
+  ])
+  func `every family is measured, each expert like its fellows`(_ fixture: String) throws {
+    let report = try report(
+      try bench(fixture) { ($0.averageBits, $0.formats) = (5.5, [.dense]) })
+    let allocation = try #require(report.settings.allocation)
+    #expect(report.totals.bitsPerWeight <= 5.5 && report.totals.bitsPerWeight > 4.5)
+    #expect(allocation.standardDivergence > 0 && allocation.divergence.isFinite)
+    let experts = report.linears.filter { $0.expert != nil }
+    for (_, ofLayer) in Dictionary(grouping: experts, by: \.layer) {
+      #expect(Set(ofLayer.map(\.bits)).count == 1)
+    }
+  }
+
+  @Test(arguments: TestFiles.ggufs)
+  func `the types of a GGUF file are chosen tensor by tensor, embeddings and head with them`(
+    _ fixture: String
+  ) throws {
+    let bench = try bench("\(fixture).gguf") { ($0.averageBits, $0.formats) = (6.2, [.gguf]) }
+    let report = try report(bench)
+    let result = try CheckpointReader.open(bench.directory.file("expected"))
+    let gguf = try #require(result.gguf)
+    #expect(gguf.file.hasSuffix("-6.2bpw.gguf") && report.settings.gguf?.file == "6.2bpw")
+    let quantized = gguf.tensors.filter { $0.type.plainType == nil }
+    let bits = quantized.reduce(0) { $0 + 8 * $1.bytes.count }
+    let weights = quantized.reduce(0) { $0 + $1.shape.reduce(1, *) }
+    let allocation = try #require(report.settings.allocation)
+    #expect(abs(Double(bits) / Double(weights) - allocation.reachedBits) < 1e-9)
+    #expect(allocation.reachedBits <= 6.2 && allocation.reachedBits > 5)
+    #expect(allocation.choices.allSatisfy { $0.type != nil })
+    #expect(report.settings.gguf?.fallbacks == [])
+  }
+
+  @Test func `what cannot be chosen is refused before anything is measured`() throws {
+    func steps(_ change: (inout QuantizationSettings) -> Void) throws -> [String] {
+      try bench("llama", change).watchedRun().steps
+    }
+    #expect {
+      _ = try steps { $0.averageBits = 2.01 }
+    } throws: {
+      ($0 as? SettingsError)?.key == "average-bits" && "\($0)".contains("take 2.46 to 8.6 bits")
+    }
+    #expect(throws: ExportError.self) {
+      _ = try steps { ($0.averageBits, $0.formats) = (4.9, [.gptq]) }
+    }
+    var settings = QuantizationSettings()
+    settings.bitChoices = [4]
+    #expect(throws: SettingsError.self) { try settings.validate() }
+    (settings.averageBits, settings.bitChoices) = (4.9, [7])
+    #expect(throws: SettingsError.self) { try settings.validate() }
+    // A trial that there is no memory for is no silent choice.
+    #expect {
+      _ = try ResumeBench(ResumeCase("llama") { $0.averageBits = 4.9 }).uninterrupted()
+    } throws: {
+      ($0 as? PipelineError)?.isLackOfMemory == true
+    }
+  }
+}
