@@ -131,7 +131,7 @@ public struct Report: Codable, Sendable, Equatable {
     /// The Kullback-Leibler divergence from the source that is expected of it, in nats a token: a sum of what single linears
     /// come to, which tells choices apart, and is not what an evaluation will find.
     public var divergence: Double
-    /// The same with the grids of the settings for all.
+    /// The same before any choice, with the grids that are nearest to what the settings say.
     public var standardBits: Double
     public var standardDivergence: Double
     public var choices: [Choice]
@@ -153,7 +153,7 @@ public struct Report: Codable, Sendable, Equatable {
 
     public var description: String {
       "\(fixed(reachedBits, 3)) bits a weight, chosen for each linear; expected divergence \(fixed(divergence, 4)), and "
-        + "\(fixed(standardDivergence, 4)) with the same grid for all at \(fixed(standardBits, 3)) bits"
+        + "\(fixed(standardDivergence, 4)) before any choice, at \(fixed(standardBits, 3)) bits"
     }
   }
 

@@ -18,12 +18,56 @@ struct AllocationUnit: Sendable {
 
   /// The modules' names; the first one stands for all.
   let modules: [String]
-  /// The weights of all.
-  let weights: Int
   /// From the fewest bits on.
   let candidates: [Candidate]
   /// The candidate that is nearest to what the recipe says.
   let standard: Int
+}
+
+/// What a choice of bits has to decide, and within what limit.
+struct AllocationProblem: Sendable {
+  let averageBits: Double
+  let units: [AllocationUnit]
+  /// Of all linears that are quantized.
+  private let weights: Int
+  /// What those take that nothing is to be chosen of.
+  private let fixedBits: Int
+
+  /// - Parameters:
+  ///   - averageBits: bits a weight that all are to take at most
+  ///   - linears: all that are quantized, with the grids that the recipe says
+  ///   - units: those that something is to be chosen of
+  /// - Throws: ``SettingsError`` if there is nothing to choose, or no choice takes so many bits
+  init(
+    averageBits: Double, _ linears: [LinearDescription], _ units: [AllocationUnit]
+  ) throws(SettingsError) {
+    self.averageBits = averageBits
+    self.units = units
+    let free = Set(units.flatMap(\.modules))
+    weights = linears.reduce(0) { $0 + $1.outFeatures * $1.inFeatures }
+    fixedBits = linears.reduce(0) { sum, linear in
+      sum + (free.contains(linear.name) ? 0 : linear.gridFormat.map(linear.storedBits) ?? 0)
+    }
+    let least = units.reduce(0) { $0 + $1.candidates[0].storedBits }
+    let most = units.reduce(0) { $0 + $1.candidates[$1.candidates.count - 1].storedBits }
+    if least == most {
+      throw SettingsError(
+        key: "average-bits", value: "\(averageBits)",
+        mend: "rules, or bit-choices, leave nothing to choose: every linear has the grid that it has")
+    }
+    guard limit < least || averageBits > average(most) else { return }
+    throw SettingsError(
+      key: "average-bits", value: "\(averageBits)",
+      mend: "with scales and all, the grids that this model's linears may have take "
+        + "\((average(least) * 100).rounded(.up) / 100) to \((average(most) * 100).rounded(.down) / 100) bits a weight"
+    )
+  }
+
+  /// What the units may take together.
+  var limit: Int { Int((averageBits * Double(weights)).rounded()) - fixedBits }
+
+  /// Bits a weight of all linears, where the units take so many bits.
+  func average(_ bits: Int) -> Double { Double(fixedBits + bits) / Double(weights) }
 }
 
 /// Chooses one option of each of many units, so that the sum of what they cost is small and the bits are within a limit.

@@ -299,10 +299,7 @@ final class LayerLoop {
   func makeProblem(
     _ gram: Matrix, correction: Matrix? = nil, for reader: String, in layer: Int
   ) throws -> LayerProblem {
-    if let feature = backend.diagonal(of: gram).firstIndex(where: { !$0.isFinite }) {
-      throw PipelineError.overflowingInputs(
-        layer: layer, of: reader, feature: feature)
-    }
+    try backend.requireFiniteEnergies(gram, of: reader, layer: layer)
     return LayerProblem(gram: gram, correction: correction, backend: backend)
   }
 
@@ -399,4 +396,12 @@ extension Stage {
 extension [LayerLinear] {
   /// For a message.
   var names: String { map(\.name).joined(separator: ", ") }
+}
+
+extension ComputeBackend {
+  /// - Throws: ``PipelineError/overflowingInputs(layer:of:feature:)`` for a Gram matrix that is no sum of finite squares
+  func requireFiniteEnergies(_ gram: Matrix, of reader: String, layer: Int) throws(PipelineError) {
+    guard let feature = diagonal(of: gram).firstIndex(where: { !$0.isFinite }) else { return }
+    throw .overflowingInputs(layer: layer, of: reader, feature: feature)
+  }
 }

@@ -13,6 +13,8 @@ public enum PipelineError: Error, Sendable, Equatable, CustomStringConvertible {
   /// A record that was whole when it was written is not any more.
   case damagedJournal(path: String, linear: String)
   case overflowingInputs(layer: Int, of: String, feature: Int)
+  /// What a choice of bits goes by.
+  case unmeasurableDivergence
 
   public var description: String {
     switch self {
@@ -44,6 +46,9 @@ public enum PipelineError: Error, Sendable, Equatable, CustomStringConvertible {
     case .overflowingInputs(let layer, let module, let feature):
       "layer \(layer): the squares of the inputs of \(module) overflow fp32 at feature \(feature); "
         + "the model overflows here, check that it runs in transformers on the same text"
+    case .unmeasurableDivergence:
+      "what the model predicts of the calibration text are no finite numbers, so that nothing tells which linears need "
+        + "more bits; check that it runs in transformers on the same text, or give bits in place of average-bits"
     }
   }
 
@@ -57,7 +62,7 @@ public enum PipelineError: Error, Sendable, Equatable, CustomStringConvertible {
     switch self {
     case .notEnoughMemory: 75
     case .alreadyQuantized, .wrongShape, .missingTensor, .unsupportedType, .zeroWeights, .badActivations,
-      .overflowingInputs:
+      .overflowingInputs, .unmeasurableDivergence:
       65
     case .outputExists: 73
     case .interrupted: 75

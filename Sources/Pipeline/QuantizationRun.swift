@@ -24,6 +24,8 @@ public final class QuantizationRun: Sendable {
   private let modelType: DType
   let operands: OperandType
   let resolved: Recipe.Resolved
+  /// What memory is planned for.
+  let work: MemoryPlan.Work
   /// What a GGUF file will hold; nil for another format.
   let outline: GGUFOutline?
   private let journal: ResumeJournal?
@@ -87,14 +89,13 @@ public final class QuantizationRun: Sendable {
     self.modelType = modelType
     var resolved = try request.recipe.resolve(for: description, in: checkpoint)
     if let averageBits = request.averageBits {
+      let problem = try request.recipe.allocationProblem(
+        averageBits: averageBits, resolved, of: description, in: checkpoint, formats: request.formats,
+        widths: request.bitChoices)
       let decision =
-        try journal?.head?.allocation
-        ?? AllocationTrial.decision(request, averageBits: averageBits, backend, progress)
+        try journal?.head?.allocation ?? AllocationTrial.decision(request, problem, backend, progress)
       progress(.step("\(decision)"))
-      try resolved.choose(
-        decision.choices,
-        of: request.recipe.allocationUnits(
-          resolved, of: description, in: checkpoint, formats: request.formats, widths: request.bitChoices))
+      try resolved.choose(decision.choices, of: problem.units)
       allocation = decision
     } else {
       allocation = nil
@@ -110,7 +111,7 @@ public final class QuantizationRun: Sendable {
     self.request = request
     self.backend = backend
     operands = backend.operandType(for: modelType)
-    let work = MemoryPlan.Work(
+    work = MemoryPlan.Work(
       model: description, samples: request.calibration.samples,
       sequenceLength: request.calibration.sequenceLength,
       originalSamples: request.originalSamples, operands: operands,
@@ -162,13 +163,6 @@ public final class QuantizationRun: Sendable {
   var rounded: [LinearDescription] { resolved.rounded }
   /// The head, if it is to be quantized.
   var head: Recipe.Head? { resolved.head }
-
-  /// What a choice of bits has to decide.
-  /// - Parameter widths: the bit widths that are chosen of; nil for all that the formats hold
-  func allocationUnits(widths: Set<Int>?) throws -> [AllocationUnit] {
-    try request.recipe.allocationUnits(
-      resolved, of: description, in: checkpoint, formats: request.formats, widths: widths)
-  }
 
   /// The linears that are to be quantized.
   public var linearCount: Int { treatments.count }

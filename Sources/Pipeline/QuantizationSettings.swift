@@ -131,7 +131,7 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
   /// The bit widths that are chosen of then; empty for all that the formats hold.
   public var bitChoices: [Int] {
     get { choices ?? [] }
-    set { choices = newValue.isEmpty ? nil : newValue }
+    set { choices = newValue.isEmpty ? nil : Set(newValue).sorted() }
   }
   private var choices: [Int]?
 
@@ -143,7 +143,7 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
   /// What the format gguf writes, where it is the one that is asked for.
   var mix: GGUFMix? {
     guard isGGUF else { return nil }
-    if let averageBits { return GGUFMix(averageBits: averageBits, isPure: ggufPure) }
+    if let averageBits { return GGUFMix(averageBits: averageBits) }
     return GGUFMix(ggufType, isPure: ggufPure)
   }
 
@@ -166,7 +166,12 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
     }
     if let averageBits {
       try require(
-        averageBits >= 2 && averageBits <= 16, "average-bits", averageBits, "bits a weight, from 2 on")
+        averageBits >= 2 && averageBits <= 16, "average-bits", averageBits, "bits a weight, 2 to 16")
+      try require(
+        samples > 1, "samples", samples,
+        "average-bits are chosen on sequences that nothing is solved for: at least 2")
+      try require(
+        !ggufPure, "average-bits", averageBits, "where all tensors are of one type, nothing is left to choose")
     }
     try require(
       bitChoices.allSatisfy { BitWidth(rawValue: $0) != nil }, "bit-choices",
@@ -209,7 +214,7 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
   /// The width that all linears have, or that is nearest to their average.
   private var standardBits: Int {
     guard let averageBits else { return bits }
-    return BitWidth.allCases.map(\.rawValue).min {
+    return (widths ?? Set(BitWidth.allCases.map(\.rawValue))).sorted().min {
       abs(Double($0) - averageBits) < abs(Double($1) - averageBits)
     } ?? bits
   }

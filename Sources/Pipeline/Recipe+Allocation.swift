@@ -5,15 +5,42 @@ import Quantization
 
 // The bits of linears, chosen by what each needs.
 extension Recipe {
-  /// What there is to choose: linears that no rule has given a grid, those together that have to have the same one.
+  /// What there is to choose: linears that no rule has given bits or a type, those together that have to have the same grid.
   /// - Parameter widths: the bit widths that are chosen of; nil for all that the formats hold
-  /// - Throws: ``ExportError`` if a format has no place for several grids in one checkpoint
-  func allocationUnits(
-    _ resolved: Resolved, of model: ModelDescription, in checkpoint: CheckpointReader,
+  /// - Throws: ``ExportError`` if a format has no place for several grids in one checkpoint, and ``SettingsError`` if there is no
+  ///   such choice
+  func allocationProblem(
+    averageBits: Double, _ resolved: Resolved, of model: ModelDescription, in checkpoint: CheckpointReader,
     formats: [OutputFormatName], widths: Set<Int>?
-  ) throws -> [AllocationUnit] {
-    let linears = model.exported(by: resolved.linears)
-    let byName = Dictionary(uniqueKeysWithValues: (linears + resolved.outside).map { ($0.name, $0) })
+  ) throws -> AllocationProblem {
+    let linears = (model.exported(by: resolved.linears) + resolved.outside).filter { $0.gridFormat != nil }
+    let byName = Dictionary(uniqueKeysWithValues: linears.map { ($0.name, $0) })
+    let units = try groups(resolved, of: model, in: checkpoint).compactMap { group -> AllocationUnit? in
+      let members = group.compactMap { byName[$0] }
+      // A rule for one of them is one for all.
+      guard let standard = members.first?.gridFormat, resolved.ruled.isDisjoint(with: group) else {
+        return nil
+      }
+      let candidates = grids(like: standard, for: members, formats).filter {
+        widths?.contains($0.bitWidth.rawValue) ?? true
+      }
+      if candidates.isEmpty {
+        throw SettingsError(
+          key: "bit-choices", value: (widths ?? []).sorted().map { "\($0)" }.joined(separator: ", "),
+          mend: "the formats have no grid of such a width for \(members[0].name)")
+      }
+      return AllocationUnit(members, candidates, standard: standard, isGGUF: mix != nil)
+    }
+    let problem = try AllocationProblem(averageBits: averageBits, linears, units)
+    let traits = model.traits(of: resolved.linears)
+    try CheckpointExport.check(differing(linears, units), formats, of: checkpoint, traits: traits)
+    return problem
+  }
+
+  /// The modules that have to have the same grid.
+  private func groups(
+    _ resolved: Resolved, of model: ModelDescription, in checkpoint: CheckpointReader
+  ) -> [[String]] {
     var groups: [[String]] = []
     for layer in 0..<model.layerCount {
       for stage in model.stages(ofLayer: layer) {
@@ -33,20 +60,8 @@ extension Recipe {
     }
     // What else stands outside of layers is read by no stream that is measured.
     let read = [model.embedding.tokens, model.head.weights]
-    groups += resolved.outside.map(\.name).filter { read.contains("\($0).weight") }.map { [$0] }
-    let units = groups.compactMap { group -> AllocationUnit? in
-      let members = group.compactMap { byName[$0] }.filter { $0.gridFormat != nil }
-      // A rule for one of them is one for all.
-      guard let standard = members.first?.gridFormat, resolved.ruled.isDisjoint(with: group) else {
-        return nil
-      }
-      let candidates = grids(like: standard, for: members, formats).filter {
-        widths?.contains($0.bitWidth.rawValue) ?? true
-      }
-      return AllocationUnit(members, candidates, standard: standard, isGGUF: mix != nil)
-    }
-    try check(units, linears + resolved.outside, formats, checkpoint, model.traits(of: resolved.linears))
-    return units
+    return groups
+      + resolved.outside.map(\.name).filter { read.contains("\($0).weight") }.map { [$0] }
   }
 
   /// The grids that a recipe's could be changed for.
@@ -81,34 +96,34 @@ extension Recipe {
     }
   }
 
-  /// Looks whether the formats hold what may be chosen, before anything is measured.
-  private func check(
-    _ units: [AllocationUnit], _ linears: [LinearDescription], _ formats: [OutputFormatName],
-    _ checkpoint: CheckpointReader, _ traits: ModelTraits
-  ) throws(ExportError) {
+  /// The linears as different from each other as they may become: whether formats hold that is known before anything is
+  /// measured.
+  private func differing(_ linears: [LinearDescription], _ units: [AllocationUnit]) -> [LinearDescription] {
     var grids: [String: GridFormat] = [:]
     for (number, unit) in units.enumerated() {
       let candidate = number == 0 ? unit.candidates.first : unit.candidates.last
       for module in unit.modules { grids[module] = candidate?.grid }
     }
-    let chosen = linears.map { linear in
+    return linears.map { linear in
       var linear = linear
       linear.gridFormat = grids[linear.name] ?? linear.gridFormat
       return linear
     }
-    try CheckpointExport.check(chosen, formats, of: checkpoint, traits: traits)
   }
 }
 
 extension Recipe.Resolved {
   /// Gives linears the grids that were chosen for them.
-  mutating func choose(_ choices: [Report.Allocation.Choice], of units: [AllocationUnit]) {
+  /// - Throws: ``RecipeError/unknownChoice(_:)``
+  mutating func choose(
+    _ choices: [Report.Allocation.Choice], of units: [AllocationUnit]
+  ) throws(RecipeError) {
     let byModule = Dictionary(uniqueKeysWithValues: choices.map { ($0.module, $0) })
     var grids: [String: GridFormat] = [:]
     for unit in units {
       guard let choice = byModule[unit.modules[0]],
         let chosen = unit.candidates.first(where: { $0.choice(of: choice.module) == choice })
-      else { preconditionFailure("a choice of another model's") }
+      else { throw .unknownChoice(unit.modules[0]) }
       for module in unit.modules { grids[module] = chosen.grid }
     }
     for (module, grid) in grids { linears[module]?.gridFormat = grid }
@@ -125,23 +140,17 @@ extension Recipe.Resolved {
 
 extension AllocationUnit {
   /// - Parameter standard: the grid that the recipe says
-  /// - Returns: nil if there is nothing to choose
-  fileprivate init?(
+  fileprivate init(
     _ linears: [LinearDescription], _ grids: [GridFormat], standard: GridFormat, isGGUF: Bool
   ) {
-    let candidates = grids.map { grid in
+    candidates = grids.map { grid in
       Candidate(
         grid: grid, type: isGGUF ? GGUFTensorType(grid) : nil,
         storedBits: linears.reduce(0) { $0 + $1.storedBits(in: grid) })
     }.sorted { $0.storedBits < $1.storedBits }
-    guard !candidates.isEmpty else { return nil }
     modules = linears.map(\.name)
-    weights = linears.reduce(0) { $0 + $1.outFeatures * $1.inFeatures }
-    self.candidates = candidates
     let bits = linears.reduce(0) { $0 + $1.storedBits(in: standard) }
-    self.standard =
-      candidates.indices.min { first, second in
-        abs(candidates[first].storedBits - bits) < abs(candidates[second].storedBits - bits)
-      } ?? 0
+    let distances = candidates.map { abs($0.storedBits - bits) }
+    self.standard = distances.firstIndex(of: distances.min() ?? 0) ?? 0
   }
 }

@@ -45,7 +45,7 @@ public struct Recipe: Sendable {
     public var rounded: [LinearDescription] = []
     /// The matrix that turns the last hidden states into logits, which may be the embeddings' as well.
     public var head: Head?
-    /// The modules whose grids a rule has said.
+    /// The modules whose bits, or type, a rule has said.
     var ruled: Set<String> = []
 
     /// All that stands outside of layers.
@@ -106,7 +106,7 @@ public struct Recipe: Sendable {
     func matching(_ module: String) -> [Int] {
       let matching = expressions.indices.filter { (try? expressions[$0].firstMatch(in: module)) != nil }
       for index in matching { used[index] = true }
-      if matching.contains(where: { rules[$0].hasGrid }) { resolved.ruled.insert(module) }
+      if matching.contains(where: { rules[$0].saysBits }) { resolved.ruled.insert(module) }
       return matching
     }
     for layer in 0..<model.layerCount {
@@ -226,10 +226,8 @@ public struct RecipeRule: Sendable {
     }
   }
 
-  /// Whether it says a grid, or a part of one.
-  fileprivate var hasGrid: Bool {
-    bitWidth != nil || groupSize != nil || isSymmetric != nil || ggufType != nil
-  }
+  /// Whether it leaves no bits to choose.
+  fileprivate var saysBits: Bool { bitWidth != nil || ggufType != nil }
 
   fileprivate var expression: Regex<AnyRegexOutput> {
     get throws(RecipeError) {
@@ -271,6 +269,8 @@ public enum RecipeError: Error, Sendable, Equatable, CustomStringConvertible {
   case outliersNeedQuantEase(String, solver: String)
   case passesNeedQuantEase(String, solver: String)
   case typeNeedsGGUF(String)
+  /// What was decided when a run began.
+  case unknownChoice(String)
 
   public var description: String {
     switch self {
@@ -279,6 +279,8 @@ public enum RecipeError: Error, Sendable, Equatable, CustomStringConvertible {
         + "symmetric, asymmetric, solver:gptq, outliers:0.01, passes:5, or, for a GGUF file, type:Q6_K"
     case .typeNeedsGGUF(let pattern):
       "rule \"\(pattern)\": types are those of GGUF files, for which a GGUF file is given; write bits, group-size and so on"
+    case .unknownChoice(let module):
+      "\(module): the bits that were chosen for it when the job began are none that it may have; begin the job anew"
     case .matchesNothing(let pattern):
       "rule \"\(pattern)\" matches no linear of this model; 'quantease inspect' shows their names"
     case .fusedModulesDiffer(let first, let second):

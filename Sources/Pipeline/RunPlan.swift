@@ -44,7 +44,11 @@ public struct RunPlan: Sendable {
     let isConverted = hasConverter && settings.isGGUF && checkpoint.gguf == nil
     convertedBytes = isConverted ? Self.convertedBytes(of: checkpoint) : nil
     // Of a file that is yet to be made, its types will be known when it is.
-    if !isConverted {
+    if !isConverted, let averageBits = settings.averageBits {
+      _ = try recipe.allocationProblem(
+        averageBits: averageBits, resolved, of: model, in: checkpoint, formats: settings.formats,
+        widths: settings.widths)
+    } else if !isConverted {
       try CheckpointExport.check(
         model.exported(by: resolved.linears) + resolved.outside, settings.formats, of: checkpoint,
         traits: model.traits(of: resolved.linears))
@@ -105,8 +109,11 @@ public struct RunPlan: Sendable {
   ) throws -> MemoryPlan {
     var work = work(backend.operandType(for: modelType))
     work.states = states
-    return try MemoryPlan(
-      work, budget: MemoryPlan.Budget(hostBytes: budgetBytes, of: backend))
+    let plan = try MemoryPlan(work, budget: MemoryPlan.Budget(hostBytes: budgetBytes, of: backend))
+    if let needed = allocationBytes(backend: backend, memory: plan) {
+      try AllocationTrial.require(needed, of: backend.deviceMemory?.limitBytes ?? budgetBytes)
+    }
+    return plan
   }
 
   /// The time that the run would take, found out by a trial of some seconds on this machine.
@@ -119,6 +126,15 @@ public struct RunPlan: Sendable {
     -> TimePlan
   {
     try TimeTrial(plan: self, memory: memory, backend: backend, cacheDirectory: directory).run()
+  }
+
+  /// What the choice of every linear's bits takes before the run, of the memory that matrices are in; nil where bits are as the
+  /// settings say.
+  public func allocationBytes(backend: any ComputeBackend, memory: MemoryPlan) -> Int? {
+    guard settings.averageBits != nil else { return nil }
+    return AllocationTrial.Sizes(samples: settings.samples, sequenceLength: settings.sequenceLength).bytes(
+      work(backend.operandType(for: modelType)), panelRows: memory.panelRows,
+      isOnDevice: backend.deviceMemory != nil)
   }
 
   func work(_ operands: OperandType) -> MemoryPlan.Work {

@@ -106,6 +106,8 @@ struct Needs: Encodable {
   let basis: String?
   /// The types of a GGUF file.
   let gguf: GGUFOutline?
+  /// What the choice of bits takes before the run, of the memory that matrices are in; nil where none is made.
+  let allocationBytes: Int?
 
   private let title: String
   /// Whether there are experts, whose inputs and outputs are in the cache's directory wherever states are.
@@ -116,7 +118,8 @@ struct Needs: Encodable {
       memoryBytes,
       memoryBytesPerPhase
     case deviceMemoryBytes, deviceMemoryBytesPerPhase, deviceMemoryBudgetBytes, states
-    case memoryBudgetBytes, memoryShortage, seconds, secondsPerPhase, basis, gguf
+    case memoryBudgetBytes, memoryShortage, seconds, secondsPerPhase, basis, gguf,
+      allocationBytes
   }
 
   init(_ plan: RunPlan, backend: any ComputeBackend, budgetBytes: Int, states: StatesChoice, places: Places)
@@ -158,6 +161,7 @@ struct Needs: Encodable {
     deviceMemoryBudgetBytes = backend.deviceMemory?.limitBytes
     self.states = memory?.states
     memoryShortage = shortage
+    allocationBytes = memory.flatMap { plan.allocationBytes(backend: backend, memory: $0) }
     // Where the cache may not be tried, a temporary file tells nearly as well.
     let directory = try FileSystem.nearestExisting(places.cache)
     let place = FileSystem.isWritable(directory) ? directory : FileManager.default.temporaryDirectory.path
@@ -215,6 +219,12 @@ struct Needs: Encodable {
     if let deviceMemoryBytes, let deviceMemoryBudgetBytes, let deviceMemoryBytesPerPhase {
       lines.append(
         "GPU      \(memory(deviceMemoryBytes, of: deviceMemoryBudgetBytes, deviceMemoryBytesPerPhase))")
+    }
+    if let allocationBytes {
+      let budget = deviceMemoryBudgetBytes ?? memoryBudgetBytes
+      lines.append(
+        "bits     \(Console.bytes(allocationBytes)) of \(Console.bytes(budget)) to measure what each linear needs"
+          + (allocationBytes > budget ? ": too few" : ", before all that"))
     }
     guard let seconds, let secondsPerPhase, let basis else { return lines }
     let parts = secondsPerPhase.sorted { $0.value > $1.value }.map { "\($0.key) \(Console.time($0.value))" }

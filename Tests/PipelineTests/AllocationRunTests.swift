@@ -1,6 +1,6 @@
 import Calibration
 import Checkpoint
-import ComputeOpenBLAS
+import Decoder
 import Export
 import SystemIO
 import TestSupport
@@ -71,6 +71,47 @@ struct AllocationRunTests {
     #expect(report.totals.bitsPerWeight <= 4.9)
   }
 
+  @Test func `a rule for the group size alone leaves the bits to be chosen, of those that there are`() throws
+  {
+    let report = try report(
+      try bench("llama") {
+        ($0.averageBits, $0.bitChoices, $0.groupSize) = (6.4, [8, 4, 4], 16)
+        $0.rules = ["down_proj=group-size:32"]
+      })
+    #expect(Set(report.linears.map(\.bits)) == [4, 8])
+    #expect(report.linears.allSatisfy { $0.groupSize == ($0.name.contains("down_proj") ? 32 : 16) })
+  }
+
+  @Test(arguments: [
+    ("llama-tied", QuantizationSettings.Rotation.residual, 0.0), ("llama", .auto, 0.05),
+    ("llama", .off, 0.05),
+  ])
+  func `it goes with a rotation, and with outliers, which count`(
+    _ fixture: String, _ rotation: QuantizationSettings.Rotation, _ outliers: Double
+  ) throws {
+    let average = 5 + 80 * outliers
+    let report = try report(
+      try bench(fixture) {
+        ($0.averageBits, $0.rotate, $0.outliers) = (average, rotation, outliers)
+      })
+    let allocation = try #require(report.settings.allocation)
+    #expect(abs(allocation.reachedBits - report.totals.bitsPerWeight) < 0.02)
+    #expect(report.totals.bitsPerWeight <= average + 1e-9 && report.totals.bitsPerWeight > average - 0.5)
+  }
+
+  @Test func `the fewest bits that there are can be asked for, to the last digit`() throws {
+    func least(_ symmetric: Bool) throws -> Double {
+      let bench = try bench("llama") { ($0.bits, $0.symmetric) = (2, symmetric) }
+      return try report(bench).totals.bitsPerWeight
+    }
+    for symmetric in [false, true] {
+      let least = try least(symmetric)
+      let report = try report(
+        try bench("llama") { ($0.averageBits, $0.symmetric) = (least, symmetric) })
+      #expect(report.linears.allSatisfy { $0.bits == 2 } && report.totals.bitsPerWeight == least)
+    }
+  }
+
   @Test(arguments: [
     "mixtral", "qwen2-moe", "deepseek-v3", "gpt-oss", "qwen3-next", "falcon-40b", "gemma4-moe",
   ])
@@ -83,6 +124,22 @@ struct AllocationRunTests {
     let experts = report.linears.filter { $0.expert != nil }
     for (_, ofLayer) in Dictionary(grouping: experts, by: \.layer) {
       #expect(Set(ofLayer.map(\.bits)).count == 1)
+    }
+  }
+
+  @Test func `a decision that fits no grid is told, and no trap`() throws {
+    let checkpoint = try CheckpointReader.open(TestFiles.model("llama"))
+    let model = try ModelDescription(checking: checkpoint, source: checkpoint)
+    let recipe = try QuantizationSettings().recipe()
+    var resolved = try recipe.resolve(for: model, in: checkpoint)
+    let problem = try recipe.allocationProblem(
+      averageBits: 5, resolved, of: model, in: checkpoint, formats: [.dense], widths: [4, 8])
+    var choices = problem.units.map { $0.candidates[1].choice(of: $0.modules[0]) }
+    try resolved.choose(choices, of: problem.units)
+    #expect(resolved.linears.values.allSatisfy { $0.gridFormat.bitWidth == .eight })
+    choices[0].bits = 3
+    #expect(throws: RecipeError.unknownChoice(choices[0].module)) {
+      try resolved.choose(choices, of: problem.units)
     }
   }
 
@@ -117,11 +174,36 @@ struct AllocationRunTests {
     #expect(throws: ExportError.self) {
       _ = try steps { ($0.averageBits, $0.formats) = (4.9, [.gptq]) }
     }
+    // Of linears that rules have given their bits, and of none at all.
+    for rule in ["proj=bits:4", "proj=skip"] {
+      #expect {
+        _ = try steps { ($0.averageBits, $0.rules) = (4.5, [rule]) }
+      } throws: {
+        "\($0)".contains("nothing to choose")
+      }
+    }
+    #expect {
+      _ = try bench("llama.gguf") {
+        ($0.averageBits, $0.formats, $0.bitChoices) = (3, [.gguf], [2, 3])
+      }.uninterrupted()
+    } throws: {
+      ($0 as? SettingsError)?.key == "bit-choices"
+    }
     var settings = QuantizationSettings()
     settings.bitChoices = [4]
     #expect(throws: SettingsError.self) { try settings.validate() }
     (settings.averageBits, settings.bitChoices) = (4.9, [7])
     #expect(throws: SettingsError.self) { try settings.validate() }
+    (settings.bitChoices, settings.ggufPure) = ([], true)
+    #expect(throws: SettingsError.self) { try settings.validate() }
+    (settings.ggufPure, settings.samples) = (false, 1)
+    #expect(throws: SettingsError.self) { try settings.validate() }
+    // A plan refuses what a run does.
+    settings.samples = 8
+    settings.formats = [.gptq]
+    #expect(throws: ExportError.self) {
+      try RunPlan(model: TestFiles.model("llama"), settings: settings, symlinks: .follow)
+    }
     // A trial that there is no memory for is no silent choice.
     #expect {
       _ = try ResumeBench(ResumeCase("llama") { $0.averageBits = 4.9 }).uninterrupted()

@@ -61,6 +61,13 @@ struct BitAllocationTests {
     #expect(BitAllocation.choose([other], limit: 3) == [1])
   }
 
+  @Test func `what costs no number is never gained by`() {
+    let unit = [
+      Option(bits: 2, cost: .infinity), Option(bits: 3, cost: .infinity), Option(bits: 4, cost: .nan),
+    ]
+    #expect(BitAllocation.choose([unit], limit: 9) == [0])
+  }
+
   @Test func `bits go where they save most`() throws {
     func unit(_ weights: Int, _ sensitivity: Double) -> [Option] {
       (2...6).map { Option(bits: weights * $0, cost: sensitivity * pow4(-$0)) }

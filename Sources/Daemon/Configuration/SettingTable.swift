@@ -99,7 +99,7 @@ enum SettingTable {
       "Format gguf: all tensors of the one type that the file is named after."),
     .automatic(
       "average-bits", \.settings.averageBits, upTo: 16, expected: "bits a weight",
-      "In place of bits, or gguf-type: what linears take on average, each as many as it needs; auto: all the same."
+      "In place of bits, or gguf-type: what linears take on average, from 2 on, each as many as it needs; auto: all the same."
     ),
     .list(
       "bit-choices", \.settings.bitChoices, separator: ",", expected: "a list of widths, 2 to 6, or 8",

@@ -1,5 +1,4 @@
 import Calibration
-import Checkpoint
 import Compute
 import Decoder
 import Export
@@ -21,25 +20,23 @@ import Tensors
 ///
 /// Experts are rounded to nearest here, as tokens are too few to solve each for its own, and go by the errors of their weights.
 struct AllocationTrial {
-  private let run: QuantizationRun
-  private let backend: any ComputeBackend
-  private let advanced: () -> Void
-  private let units: [AllocationUnit]
-  private let unitOfModule: [String: Int]
-  private let calibration: CalibrationSet
-  /// Sequences that layers are solved for, and those that are looked at.
-  private let samples: (solved: Range<Int>, heldOut: Range<Int>)
+  let run: QuantizationRun
+  let backend: any ComputeBackend
+  let advanced: () -> Void
+  let units: [AllocationUnit]
+  let unitOfModule: [String: Int]
+  let calibration: CalibrationSet
+  let sizes: Sizes
 
   /// Tokens of a sequence, at most; of all that layers are solved for, and of all that are looked at.
-  private static let (longest, solvedTokens, heldOutTokens) = (512, 4_096, 1_024)
+  static let (longest, solvedTokens, heldOutTokens) = (512, 4_096, 1_024)
   /// Rows of a linear, and of the head, that grids are compared on.
-  private static let (comparedRows, comparedHeadRows) = (32, 256)
+  static let (comparedRows, comparedHeadRows) = (32, 256)
   /// Experts whose weights are compared.
-  private static let comparedExperts = 8
+  static let comparedExperts = 8
 
   /// What one linear, or what is quantized together with it, does to the model's predictions.
-  private struct Contribution {
-    let unit: Int
+  struct Contribution {
     /// With the standard candidate of the unit.
     var divergence: Double
     /// By candidate, in any unit.
@@ -52,37 +49,24 @@ struct AllocationTrial {
 
   /// States behind a layer of which something was quantized, and what that was, with what each part of it changes: the sum over
   /// all tokens of ‖Δx‖² / ‖x‖².
-  private struct Disturbed {
+  struct Disturbed {
     var states: TrialStates
     var parts: [(unit: Int, change: Double, errors: [Double])]
   }
 
   // MARK: The decision
 
-  /// - Throws: ``SettingsError`` if no grids take so many bits; ``PipelineError/notEnoughMemory(needed:available:phase:mend:)``;
+  /// - Throws: ``PipelineError/notEnoughMemory(needed:available:phase:mend:)``, ``PipelineError/unmeasurableDivergence``, and
   ///   what a run throws that begins with these settings
   static func decision(
-    _ request: QuantizationRequest, averageBits: Double, _ backend: any ComputeBackend,
+    _ request: QuantizationRequest, _ problem: AllocationProblem, _ backend: any ComputeBackend,
     _ progress: (ProgressEvent) -> Void
   ) throws -> Report.Allocation {
     let start = ContinuousClock.now
     var plain = request
     (plain.averageBits, plain.resume, plain.importanceMatrix) = (nil, nil, nil)
     let run = try QuantizationRun(plain, backend: backend)
-    let quantized = (run.exportedLinears + run.outside).filter { $0.gridFormat != nil }
-    let units = try run.allocationUnits(widths: request.bitChoices)
-    let weights = quantized.reduce(0) { $0 + $1.outFeatures * $1.inFeatures }
-    let free = Set(units.flatMap(\.modules))
-    let fixedBits = quantized.reduce(0) { sum, linear in
-      sum + (free.contains(linear.name) ? 0 : linear.gridFormat.map(linear.storedBits) ?? 0)
-    }
-    let limit = Int(averageBits * Double(weights)) - fixedBits
-    try require(averageBits, limit, units, fixedBits, weights)
-    if request.calibration.samples < 2 {
-      throw SettingsError(
-        key: "samples", value: "\(request.calibration.samples)",
-        mend: "bits are chosen on sequences that nothing is solved for: give 2 at least")
-    }
+    let units = problem.units
     progress(.step("measuring how many bits each linear needs"))
     let contributions = try withoutActuallyEscaping(progress) { progress in
       let trial = try AllocationTrial(run, units, backend) { progress(.advanced) }
@@ -92,55 +76,42 @@ struct AllocationTrial {
         throw error
       }
     }
-    func divergence(_ unit: Int, _ candidate: Int) -> Double {
-      contributions[unit].reduce(0) {
-        $0 + $1.divergence(with: candidate, standard: units[unit].standard)
+    // Weights that lie on the standard grid tell nothing of smaller ones: those keep it, or get more.
+    let first = zip(units, contributions).map { unit, contributions in
+      contributions.allSatisfy { $0.divergence == 0 } ? unit.standard : 0
+    }
+    let options = units.indices.map { index in
+      let (unit, contributions) = (units[index], contributions[index])
+      return unit.candidates.indices.dropFirst(first[index]).map { candidate in
+        BitAllocation.Option(
+          bits: unit.candidates[candidate].storedBits,
+          cost: contributions.reduce(0) {
+            $0 + $1.divergence(with: candidate, standard: unit.standard)
+          })
       }
     }
-    let options = units.indices.map { unit in
-      units[unit].candidates.indices.map {
-        BitAllocation.Option(bits: units[unit].candidates[$0].storedBits, cost: divergence(unit, $0))
-      }
+    guard options.joined().allSatisfy(\.cost.isFinite) else { throw PipelineError.unmeasurableDivergence }
+    guard let chosen = BitAllocation.choose(options, limit: problem.limit) else {
+      throw PipelineError.unmeasurableDivergence
     }
-    guard let chosen = BitAllocation.choose(options, limit: limit) else {
-      preconditionFailure("the limit was checked")
+    func total(_ choice: [Int]) -> (bits: Double, divergence: Double) {
+      let chosen = zip(options, choice).map { $0[$1] }
+      return (problem.average(chosen.reduce(0) { $0 + $1.bits }), chosen.reduce(0) { $0 + $1.cost })
     }
-    func bits(_ choice: (Int) -> Int) -> Double {
-      let free = units.indices.reduce(0) { $0 + options[$1][choice($1)].bits }
-      return Double(fixedBits + free) / Double(weights)
-    }
-    func total(_ choice: (Int) -> Int) -> Double {
-      units.indices.reduce(0) { $0 + options[$1][choice($1)].cost }
-    }
+    let (found, standard) = (total(chosen), total(zip(units, first).map { $0.standard - $1 }))
     return Report.Allocation(
-      averageBits: averageBits, reachedBits: bits { chosen[$0] }, divergence: total { chosen[$0] },
-      standardBits: bits { units[$0].standard }, standardDivergence: total { units[$0].standard },
+      averageBits: problem.averageBits, reachedBits: found.bits, divergence: found.divergence,
+      standardBits: standard.bits, standardDivergence: standard.divergence,
       choices: units.indices.map {
-        units[$0].candidates[chosen[$0]].choice(of: units[$0].modules[0])
-      }, seconds: (ContinuousClock.now - start).seconds)
-  }
-
-  private static func require(
-    _ averageBits: Double, _ limit: Int, _ units: [AllocationUnit], _ fixedBits: Int, _ weights: Int
-  ) throws(SettingsError) {
-    func bits(_ bound: (AllocationUnit) -> Int) -> Double {
-      Double(fixedBits + units.reduce(0) { $0 + bound($1) }) / Double(max(weights, 1))
-    }
-    let least = bits { $0.candidates.first?.storedBits ?? 0 }
-    let most = bits { $0.candidates.last?.storedBits ?? 0 }
-    guard averageBits < least || averageBits > most else { return }
-    throw SettingsError(
-      key: "average-bits", value: "\(averageBits)",
-      mend: "with scales and all, the grids that this model's linears may have take "
-        + "\(rounded(least, up: true)) to \(rounded(most, up: false)) bits a weight")
-  }
-
-  /// To hundredths, such that the number itself is possible.
-  private static func rounded(_ bits: Double, up: Bool) -> Double {
-    (bits * 100).rounded(up ? .up : .down) / 100
+        units[$0].candidates[first[$0] + chosen[$0]].choice(of: units[$0].modules[0])
+      },
+      seconds: (ContinuousClock.now - start).seconds)
   }
 
   // MARK: The measurement
+
+  /// Tokens that nothing was solved for.
+  var heldOut: [Int32] { calibration.tokens(of: sizes.solved..<calibration.samples) }
 
   private init(
     _ run: QuantizationRun, _ units: [AllocationUnit], _ backend: any ComputeBackend,
@@ -150,37 +121,60 @@ struct AllocationTrial {
     unitOfModule = Dictionary(
       uniqueKeysWithValues: units.enumerated().flatMap { unit, value in value.modules.map { ($0, unit) } })
     let all = run.request.calibration
-    let length = min(all.sequenceLength, Self.longest)
-    let heldOut = max(1, min(all.samples / 4, Self.heldOutTokens / length))
-    let solved = max(1, min(all.samples - heldOut, Self.solvedTokens / length))
-    samples = (0..<solved, solved..<solved + heldOut)
-    let drawn = Array(0..<solved) + Array(all.samples - heldOut..<all.samples)
+    let sizes = Sizes(samples: all.samples, sequenceLength: all.sequenceLength)
+    self.sizes = sizes
+    let drawn = Array(0..<sizes.solved) + Array(all.samples - sizes.heldOut..<all.samples)
     calibration = CalibrationSet(
-      sequenceLength: length, tokens: drawn.flatMap { all.tokens(of: $0..<$0 + 1).prefix(length) })
-    let budget = backend.deviceMemory?.limitBytes ?? run.request.memoryBudgetBytes
-    let needed = bytes
-    if needed > budget {
-      throw PipelineError.notEnoughMemory(
-        needed: needed, available: budget, phase: .gathering,
-        mend: "without --average-bits, by --bits or rules, it would take less")
-    }
+      sequenceLength: sizes.length,
+      tokens: drawn.flatMap { all.tokens(of: $0..<$0 + 1).prefix(sizes.length) })
+    let needed = sizes.bytes(
+      run.work, panelRows: run.plan.panelRows, isOnDevice: backend.deviceMemory != nil)
+    try Self.require(needed, of: backend.deviceMemory?.limitBytes ?? run.request.memoryBudgetBytes)
   }
 
-  /// What it takes at its peak: a whole layer beside a stage's problem, or the head twice, and the states behind every layer.
-  private var bytes: Int {
-    let model = run.description
-    let tokens = samples.heldOut.count * calibration.sequenceLength
-    let streams = (model.layerCount + 2) * tokens * model.hiddenSize * 4
-    // Before every stage of the layer at work.
-    let states = (4 * tokens + samples.solved.count * calibration.sequenceLength) * model.widestStates * 4
-    let layer =
-      (0..<model.layerCount).map { index in
-        model.linears(ofLayer: index).reduce(0) { $0 + $1.outFeatures * $1.inFeatures }
-      }.max() ?? 0
-    let head = model.vocabularySize * (2 * model.head.width + 3 * DecoderHead.trialTokens) * 4
-    return streams + states
-      + max(
-        layer * (run.operands == .bfloat16 ? 2 : 4) + (run.plan.devicePeakBytes ?? run.plan.peakBytes), head)
+  /// - Throws: ``PipelineError/notEnoughMemory(needed:available:phase:mend:)``
+  static func require(_ needed: Int, of available: Int) throws(PipelineError) {
+    guard needed > available else { return }
+    throw .notEnoughMemory(
+      needed: needed, available: available, phase: .gathering,
+      mend: "it is for average-bits, and without, by bits or rules, it would be less")
+  }
+
+  /// What a trial looks at.
+  struct Sizes {
+    /// Tokens of a sequence.
+    let length: Int
+    /// Sequences that layers are solved for, the first ones, and those that predictions are compared on, the last ones.
+    let solved: Int
+    let heldOut: Int
+
+    /// - Parameter samples: the run's sequences, at least 2, of `sequenceLength` tokens each
+    init(samples: Int, sequenceLength: Int) {
+      length = min(sequenceLength, AllocationTrial.longest)
+      heldOut = max(1, min(samples / 4, AllocationTrial.heldOutTokens / length))
+      solved = max(1, min(samples - heldOut, AllocationTrial.solvedTokens / length))
+    }
+
+    /// What it takes at its peak, of the memory that matrices are in: a whole layer, or the head twice, beside a stage's
+    /// problem, and the states behind every layer.
+    func bytes(_ work: MemoryPlan.Work, panelRows: Int, isOnDevice: Bool) -> Int {
+      let model = work.model
+      let stages = (0..<model.layerCount).map { model.stages(ofLayer: $0) }
+      let streams = (model.layerCount + 2) * heldOut * length * model.hiddenSize * 4
+      // Before every stage of the layer at work.
+      let copies = (stages.map(\.count).max() ?? 0) * heldOut
+      let states = (copies + solved) * length * model.widestStates * 4
+      let layer =
+        stages.map { stages in
+          stages.flatMap(\.linears).reduce(0) { $0 + $1.outFeatures * $1.inFeatures }
+        }.max() ?? 0
+      let head = model.vocabularySize * (2 * model.head.width + 3 * DecoderHead.trialTokens) * 4
+      var own = work
+      (own.samples, own.sequenceLength, own.originalSamples) = (solved, length, 0)
+      let plan = MemoryPlan(own, batchSamples: solved, panelRows: panelRows, isOnDevice: isOnDevice)
+      return streams + states + max(layer * (work.operands == .bfloat16 ? 2 : 4), head)
+        + (plan.devicePeakBytes ?? plan.peakBytes)
+    }
   }
 
   /// - Returns: what every unit contributes, in one part or several
@@ -188,8 +182,8 @@ struct AllocationTrial {
     let model = try DecoderModel(
       run.description, source: run.checkpoint, backend: backend, sequenceLength: calibration.sequenceLength,
       operands: run.operands)
-    var gathered = try TrialStates(model, calibration.tokens(of: samples.solved), backend: backend)
-    var reference = try TrialStates(model, calibration.tokens(of: samples.heldOut), backend: backend)
+    var gathered = try TrialStates(model, calibration.tokens(of: 0..<sizes.solved), backend: backend)
+    var reference = try TrialStates(model, heldOut, backend: backend)
     var disturbed = try embeddings().map { [$0] } ?? []
     for index in 0..<run.description.layerCount {
       let layer = try model.unloadedLayer(index)
@@ -206,202 +200,7 @@ struct AllocationTrial {
     return try contributions(model, reference, gathered, disturbed)
   }
 
-  /// Takes the model's own states through a layer, and quantizes one linear of it after the other.
-  /// - Returns: the states behind a layer that has all of them quantized; nil if there is nothing to choose
-  private func disturb(
-    _ layer: DecoderLayer, _ reference: inout TrialStates, _ gathered: inout TrialStates
-  ) throws -> Disturbed? {
-    var starts: [TrialStates] = []
-    for stage in layer.stages {
-      starts.append(reference.copy)
-      reference.advance(through: stage, of: layer)
-    }
-    let sum = backend.copy(of: reference.residual)
-    // Of every token on its own: a few tokens' states may be thousands of times as large as all others'.
-    let energies = backend.rowDots(sum, sum)
-    var parts: [(unit: Int, change: Double, errors: [Double])] = []
-    for (number, stage) in layer.stages.enumerated() {
-      advanced()
-      let isChosen = stage.linears.contains { unitOfModule[layer.moduleName(of: $0)] != nil }
-      let gram =
-        isChosen && stage.experts.isEmpty
-        ? GramMatrix(inFeatures: stage.inFeatures, operands: run.operands, backend: backend) : nil
-      gathered.advance(through: stage, of: layer, summing: gram)
-      guard isChosen else { continue }
-      for disturbance in try gram.map({ try solved(stage, layer, $0) }) ?? rounded(stage, layer) {
-        advanced()
-        try disturbance.apply()
-        var states = starts[number].copy
-        for later in layer.stages[number...] { states.advance(through: later, of: layer) }
-        backend.subtract(reference.residual, from: states.residual)
-        let change = zip(backend.rowDots(states.residual, states.residual), energies).reduce(0) {
-          sum, token in
-          sum + (token.1 > 0 ? token.0 / token.1 : 0)
-        }
-        backend.add(states.residual, into: sum)
-        parts.append((disturbance.unit, change, disturbance.errors))
-        layer.unload(stage)
-        try layer.load(stage)
-      }
-    }
-    guard !parts.isEmpty else { return nil }
-    return Disturbed(
-      states: TrialStates(sum, sequenceLength: calibration.sequenceLength, backend: backend), parts: parts)
-  }
-
-  /// Linears that are quantized together, and how.
-  private struct Disturbance {
-    let unit: Int
-    /// By candidate of the unit.
-    let errors: [Double]
-    /// Has the layer run with what they are quantized to.
-    let apply: () throws -> Void
-  }
-
-  /// The linears of a stage, each solved for what the stage reads.
-  private func solved(_ stage: Stage, _ layer: DecoderLayer, _ gram: GramMatrix) throws -> [Disturbance] {
-    let problem = LayerProblem(gram: gram.values, backend: backend)
-    var begun: [(linear: QuantizationRun.BegunLinear, unit: Int, trials: GridComparison)] = []
-    for linear in stage.linears {
-      let name = layer.moduleName(of: linear)
-      guard let unit = unitOfModule[name], let treatment = run.treatments[name] else { continue }
-      let weights = try layer.storedWeights(of: linear)
-      let trials = try GridComparison(
-        rows(of: weights, Self.comparedRows), units[unit].candidates.map(\.grid), treatment, problem, backend)
-      begun.append(
-        (try run.begin(name, linear, weights, standard(treatment, unit), problem), unit, trials))
-    }
-    return try begun.map { linear, unit, trials in
-      let solution = try run.finish(linear, layer: layer.index).solution
-      return Disturbance(unit: unit, errors: try trials.errors()) { [backend] in
-        layer.replaceWeights(of: linear.description, by: solution.linear, backend: backend)
-      }
-    }
-  }
-
-  /// The linears of a mixture's experts, all first halves of a unit together, and all second ones, rounded to nearest.
-  private func rounded(_ stage: Stage, _ layer: DecoderLayer) throws -> [Disturbance] {
-    let halves = stage.experts.flatMap { expert in
-      expert.halves.enumerated().flatMap { half, stage in stage.linears.map { (half: half, linear: $0) } }
-    }
-    let groups = Dictionary(grouping: halves) { half, linear in
-      [unitOfModule[layer.moduleName(of: linear)] ?? -1, half]
-    }
-    return try groups.sorted { $0.key.lexicographicallyPrecedes($1.key) }.compactMap { key, members in
-      let unit = key[0]
-      guard unit >= 0 else { return nil }
-      let candidates = units[unit].candidates
-      let linears = members.map(\.linear)
-      var errors = [Double](repeating: 0, count: candidates.count)
-      let every = max(1, linears.count / Self.comparedExperts)
-      for linear in stride(from: 0, to: linears.count, by: every).map({ linears[$0] }) {
-        let sample = rows(of: try layer.storedWeights(of: linear), Self.comparedRows)
-        for (index, candidate) in candidates.enumerated() {
-          let rounded = roundedToNearest(sample, candidate.grid)
-          backend.subtract(sample, from: rounded)
-          errors[index] += backend.rowDots(rounded, rounded).reduce(0, +)
-        }
-      }
-      return Disturbance(unit: unit, errors: errors) {
-        for linear in linears {
-          let weights = try layer.storedWeights(of: linear)
-          layer.replaceWeights(of: linear, byOwnRows: true) { store in
-            store(roundedToNearest(weights, candidates[units[unit].standard].grid))
-          }
-        }
-      }
-    }
-  }
-
-  private func standard(_ treatment: Treatment, _ unit: Int) -> Treatment {
-    var treatment = treatment
-    treatment.gridFormat = units[unit].candidates[units[unit].standard].grid
-    return treatment
-  }
-
-  /// Ŵ of some rows.
-  private func roundedToNearest(_ weights: Matrix, _ grid: GridFormat) -> Matrix {
-    let (codes, grids) = RoundToNearest(searchesGrid: true).round(weights, format: grid, backend: backend)
-    backend.dequantize(codes, grid: grids, into: codes)
-    return codes
-  }
-
-  /// Rows of a matrix, evenly spaced.
-  private func rows(of weights: Matrix, _ count: Int) -> Matrix {
-    let count = min(count, weights.rows)
-    let sample = backend.makeMatrix(rows: count, columns: weights.columns)
-    for index in 0..<count {
-      let row = index * weights.rows / count
-      backend.copy(weights.rows(row..<row + 1), into: sample.rows(index..<index + 1))
-    }
-    return sample
-  }
-
-  // MARK: Outside of layers
-
-  /// The states behind embeddings that are rounded; nil if those are not to be chosen.
-  private func embeddings() throws -> Disturbed? {
-    let tokens = run.description.embedding.tokens
-    guard let unit = unitOfModule[String(tokens.dropLast(".weight".count))] else { return nil }
-    let candidates = units[unit].candidates
-    let standard = candidates[units[unit].standard].grid
-    let model = try DecoderModel(
-      run.description, source: run.checkpoint, backend: backend, sequenceLength: calibration.sequenceLength,
-      operands: run.operands
-    ) { rows in backend.copy(roundedToNearest(rows, standard), into: rows) }
-    let sample = try tokenRows(of: tokens)
-    let errors = candidates.map { candidate in
-      let rounded = roundedToNearest(sample, candidate.grid)
-      backend.subtract(sample, from: rounded)
-      return backend.rowDots(rounded, rounded).reduce(0, +)
-    }
-    return Disturbed(
-      states: try TrialStates(model, calibration.tokens(of: samples.heldOut), backend: backend),
-      parts: [(unit, 1, errors)])
-  }
-
-  /// Rows of a matrix with one for every token, evenly spaced.
-  private func tokenRows(of tensor: String) throws -> Matrix {
-    guard let shape = run.checkpoint.shape(of: tensor) else { throw PipelineError.missingTensor(tensor) }
-    let (count, width) = (shape[0], shape[1])
-    let wanted = min(Self.comparedHeadRows, count)
-    let rows = Matrix(rows: wanted, columns: width)
-    for index in 0..<wanted {
-      let row = index * count / wanted
-      try run.checkpoint.read(tensor, rows: row..<row + 1, into: rows.rows(index..<index + 1))
-    }
-    return backend.upload(rows)
-  }
-
-  /// The head with another matrix, and how its error changes with the grid; nil if that is not to be chosen.
-  private func disturbedHead(
-    _ model: DecoderModel, _ head: DecoderHead, _ gathered: TrialStates
-  ) throws -> (unit: Int, head: DecoderHead, errors: [Double])? {
-    let tensor = run.description.head.weights
-    let name = String(tensor.dropLast(".weight".count))
-    guard let unit = unitOfModule[name],
-      let linear = run.outside.first(where: { $0.name == name })
-    else { return nil }
-    let treatment = standard(
-      run.head?.treatment
-        ?? Treatment(gridFormat: units[unit].candidates[0].grid, solver: RoundToNearest(searchesGrid: true)),
-      unit)
-    let gram = GramMatrix(
-      inFeatures: run.description.head.width, operands: run.operands, backend: backend)
-    gram.accumulate(try model.headInput()(gathered.residual))
-    let problem = LayerProblem(gram: gram.values, backend: backend)
-    let trials = try GridComparison(
-      try tokenRows(of: tensor), units[unit].candidates.map(\.grid), treatment,
-      problem, backend)
-    let errors = try trials.errors()
-    let weights = backend.makeMatrix(rows: linear.outFeatures, columns: linear.inFeatures)
-    _ = try run.solve(Recipe.Head(linear: linear, treatment: treatment), problem) { rows, firstRow in
-      backend.copy(
-        backend.upload(rows.dequantized()), into: weights.rows(firstRow..<firstRow + rows.outFeatures))
-    }
-    return (unit, head.replacingWeights(by: weights), errors)
-  }
-
+  /// Shares the divergences of streams, and of the head, out among units.
   private func contributions(
     _ model: DecoderModel, _ reference: TrialStates, _ gathered: TrialStates, _ disturbed: [Disturbed]
   ) throws -> [[Contribution]] {
@@ -414,54 +213,44 @@ struct AllocationTrial {
         + (ownHead.map { [($0.head, reference.residual)] } ?? []),
       from: reference.residual, backend)
     try backend.checkDevice()
+    guard divergences.allSatisfy(\.isFinite) else { throw PipelineError.unmeasurableDivergence }
     var result = [[Contribution]](repeating: [], count: units.count)
     for (layer, divergence) in zip(disturbed, divergences) {
       let change = layer.parts.reduce(0) { $0 + $1.change }
       for part in layer.parts {
         result[part.unit].append(
           Contribution(
-            unit: part.unit, divergence: change > 0 ? divergence * part.change / change : 0,
-            errors: part.errors))
+            divergence: change == 0 ? 0 : divergence * part.change / change, errors: part.errors))
       }
     }
     if let ownHead, let divergence = divergences.last {
       result[ownHead.unit].append(
-        Contribution(unit: ownHead.unit, divergence: divergence, errors: ownHead.errors))
+        Contribution(divergence: divergence, errors: ownHead.errors))
     }
     return result
   }
-}
 
-/// The same rows on several grids, by the solver that a linear has.
-private struct GridComparison {
-  private let rows: Matrix
-  private let drafts: [LinearDraft]
-  private let quantizer: any LinearQuantizer
-  private let problem: LayerProblem
-  private let backend: any ComputeBackend
-
-  /// Drafts all, which takes a factor of Σ.
-  init(
-    _ rows: Matrix, _ grids: [GridFormat], _ treatment: Treatment, _ stageProblem: LayerProblem,
-    _ backend: any ComputeBackend
-  ) throws {
-    let quantizer = treatment.quantizer
-    let problem = stageProblem.damped(by: quantizer.damping)
-    drafts = try grids.map {
-      try quantizer.draft(
-        backend.copy(of: rows), problem: problem, format: $0, backend: backend, panelRows: rows.rows)
-    }
-    (self.rows, self.quantizer, self.problem, self.backend) = (rows, quantizer, problem, backend)
+  func standard(_ treatment: Treatment, _ unit: Int) -> Treatment {
+    var treatment = treatment
+    treatment.gridFormat = units[unit].candidates[units[unit].standard].grid
+    return treatment
   }
 
-  /// Brings all to their ends.
-  /// - Returns: the relative error of each
-  func errors() throws -> [Double] {
-    try drafts.map {
-      try quantizer.finish(
-        $0, name: "", weights: backend.copy(of: rows), problem: problem, backend: backend,
-        panelRows: rows.rows
-      ).relativeError
+  /// Ŵ of some rows.
+  func roundedToNearest(_ weights: Matrix, _ grid: GridFormat) -> Matrix {
+    let (codes, grids) = RoundToNearest(searchesGrid: true).round(weights, format: grid, backend: backend)
+    backend.dequantize(codes, grid: grids, into: codes)
+    return codes
+  }
+
+  /// Rows of a matrix, evenly spaced.
+  func rows(of weights: Matrix, _ count: Int) -> Matrix {
+    let count = min(count, weights.rows)
+    let sample = backend.makeMatrix(rows: count, columns: weights.columns)
+    for index in 0..<count {
+      let row = index * weights.rows / count
+      backend.copy(weights.rows(row..<row + 1), into: sample.rows(index..<index + 1))
     }
+    return sample
   }
 }

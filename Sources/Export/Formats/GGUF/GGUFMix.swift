@@ -87,7 +87,7 @@ public struct GGUFMix: Sendable, Hashable {
   }
 
   /// What types are chosen from so that they take so many bits a weight.
-  public init(averageBits: Double, isPure: Bool = false) {
+  public init(averageBits: Double) {
     name =
       switch averageBits {
       case ..<3: .q2_K
@@ -97,7 +97,7 @@ public struct GGUFMix: Sendable, Hashable {
       case ..<7.5: .q6_K
       default: .q8_0
       }
-    self.isPure = isPure
+    isPure = false
     self.averageBits = averageBits
   }
 
