@@ -171,7 +171,8 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
         samples > 1, "samples", samples,
         "average-bits are chosen on sequences that nothing is solved for: at least 2")
       try require(
-        !ggufPure, "average-bits", averageBits, "where all tensors are of one type, nothing is left to choose")
+        !ggufPure, "average-bits", averageBits, "where all tensors are of one type, nothing is left to choose"
+      )
     }
     try require(
       bitChoices.allSatisfy { BitWidth(rawValue: $0) != nil }, "bit-choices",

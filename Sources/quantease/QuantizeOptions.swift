@@ -34,8 +34,8 @@ struct GridOptions: ParsableArguments {
   @Option(
     help: ArgumentHelp(
       """
-      With --average-bits: the widths that there are, such as 4,8 for vLLM, which loads no others. Default: all that the \
-      format holds.
+      With --average-bits: the widths that there are, such as 4,8 for vLLM, or 2,3,4,8 with --symmetric. Default: all \
+      that the format holds.
       """, valueName: "widths"),
     transform: { text in
       let widths = text.split(separator: ",").map { Int($0) }

@@ -359,7 +359,7 @@ public struct ReportPage {
     let settings = report.settings
     if let gguf = settings.gguf { return escaped("\(gguf.file), \(gguf.description)") }
     return
-      "\(settings.width) \(settings.symmetric ? "symmetric" : "asymmetric"), \(groupNote(settings.groupSize))"
+      "\(settings.width)\(settings.allocation == nil ? "" : ",") \(settings.symmetric ? "symmetric" : "asymmetric"), \(groupNote(settings.groupSize))"
   }
 
   private var gridEntries: [(String, String)] {
