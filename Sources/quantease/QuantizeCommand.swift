@@ -8,6 +8,7 @@ import Devices
 import Export
 import Foundation
 import Pipeline
+import Synchronization
 import SystemIO
 
 struct QuantizeCommand: ParsableCommand {
@@ -126,7 +127,10 @@ struct QuantizeCommand: ParsableCommand {
     let backend = try machine.backend(isExact: options.precision == .exact) { progress.show(.warning($0)) }
     progress.show(.step("reading \(calibration)"))
     let rows = try TokenRows(file: calibration, model: model)
-    let converted = try convert(progress)
+    let unfinished = Unfinished()
+    let interruption = try Interruption(unfinished.discard)
+    defer { withExtendedLifetime(interruption) {} }
+    let converted = try convert(progress, unfinished)
     // It stays, hidden, if it cannot be removed: the result is what counts.
     defer { try? converted?.discard() }
     var request = QuantizationRequest(
@@ -150,11 +154,8 @@ struct QuantizeCommand: ParsableCommand {
         request, backend: machine.processor(isExact: options.precision == .exact), progress: progress.show(_:)
       )
     }
-    let interruption = try Interruption {
-      _ = converted?.abandon()
-      return run.discard()
-    }
-    let report = try withExtendedLifetime(interruption) { try run.run(progress: progress.show(_:)) }
+    unfinished.add(run)
+    let report = try run.run(progress: progress.show(_:))
     progress.close()
     try print(report)
   }
@@ -165,11 +166,12 @@ struct QuantizeCommand: ParsableCommand {
 
   /// Makes the GGUF file of a checkpoint that is to become one.
   /// - Returns: the hidden directory that it is in, which goes with this process; nil if the model is quantized as it is
-  private func convert(_ progress: ProgressLine) throws -> StagingDirectory? {
+  private func convert(_ progress: ProgressLine, _ unfinished: Unfinished) throws -> StagingDirectory? {
     guard settings.isGGUF, !CheckpointReader.isGGUF(model), let converter = conversion.converter
     else { return nil }
     progress.show(.step("converting to GGUF by \(converter.program)"))
     let directory = try StagingDirectory(for: "\(output).converted")
+    unfinished.add(directory)
     try converter.convert(model, to: FileSystem.join(directory.path, convertedName))
     return directory
   }
@@ -227,5 +229,21 @@ struct QuantizeCommand: ParsableCommand {
       report   \(Report.Place(of: output).page)
       """)
     for runtime in report.loadsIn { try Console.line("loads    \(runtime)") }
+  }
+}
+
+/// What a run has on the disk that is to go where it is interrupted.
+private final class Unfinished: Sendable {
+  private let parts = Mutex<(converted: StagingDirectory?, run: QuantizationRun?)>((nil, nil))
+
+  func add(_ converted: StagingDirectory) { parts.withLock { $0.converted = converted } }
+
+  func add(_ run: QuantizationRun) { parts.withLock { $0.run = run } }
+
+  /// - Returns: false if the output was published before
+  func discard() -> Bool {
+    let (converted, run) = parts.withLock { $0 }
+    _ = converted?.abandon()
+    return run?.discard() ?? true
   }
 }
