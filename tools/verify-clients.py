@@ -21,6 +21,7 @@ compressed-tensors 0.18 or later, GPTQModel, llama.cpp by llama-cpp-python. Trie
 import argparse
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -69,9 +70,14 @@ def unpack(words: np.ndarray, bits: int, count: int) -> np.ndarray:
     return digits.reshape(len(words), count, bits) @ (1 << np.arange(bits))
 
 
+def is_target(module: str, target: str) -> bool:
+    return target == "Linear" or bool(re.match(target.removeprefix("re:"), module))
+
+
 def compressed_tensors_weight(checkpoint: Checkpoint, module: str) -> np.ndarray:
     """[out, in], float32: s · (q − z), in groups of neighbouring columns."""
-    weights = checkpoint.quantization["config_groups"]["group_0"]["weights"]
+    groups = checkpoint.quantization["config_groups"].values()
+    weights = next(group["weights"] for group in groups if any(is_target(module, name) for name in group["targets"]))
     bits = weights["num_bits"]
     rows, columns = checkpoint.array(f"{module}.weight_shape")
     codes = unpack(checkpoint.array(f"{module}.weight_packed"), bits, columns)
@@ -117,7 +123,10 @@ def load_transformers(checkpoint: Checkpoint) -> torch.nn.Module:
 
 
 def load_compressed_tensors(checkpoint: Checkpoint) -> torch.nn.Module:
-    # transformers 5.23 with compressed-tensors 0.20 reads asymmetric checkpoints only with `dequantize`.
+    # transformers 5.23 with compressed-tensors 0.20 reads asymmetric checkpoints only with `dequantize`, which takes the
+    # first group's grid for all.
+    if len(checkpoint.quantization["config_groups"]) > 1:
+        return load_transformers(checkpoint)
     config = transformers.CompressedTensorsConfig(dequantize=True)
     return transformers.AutoModelForCausalLM.from_pretrained(
         checkpoint.folder, dtype=torch.float32, quantization_config=config

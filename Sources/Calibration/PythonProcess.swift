@@ -18,14 +18,17 @@ package struct PythonProcess {
   /// Runs the interpreter to its end.
   /// - Parameters:
   ///   - arguments: its own
+  ///   - environment: what is set besides this process's own
   ///   - output: takes what the program prints; what it complains of is the message that comes back
   ///   - heard: called whenever it says something there
   package func run(
-    _ arguments: [String], output: FileHandle = .nullDevice, heard: () -> Void = {}
+    _ arguments: [String], environment: [String: String] = [:], output: FileHandle = .nullDevice,
+    heard: () -> Void = {}
   ) -> End {
     let process = Process()
     process.executableURL = URL(fileURLWithPath: "/usr/bin/env")
     process.arguments = [interpreter] + arguments
+    process.environment = ProcessInfo.processInfo.environment.merging(environment) { $1 }
     process.standardInput = FileHandle.nullDevice
     process.standardOutput = output
     let errors = Pipe()
@@ -40,7 +43,10 @@ package struct PythonProcess {
     let message = String(decoding: said, as: UTF8.self)
     if process.terminationReason == .uncaughtSignal { return .killed(signal: process.terminationStatus) }
     // By env(1).
-    if [126, 127].contains(process.terminationStatus) { return .missing(reason: "no such program") }
+    if process.terminationStatus == 126 {
+      return .missing(reason: "no program that this user may run; the service sees no home directories")
+    }
+    if process.terminationStatus == 127 { return .missing(reason: "no such program") }
     return .exit(
       status: process.terminationStatus, message: message.trimmingCharacters(in: .whitespacesAndNewlines))
   }

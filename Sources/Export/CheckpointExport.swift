@@ -349,14 +349,23 @@ public final class CheckpointExport: Sendable {
       note: "it knows the experts in stacks alone and would start with random ones: use dense there")
   }
 
-  /// What loads the checkpoints, format by format. Where linears differ, the hardest one decides.
+  /// What loads the checkpoints, format by format. Where linears differ, the hardest one decides: one that is not loaded, or
+  /// under a condition.
   public var runtimes: [RuntimeSupport] {
-    outputs.flatMap { output in
+    let grids = Set(quantized.values.compactMap(\.gridFormat)).sorted {
+      $0.bitWidth.rawValue < $1.bitWidth.rawValue
+    }
+    let isMixed = grids.contains { !$0.hasSameLayout(as: grids[0]) }
+    let traits = isMixed ? traits.union(.severalGrids) : traits
+    func isHarder(_ support: RuntimeSupport, than other: RuntimeSupport) -> Bool {
+      support.loads == other.loads ? support.note.count > other.note.count : other.loads
+    }
+    return outputs.flatMap { output in
       var supports: [RuntimeSupport] = []
-      for grid in Set(quantized.values.compactMap(\.gridFormat)) {
+      for grid in grids {
         for support in output.format.runtimes(for: grid, of: traits).map({ restricted($0, output.format) }) {
           if let index = supports.firstIndex(where: { $0.runtime == support.runtime }) {
-            if supports[index].loads && !support.loads { supports[index] = support }
+            if isHarder(support, than: supports[index]) { supports[index] = support }
           } else {
             supports.append(support)
           }

@@ -104,6 +104,8 @@ public struct ModelTraits: OptionSet, Sendable {
   /// Quantized experts that vLLM alone loads one by one, and those that nothing does.
   public static let expertsForVLLM = ModelTraits(rawValue: 4)
   public static let stackedExperts = ModelTraits(rawValue: 8)
+  /// Linears that have other grids than others.
+  public static let severalGrids = ModelTraits(rawValue: 16)
 }
 
 /// One linear of the source checkpoint and what is to become of it.

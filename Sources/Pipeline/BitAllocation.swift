@@ -59,7 +59,8 @@ struct AllocationProblem: Sendable {
     throw SettingsError(
       key: "average-bits", value: "\(averageBits)",
       mend: "with scales and all, the grids that this model's linears may have take "
-        + "\((average(least) * 100).rounded(.up) / 100) to \((average(most) * 100).rounded(.down) / 100) bits a weight"
+        + "\((average(least) * 100).rounded(.up) / 100) to \((average(most) * 100).rounded(.down) / 100) bits a weight; "
+        + "symmetric grids and bit-choices allow others"
     )
   }
 

@@ -35,7 +35,9 @@ public struct GGUFConverter: Sendable, Equatable {
     let partial = FileSystem.join(directory, ".\(FileSystem.name(of: file))")
     try FileSystem.removeTree(partial)
     let arguments = [program, model, "--outtype", "auto", "--outfile", partial]
-    switch PythonProcess(interpreter: python).run(arguments, heard: heard) {
+    switch PythonProcess(interpreter: python).run(
+      arguments, environment: Self.environment, heard: heard)
+    {
     case .exit(0, _): break
     case .exit(let status, let message):
       try FileSystem.removeTree(partial)
@@ -55,6 +57,11 @@ public struct GGUFConverter: Sendable, Equatable {
     }
     try FileSystem.move(partial, to: file)
   }
+
+  /// For some architectures the converter asks transformers for a tokenizer that may bring code of its own, and would run what
+  /// a stranger has put into the checkpoint. It is copied to where modules are kept first, which nothing can be; and what
+  /// refers to a hub is not waited for.
+  private static let environment = ["HF_MODULES_CACHE": "/dev/null", "HF_HUB_OFFLINE": "1"]
 
   /// Of what the converter says, its end tells why.
   private static let longestMessage = 2_000

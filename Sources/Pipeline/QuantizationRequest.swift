@@ -45,7 +45,7 @@ public struct QuantizationRequest: Sendable {
   /// Bits a weight that all linears are to take on average, scales and outliers with them, where those of each are to be
   /// chosen; nil where the recipe says them.
   public var averageBits: Double?
-  /// The bit widths that are chosen of; nil for all that the formats hold.
+  /// The bit widths that are chosen of; nil for those that runtimes load side by side.
   public var bitChoices: Set<Int>?
   /// Where an importance matrix for llama-quantize is written beside the result; nil for none.
   public var importanceMatrix: String?

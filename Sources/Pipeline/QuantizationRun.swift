@@ -196,7 +196,8 @@ public final class QuantizationRun: Sendable {
       directory: staging.path,
       shardSizeLimit: request.shardSizeLimit, leavingOut: [FileSystem.name(of: request.calibrationSource)],
       besides: others.towers, traits: traits, mix: request.recipe.mix ?? GGUFMix(.q4_K_M))
-    for support in export.runtimes where description.hasMixtures && !support.loads {
+    let isUnusual = description.hasMixtures || allocation != nil
+    for support in export.runtimes where isUnusual && !support.loads {
       progress(.warning("\(support)"))
     }
     if let request = request.resume, let journal, journal.head == nil {

@@ -128,7 +128,7 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
   /// Bits a weight that linears take on average, scales with them, where each gets as many as it needs; nil where all have
   /// ``bits``.
   public var averageBits: Double?
-  /// The bit widths that are chosen of then; empty for all that the formats hold.
+  /// The bit widths that are chosen of then; empty for those that runtimes load side by side.
   public var bitChoices: [Int] {
     get { choices ?? [] }
     set { choices = newValue.isEmpty ? nil : Set(newValue).sorted() }
@@ -229,7 +229,7 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
     }
   }
 
-  /// The bit widths that are chosen of; nil for all.
+  /// The bit widths that are chosen of; nil for those that runtimes load side by side.
   public var widths: Set<Int>? { bitChoices.isEmpty ? nil : Set(bitChoices) }
 
   /// What experts are solved for by the settings.

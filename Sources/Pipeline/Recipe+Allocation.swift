@@ -6,7 +6,7 @@ import Quantization
 // The bits of linears, chosen by what each needs.
 extension Recipe {
   /// What there is to choose: linears that no rule has given bits or a type, those together that have to have the same grid.
-  /// - Parameter widths: the bit widths that are chosen of; nil for all that the formats hold
+  /// - Parameter widths: the bit widths that are chosen of; nil for those that runtimes load side by side
   /// - Throws: ``ExportError`` if a format has no place for several grids in one checkpoint, and ``SettingsError`` if there is no
   ///   such choice
   func allocationProblem(
@@ -15,15 +15,17 @@ extension Recipe {
   ) throws -> AllocationProblem {
     let linears = (model.exported(by: resolved.linears) + resolved.outside).filter { $0.gridFormat != nil }
     let byName = Dictionary(uniqueKeysWithValues: linears.map { ($0.name, $0) })
+    let traits = model.traits(of: resolved.linears)
     let units = try groups(resolved, of: model, in: checkpoint).compactMap { group -> AllocationUnit? in
       let members = group.compactMap { byName[$0] }
       // A rule for one of them is one for all.
       guard let standard = members.first?.gridFormat, resolved.ruled.isDisjoint(with: group) else {
         return nil
       }
-      let candidates = grids(like: standard, for: members, formats).filter {
-        widths?.contains($0.bitWidth.rawValue) ?? true
-      }
+      let held = grids(like: standard, for: members, formats)
+      let candidates =
+        widths.map { widths in held.filter { widths.contains($0.bitWidth.rawValue) } }
+        ?? loadable(held, formats, traits)
       if candidates.isEmpty {
         throw SettingsError(
           key: "bit-choices", value: (widths ?? []).sorted().map { "\($0)" }.joined(separator: ", "),
@@ -32,7 +34,6 @@ extension Recipe {
       return AllocationUnit(members, candidates, standard: standard, isGGUF: mix != nil)
     }
     let problem = try AllocationProblem(averageBits: averageBits, linears, units)
-    let traits = model.traits(of: resolved.linears)
     try CheckpointExport.check(differing(linears, units), formats, of: checkpoint, traits: traits)
     return problem
   }
@@ -94,6 +95,20 @@ extension Recipe {
       grid.hasSignedScales = standard.hasSignedScales
       return grid
     }
+  }
+
+  /// The grids that every runtime of the formats is known to load beside others, or, if there are no two of them, some runtime
+  /// of each; all, if none does.
+  private func loadable(
+    _ grids: [GridFormat], _ formats: [OutputFormatName], _ traits: ModelTraits
+  ) -> [GridFormat] {
+    func runtimes(_ grid: GridFormat) -> [[RuntimeSupport]] {
+      formats.map { $0.format.runtimes(for: grid, of: traits.union(.severalGrids)) }
+    }
+    let byAll = grids.filter { runtimes($0).joined().allSatisfy(\.loads) }
+    if byAll.count > 1 { return byAll }
+    let bySome = grids.filter { runtimes($0).allSatisfy { $0.contains(where: \.loads) } }
+    return bySome.isEmpty ? grids : bySome
   }
 
   /// The linears as different from each other as they may become: whether formats hold that is known before anything is

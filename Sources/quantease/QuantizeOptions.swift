@@ -34,8 +34,8 @@ struct GridOptions: ParsableArguments {
   @Option(
     help: ArgumentHelp(
       """
-      With --average-bits: the widths that there are, such as 4,8 for vLLM, or 2,3,4,8 with --symmetric. Default: all \
-      that the format holds.
+      With --average-bits: the widths to choose of, such as 4,8. Default: those that the format's runtimes are known to \
+      load side by side: of compressed-tensors 2, 3, 4 and 8 with --symmetric, else 4 and 8, in vLLM alone.
       """, valueName: "widths"),
     transform: { text in
       let widths = text.split(separator: ",").map { Int($0) }

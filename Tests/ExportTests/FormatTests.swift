@@ -212,6 +212,18 @@ struct FormatTests {
         == ["quantize_config.json": configuration])
   }
 
+  @Test func `of several grids in one checkpoint transformers takes symmetric ones`() {
+    func support(symmetric: Bool) -> RuntimeSupport? {
+      let format = GridFormat(bitWidth: .four, groupSize: .channel, isSymmetric: symmetric)
+      return CompressedTensorsFormat().runtimes(for: format, of: .severalGrids).first {
+        $0.runtime == "transformers"
+      }
+    }
+    #expect(support(symmetric: false)?.loads == false)
+    #expect(support(symmetric: true)?.loads == true)
+    #expect(support(symmetric: true)?.note.contains("not with dequantize=True") == true)
+  }
+
   @Test func `the table of runtimes knows what they refuse`() {
     func loads(_ name: OutputFormatName, _ bits: BitWidth, symmetric: Bool, _ runtime: String) -> Bool? {
       let format = GridFormat(bitWidth: bits, groupSize: .channel, isSymmetric: symmetric)

@@ -13,7 +13,13 @@ struct AllocationRunTests {
   private func bench(
     _ fixture: String, _ change: (inout QuantizationSettings) -> Void = { _ in }
   ) throws -> ResumeBench {
-    try ResumeBench(ResumeCase(fixture, "", change), memoryBudgetBytes: 1 << 40)
+    try ResumeBench(
+      ResumeCase(fixture) { settings in
+        change(&settings)
+        if settings.averageBits != nil && settings.bitChoices.isEmpty {
+          settings.bitChoices = [2, 3, 4, 5, 6, 8]
+        }
+      }, memoryBudgetBytes: 1 << 40)
   }
 
   private func report(_ bench: ResumeBench) throws -> Report {
@@ -56,6 +62,20 @@ struct AllocationRunTests {
     for choice in allocation.choices {
       #expect(report.linears.first { $0.name == choice.module }?.bits == choice.bits)
     }
+  }
+
+  @Test(arguments: [(true, [2, 3, 4, 8]), (false, [4, 8])])
+  func `widths are those that runtimes load side by side, where nobody names any`(
+    _ isSymmetric: Bool, _ expected: [Int]
+  ) throws {
+    let bench = try ResumeBench(
+      ResumeCase("llama") { ($0.averageBits, $0.symmetric) = (5.5, isSymmetric) }, memoryBudgetBytes: 1 << 40)
+    let report = try report(bench)
+    #expect(Set(report.linears.map(\.bits)).isSubset(of: expected))
+    #expect(Set(report.linears.map(\.bits)).count > 1)
+    let loads = Dictionary(uniqueKeysWithValues: report.loadsIn.map { ($0.runtime, $0.loads) })
+    // transformers has one asymmetric grid for all.
+    #expect(loads == ["vLLM": true, "transformers": isSymmetric])
   }
 
   @Test func `what a rule says stays, and counts`() throws {

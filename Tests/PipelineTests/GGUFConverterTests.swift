@@ -32,6 +32,13 @@ struct GGUFConverterTests {
     #expect(try leftovers == ["model.gguf"])
   }
 
+  @Test func `code that a checkpoint brings has no place to be run from`() throws {
+    let file = try convert(
+      by: "test \"$HF_MODULES_CACHE $HF_HUB_OFFLINE\" = '/dev/null 1' && test -n \"$PATH\" && cp "
+        + "\(TestFiles.gguf("llama.gguf")) \"$5\"")
+    #expect(try FileSystem.exists(file))
+  }
+
   @Test func `an error is told in the converter's words, and nothing is left`() throws {
     #expect(
       throws: GGUFConversionError.failed(

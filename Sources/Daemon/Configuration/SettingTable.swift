@@ -103,7 +103,7 @@ enum SettingTable {
     ),
     .list(
       "bit-choices", \.settings.bitChoices, separator: ",", expected: "a list of widths, 2 to 6, or 8",
-      "With average-bits: the widths that there are, such as [4, 8] for vLLM; empty for all that the format holds.",
+      "With average-bits: the widths to choose of, such as [4, 8]; empty for those that runtimes are known to load side by side.",
       parse: { Int($0) }, show: { "\($0)" }),
     .choice("solver", \.settings.solver, "How weights are moved onto the grid."),
     .choice(

@@ -172,10 +172,17 @@ public struct CompressedTensorsFormat: OutputFormat {
           format: name, runtime: "vLLM", loads: false,
           note: "2 and 3 bits only with symmetric grids")
       }
-    var note = isCommon ? "" : "with compressed-tensors 0.18 or newer"
-    if !grid.isSymmetric {
-      note += note.isEmpty ? "" : "; "
-      note += "transformers 5.23 needs CompressedTensorsConfig(dequantize=True)"
+    if traits.contains(.severalGrids) && !grid.isSymmetric {
+      let support = RuntimeSupport(
+        format: name, runtime: "transformers", loads: false,
+        note: "asymmetric grids with dequantize=True alone, which takes all linears for alike")
+      return [vLLM, support]
+    }
+    var notes = isCommon ? [] : ["with compressed-tensors 0.18 or newer"]
+    if traits.contains(.severalGrids) {
+      notes.append("not with dequantize=True, which takes all linears for alike")
+    } else if !grid.isSymmetric {
+      notes.append("transformers 5.23 needs CompressedTensorsConfig(dequantize=True)")
     }
     if traits.contains(.transposedLinears) {
       let support = RuntimeSupport(
@@ -183,6 +190,9 @@ public struct CompressedTensorsFormat: OutputFormat {
         note: "the model's linears are Conv1D there, which compressed-tensors does not know: use dense")
       return [vLLM, support]
     }
-    return [vLLM, RuntimeSupport(format: name, runtime: "transformers", loads: true, note: note)]
+    return [
+      vLLM,
+      RuntimeSupport(format: name, runtime: "transformers", loads: true, note: notes.joined(separator: "; ")),
+    ]
   }
 }
