@@ -22,7 +22,7 @@ import Tensors
 struct AllocationTrial {
   let run: QuantizationRun
   let backend: any ComputeBackend
-  let advanced: () -> Void
+  private let progress: (ProgressEvent) -> Void
   let units: [AllocationUnit]
   let unitOfModule: [String: Int]
   let calibration: CalibrationSet
@@ -69,7 +69,7 @@ struct AllocationTrial {
     let units = problem.units
     progress(.step("measuring how many bits each linear needs"))
     let contributions = try withoutActuallyEscaping(progress) { progress in
-      let trial = try AllocationTrial(run, units, backend) { progress(.advanced) }
+      let trial = try AllocationTrial(run, units, backend, progress)
       do { return try trial.measure() } catch {
         // What a device that failed leaves shows as all kinds of faults.
         try backend.checkDevice()
@@ -110,14 +110,19 @@ struct AllocationTrial {
 
   // MARK: The measurement
 
+  /// How often it is told how far the work is.
+  private static let parts = 10
+
+  func advanced() { progress(.advanced) }
+
   /// Tokens that nothing was solved for.
   var heldOut: [Int32] { calibration.tokens(of: sizes.solved..<calibration.samples) }
 
   private init(
     _ run: QuantizationRun, _ units: [AllocationUnit], _ backend: any ComputeBackend,
-    advanced: @escaping () -> Void
+    _ progress: @escaping (ProgressEvent) -> Void
   ) throws {
-    (self.run, self.units, self.backend, self.advanced) = (run, units, backend, advanced)
+    (self.run, self.units, self.backend, self.progress) = (run, units, backend, progress)
     unitOfModule = Dictionary(
       uniqueKeysWithValues: units.enumerated().flatMap { unit, value in value.modules.map { ($0, unit) } })
     let all = run.request.calibration
@@ -185,7 +190,8 @@ struct AllocationTrial {
     var gathered = try TrialStates(model, calibration.tokens(of: 0..<sizes.solved), backend: backend)
     var reference = try TrialStates(model, heldOut, backend: backend)
     var disturbed = try embeddings().map { [$0] } ?? []
-    for index in 0..<run.description.layerCount {
+    let count = run.description.layerCount
+    for index in 0..<count {
       let layer = try model.unloadedLayer(index)
       for stage in layer.stages { try layer.load(stage) }
       for place in disturbed.indices {
@@ -196,6 +202,9 @@ struct AllocationTrial {
       for stage in layer.stages { layer.leave(stage) }
       layer.forget()
       try backend.checkDevice()
+      if (index + 1) * Self.parts / count > index * Self.parts / count {
+        progress(.step("measured layer \(index + 1) of \(count)"))
+      }
     }
     return try contributions(model, reference, gathered, disturbed)
   }
