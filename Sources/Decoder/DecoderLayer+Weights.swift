@@ -24,8 +24,11 @@ extension DecoderLayer {
   }
 
   /// Gives the memory of the weights of a stage's linears back, and forgets what they were replaced by.
-  public func unload(_ stage: Stage) {
-    for linear in stage.linears { resident[linear.name] = nil }
+  public func unload(_ stage: Stage) { unload(stage.linears) }
+
+  /// The same of some linears alone.
+  public func unload(_ linears: [LayerLinear]) {
+    for linear in linears { resident[linear.name] = nil }
   }
 
   /// Gives the memory back of what no batch needs any more once a stage is behind it.

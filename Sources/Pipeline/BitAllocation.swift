@@ -76,7 +76,7 @@ struct AllocationProblem: Sendable {
 /// By Lagrange's method: of every unit's options those count that are on the lower convex hull of cost over bits, and steps
 /// along the hulls are taken from the one that saves most for a bit on. Where the next does not fit, later ones may. The
 /// result is no worse than the best one for a limit that is smaller by the largest step.
-struct BitAllocation {
+enum BitAllocation {
   struct Option: Equatable {
     let bits: Int
     let cost: Double

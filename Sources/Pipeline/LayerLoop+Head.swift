@@ -22,6 +22,6 @@ extension LayerLoop {
       try backend.checkDevice()
     }
     leave(last)
-    return try makeProblem(gram.values, for: "the head", in: model.description.layerCount)
+    return try backend.problem(gram.values, of: "the head", layer: model.description.layerCount)
   }
 }

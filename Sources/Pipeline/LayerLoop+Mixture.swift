@@ -95,7 +95,7 @@ extension LayerLoop {
   ) throws {
     try beforeReading()
     let problem = try times.measure(.solver) {
-      try makeProblem(gram, for: half.linears.names, in: layer.index)
+      try backend.problem(gram, of: half.linears.names, layer: layer.index)
     }
     try times.measure(.solver) { try quantize(layer, half, problem, share) }
   }

@@ -213,9 +213,9 @@ final class LayerLoop {
       if let statistics {
         try beforeReading()
         let problem = try times.measure(.solver) {
-          try makeProblem(
-            statistics.gram.values, correction: statistics.correction, for: position.stage.title,
-            in: position.quantized.index)
+          try backend.problem(
+            statistics.gram.values, correction: statistics.correction, of: position.stage.title,
+            layer: position.quantized.index)
         }
         try times.measure(.solver) { try quantize(position.quantized, position.stage, problem, nil) }
       }
@@ -294,13 +294,6 @@ final class LayerLoop {
   private func position(_ layers: Layers, _ stage: Int) -> Position {
     Position(
       stage: layers.quantized.stages[stage], quantized: layers.quantized, original: layers.original)
-  }
-
-  func makeProblem(
-    _ gram: Matrix, correction: Matrix? = nil, for reader: String, in layer: Int
-  ) throws -> LayerProblem {
-    try backend.requireFiniteEnergies(gram, of: reader, layer: layer)
-    return LayerProblem(gram: gram, correction: correction, backend: backend)
   }
 
   func makeGramMatrix(_ stage: Stage) -> GramMatrix {
@@ -399,9 +392,14 @@ extension [LayerLinear] {
 }
 
 extension ComputeBackend {
-  /// - Throws: ``PipelineError/overflowingInputs(layer:of:feature:)`` for a Gram matrix that is no sum of finite squares
-  func requireFiniteEnergies(_ gram: Matrix, of reader: String, layer: Int) throws(PipelineError) {
-    guard let feature = diagonal(of: gram).firstIndex(where: { !$0.isFinite }) else { return }
-    throw .overflowingInputs(layer: layer, of: reader, feature: feature)
+  /// The problem of what reads inputs with the Gram matrix `gram`, without a ridge.
+  /// - Throws: ``PipelineError/overflowingInputs(layer:of:feature:)`` for one that is no sum of finite squares
+  func problem(
+    _ gram: Matrix, correction: Matrix? = nil, of reader: String, layer: Int
+  ) throws(PipelineError) -> LayerProblem {
+    if let feature = diagonal(of: gram).firstIndex(where: { !$0.isFinite }) {
+      throw .overflowingInputs(layer: layer, of: reader, feature: feature)
+    }
+    return LayerProblem(gram: gram, correction: correction, backend: self)
   }
 }

@@ -164,6 +164,16 @@ public final class QuantizationRun: Sendable {
   /// The head, if it is to be quantized.
   var head: Recipe.Head? { resolved.head }
 
+  /// The source's model.
+  /// - Parameter roundTokens: brings embeddings of tokens to what the result has in their place
+  func model(
+    sequenceLength: Int, roundingTokens roundTokens: ((Matrix) -> Void)? = nil
+  ) throws -> DecoderModel {
+    try DecoderModel(
+      description, source: checkpoint, backend: backend, sequenceLength: sequenceLength, operands: operands,
+      roundTokens: roundTokens)
+  }
+
   /// The linears that are to be quantized.
   public var linearCount: Int { treatments.count }
 
@@ -207,15 +217,11 @@ public final class QuantizationRun: Sendable {
           kernels: kernels, rotation: rotation, allocation: allocation),
         for: linears)
     }
-    func model(roundingTokens roundTokens: ((Matrix) -> Void)? = nil) throws -> DecoderModel {
-      try DecoderModel(
-        description, source: checkpoint, backend: backend,
-        sequenceLength: request.calibration.sequenceLength, operands: operands, roundTokens: roundTokens)
-    }
+    let length = request.calibration.sequenceLength
     func makeLoop() throws -> LayerLoop {
       LayerLoop(
-        model: try model(roundingTokens: roundTokens),
-        original: request.target == .original ? try model() : nil,
+        model: try model(sequenceLength: length, roundingTokens: roundTokens),
+        original: request.target == .original ? try model(sequenceLength: length) : nil,
         originalSamples: request.originalSamples, calibration: request.calibration, store: store,
         backend: backend, batchSamples: plan.batchSamples, states: plan.states,
         isResumable: request.resume != nil,

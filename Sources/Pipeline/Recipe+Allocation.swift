@@ -16,7 +16,11 @@ extension Recipe {
     let linears = (model.exported(by: resolved.linears) + resolved.outside).filter { $0.gridFormat != nil }
     let byName = Dictionary(uniqueKeysWithValues: linears.map { ($0.name, $0) })
     let traits = model.traits(of: resolved.linears)
-    let units = try groups(resolved, of: model, in: checkpoint).compactMap { group -> AllocationUnit? in
+    // What else stands outside of layers is read by no stream that is measured.
+    let read = [model.embedding.tokens, model.head.weights]
+    let outside = resolved.outside.map(\.name).filter { read.contains("\($0).weight") }
+    let groups = alikeModules(of: model, in: checkpoint) + outside.map { [$0] }
+    let units = try groups.compactMap { group -> AllocationUnit? in
       let members = group.compactMap { byName[$0] }
       // A rule for one of them is one for all.
       guard let standard = members.first?.gridFormat, resolved.ruled.isDisjoint(with: group) else {
@@ -36,33 +40,6 @@ extension Recipe {
     let problem = try AllocationProblem(averageBits: averageBits, linears, units)
     try CheckpointExport.check(differing(linears, units), formats, of: checkpoint, traits: traits)
     return problem
-  }
-
-  /// The modules that have to have the same grid.
-  private func groups(
-    _ resolved: Resolved, of model: ModelDescription, in checkpoint: CheckpointReader
-  ) -> [[String]] {
-    var groups: [[String]] = []
-    for layer in 0..<model.layerCount {
-      for stage in model.stages(ofLayer: layer) {
-        let experts = Set(stage.experts.filter { $0.number != nil }.flatMap(\.linears).map(\.name))
-        func names(_ linears: [LayerLinear]) -> [String] {
-          linears.map { model.layerPrefix(layer) + $0.name }
-        }
-        // Of a GGUF file every tensor is on its own.
-        let parts = stage.linearsByPart.map { part in part.filter { !experts.contains($0.name) } }
-        groups += parts.flatMap { mix == nil ? [names($0)] : names($0).map { [$0] } }
-        let stacked = names(stage.linears.filter { experts.contains($0.name) })
-        let stacks = Dictionary(grouping: stacked) { module in
-          mix == nil ? "" : checkpoint.tensors["\(module).weight"]?.storedName ?? module
-        }
-        groups += stacks.sorted { $0.key < $1.key }.map(\.value)
-      }
-    }
-    // What else stands outside of layers is read by no stream that is measured.
-    let read = [model.embedding.tokens, model.head.weights]
-    return groups
-      + resolved.outside.map(\.name).filter { read.contains("\($0).weight") }.map { [$0] }
   }
 
   /// The grids that a recipe's could be changed for.
@@ -86,15 +63,8 @@ extension Recipe {
       linears.allSatisfy { $0.inFeatures.isMultiple(of: type.blockSize) }
     }
     // Where rows are whole super-blocks, those are the better ones of as many bits.
-    let superBlocks = types.compactMap(\.gridFormat).filter { $0.superBlocks != nil }
-    let grids =
-      superBlocks.isEmpty
-      ? types.compactMap(\.gridFormat) : superBlocks + [GGUFTensorType.q8_0.gridFormat].compactMap(\.self)
-    return grids.map { grid in
-      var grid = grid
-      grid.hasSignedScales = standard.hasSignedScales
-      return grid
-    }
+    let superBlocks = types.filter { $0.gridFormat?.superBlocks != nil }
+    return (superBlocks.isEmpty ? types : superBlocks + [.q8_0]).compactMap { $0.gridFormat(like: standard) }
   }
 
   /// The grids that every runtime of the formats is known to load beside others, or, if there are no two of them, some runtime

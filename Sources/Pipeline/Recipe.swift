@@ -93,10 +93,9 @@ public struct Recipe: Sendable {
     /// Before any rule.
     func standard(_ module: String) -> Treatment? {
       guard let types else { return self.standard }
-      guard let grid = types[module]?.gridFormat else { return nil }
+      guard let grid = types[module]?.gridFormat(like: self.standard.gridFormat) else { return nil }
       var treatment = self.standard
       treatment.gridFormat = grid
-      treatment.gridFormat.hasSignedScales = self.standard.gridFormat.hasSignedScales
       return treatment
     }
     // Once for all: a mixture has tens of thousands of linears.
@@ -110,37 +109,20 @@ public struct Recipe: Sendable {
       return matching
     }
     for layer in 0..<model.layerCount {
-      for part in model.stages(ofLayer: layer).flatMap(\.linearsByPart) {
-        var first: (module: String, grid: GridFormat?)?
-        for linear in part {
-          let module = model.layerPrefix(layer) + linear.name
-          let matching = matching(module)
-          // What is put together of several tensors has no place for codes.
-          let hasPlace = types == nil || checkpoint?.tensors["\(module).weight"]?.coding != .computed
-          let treatment = hasPlace ? treatment(of: standard(module), by: matching) : nil
-          if let treatment { try check(treatment, of: module, matching) }
-          resolved.linears[module] = treatment
-          // llama.cpp fuses nothing.
-          if types == nil, let first, first.grid != treatment?.gridFormat {
-            throw .fusedModulesDiffer(first.module, module)
-          }
-          first = first ?? (module, treatment?.gridFormat)
-        }
+      for linear in model.linears(ofLayer: layer) {
+        let module = model.layerPrefix(layer) + linear.name
+        let matching = matching(module)
+        // What is put together of several tensors has no place for codes.
+        let hasPlace = types == nil || checkpoint?.tensors["\(module).weight"]?.coding != .computed
+        let treatment = hasPlace ? treatment(of: standard(module), by: matching) : nil
+        if let treatment { try check(treatment, of: module, matching) }
+        resolved.linears[module] = treatment
       }
-      for stage in model.stages(ofLayer: layer) {
-        let experts = stage.experts.filter { $0.number != nil }.flatMap(\.linears)
-        let modules = experts.map { model.layerPrefix(layer) + $0.name }
-        // A GGUF file has a stack for every linear of an expert, other runtimes one kernel for all.
-        let stacks = Dictionary(grouping: modules) { module in
-          types == nil ? nil : checkpoint?.tensors["\(module).weight"]?.part?.whole
-        }
-        for stack in stacks.values {
-          if let other = stack.first(where: {
-            resolved.linears[$0]?.gridFormat != resolved.linears[stack[0]]?.gridFormat
-          }) {
-            throw .fusedModulesDiffer(stack[0], other)
-          }
-        }
+    }
+    for group in alikeModules(of: model, in: checkpoint) {
+      let grid = resolved.linears[group[0]]?.gridFormat
+      if let other = group.first(where: { resolved.linears[$0]?.gridFormat != grid }) {
+        throw .fusedModulesDiffer(group[0], other)
       }
     }
     // What is left of a file's matrices: not what a layer keeps in 16 bits.
@@ -170,6 +152,38 @@ public struct Recipe: Sendable {
     }
     if let unused = used.firstIndex(of: false) { throw .matchesNothing(rules[unused].pattern) }
     return resolved
+  }
+
+  /// The linears of layers that have to have the same grid: those that runtimes fuse, and a layer's experts, for which they have
+  /// one kernel. Of a GGUF file, in which llama.cpp fuses nothing, those of a stack.
+  func alikeModules(of model: ModelDescription, in checkpoint: CheckpointReader?) -> [[String]] {
+    let isGGUF = mix != nil && checkpoint?.gguf != nil
+    var groups: [[String]] = []
+    for layer in 0..<model.layerCount {
+      func names(_ linears: [LayerLinear]) -> [String] {
+        linears.map { model.layerPrefix(layer) + $0.name }
+      }
+      for stage in model.stages(ofLayer: layer) {
+        let experts = stage.experts.filter { $0.number != nil }.flatMap(\.linears)
+        let ofExperts = Set(experts.map(\.name))
+        let parts = stage.linearsByPart.map { part in names(part.filter { !ofExperts.contains($0.name) }) }
+        groups += isGGUF ? parts.joined().map { [$0] } : parts.filter { !$0.isEmpty }
+        let stacks = Dictionary(grouping: names(experts)) { module in
+          isGGUF ? checkpoint?.tensors["\(module).weight"]?.storedName ?? module : ""
+        }
+        groups += stacks.sorted { $0.key < $1.key }.map(\.value)
+      }
+    }
+    return groups
+  }
+}
+
+extension GGUFTensorType {
+  /// The type's grid, with signs of scales as another one has them.
+  func gridFormat(like other: GridFormat) -> GridFormat? {
+    var grid = gridFormat
+    grid?.hasSignedScales = other.hasSignedScales
+    return grid
   }
 }
 
@@ -239,10 +253,7 @@ public struct RecipeRule: Sendable {
 
   func applied(to treatment: Treatment) -> Treatment {
     var result = treatment
-    if let grid = ggufType?.gridFormat {
-      result.gridFormat = grid
-      result.gridFormat.hasSignedScales = treatment.gridFormat.hasSignedScales
-    }
+    if let grid = ggufType?.gridFormat(like: treatment.gridFormat) { result.gridFormat = grid }
     if let bitWidth { result.gridFormat.bitWidth = bitWidth }
     if let groupSize { result.gridFormat.groupSize = groupSize }
     if let isSymmetric { result.gridFormat.isSymmetric = isSymmetric }

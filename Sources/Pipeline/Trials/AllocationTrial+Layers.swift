@@ -20,7 +20,7 @@ extension AllocationTrial {
     let sum = backend.copy(of: reference.residual)
     // Of every token on its own: a few tokens' states may be thousands of times as large as all others'.
     let energies = backend.rowDots(sum, sum)
-    var parts: [(unit: Int, change: Double, errors: [Double])] = []
+    var parts: [Disturbed.Part] = []
     for (number, stage) in layer.stages.enumerated() {
       advanced()
       let isChosen = stage.linears.contains { unitOfModule[layer.moduleName(of: $0)] != nil }
@@ -40,19 +40,20 @@ extension AllocationTrial {
           sum + (token.1 > 0 ? token.0 / token.1 : 0)
         }
         backend.add(states.residual, into: sum)
-        parts.append((disturbance.unit, change, disturbance.errors))
-        layer.unload(stage)
+        parts.append(
+          Disturbed.Part(unit: disturbance.unit, change: change, errors: disturbance.errors))
+        layer.unload(disturbance.linears)
         try layer.load(stage)
       }
     }
     guard !parts.isEmpty else { return nil }
-    return Disturbed(
-      states: TrialStates(sum, sequenceLength: calibration.sequenceLength, backend: backend), parts: parts)
+    return Disturbed(residual: sum, parts: parts)
   }
 
   /// Linears that are quantized together, and how.
   private struct Disturbance {
     let unit: Int
+    let linears: [LayerLinear]
     /// By candidate of the unit.
     let errors: [Double]
     /// Has the layer run with what they are quantized to.
@@ -61,8 +62,7 @@ extension AllocationTrial {
 
   /// The linears of a stage, each solved for what the stage reads.
   private func solved(_ stage: Stage, _ layer: DecoderLayer, _ gram: GramMatrix) throws -> [Disturbance] {
-    try backend.requireFiniteEnergies(gram.values, of: stage.title, layer: layer.index)
-    let problem = LayerProblem(gram: gram.values, backend: backend)
+    let problem = try backend.problem(gram.values, of: stage.title, layer: layer.index)
     var begun: [(linear: QuantizationRun.BegunLinear, unit: Int, trials: GridComparison)] = []
     for linear in stage.linears {
       let name = layer.moduleName(of: linear)
@@ -75,7 +75,8 @@ extension AllocationTrial {
     }
     return try begun.map { linear, unit, trials in
       let solution = try run.finish(linear, layer: layer.index).solution
-      return Disturbance(unit: unit, errors: try trials.errors()) { [backend] in
+      return Disturbance(unit: unit, linears: [linear.description], errors: try trials.errors()) {
+        [backend] in
         layer.replaceWeights(of: linear.description, by: solution.linear, backend: backend)
       }
     }
@@ -102,13 +103,9 @@ extension AllocationTrial {
       var errors = [Double](repeating: 0, count: candidates.count)
       for linear in members.filter(\.isCompared).map(\.linear) {
         let sample = rows(of: try layer.storedWeights(of: linear), Self.comparedRows)
-        for (index, candidate) in candidates.enumerated() {
-          let rounded = roundedToNearest(sample, candidate.grid)
-          backend.subtract(sample, from: rounded)
-          errors[index] += backend.rowDots(rounded, rounded).reduce(0, +)
-        }
+        errors = zip(errors, roundingErrors(of: sample, unit)).map { $0 + $1 }
       }
-      return Disturbance(unit: unit, errors: errors) {
+      return Disturbance(unit: unit, linears: linears, errors: errors) {
         for linear in linears {
           let weights = try layer.storedWeights(of: linear)
           layer.replaceWeights(of: linear, byOwnRows: true) { store in

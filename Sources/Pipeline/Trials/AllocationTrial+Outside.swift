@@ -12,21 +12,14 @@ extension AllocationTrial {
   func embeddings() throws -> Disturbed? {
     let tokens = run.description.embedding.tokens
     guard let unit = unitOfModule[String(tokens.dropLast(".weight".count))] else { return nil }
-    let candidates = units[unit].candidates
-    let standard = candidates[units[unit].standard].grid
-    let model = try DecoderModel(
-      run.description, source: run.checkpoint, backend: backend, sequenceLength: calibration.sequenceLength,
-      operands: run.operands
-    ) { rows in backend.copy(roundedToNearest(rows, standard), into: rows) }
-    let sample = try tokenRows(of: tokens)
-    let errors = candidates.map { candidate in
-      let rounded = roundedToNearest(sample, candidate.grid)
-      backend.subtract(sample, from: rounded)
-      return backend.rowDots(rounded, rounded).reduce(0, +)
+    let standard = units[unit].candidates[units[unit].standard].grid
+    let model = try run.model(sequenceLength: calibration.sequenceLength) { rows in
+      backend.copy(roundedToNearest(rows, standard), into: rows)
     }
+    let errors = roundingErrors(of: try tokenRows(of: tokens), unit)
     return Disturbed(
-      states: try TrialStates(model, heldOut, backend: backend),
-      parts: [(unit, 1, errors)])
+      residual: backend.copy(of: try model.embed(heldOut)),
+      parts: [Disturbed.Part(unit: unit, change: 1, errors: errors)])
   }
 
   /// Rows of a matrix with one for every token, evenly spaced.
@@ -58,8 +51,7 @@ extension AllocationTrial {
     let gram = GramMatrix(
       inFeatures: run.description.head.width, operands: run.operands, backend: backend)
     gram.accumulate(try model.headInput()(gathered.residual))
-    try backend.requireFiniteEnergies(gram.values, of: "the head", layer: run.description.layerCount)
-    let problem = LayerProblem(gram: gram.values, backend: backend)
+    let problem = try backend.problem(gram.values, of: "the head", layer: run.description.layerCount)
     let trials = try GridComparison(
       try tokenRows(of: tensor), units[unit].candidates.map(\.grid), treatment,
       problem, backend)

@@ -38,7 +38,7 @@ struct AllocationTrial {
   /// What one linear, or what is quantized together with it, does to the model's predictions.
   struct Contribution {
     /// With the standard candidate of the unit.
-    var divergence: Double
+    let divergence: Double
     /// By candidate, in any unit.
     let errors: [Double]
 
@@ -50,8 +50,16 @@ struct AllocationTrial {
   /// States behind a layer of which something was quantized, and what that was, with what each part of it changes: the sum over
   /// all tokens of ‖Δx‖² / ‖x‖².
   struct Disturbed {
-    var states: TrialStates
-    var parts: [(unit: Int, change: Double, errors: [Double])]
+    struct Part {
+      let unit: Int
+      let change: Double
+      /// By candidate of the unit.
+      let errors: [Double]
+    }
+
+    /// `[tokens, hiddenSize]`
+    let residual: Matrix
+    let parts: [Part]
   }
 
   // MARK: The decision
@@ -70,11 +78,7 @@ struct AllocationTrial {
     progress(.step("measuring how many bits each linear needs"))
     let contributions = try withoutActuallyEscaping(progress) { progress in
       let trial = try AllocationTrial(run, units, backend, progress)
-      do { return try trial.measure() } catch {
-        // What a device that failed leaves shows as all kinds of faults.
-        try backend.checkDevice()
-        throw error
-      }
+      return try backend.tellingDeviceFaults(trial.measure)
     }
     // Weights that lie on the standard grid tell nothing of smaller ones: those keep it, or get more.
     let first = zip(units, contributions).map { unit, contributions in
@@ -90,10 +94,9 @@ struct AllocationTrial {
           })
       }
     }
-    guard options.joined().allSatisfy(\.cost.isFinite) else { throw PipelineError.unmeasurableDivergence }
-    guard let chosen = BitAllocation.choose(options, limit: problem.limit) else {
-      throw PipelineError.unmeasurableDivergence
-    }
+    guard options.joined().allSatisfy(\.cost.isFinite),
+      let chosen = BitAllocation.choose(options, limit: problem.limit)
+    else { throw PipelineError.unmeasurableDivergence }
     func total(_ choice: [Int]) -> (bits: Double, divergence: Double) {
       let chosen = zip(options, choice).map { $0[$1] }
       return (problem.average(chosen.reduce(0) { $0 + $1.bits }), chosen.reduce(0) { $0 + $1.cost })
@@ -184,23 +187,18 @@ struct AllocationTrial {
 
   /// - Returns: what every unit contributes, in one part or several
   private func measure() throws -> [[Contribution]] {
-    let model = try DecoderModel(
-      run.description, source: run.checkpoint, backend: backend, sequenceLength: calibration.sequenceLength,
-      operands: run.operands)
+    let model = try run.model(sequenceLength: calibration.sequenceLength)
     var gathered = try TrialStates(model, calibration.tokens(of: 0..<sizes.solved), backend: backend)
     var reference = try TrialStates(model, heldOut, backend: backend)
     var disturbed = try embeddings().map { [$0] } ?? []
     let count = run.description.layerCount
     for index in 0..<count {
-      let layer = try model.unloadedLayer(index)
-      for stage in layer.stages { try layer.load(stage) }
-      for place in disturbed.indices {
+      let layer = try model.layer(index)
+      for stream in disturbed {
         advanced()
-        for stage in layer.stages { disturbed[place].states.advance(through: stage, of: layer) }
+        layer.run(stream.residual, sequenceLength: calibration.sequenceLength)
       }
       if let behind = try disturb(layer, &reference, &gathered) { disturbed.append(behind) }
-      for stage in layer.stages { layer.leave(stage) }
-      layer.forget()
       try backend.checkDevice()
       if (index + 1) * Self.parts / count > index * Self.parts / count {
         progress(.step("measured layer \(index + 1) of \(count)"))
@@ -218,7 +216,7 @@ struct AllocationTrial {
     let ownHead = try disturbedHead(model, head, gathered)
     advanced()
     let divergences = head.meanDivergences(
-      of: disturbed.map { (head, $0.states.residual) }
+      of: disturbed.map { (head, $0.residual) }
         + (ownHead.map { [($0.head, reference.residual)] } ?? []),
       from: reference.residual, backend)
     try backend.checkDevice()
@@ -250,6 +248,15 @@ struct AllocationTrial {
     let (codes, grids) = RoundToNearest(searchesGrid: true).round(weights, format: grid, backend: backend)
     backend.dequantize(codes, grid: grids, into: codes)
     return codes
+  }
+
+  /// What rounding to nearest leaves of some rows, by candidate of a unit.
+  func roundingErrors(of rows: Matrix, _ unit: Int) -> [Double] {
+    units[unit].candidates.map { candidate in
+      let errors = roundedToNearest(rows, candidate.grid)
+      backend.subtract(rows, from: errors)
+      return backend.rowDots(errors, errors).reduce(0, +)
+    }
   }
 
   /// Rows of a matrix, evenly spaced.

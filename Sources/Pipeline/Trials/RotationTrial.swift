@@ -54,12 +54,8 @@ struct RotationTrial {
     progress(.step("trying whether a rotation helps"))
     return try withoutActuallyEscaping(progress) { progress in
       func divergence(_ run: QuantizationRun) throws -> Double {
-        do {
-          return try RotationTrial(run: run, backend: backend, advanced: { progress(.advanced) }).divergence()
-        } catch {
-          // What a device that failed leaves shows as all kinds of faults.
-          try backend.checkDevice()
-          throw error
+        try backend.tellingDeviceFaults {
+          try RotationTrial(run: run, backend: backend, advanced: { progress(.advanced) }).divergence()
         }
       }
       let (without, with) = (try divergence(plain), try divergence(rotated))
@@ -84,9 +80,7 @@ struct RotationTrial {
     let calibration = run.request.calibration
     let length = calibration.sequenceLength
     let (solved, heldOut) = Self.samples(of: run)
-    let model = try DecoderModel(
-      run.description, source: run.checkpoint, backend: backend, sequenceLength: length,
-      operands: run.operands)
+    let model = try run.model(sequenceLength: length)
     let chosen = chosenLayers
     // What layers are solved for, and what is looked at, without quantized layers and with them.
     var gathered = try TrialStates(model, calibration.tokens(of: 0..<solved), backend: backend)
@@ -126,7 +120,7 @@ struct RotationTrial {
   }
 
   private func quantize(_ stage: Stage, _ layer: DecoderLayer, _ gram: GramMatrix) throws {
-    let problem = LayerProblem(gram: gram.values, backend: backend)
+    let problem = try backend.problem(gram.values, of: stage.title, layer: layer.index)
     let begun = try stage.linears.compactMap { linear -> QuantizationRun.BegunLinear? in
       let name = layer.moduleName(of: linear)
       guard let treatment = run.treatments[name] else { return nil }

@@ -11,14 +11,8 @@ struct TrialStates {
 
   /// - Parameter tokens: whole sequences of the model's length, one after the other
   init(_ model: DecoderModel, _ tokens: [Int32], backend: any ComputeBackend) throws {
-    self.init(
-      backend.copy(of: try model.embed(tokens)), sequenceLength: model.sequenceLength, backend: backend)
-  }
-
-  /// - Parameter residual: `[tokens, hiddenSize]` at the beginning of a layer, changed from now on
-  init(_ residual: Matrix, sequenceLength: Int, backend: any ComputeBackend) {
-    state = LayerState(residual: residual)
-    self.sequenceLength = sequenceLength
+    state = LayerState(residual: backend.copy(of: try model.embed(tokens)))
+    sequenceLength = model.sequenceLength
     self.backend = backend
   }
 
@@ -73,5 +67,16 @@ extension DecoderHead {
       }
     }
     return sums.map { $0 / Double(max(reference.rows, 1)) }
+  }
+}
+
+extension ComputeBackend {
+  /// Does work whose faults may be those of a device: what one that failed leaves shows as all kinds of them.
+  /// - Throws: the backend's ``failure``, if there is one, or what `body` throws
+  func tellingDeviceFaults<Result>(_ body: () throws -> Result) throws -> Result {
+    do { return try body() } catch {
+      try checkDevice()
+      throw error
+    }
   }
 }
