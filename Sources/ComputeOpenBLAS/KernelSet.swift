@@ -36,6 +36,9 @@ public struct KernelSet: Equatable, Sendable {
   /// 4 where the processor has AVX-512, 3 with AVX2, 2 with AVX, 1 with less; 0 on another architecture.
   static var processorLevel: Int { Int(qe_x86_level()) }
 
+  /// Whether this processor has what it takes.
+  public var runsHere: Bool { level.map { $0 <= Self.processorLevel } ?? false }
+
   /// Whether the processor could do more.
   public var isOlderThanProcessor: Bool { level.map { $0 < Self.processorLevel } ?? false }
 
@@ -68,16 +71,25 @@ public struct KernelSet: Equatable, Sendable {
 
   /// Has the library take the best set that the processor has and that computes right, by starting the program once more
   /// if it must. What a person has chosen stands. To be called before anything has begun.
-  public static func useBest() {
+  /// - Parameter begun: the set that a job was begun with, which is taken instead where the processor has it, whatever a
+  ///   person has chosen: other kernels come to other bits
+  public static func useBest(unless begun: KernelSet? = nil) {
     let environment = ProcessEnvironment.process
     let tried = environment.value(triedVariable)?.split(separator: ",").map(String.init) ?? []
+    func use(_ set: KernelSet) {
+      ThisProcess.restart(setting: [
+        variable: set.name, triedVariable: (tried + [set.name]).joined(separator: ","),
+      ])
+    }
+    if let begun, begun.runsHere {
+      if begun == current { return }
+      // The library may not have it, and then takes another in silence.
+      if !tried.contains(begun.name) { return use(begun) }
+    }
     if tried.isEmpty && environment.value(variable) != nil { return }
-    guard
-      let better = current.replacement(processorLevel: processorLevel, isSound: isSound, tried: tried)
-    else { return }
-    ThisProcess.restart(setting: [
-      variable: better.name, triedVariable: (tried + [better.name]).joined(separator: ","),
-    ])
+    if let better = current.replacement(processorLevel: processorLevel, isSound: isSound, tried: tried) {
+      use(better)
+    }
   }
 
   /// What is wrong with the set in use, and what mends it; nil if nothing is.

@@ -22,9 +22,7 @@ public struct OpenBLASBackend: HostMemoryBackend {
   public var threads: Int { team.threads }
 
   public func kernels(for operands: OperandType) -> String {
-    let library = "OpenBLAS \(KernelSet.current.name)"
-    guard operands == .bfloat16, let bfloat16 else { return library }
-    return "\(library), bfloat16 products by \(bfloat16.rawValue)"
+    ProcessorKernels(set: .current, bfloat16: operands == .bfloat16 ? bfloat16 : nil).description
   }
 
   public var progress: Int { team.done.value }

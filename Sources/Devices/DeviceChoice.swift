@@ -41,13 +41,17 @@ public enum DeviceChoice: Sendable, Hashable, CustomStringConvertible {
   /// - Parameters:
   ///   - threads: of the processor
   ///   - isExact: fp32 throughout
+  ///   - begun: the processor's kernels that a job was begun with, of which those for bfloat16 are taken again where the
+  ///     processor has them
   ///   - deviceBytes: what matrices may take of a GPU's memory; nil for nearly all that is free
   ///   - warn: takes a note on a GPU that is there and cannot be used
   /// - Throws: ``CUDAError`` where a GPU was asked for
   public func backend(
-    threads: Int, isExact: Bool, deviceBytes: Int? = nil, warn: (String) -> Void
+    threads: Int, isExact: Bool, begun: ProcessorKernels? = nil, deviceBytes: Int? = nil,
+    warn: (String) -> Void
   ) throws -> any ComputeBackend {
-    let processor = { OpenBLASBackend(threads: threads, bfloat16: isExact ? nil : .best) }
+    let bfloat16 = begun.map { $0.bfloat16.flatMap { $0.isAvailable ? $0 : .best } } ?? .best
+    let processor = { OpenBLASBackend(threads: threads, bfloat16: isExact ? nil : bfloat16) }
     func gpu(_ index: Int?) throws(CUDAError) -> CUDABackend {
       let libraries = try CUDALibraries.open()
       let devices = try CUDADevice.all(libraries)

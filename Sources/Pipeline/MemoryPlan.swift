@@ -13,7 +13,7 @@ public struct MemoryPlan: Sendable, Equatable {
 
   /// Sequences that the forward pass computes at a time.
   public let batchSamples: Int
-  /// Rows of a linear that the solver works on at a time.
+  /// Rows of a linear that the solver works on at a time, and that it decides on together when to stop.
   public let panelRows: Int
   /// The peak of every phase in the host's memory, over all stages.
   public let bytesPerPhase: [Phase: Int]
@@ -26,12 +26,15 @@ public struct MemoryPlan: Sendable, Equatable {
   public var peakBytes: Int { bytesPerPhase.values.max() ?? 0 }
   public var devicePeakBytes: Int? { deviceBytesPerPhase?.values.max() }
 
-  /// Tokens of a batch when memory is no matter: enough for matrix products to run at full speed.
-  static let preferredBatchTokens = 4_096
-  static let preferredPanelRows = 1_024
+  /// Tokens of a batch on a device when memory is no matter: enough for matrix products to run at full speed.
+  static let preferredBatchTokensOnDevice = 4_096
+  /// On the processor always the same, as the rows of a panel stop together: bits must not follow from memory. Larger
+  /// panels were no faster.
+  public static let panelRows = 256
   /// Rows are what a device works on at once.
   static let preferredPanelRowsOnDevice = 16_384
-  public static let leastPanelRows = 64
+  private static let leastLargePanelRows = 1_024
+  private static let leastPanelRowsOnDevice = 64
 
   /// What there is.
   public struct Budget: Sendable, Equatable {
@@ -68,6 +71,16 @@ public struct MemoryPlan: Sendable, Equatable {
     public var isRotated: Bool
     /// Whether the head is quantized for what it reads.
     public var solvesHead: Bool
+    /// Tokens of a batch, as far as they are whole sequences. On the processor a constant: sums over tokens, and even
+    /// products of single tokens, depend on it in their last digits, and bits must not follow from memory. Larger batches
+    /// were no faster there.
+    static let batchTokens = 1_024
+    var batchTokens = Work.batchTokens
+
+    /// Sequences of a batch on the processor.
+    var batchSamples: Int { batch(of: batchTokens) }
+
+    fileprivate func batch(of tokens: Int) -> Int { max(1, min(samples, tokens / sequenceLength)) }
 
     public init(
       model: ModelDescription, samples: Int, sequenceLength: Int, originalSamples: Int,
@@ -87,26 +100,30 @@ public struct MemoryPlan: Sendable, Equatable {
     }
   }
 
-  /// The largest batches and panels, up to the preferred ones, whose peaks stay within the budget: panels give way first,
-  /// as they cost less.
+  /// On the processor sizes are the same for everybody. With a device they are the largest ones, up to the preferred, whose
+  /// peaks stay within the budget: panels give way first, as they cost less.
   /// - Throws: ``PipelineError/notEnoughMemory(needed:available:phase:mend:)`` if the smallest do not fit.
   public init(_ work: Work, budget: Budget) throws(PipelineError) {
-    let isOnDevice = budget.deviceBytes != nil
+    guard budget.deviceBytes != nil else {
+      self = try MemoryPlan(
+        work, batchSamples: work.batchSamples, panelRows: Self.panelRows, budget: budget)
+      return
+    }
     if let plan = Self.keepingStatesOnDevice(work, budget) {
       self = plan
       return
     }
-    var batch = max(1, min(work.samples, Self.preferredBatchTokens / work.sequenceLength))
-    var panel = isOnDevice ? Self.preferredPanelRowsOnDevice : Self.preferredPanelRows
+    var batch = work.batch(of: Self.preferredBatchTokensOnDevice)
+    var panel = Self.preferredPanelRowsOnDevice
     while true {
-      let plan = MemoryPlan(work, batchSamples: batch, panelRows: panel, isOnDevice: isOnDevice)
+      let plan = MemoryPlan(work, batchSamples: batch, panelRows: panel, isOnDevice: true)
       if plan.fits(budget) {
         // The sizes do not depend on where states are, and so neither do the bits.
         self = try MemoryPlan(work, batchSamples: batch, panelRows: panel, budget: budget)
         return
       }
       let isSolverTooLarge = !plan.fits(budget, in: [.solving])
-      if panel > Self.leastPanelRows && (isSolverTooLarge || batch == 1) {
+      if panel > Self.leastPanelRowsOnDevice && (isSolverTooLarge || batch == 1) {
         panel /= 2
       } else if batch > 1 {
         batch /= 2
@@ -119,8 +136,8 @@ public struct MemoryPlan: Sendable, Equatable {
   /// The plan with all states in the device's memory, if it has room for them beside panels that are still large.
   private static func keepingStatesOnDevice(_ work: Work, _ budget: Budget) -> MemoryPlan? {
     guard budget.deviceBytes != nil, work.states == .auto else { return nil }
-    let batch = max(1, min(work.samples, preferredBatchTokens / work.sequenceLength))
-    return sequence(first: preferredPanelRowsOnDevice) { $0 / 2 }.prefix { $0 >= preferredPanelRows }.lazy
+    let batch = work.batch(of: preferredBatchTokensOnDevice)
+    return sequence(first: preferredPanelRowsOnDevice) { $0 / 2 }.prefix { $0 >= leastLargePanelRows }.lazy
       .map { MemoryPlan(work, batchSamples: batch, panelRows: $0, isOnDevice: true, states: .device) }
       .first { $0.fits(budget) }
   }
@@ -129,7 +146,8 @@ public struct MemoryPlan: Sendable, Equatable {
     try self.init(work, budget: Budget(hostBytes: budgetBytes))
   }
 
-  /// The plan for given sizes, such as those of a run that is gone on with, as sums depend on the sizes that it began with.
+  /// The plan for given sizes, such as those of a run that is gone on with, as a device's sums depend on the sizes that it
+  /// began with.
   /// - Throws: ``PipelineError/notEnoughMemory(needed:available:phase:mend:)`` if they do not fit.
   public init(
     _ work: Work, batchSamples: Int, panelRows: Int, budget: Budget
@@ -154,6 +172,13 @@ public struct MemoryPlan: Sendable, Equatable {
       bytesPerPhase[phase, default: 0] <= budget.hostBytes
         && deviceBytesPerPhase?[phase] ?? 0 <= budget.deviceBytes ?? .max
     }
+  }
+
+  /// The plan that takes as little as can be.
+  public static func smallest(_ work: Work, isOnDevice: Bool = false) -> MemoryPlan {
+    MemoryPlan(
+      work, batchSamples: isOnDevice ? 1 : work.batchSamples,
+      panelRows: isOnDevice ? leastPanelRowsOnDevice : panelRows, isOnDevice: isOnDevice)
   }
 
   /// The plan for given sizes, whatever memory there is.
@@ -185,8 +210,7 @@ public struct MemoryPlan: Sendable, Equatable {
     func smallest(_ originalSamples: Int, _ length: Int) -> MemoryPlan {
       var other = work
       (other.originalSamples, other.sequenceLength) = (originalSamples, length)
-      return MemoryPlan(
-        other, batchSamples: 1, panelRows: Self.leastPanelRows, isOnDevice: deviceBytesPerPhase != nil)
+      return Self.smallest(other, isOnDevice: deviceBytesPerPhase != nil)
     }
     // The host's is told first: without it there is nothing to put into a device's.
     let isOfHost = peakBytes > budget.hostBytes
@@ -214,9 +238,10 @@ public struct MemoryPlan: Sendable, Equatable {
   /// Shorter sequences tell little of a model's attention.
   private static let leastUsefulLength = 256
 
-  /// Rows of the head that are solved at a time, each time with a factor of its own: as many as make that cheap.
+  /// Rows of the head that are solved at a time, each time with a factor of its own: as many whole panels as make that cheap.
   static func headRows(_ model: ModelDescription, panelRows: Int) -> Int {
-    min(max(panelRows, model.head.width), model.vocabularySize)
+    let panels = max(1, (model.head.width + panelRows - 1) / panelRows)
+    return min(panels * panelRows, model.vocabularySize)
   }
 }
 

@@ -47,6 +47,8 @@ public struct QuantizationRequest: Sendable {
   public var averageBits: Double?
   /// The bit widths that are chosen of; nil for those that runtimes load side by side.
   public var bitChoices: Set<Int>?
+  /// Tokens of a batch on the processor; tests have smaller ones.
+  var batchTokens = MemoryPlan.Work.batchTokens
   /// Where an importance matrix for llama-quantize is written beside the result; nil for none.
   public var importanceMatrix: String?
 

@@ -5,7 +5,8 @@ import SystemIO
 
 // What a run writes, and what its report says of it.
 extension QuantizationRun {
-  var kernels: String { backend.kernels(for: operands) }
+  /// What computes, whatever this model's type asks of it.
+  var kernels: String { backend.kernels(for: .bfloat16) }
 
   /// What is quantized and is no linear of a layer.
   var outside: [LinearDescription] { resolved.outside }
@@ -58,7 +59,7 @@ extension QuantizationRun {
       calibration: Report.Calibration(
         samples: request.calibration.samples, sequenceLength: request.calibration.sequenceLength,
         seed: request.seed, source: FileSystem.name(of: request.calibrationSource)))
-    settings.kernels = kernels
+    settings.kernels = backend.kernels(for: operands)
     settings.gguf = outline
     settings.rotation = rotation
     settings.allocation = allocation

@@ -111,13 +111,15 @@ public final class QuantizationRun: Sendable {
     self.request = request
     self.backend = backend
     operands = backend.operandType(for: modelType)
-    work = MemoryPlan.Work(
+    var work = MemoryPlan.Work(
       model: description, samples: request.calibration.samples,
       sequenceLength: request.calibration.sequenceLength,
       originalSamples: request.originalSamples, operands: operands,
       keepsOutliers: resolved.linears.values.contains { $0.outliers != nil },
       stateBytes: (request.cacheType ?? modelType).byteWidth, states: request.states,
       isRotated: request.rotation != .off, solvesHead: resolved.head != nil)
+    work.batchTokens = request.batchTokens
+    self.work = work
     let budget = MemoryPlan.Budget(hostBytes: request.memoryBudgetBytes, of: backend)
     if let head = journal?.head {
       plan = try MemoryPlan(

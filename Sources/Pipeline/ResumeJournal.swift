@@ -23,10 +23,10 @@ final class ResumeJournal: Sendable {
     static let version = 4
     var version = Head.version
     let identity: String
-    /// The sums of a run depend on these in their last digits.
+    /// With a device the last digits of sums depend on these.
     let batchSamples: Int
     let panelRows: Int
-    /// See ``ComputeBackend/kernels(for:)``.
+    /// See ``ComputeBackend/kernels(for:)``. All that is computed depends on them in its last digits.
     let kernels: String
     /// What was decided when the run began; nil where nobody asked for a rotation.
     var rotation: Report.Rotation?
@@ -78,6 +78,14 @@ final class ResumeJournal: Sendable {
     }
     contents = Mutex(Contents())
     file = try OutputFile(resuming: path)
+  }
+
+  /// The kernels that a job was begun with, as its journal says; nil where it has not begun, or was begun otherwise.
+  /// - Throws: ``FileError``
+  static func kernels(_ path: String, of identity: String) throws -> String? {
+    guard try FileSystem.exists(path) else { return nil }
+    let head = read(try MappedFile(path: path, symlinks: .refuse)).head
+    return head.flatMap { $0.identity == identity && $0.version == Head.version ? $0.kernels : nil }
   }
 
   /// What the run that began the journal computes with; nil for a new one.

@@ -13,4 +13,11 @@ public struct ResumePlace: Sendable, Equatable {
     self.cache = cache
     self.identity = identity
   }
+
+  /// The kernels that the run was begun with, by ``ComputeBackend/kernels(for:)``: others would come to other bits.
+  /// - Returns: nil where nothing is begun
+  /// - Throws: ``FileError``
+  public var kernels: String? {
+    get throws { try ResumeJournal.kernels(journal, of: identity) }
+  }
 }

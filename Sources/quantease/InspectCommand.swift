@@ -56,7 +56,7 @@ struct InspectCommand: ParsableCommand {
     let linearParameters = linears.reduce(0) { $0 + $1.outFeatures * $1.inFeatures }
     let backend = OpenBLASBackend(threads: 1, bfloat16: .best)
     let operands = backend.operandType(for: checkpoint.weightType(of: description))
-    func memory(_ target: QuantizationSettings.TargetChoice) -> Int? {
+    func memory(_ target: QuantizationSettings.TargetChoice) -> Int {
       var settings = QuantizationSettings()
       settings.target = target
       let work = MemoryPlan.Work(
@@ -65,11 +65,7 @@ struct InspectCommand: ParsableCommand {
         originalSamples: settings.originalSamples,
         operands: operands)
       // As little as it can do with.
-      return
-        (try? MemoryPlan(
-          work, batchSamples: 1, panelRows: MemoryPlan.leastPanelRows,
-          budget: MemoryPlan.Budget(hostBytes: .max)))?
-        .peakBytes
+      return MemoryPlan.smallest(work).peakBytes
     }
     var types: [String: TypeShare] = [:]
     for tensor in tensors {

@@ -116,8 +116,13 @@ struct QuantizeCommand: ParsableCommand {
   }
 
   func run() throws {
+    if let resume {
+      let directory = Self.absolute(resume)
+      let begun = try JobWorker.kernels(ofJobIn: directory).flatMap(ProcessorKernels.init)
+      KernelSet.useBest(unless: begun?.set)
+      return try print(runResumably(in: directory, begun: begun))
+    }
     KernelSet.useBest()
-    if let resume { return try print(runResumably(in: resume)) }
     if try FileSystem.exists(output) { throw PipelineError.outputExists(output) }
     ProcessMemory.returnLargeBlocks()
     try QuantizationRun.open(
@@ -177,9 +182,8 @@ struct QuantizeCommand: ParsableCommand {
   }
 
   /// Does the job as the daemon's worker does, with a journal.
-  private func runResumably(in directory: String) throws -> Report {
-    func absolute(_ path: String) -> String { URL(fileURLWithPath: path).standardizedFileURL.path }
-    let directory = absolute(directory)
+  private func runResumably(in directory: String, begun: ProcessorKernels?) throws -> Report {
+    let absolute = Self.absolute
     let job = try ResumableJob(
       JobOrder(
         id: FileSystem.name(of: absolute(output)), model: absolute(model), directory: directory,
@@ -195,10 +199,11 @@ struct QuantizeCommand: ParsableCommand {
     ProcessMemory.returnLargeBlocks()
     let progress = ProgressLine()
     if let warning = KernelSet.warning { progress.show(.warning(warning)) }
-    var backend = try machine.backend(isExact: options.precision == .exact) { progress.show(.warning($0)) }
+    let isExact = options.precision == .exact
+    var backend = try machine.backend(isExact: isExact, begun: begun) { progress.show(.warning($0)) }
     if machine.device == .auto, let shortage = job.shortage(on: backend) {
       progress.show(.warning(DeviceChoice.withoutGPU(shortage)))
-      backend = try machine.processor(isExact: options.precision == .exact)
+      backend = try machine.processor(isExact: isExact, begun: begun)
     }
     let interruption = try Interruption(saying: "interrupted; the same command goes on") { true }
     let report = try withExtendedLifetime(interruption) {
@@ -206,6 +211,10 @@ struct QuantizeCommand: ParsableCommand {
     }
     progress.close()
     return report
+  }
+
+  private static func absolute(_ path: String) -> String {
+    URL(fileURLWithPath: path).standardizedFileURL.path
   }
 
   private func print(_ report: Report) throws {

@@ -2,6 +2,7 @@ import ArgumentParser
 import Calibration
 import Checkpoint
 import Compute
+import ComputeOpenBLAS
 import Devices
 import Export
 import Foundation
@@ -321,13 +322,17 @@ struct MachineOptions: ParsableArguments {
     }
   }
 
-  func processor(isExact: Bool) throws -> any ComputeBackend {
-    try DeviceChoice.processor.backend(threads: threads, isExact: isExact) { _ in }
+  /// - Parameter begun: see ``DeviceChoice/backend(threads:isExact:begun:deviceBytes:warn:)``
+  func processor(isExact: Bool, begun: ProcessorKernels? = nil) throws -> any ComputeBackend {
+    try DeviceChoice.processor.backend(threads: threads, isExact: isExact, begun: begun) { _ in }
   }
 
-  func backend(isExact: Bool, warn: (String) -> Void) throws -> any ComputeBackend {
+  func backend(
+    isExact: Bool, begun: ProcessorKernels? = nil, warn: (String) -> Void
+  ) throws -> any ComputeBackend {
     try device.backend(
-      threads: threads, isExact: isExact, deviceBytes: deviceMemory.map { Int($0 * 1e9) }, warn: warn)
+      threads: threads, isExact: isExact, begun: begun, deviceBytes: deviceMemory.map { Int($0 * 1e9) },
+      warn: warn)
   }
 }
 

@@ -18,18 +18,23 @@ struct WorkerCommand: ParsableCommand {
 
   func run() throws {
     ThisProcess.endWithParent()
-    KernelSet.useBest()
     let order = try JobOrder(path: order)
+    let begun = try JobWorker.kernels(ofJobIn: order.directory).flatMap(ProcessorKernels.init)
+    KernelSet.useBest(unless: begun?.set)
     ProcessMemory.returnLargeBlocks()
     let output = WorkerOutput()
     if let warning = KernelSet.warning { output.send(.warning(warning)) }
     do {
       let device = order.device.flatMap(DeviceChoice.init) ?? .processor
       let isExact = order.settings.precision == .exact
-      var backend = try device.backend(threads: order.threads, isExact: isExact) { output.send(.warning($0)) }
+      var backend = try device.backend(threads: order.threads, isExact: isExact, begun: begun) {
+        output.send(.warning($0))
+      }
       if device == .auto, let shortage = JobWorker.shortage(of: order, on: backend) {
         output.send(.warning(DeviceChoice.withoutGPU(shortage)))
-        backend = try DeviceChoice.processor.backend(threads: order.threads, isExact: isExact) { _ in }
+        backend = try DeviceChoice.processor.backend(
+          threads: order.threads, isExact: isExact, begun: begun
+        ) { _ in }
       }
       output.watch(backend)
       try JobWorker(order, backend: backend, send: output.send).run()

@@ -13,28 +13,24 @@ struct MemoryPlanTests {
     model = try ModelDescription(checking: checkpoint, source: checkpoint)
   }
 
-  @Test func `with memory enough, batches are as large as pays`() throws {
-    let plan = try plan(samples: 128, sequenceLength: 512, budget: .max)
-    #expect(plan.batchSamples == MemoryPlan.preferredBatchTokens / 512)
-    #expect(plan.panelRows == MemoryPlan.preferredPanelRows)
-  }
-
-  @Test func `a batch holds no more sequences than there are, and at least one`() throws {
+  @Test func `a batch holds whole sequences, no more than there are, and at least one`() throws {
+    #expect(try plan(samples: 128, sequenceLength: 300, budget: .max).batchSamples == 3)
     #expect(try plan(samples: 3, sequenceLength: 16, budget: .max).batchSamples == 3)
     #expect(try plan(samples: 3, sequenceLength: 10_000, budget: .max).batchSamples == 1)
   }
 
-  @Test func `a plan keeps within the budget and takes no less than it must`() throws {
-    let most = try plan(samples: 128, sequenceLength: 128, budget: .max).peakBytes
-    var last = Int.max
-    for share in stride(from: 1.0, through: 0.1, by: -0.1) {
-      let budget = Int(Double(most) * share)
-      guard let plan = try? plan(samples: 128, sequenceLength: 128, budget: budget) else { break }
+  @Test func `on the processor sizes are the same for any memory, and a plan keeps within it`() throws {
+    let most = try plan(samples: 640, sequenceLength: 128, budget: .max)
+    #expect(most.batchSamples == 8 && most.panelRows == 256)
+    var places: Set<StatesPlace> = []
+    for share in stride(from: 2.0, through: 0.1, by: -0.1) {
+      let budget = Int(Double(most.peakBytes) * share)
+      guard let plan = try? plan(samples: 640, sequenceLength: 128, budget: budget) else { break }
+      places.insert(plan.states)
       #expect(plan.peakBytes <= budget)
-      #expect(plan.batchSamples <= last)
-      last = plan.batchSamples
+      #expect(plan.batchSamples == most.batchSamples && plan.panelRows == most.panelRows)
     }
-    #expect(last < MemoryPlan.preferredBatchTokens / 128)
+    #expect(places == [.memory, .cache])
   }
 
   @Test func `neither layers nor samples beyond a batch need more memory`() throws {
@@ -65,7 +61,7 @@ struct MemoryPlanTests {
       Issue.record("\(error)")
       return
     }
-    #expect(try plan(samples: 8, sequenceLength: 128, budget: needed).batchSamples == 1)
+    #expect(try plan(samples: 8, sequenceLength: 128, budget: needed).batchSamples == 8)
     #expect(error.exitCode == 75)
   }
 

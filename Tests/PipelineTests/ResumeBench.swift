@@ -117,13 +117,14 @@ final class ResumeBench {
     let checkpoint = try CheckpointReader.open(test.path)
     let description = try ModelDescription(checking: checkpoint, source: checkpoint)
     let type = checkpoint.weightType(of: description)
-    let work = MemoryPlan.Work(
+    var work = MemoryPlan.Work(
       model: description, samples: samples, sequenceLength: sequenceLength,
       originalSamples: originalSamples(test.settings), operands: backend.operandType(for: type),
       keepsOutliers: test.settings.outliers > 0, stateBytes: type.byteWidth,
       isRotated: test.settings.rotate != .off)
+    work.batchTokens = batchSamples * sequenceLength
     return MemoryPlan(
-      work, batchSamples: batchSamples, panelRows: MemoryPlan.leastPanelRows,
+      work, batchSamples: batchSamples, panelRows: MemoryPlan.panelRows,
       isOnDevice: backend.deviceMemory != nil, states: states)
   }
 
@@ -328,12 +329,14 @@ final class ResumeBench {
   private func request(output: String, resume: ResumePlace?) -> QuantizationRequest {
     guard let recipe = try? test.settings.recipe() else { preconditionFailure("\(test.settings)") }
     if let resume { try? FileSystem.createDirectories(FileSystem.parent(of: resume.journal)) }
-    return QuantizationRequest(
+    var request = QuantizationRequest(
       model: test.path, output: output, recipe: recipe,
       target: test.settings.resolvedTarget, targetShare: test.settings.resolvedTargetShare,
       formats: test.settings.formats, calibration: calibration, seed: 0, calibrationSource: "tokens",
       memoryBudgetBytes: budgetBytes, states: states, resume: resume, rotation: test.settings.rotate,
       averageBits: test.settings.averageBits, bitChoices: test.settings.widths)
+    request.batchTokens = Self.batchSamples * Self.sequenceLength
+    return request
   }
 
   private static func files(of directory: String, prefix: String = "") throws -> [String: [UInt8]] {

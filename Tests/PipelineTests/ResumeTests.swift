@@ -200,6 +200,19 @@ struct ResumeTests {
     }
   }
 
+  @Test func `with less memory than it began with, a job goes on in smaller batches to the same bytes`()
+    throws
+  {
+    let bench = try ResumeBench(ResumeCase("llama") { $0.target = .original }, memoryBudgetBytes: 1 << 40)
+    let expected = try bench.uninterrupted()
+    let moments = try bench.watchedRun().moments
+    let moment = moments[moments.count / 2]
+    let least = try ResumeBench.plan(
+      ResumeCase("llama") { $0.target = .original }, on: OpenBLASBackend(threads: 2))
+    let run = try bench.goOn(from: moment, memoryBudgetBytes: least.peakBytes)
+    #expect(run.result == expected && run.resumedLinears == moment.linears)
+  }
+
   @Test func `kernels that another process had are named, and the work goes on`() throws {
     let bench = try ResumeBench(ResumeCase("llama-bf16-sharded"))
     let expected = try bench.uninterrupted()

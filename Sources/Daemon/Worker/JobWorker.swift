@@ -55,6 +55,15 @@ public struct JobWorker {
     } catch let error as PipelineError where error.isLackOfMemory { return error } catch { return nil }
   }
 
+  /// The kernels that a job was begun with, to be taken again; see ``ResumePlace/kernels``.
+  /// - Parameter directory: the job's
+  /// - Throws: ``FileError``
+  public static func kernels(ofJobIn directory: String) throws -> String? {
+    let files = JobFiles(directory)
+    guard try FileSystem.exists(files.identity) else { return nil }
+    return try ResumePlace(journal: files.journal, cache: "", identity: storedIdentity(files)).kernels
+  }
+
   /// Works until the finished checkpoint stands in the job's directory, complete, verified and on the disk.
   /// - Throws: what stops the job; ``JobFailure/init(_:)`` tells what it asks for.
   public func run() throws {
@@ -81,7 +90,7 @@ public struct JobWorker {
       report.job = order.id
       report.identity =
         try FileSystem.exists(files.identity)
-        ? JobIdentity.result(of: storedIdentity(), by: kernels) : nil
+        ? JobIdentity.result(of: Self.storedIdentity(files), by: kernels) : nil
       try report.write(to: Report.Place(directory: files.checkpoint))
       try files.log.copy(into: files.checkpoint)
       try ChecksumManifest.write(into: files.checkpoint) { send(.advanced) }
@@ -252,7 +261,7 @@ public struct JobWorker {
   }
 
   private func knownIdentity(_ tokens: CalibrationSet) throws -> String {
-    if try FileSystem.exists(files.identity) { return try storedIdentity() }
+    if try FileSystem.exists(files.identity) { return try Self.storedIdentity(files) }
     send(.step("reading the checkpoint"))
     let contents = try JobIdentity.contents(of: order, symlinks: symlinks) { send(.advanced) }
     let identity = try JobIdentity.digest(of: order, contents: contents, tokens: tokens)
@@ -262,7 +271,7 @@ public struct JobWorker {
     return identity
   }
 
-  private func storedIdentity() throws(FileError) -> String {
+  private static func storedIdentity(_ files: JobFiles) throws(FileError) -> String {
     String(decoding: try FileSystem.contents(of: files.identity, limit: 128), as: UTF8.self)
   }
 

@@ -70,8 +70,8 @@ struct RotationTrial {
   /// The sequences that layers are solved for, and those that are looked at.
   fileprivate static func samples(of run: QuantizationRun) -> (solved: Int, heldOut: Int) {
     let calibration = run.request.calibration
-    let batch = min(run.plan.batchSamples, Self.tokens / calibration.sequenceLength)
-    let solved = max(1, min(calibration.samples / Self.share, batch))
+    let solved = max(
+      1, min(calibration.samples / Self.share, Self.tokens / calibration.sequenceLength))
     return (solved, max(1, solved / Self.heldOutShare))
   }
 
