@@ -30,7 +30,7 @@ public struct MemoryPlan: Sendable, Equatable {
   static let preferredBatchTokensOnDevice = 4_096
   /// On the processor always the same, as the rows of a panel stop together: bits must not follow from memory. Larger
   /// panels were no faster.
-  public static let panelRows = 256
+  public static let panelRows = 512
   /// Rows are what a device works on at once.
   static let preferredPanelRowsOnDevice = 16_384
   private static let leastLargePanelRows = 1_024

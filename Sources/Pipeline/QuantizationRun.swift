@@ -212,12 +212,13 @@ public final class QuantizationRun: Sendable {
     for support in export.runtimes where isUnusual && !support.loads {
       progress(.warning("\(support)"))
     }
-    if let request = request.resume, let journal, journal.head == nil {
-      try journal.begin(
-        ResumeJournal.Head(
+    if let request = request.resume, let journal, !journal.hasBegun {
+      let head =
+        journal.head
+        ?? ResumeJournal.Head(
           identity: request.identity, batchSamples: plan.batchSamples, panelRows: plan.panelRows,
-          kernels: kernels, rotation: rotation, allocation: allocation),
-        for: linears)
+          kernels: kernels, rotation: rotation, allocation: allocation)
+      try journal.begin(head, for: linears)
     }
     let length = request.calibration.sequenceLength
     func makeLoop() throws -> LayerLoop {

@@ -51,8 +51,17 @@ final class ResumeJournal: Sendable {
   private struct Contents {
     var head: Head?
     var end = 0
-    /// The linears that are done, in order, and where their records begin.
-    var linears: [(name: String, row: Report.Linear, start: Int)] = []
+    /// The linears that are done, in order.
+    var linears: [Record] = []
+  }
+
+  /// Where a linear's record is.
+  private struct Record {
+    let row: Report.Linear
+    let path: String
+    let start: Int
+
+    var name: String { row.name }
   }
 
   private static let magic: [UInt8] = Array("QELINEAR".utf8)
@@ -60,36 +69,41 @@ final class ResumeJournal: Sendable {
 
   let path: String
   private let file: OutputFile
+  /// Of the run's own file, and of those that were read besides.
   private let contents: Mutex<Contents>
+  /// What the job was begun with; nil for a new one.
+  let head: Head?
+  private let reservesSpace: Bool
 
   /// Opens the journal, or makes an empty one. One of another job, or of another version, is emptied.
   /// - Throws: ``FileError``
   init(_ place: ResumePlace) throws {
     path = place.journal
-    if try FileSystem.exists(path) {
-      let mapped = try MappedFile(path: path, symlinks: .refuse)
-      let read = Self.read(mapped)
-      if let head = read.head, head.identity == place.identity, head.version == Head.version {
-        contents = Mutex(read)
-        file = try OutputFile(resuming: path)
-        return
-      }
-      try FileSystem.removeTree(path)
-    }
-    contents = Mutex(Contents())
+    var own = Contents()
+    if let read = try Self.read(path, of: place) { own = read } else { try FileSystem.removeTree(path) }
     file = try OutputFile(resuming: path)
+    head = try own.head ?? Self.head(of: place)
+    // What others have reserved for the same linears stays taken until the job is over.
+    reservesSpace = place.earlierJournals.isEmpty
+    for earlier in place.earlierJournals {
+      guard let read = try Self.read(earlier, of: place), read.head == head else { continue }
+      let known = Set(own.linears.map(\.name))
+      own.linears += read.linears.filter { !known.contains($0.name) }
+    }
+    contents = Mutex(own)
   }
 
-  /// The kernels that a job was begun with, as its journal says; nil where it has not begun, or was begun otherwise.
+  /// What a job was begun with, as the first of its journals says; nil where it has not begun, or was begun otherwise.
   /// - Throws: ``FileError``
-  static func kernels(_ path: String, of identity: String) throws -> String? {
-    guard try FileSystem.exists(path) else { return nil }
-    let head = read(try MappedFile(path: path, symlinks: .refuse)).head
-    return head.flatMap { $0.identity == identity && $0.version == Head.version ? $0.kernels : nil }
+  static func head(of place: ResumePlace) throws -> Head? {
+    for path in place.earlierJournals + [place.journal] {
+      if let head = try read(path, of: place)?.head { return head }
+    }
+    return nil
   }
 
-  /// What the run that began the journal computes with; nil for a new one.
-  var head: Head? { contents.withLock { $0.head } }
+  /// Whether the run's own file says what it was begun with.
+  var hasBegun: Bool { contents.withLock { $0.head != nil } }
 
   /// The linears that are done, by earlier processes or this one, with their rows of the report, in order.
   var rows: [Report.Linear] { contents.withLock { $0.linears.map(\.row) } }
@@ -98,8 +112,7 @@ final class ResumeJournal: Sendable {
   /// - Parameter linears: everything that will be appended, so that its space can be taken now.
   /// - Throws: ``FileError``, with ENOSPC if it does not fit on the disk
   func begin(_ head: Head, for linears: [LinearDescription]) throws {
-    let byteCount = linears.reduce(4_096) { $0 + Self.byteCount(of: $1) }
-    try file.reserve(byteCount)
+    if reservesSpace { try file.reserve(linears.reduce(4_096) { $0 + Self.byteCount(of: $1) }) }
     try contents.withLock { contents in
       precondition(contents.head == nil, "the journal has begun")
       contents.end = try write(try JournalPayload(header: head), at: 0)
@@ -128,7 +141,7 @@ final class ResumeJournal: Sendable {
     try contents.withLock { contents in
       let start = contents.end
       contents.end = try write(payload, at: start)
-      contents.linears.append((row.name, row, start))
+      contents.linears.append(Record(row: row, path: path, start: start))
     }
   }
 
@@ -138,10 +151,10 @@ final class ResumeJournal: Sendable {
     guard let record = contents.withLock({ contents in contents.linears.first { $0.name == name } }) else {
       return nil
     }
-    let mapped = try MappedFile(path: path, symlinks: .refuse)
+    let mapped = try MappedFile(path: record.path, symlinks: .refuse)
     guard let payload = Self.payload(in: mapped, at: record.start),
       let linear = mapped.withBytes(payload, { Self.linear($0) }), linear.name == name
-    else { throw PipelineError.damagedJournal(path: path, linear: name) }
+    else { throw PipelineError.damagedJournal(path: record.path, linear: name) }
     return linear
   }
 
@@ -185,7 +198,17 @@ final class ResumeJournal: Sendable {
 
   // MARK: Reading
 
-  private static func read(_ file: MappedFile) -> Contents {
+  /// What a file holds of a job, up to the last record that is whole; nil where there is no such file, or it is another job's
+  /// or another version's.
+  private static func read(_ path: String, of place: ResumePlace) throws -> Contents? {
+    guard try FileSystem.exists(path) else { return nil }
+    let contents = read(try MappedFile(path: path, symlinks: .refuse), path)
+    guard let head = contents.head, head.identity == place.identity, head.version == Head.version
+    else { return nil }
+    return contents
+  }
+
+  private static func read(_ file: MappedFile, _ path: String) -> Contents {
     var contents = Contents()
     while let payload = payload(in: file, at: contents.end) {
       let isSound = file.withBytes(payload) { bytes in
@@ -195,7 +218,7 @@ final class ResumeJournal: Sendable {
           return contents.head != nil
         }
         guard let row = reader.header(LinearHead.self, of: bytes)?.row else { return false }
-        contents.linears.append((row.name, row, contents.end))
+        contents.linears.append(Record(row: row, path: path, start: contents.end))
         return true
       }
       guard isSound else { break }

@@ -72,6 +72,10 @@ public enum ThisProcess {
     try? SystemCall.endWithParent()
   }
 
+  /// Has this process go on when it is asked to end: who asks means it to be gone at once only later, and until then work
+  /// gets done.
+  public static func ignoreTermination() { _ = signal(SIGTERM, SIG_IGN) }
+
   /// Starts the program again in this process, from its beginning and with the same arguments, for what is only read
   /// then: a library's variables. Nothing may have begun that cannot be begun again.
   ///

@@ -141,6 +141,16 @@ public enum FileSystem {
     }
   }
 
+  /// Creates a directory.
+  /// - Returns: false if there is something at `path` already
+  public static func makeDirectory(_ path: String) throws(FileError) -> Bool {
+    do { try SystemCall.makeDirectory(path) } catch {
+      if error == .fileExists { return false }
+      throw FileError(path: path, operation: .create, errno: error)
+    }
+    return true
+  }
+
   /// Creates a directory and those above it that are missing; one that exists is fine.
   public static func createDirectories(_ path: String) throws(FileError) {
     if try kind(of: path) == .directory { return }

@@ -8,7 +8,7 @@ import Foundation
 import Synchronization
 import SystemIO
 
-/// Does one job for the daemon, which starts it as a process of its own.
+/// Does one job for the daemon, which starts it as a process of its own, or has a scheduler start it on another host.
 struct WorkerCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "worker", abstract: "Does one job; the daemon starts it.", shouldDisplay: false)
@@ -17,12 +17,14 @@ struct WorkerCommand: ParsableCommand {
   var order: String
 
   func run() throws {
-    ThisProcess.endWithParent()
     let order = try JobOrder(path: order)
+    let isShared = order.isShared ?? false
+    if isShared { ThisProcess.ignoreTermination() } else { ThisProcess.endWithParent() }
     let begun = try JobWorker.kernels(ofJobIn: order.directory).flatMap(ProcessorKernels.init)
     KernelSet.useBest(unless: begun?.set)
     ProcessMemory.returnLargeBlocks()
-    let output = WorkerOutput()
+    let attempt = isShared ? try JobAttempt.begin(in: order.directory) : nil
+    let output = WorkerOutput(file: attempt?.events)
     if let warning = KernelSet.warning { output.send(.warning(warning)) }
     do {
       let device = order.device.flatMap(DeviceChoice.init) ?? .processor
@@ -37,7 +39,7 @@ struct WorkerCommand: ParsableCommand {
         ) { _ in }
       }
       output.watch(backend)
-      try JobWorker(order, backend: backend, send: output.send).run()
+      try JobWorker(order, backend: backend, attempt: attempt, send: output.send).run()
     } catch {
       let failure = JobFailure(error)
       output.send(.failed(failure))
@@ -46,23 +48,38 @@ struct WorkerCommand: ParsableCommand {
   }
 }
 
-/// The pipe to the daemon.
+/// What the daemon hears: through a pipe, or by a file that it reads from another host.
 private final class WorkerOutput: Sendable {
+  private let file: String?
+  private let pace: Duration
   /// When the daemon was last told that the work goes on.
   private let lastAdvance = Mutex(ContinuousClock.now)
   private let isWriting = Mutex(())
 
+  /// - Parameter file: where events are appended; nil for standard output
+  init(file: String?) {
+    self.file = file
+    pace = file == nil ? .seconds(1) : .seconds(10)
+  }
+
   func send(_ event: WorkerEvent) {
     if event == .advanced {
       let isNews = lastAdvance.withLock { last in
-        guard ContinuousClock.now - last > .seconds(1) else { return false }
+        guard ContinuousClock.now - last > pace else { return false }
         last = .now
         return true
       }
       guard isNews else { return }
     }
-    // A daemon that is gone takes its worker with it.
-    isWriting.withLock { _ in try? StandardOutput.write(event.line()) }
+    isWriting.withLock { _ in
+      if let file {
+        // A job that is over has no files any more; whoever still works on it finds that out by itself.
+        try? OutputFile.append(event.line(), to: file)
+      } else {
+        // A daemon that is gone takes its worker with it.
+        try? StandardOutput.write(event.line())
+      }
+    }
   }
 
   /// Tells of progress within an operation, which may take an hour: only when parts of it get done.

@@ -35,12 +35,16 @@ final class WorkerBench {
   /// Has a worker do the job.
   /// - Parameter told: called with every event, at the moment that it stands for
   @discardableResult
-  func work(_ told: @escaping (WorkerEvent) throws -> Void = { _ in }) throws -> [WorkerEvent] {
+  func work(
+    attempt: JobAttempt? = nil, _ told: @escaping (WorkerEvent) throws -> Void = { _ in }
+  ) throws -> [WorkerEvent] {
     events = []
     var failure: (any Error)?
     defer { _ = failure }
     let isNetworked = isNetworked
-    try JobWorker(order, backend: OpenBLASBackend(threads: 2), isNetworked: { _ in isNetworked }) { event in
+    try JobWorker(
+      order, backend: OpenBLASBackend(threads: 2), attempt: attempt, isNetworked: { _ in isNetworked }
+    ) { event in
       self.events.append(event)
       do { try told(event) } catch { failure = error }
     }.run()

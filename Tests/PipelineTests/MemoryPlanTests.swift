@@ -21,7 +21,7 @@ struct MemoryPlanTests {
 
   @Test func `on the processor sizes are the same for any memory, and a plan keeps within it`() throws {
     let most = try plan(samples: 640, sequenceLength: 128, budget: .max)
-    #expect(most.batchSamples == 8 && most.panelRows == 256)
+    #expect(most.batchSamples == 8 && most.panelRows == MemoryPlan.panelRows)
     var places: Set<StatesPlace> = []
     for share in stride(from: 2.0, through: 0.1, by: -0.1) {
       let budget = Int(Double(most.peakBytes) * share)

@@ -31,6 +31,8 @@ public struct JobOrder: Codable, Sendable, Equatable {
   public var python: String
   /// The path of llama.cpp's converter, which the same interpreter runs; nil where there is none.
   public var ggufConverter: String?
+  /// Whether a worker may meet another one of the same job, on a host that nobody hears of any more; nil: never.
+  public var isShared: Bool?
 
   public init(
     id: String, name: String? = nil, results: [Result] = [], model: String, source: SourceFiles? = nil,
@@ -81,9 +83,13 @@ public struct JobOrder: Codable, Sendable, Equatable {
 /// The files of a job that is worked on.
 public struct JobFiles: Sendable {
   public let directory: String
+  /// What is a worker's own: the job's directory, or that of one attempt.
+  public let own: String
 
-  public init(_ directory: String) {
+  /// - Parameter attempt: the worker's, if there may be others; nil if there are none
+  public init(_ directory: String, attempt: JobAttempt? = nil) {
     self.directory = directory
+    own = attempt?.directory ?? directory
   }
 
   public var order: String { FileSystem.join(directory, "order.json") }
@@ -95,13 +101,15 @@ public struct JobFiles: Sendable {
   public var contents: String { FileSystem.join(directory, "contents") }
   /// The GGUF file that a checkpoint became first, where it is to become one.
   public func converted(_ name: String) -> String { FileSystem.join(convertedDirectory, "\(name).gguf") }
-  var convertedDirectory: String { FileSystem.join(directory, "converted") }
+  var convertedDirectory: String { FileSystem.join(own, "converted") }
   /// The job's digest, once it is known.
   public var identity: String { FileSystem.join(directory, "identity") }
   var log: JobLog { JobLog(directory: directory) }
-  public var journal: String { FileSystem.join(directory, "journal") }
-  /// Held by the worker.
+  public var journal: String { FileSystem.join(own, "journal") }
+  /// Held by the worker; where there may be others, nobody's.
   public var lock: String { FileSystem.join(directory, "lock") }
   /// The finished checkpoint; it is there only when all of it is.
   public var checkpoint: String { FileSystem.join(directory, "checkpoint") }
+  /// Where a worker makes it.
+  var staged: String { FileSystem.join(own, "checkpoint") }
 }

@@ -17,15 +17,17 @@ public struct JobWorker {
   private let isNetworked: (String) throws -> Bool
   private let symlinks: SymlinkPolicy
   private let lock: FileLock?
+  private let attempt: JobAttempt?
 
   /// - Parameters:
   ///   - isNetworked: whether a directory is on a file system whose times of change cannot be relied on
   ///   - symlinks: whether the checkpoint's files may be links: not where strangers put them
   ///   - lock: the job's, if somebody holds it for this worker; else the worker waits for it
+  ///   - attempt: this one, where other workers may be at the job; nil where the lock keeps them away
   ///   - send: takes every event
   public init(
     _ order: JobOrder, backend: any ComputeBackend, symlinks: SymlinkPolicy = .refuse,
-    holding lock: FileLock? = nil,
+    holding lock: FileLock? = nil, attempt: JobAttempt? = nil,
     isNetworked: @escaping (String) throws -> Bool = { try FileSystem.isNetworked($0) },
     send: @escaping (WorkerEvent) -> Void
   ) {
@@ -34,8 +36,9 @@ public struct JobWorker {
     self.isNetworked = isNetworked
     self.symlinks = symlinks
     self.lock = lock
+    self.attempt = attempt
     self.send = send
-    files = JobFiles(order.directory)
+    files = JobFiles(order.directory, attempt: attempt)
   }
 
   /// Why a job does not fit into a device's memory; nil if it does, if there is no device, and where the job itself is at
@@ -61,50 +64,69 @@ public struct JobWorker {
   public static func kernels(ofJobIn directory: String) throws -> String? {
     let files = JobFiles(directory)
     guard try FileSystem.exists(files.identity) else { return nil }
-    return try ResumePlace(journal: files.journal, cache: "", identity: storedIdentity(files)).kernels
+    return try ResumePlace(
+      journal: files.journal, earlierJournals: JobAttempt.all(in: directory).map(\.journal), cache: "",
+      identity: storedIdentity(files)
+    ).kernels
   }
 
   /// Works until the finished checkpoint stands in the job's directory, complete, verified and on the disk.
   /// - Throws: what stops the job; ``JobFailure/init(_:)`` tells what it asks for.
   public func run() throws {
     // A worker whose daemon was killed goes a moment later than its daemon.
-    let lock = try self.lock ?? Self.waitForLock(files, job: order.id)
+    let lock = try attempt == nil ? self.lock ?? Self.waitForLock(files, job: order.id) : nil
     defer { withExtendedLifetime(lock) {} }
+    // Another one may have been faster.
+    if attempt != nil, try FileSystem.exists(files.checkpoint) { return try tellFinished() }
     let kernels = backend.kernels(for: .bfloat16)
-    if try !FileSystem.exists(files.checkpoint) {
+    if try !FileSystem.exists(files.staged) {
       let calibration = try calibrationSet()
       let identity = try knownIdentity(calibration)
       let result = JobIdentity.result(of: identity, by: kernels)
       send(.identity(result))
       if let summary = try reuse(result) { return send(.finished(summary)) }
-      if try !FileSystem.exists(files.checkpoint) {
+      if try !FileSystem.exists(files.staged) {
         try quantize(calibration, identity, model: try convertedModel())
         try checkContents(calibration, identity)
       }
     }
     try FileSystem.removeTree(files.convertedDirectory)
-    if try !FileSystem.exists(FileSystem.join(files.checkpoint, ChecksumManifest.fileName)) {
+    if try !FileSystem.exists(FileSystem.join(files.staged, ChecksumManifest.fileName)) {
       send(.step("writing checksums"))
       // Whose it is, so that the folders alone tell it.
-      var report = try Report(directory: files.checkpoint)
+      var report = try Report(directory: files.staged)
       report.job = order.id
       report.identity =
         try FileSystem.exists(files.identity)
         ? JobIdentity.result(of: Self.storedIdentity(files), by: kernels) : nil
-      try report.write(to: Report.Place(directory: files.checkpoint))
-      try files.log.copy(into: files.checkpoint)
-      try ChecksumManifest.write(into: files.checkpoint) { send(.advanced) }
-      try FileSystem.synchronize(files.checkpoint)
+      try report.write(to: Report.Place(directory: files.staged))
+      try files.log.copy(into: files.staged)
+      try ChecksumManifest.write(into: files.staged) { send(.advanced) }
+      try FileSystem.synchronize(files.staged)
     }
     send(.step("verifying the result"))
-    if let problem = try OutputVerification.problems(of: files.checkpoint, advanced: { send(.advanced) })
+    if let problem = try OutputVerification.problems(of: files.staged, advanced: { send(.advanced) })
       .first
     {
-      try FileSystem.removeTree(files.checkpoint)
+      try FileSystem.removeTree(files.staged)
       throw JobFailure(
         .broken, "\(problem): the result is not what was written; check the disk and the memory", code: 74)
     }
+    if attempt != nil { try handOver() }
+    try tellFinished()
+  }
+
+  private func tellFinished() throws {
     send(.finished(WorkerEvent.Summary(try Report(directory: files.checkpoint).totals)))
+  }
+
+  /// Makes the verified checkpoint the job's, unless another worker was faster: theirs has the same bytes.
+  private func handOver() throws {
+    do { try FileSystem.move(files.staged, to: files.checkpoint) } catch {
+      // On a network file system a rename may have been done that is said to have failed.
+      guard try FileSystem.exists(files.checkpoint) else { throw error }
+      try FileSystem.removeTree(files.staged)
+    }
   }
 
   /// Looks for what the same job came to before. What is published a second time is verified first.
@@ -132,11 +154,11 @@ public struct JobWorker {
       report.model.name = FileSystem.name(of: order.model)
       report.madeBy = result.job
       let own = [Report.fileName, ReportPage.fileName, ChecksumManifest.fileName, JobLog.fileName]
-      let staging = FileSystem.join(order.directory, ".reused")
+      let staging = FileSystem.join(files.own, ".reused")
       try FileSystem.removeTree(staging)
       try FileSystem.linkTree(result.output, to: staging) { !own.contains($0) }
       try report.write(to: Report.Place(directory: staging))
-      try FileSystem.move(staging, to: files.checkpoint)
+      try FileSystem.move(staging, to: files.staged)
       send(.reused(job: result.job, output: nil))
       return nil
     }
@@ -152,7 +174,7 @@ public struct JobWorker {
     let now = try JobIdentity.digest(of: order, contents: contents, tokens: calibration)
     guard now != identity else { return }
     for leftover in [
-      files.checkpoint, files.journal, files.identity, files.contents, files.tokens, files.convertedDirectory,
+      files.staged, files.journal, files.identity, files.contents, files.tokens, files.convertedDirectory,
     ] {
       try FileSystem.removeTree(leftover)
     }
@@ -181,21 +203,25 @@ public struct JobWorker {
   }
 
   private func quantize(_ calibration: CalibrationSet, _ identity: String, model: String) throws {
-    for name in try FileSystem.names(in: order.directory) where name.hasPrefix(".") {
-      try FileSystem.removeTree(FileSystem.join(order.directory, name))
+    for name in try FileSystem.names(in: files.own) where name.hasPrefix(".") {
+      try FileSystem.removeTree(FileSystem.join(files.own, name))
     }
     send(.step("checking the checkpoint"))
     let settings = order.settings
+    let cache = try cachePlace()
+    defer { withExtendedLifetime(cache.lock) {} }
     let run = try QuantizationRun(
       QuantizationRequest(
-        model: model, output: files.checkpoint, recipe: try settings.recipe(),
+        model: model, output: files.staged, recipe: try settings.recipe(),
         target: settings.resolvedTarget,
         targetShare: settings.resolvedTargetShare, formats: settings.formats, calibration: calibration,
         seed: settings.seed,
         calibrationSource: order.calibration,
         memoryBudgetBytes: try order.memoryBytes ?? ProcessMemory.availableBytes(),
         states: order.states ?? .auto,
-        resume: ResumePlace(journal: files.journal, cache: try cachePath(), identity: identity),
+        resume: ResumePlace(
+          journal: files.journal, earlierJournals: try earlierJournals, cache: cache.path,
+          identity: identity),
         symlinks: symlinks, source: model == order.model ? order.source : nil, isStrict: settings.strict,
         experts: settings.experts, allowsRequantizing: settings.allowRequantize,
         rotation: settings.rotate, averageBits: settings.averageBits, bitChoices: settings.widths),
@@ -234,6 +260,14 @@ public struct JobWorker {
               name: progress.name, layer: progress.layer, relativeError: progress.relativeError),
             secondsRemaining: progress.remaining.seconds))
       }
+    }
+  }
+
+  private var earlierJournals: [String] {
+    get throws {
+      try attempt.map { attempt in
+        try JobAttempt.all(in: order.directory).filter { $0 != attempt }.map(\.journal)
+      } ?? []
     }
   }
 
@@ -277,7 +311,7 @@ public struct JobWorker {
 
   /// The activation cache's file. Its name holds the machine's start: one that was written before is not to be
   /// trusted, since nobody waited for it to reach the disk.
-  private func cachePath() throws -> String {
+  private func cachePlace() throws -> CachePlace {
     // A service may see nothing of /proc but processes; its unit then passes the identity on. Where nobody knows
     // it, no cache is taken over.
     let identity =
@@ -286,10 +320,46 @@ public struct JobWorker {
         String(decoding: $0, as: UTF8.self)
       } ?? "process \(ThisProcess.identifier)"
     let boot = identity.filter { $0.isLetter || $0.isNumber }.prefix(16)
-    let name = "\(order.id).\(boot).activations.mdb"
+    let name = "\(order.id).\(boot)\(Self.cacheSuffix)"
     try FileSystem.createDirectories(order.cacheDirectory)
-    try Self.removeCaches(of: order.id, in: order.cacheDirectory) { !$0.hasPrefix(name) }
-    return FileSystem.join(order.cacheDirectory, name)
+    let path = FileSystem.join(order.cacheDirectory, name)
+    guard let attempt else {
+      try Self.removeCaches(of: order.id, in: order.cacheDirectory) { !$0.hasPrefix(name) }
+      return CachePlace(path: path, lock: nil)
+    }
+    try removeAbandonedCaches()
+    let lock = try lock(ofCache: path)
+    return CachePlace(path: lock == nil ? "\(path).\(attempt.number)" : path, lock: lock)
+  }
+
+  /// - Returns: nil if a worker has it that nobody hears of any more, on this very host
+  private func lock(ofCache path: String) throws -> FileLock? {
+    do {
+      return try FileLock(path: path + ".lock", purpose: "working on \(order.id)")
+    } catch {
+      guard case .held = error else { throw error }
+      return nil
+    }
+  }
+
+  /// Where the activation cache is, and the right to it, where other workers may be on this host.
+  private struct CachePlace {
+    let path: String
+    let lock: FileLock?
+  }
+
+  private static let cacheSuffix = ".activations.mdb"
+
+  /// Removes what jobs have left on this host that are over, or that went on elsewhere to their end.
+  private func removeAbandonedCaches() throws {
+    let jobs = FileSystem.parent(of: order.directory)
+    for name in try FileSystem.names(in: order.cacheDirectory) {
+      guard let end = name.range(of: Self.cacheSuffix, options: .backwards)?.lowerBound,
+        let id = name[..<end].lastIndex(of: ".").map({ String(name[..<$0]) }),
+        try !FileSystem.exists(FileSystem.join(jobs, id))
+      else { continue }
+      try FileSystem.removeTree(FileSystem.join(order.cacheDirectory, name))
+    }
   }
 
   /// Removes a job's activation caches.
@@ -299,7 +369,7 @@ public struct JobWorker {
   ) throws(FileError) {
     guard try FileSystem.kind(of: directory) == .directory else { return }
     for name in try FileSystem.names(in: directory)
-    where name.hasPrefix("\(job).") && name.contains(".activations.mdb") && isUnwanted(name) {
+    where name.hasPrefix("\(job).") && name.contains(cacheSuffix) && isUnwanted(name) {
       try FileSystem.removeTree(FileSystem.join(directory, name))
     }
   }

@@ -1,0 +1,104 @@
+import FoundationEssentials
+import SystemIO
+import TestSupport
+import Testing
+
+@testable import Daemon
+
+/// Workers of one job that do not know of each other.
+struct JobAttemptTests {
+  private let bench: WorkerBench
+  private let expected: [UInt8]
+
+  init() throws {
+    let undisturbed = try WorkerBench()
+    try undisturbed.work()
+    expected = try undisturbed.weights()
+    bench = try WorkerBench()
+    bench.order.isShared = true
+  }
+
+  private struct Killed: Error {}
+
+  /// Leaves an attempt as a worker does that ends when so many linears are done.
+  private func workPartly(linears: Int) throws -> JobAttempt {
+    let attempt = try JobAttempt.begin(in: bench.order.directory)
+    let kept = bench.directory.file("kept")
+    var count = 0
+    try bench.work(attempt: attempt) { event in
+      guard case .linear = event else { return }
+      count += 1
+      if count == linears { try FileManager.default.copyItem(atPath: bench.order.directory, toPath: kept) }
+    }
+    try FileSystem.removeTree(bench.order.directory)
+    try FileSystem.move(kept, to: bench.order.directory)
+    return attempt
+  }
+
+  @Test func `an attempt has a number and a directory of its own`() throws {
+    let job = bench.order.directory
+    let attempts = try (0..<12).map { _ in try JobAttempt.begin(in: job) }
+    #expect(attempts.map(\.number) == Array(1...12))
+    #expect(try JobAttempt.all(in: job) == attempts)
+  }
+
+  @Test func `the next attempt goes on with what the one before has journalled`() throws {
+    let first = try workPartly(linears: 5)
+    #expect(try !FileSystem.exists(bench.files.checkpoint))
+    let second = try JobAttempt.begin(in: bench.order.directory)
+    try bench.work(attempt: second)
+    #expect(bench.resumedLinears == 5)
+    #expect(try bench.weights() == expected)
+    // Its own journal has what it did itself, and only that.
+    #expect(try FileSystem.names(in: first.directory) == ["journal"])
+    #expect(try !FileSystem.exists(second.directory + "/checkpoint"))
+  }
+
+  @Test func `a record that is not whole counts for nothing, and is done again`() throws {
+    let first = try workPartly(linears: 5)
+    let journal = first.directory + "/journal"
+    let bytes = try FileSystem.contents(of: journal, limit: 1 << 24)
+    let last = try #require(journalRecords(in: bytes).last)
+    try bench.flip(journal, at: last.lowerBound + 100)
+    try bench.work(attempt: try JobAttempt.begin(in: bench.order.directory))
+    #expect(bench.resumedLinears == 4)
+    #expect(try bench.weights() == expected)
+  }
+
+  @Test func `three attempts in a row take what all before them did`() throws {
+    _ = try workPartly(linears: 3)
+    _ = try workPartly(linears: 4)
+    try bench.work(attempt: try JobAttempt.begin(in: bench.order.directory))
+    #expect(bench.resumedLinears == 7)
+    #expect(try bench.weights() == expected)
+  }
+
+  /// The host of the first one was cut off, and it goes on while the second works; both end.
+  @Test(arguments: [1, 8, 14])
+  func `a worker that nobody hears of any more spoils nothing`(_ linears: Int) throws {
+    let job = bench.order.directory
+    let first = try JobAttempt.begin(in: job)
+    let other = try WorkerBench()
+    other.order = bench.order
+    var count = 0
+    var second: [WorkerEvent] = []
+    // It may end with an error, as what it made is not where it was.
+    _ = try? bench.work(attempt: first) { event in
+      guard case .linear = event else { return }
+      count += 1
+      if count == linears { second = try other.work(attempt: try JobAttempt.begin(in: job)) }
+    }
+    guard case .finished? = second.last else {
+      Issue.record("the second worker did not end: \(second.suffix(2))")
+      return
+    }
+    #expect(try bench.weights() == expected)
+    #expect(try ChecksumManifest.problems(in: bench.files.checkpoint) == [])
+    // A third finds the result.
+    let third = try other.work(attempt: try JobAttempt.begin(in: job))
+    guard case .finished? = third.first else {
+      Issue.record("\(third)")
+      return
+    }
+  }
+}
