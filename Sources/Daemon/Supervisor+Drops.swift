@@ -109,8 +109,9 @@ extension Supervisor {
       for request in try JobRequest.all(in: spool) {
         // Last, as that says that it is done; and in any case, as one that cannot be met must not come again and again.
         defer { attempt { try FileSystem.removeTree(request.path(in: spool)) } }
-        if let worker, worker.job == request.job, request.action == .cancel || request.action == .pause {
-          try endWorker(saying: "held back")
+        if let job = request.job, request.action == .cancel || request.action == .pause {
+          if worker?.job == job { try endWorker(saying: "held back") }
+          try withdraw(job, saying: "held back")
         }
         do {
           try ledger.carryOut(request)

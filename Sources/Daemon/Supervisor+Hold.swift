@@ -27,6 +27,7 @@ extension Supervisor {
     let hold = hold
     if let hold {
       attempt { try endWorker(saying: "waits where it is") }
+      for id in slurm.runs.keys.sorted() { attempt { try withdraw(id, saying: "waits where it is") } }
       if !saidHold { log.notice("no job is worked on: \(hold.text)") }
     } else if saidHold {
       log.notice("jobs are worked on again")

@@ -7,13 +7,20 @@ extension Supervisor {
   func hear(_ worker: WorkerProcess) throws {
     guard let events = try worker.read() else { return try end(worker) }
     // One event may end the worker; those that came with it are about a job that is over.
-    for event in events where self.worker === worker { try take(event, of: worker) }
+    for event in events where self.worker === worker {
+      switch event {
+      case .finished(let summary): outcome = .success(summary)
+      case .failed(let failure): outcome = .failure(failure)
+      default: try take(event, of: worker.job, lap: worker.lap)
+      }
+    }
   }
 
-  private func take(_ event: WorkerEvent, of worker: WorkerProcess) throws {
-    let id = worker.job
+  /// - Parameter lap: gives the seconds since its last call
+  func take(_ event: WorkerEvent, of id: String, lap: () -> Double) throws {
     switch event {
-    case .advanced: break
+    // Whoever waits for an end hears of it elsewhere.
+    case .advanced, .submitted, .finished, .failed: break
     case .step(let text):
       try ledger.update(id) { job in
         job.step = text
@@ -45,11 +52,12 @@ extension Supervisor {
       try ledger.update(id) { $0.linears = linears }
       tell(.notice, "goes on", of: id, [Log.Field("linears", "\(linears.count)")])
     case .linear(let linear, let secondsRemaining):
-      let worked = worker.lap()
+      let worked = lap()
       try ledger.update(id, counting: { $0.linearsQuantized += 1 }) { job in
         job.secondsWorked += worked
         job.workedSince = Date().timeIntervalSince1970
-        job.linears.append(linear)
+        // A daemon that was killed may hear again what it had heard.
+        if job.linears.last != linear { job.linears.append(linear) }
         job.secondsRemaining = secondsRemaining
         job.step = "quantizing"
         job.catchingUp = nil
@@ -62,8 +70,6 @@ extension Supervisor {
       tell(
         .info, "quantized", of: id,
         [.layer(linear.layer), .linear(linear.name), .relativeError(linear.relativeError)])
-    case .finished(let summary): outcome = .success(summary)
-    case .failed(let failure): outcome = .failure(failure)
     }
   }
 
@@ -76,8 +82,15 @@ extension Supervisor {
       job.secondsWorked += worked
       job.workedSince = nil
     }
+    let outcome = outcome ?? .failure(worker.diagnosis(of: end))
+    self.outcome = nil
+    try conclude(id, outcome)
+  }
+
+  /// Publishes what came of a job, or decides what becomes of it.
+  func conclude(_ id: String, _ outcome: Result<WorkerEvent.Summary, JobFailure>) throws {
     switch outcome {
-    case .success(let summary)?:
+    case .success(let summary):
       if let job = ledger.job(id), job.madeBy != nil, job.output != nil {
         try ledger.publishAsItStands(id, summary: summary)
       } else {
@@ -88,10 +101,8 @@ extension Supervisor {
         "published", .job(id), .path(ledger.job(id)?.output ?? ""), .relativeError(summary.meanRelativeError))
       if let job = ledger.job(id) { leave(.done, job) }
       nextCleaning = .now
-    case .failure(let failure)?: settle(id, failure)
-    case nil: settle(id, worker.diagnosis(of: end))
+    case .failure(let failure): settle(id, failure)
     }
-    outcome = nil
   }
 
   /// Decides what becomes of a job that did not get to its end.
@@ -129,7 +140,7 @@ extension Supervisor {
   }
 
   /// Says once why a job waits. It is tried again and again, and figures in the reason may differ every time.
-  private func tellPause(_ job: JobRecord, _ reason: String) {
+  func tellPause(_ job: JobRecord, _ reason: String) {
     let kind = reason.filter { !$0.isNumber }
     guard saidPauses[job.id] != kind else { return }
     saidPauses[job.id] = kind
@@ -138,7 +149,7 @@ extension Supervisor {
   }
 
   /// Says that a job goes on which was paused.
-  private func tellResumption(_ id: String) {
+  func tellResumption(_ id: String) {
     pauses[id] = nil
     guard saidPauses.removeValue(forKey: id) != nil, let job = ledger.job(id) else { return }
     tell(.notice, "goes on after a pause", of: id, [])

@@ -14,6 +14,14 @@ public final class Supervisor {
     public var restart = Duration.seconds(2)
     /// A worker that has said nothing for so long hangs.
     public var silence = Duration.seconds(3_600)
+    /// Between two looks at Slurm's list.
+    public var look = Duration.seconds(15)
+    /// Between two looks at what workers on other hosts have said.
+    public var tail = Duration.seconds(5)
+    /// Slurm's commands that have not answered for so long are ended.
+    public var answer = Duration.seconds(120)
+    /// A job that Slurm has not known for so long, and two looks at least, is over.
+    public var missing = Duration.seconds(60)
 
     public init() {}
   }
@@ -45,6 +53,8 @@ public final class Supervisor {
   var worker: WorkerProcess?
   /// What the worker said came of its job.
   var outcome: Result<WorkerEvent.Summary, JobFailure>?
+  /// What Slurm has; nothing where it has no jobs.
+  var slurm = SlurmQueue()
   /// Jobs that wait for the machine to mend: until when, and how often they have.
   var pauses: [String: (until: ContinuousClock.Instant, count: Int)] = [:]
   var nextScan = ContinuousClock.now
@@ -89,8 +99,12 @@ public final class Supervisor {
       log.warning("requests are seen at the next scan only", .mend("\(error)"))
     }
     try tellStateOrigin()
-    for line in try ledger.recover() { log.notice("recovered: \(line)") }
+    adoptSlurmJobs()
+    for line in try ledger.recover(sparing: jobsAtWork) { log.notice("recovered: \(line)") }
   }
+
+  /// Jobs that somebody works on.
+  private var jobsAtWork: Set<String> { Set(slurm.runs.keys).union(worker.map { [$0.job] } ?? []) }
 
   /// A state database that was lost is told of, and the history found again in the folders.
   private func tellStateOrigin() throws {
@@ -125,7 +139,7 @@ public final class Supervisor {
         hookRunner?.descriptor,
       ]
       let readable = try DescriptorWaiting.readable(
-        among: descriptors.compactMap(\.self), for: timeToNextEvent)
+        among: descriptors.compactMap(\.self) + slurm.descriptors, for: timeToNextEvent)
       while let signal = try signals.next() {
         if signal != 1 {
           stop()
@@ -138,6 +152,7 @@ public final class Supervisor {
         log.error("the worker hangs", .job(worker.job))
         worker.kill()
       }
+      tendSlurm(readable)
       if folder.drain() { nextScan = min(nextScan, .now + .milliseconds(200)) }
       if let hookRunner, readable.contains(hookRunner.descriptor) { attempt { try hear(hookRunner) } }
       _ = try? requestWatch?.read()
@@ -158,6 +173,7 @@ public final class Supervisor {
       ledger.job(pause.key).map { $0.phase == .queued && !$0.isHeld } ?? false
     }
     .map(\.value.until)
+    next = min(next, .now + slurm.timeToNextEvent)
     if worker == nil, !isHeld, let resumption = resumptions.min() { next = min(next, resumption) }
     if let mendAt { next = min(next, mendAt) }
     var time = max(.zero, next - .now)
@@ -179,21 +195,25 @@ public final class Supervisor {
     attempt {
       // A directory that somebody removed is the likeliest fault, and this its mend.
       try spool.create()
-      for line in try ledger.recover(sparing: worker?.job) { log.notice("recovered: \(line)") }
+      for line in try ledger.recover(sparing: jobsAtWork) { log.notice("recovered: \(line)") }
     }
   }
 
   // MARK: Jobs
 
   private func startNext() {
-    guard worker == nil, !isHeld else { return }
-    let now = ContinuousClock.now
-    let next = ledger.jobs.inTurn.first { job in
-      job.phase == .queued && !job.isHeld && (pauses[job.id]?.until ?? now) <= now
-    }
-    guard let next else { return }
+    if isHeld { return }
+    if configuration.queue == .slurm { return startNextInSlurm() }
+    guard worker == nil, let next = nextInTurn else { return }
     do { try start(next) } catch {
       settle(next.id, JobFailure(error))
+    }
+  }
+
+  var nextInTurn: JobRecord? {
+    let now = ContinuousClock.now
+    return ledger.jobs.inTurn.first { job in
+      job.phase == .queued && !job.isHeld && (pauses[job.id]?.until ?? now) <= now
     }
   }
 
@@ -209,6 +229,18 @@ public final class Supervisor {
   }
 
   private func start(_ job: JobRecord) throws {
+    let order = try writeOrder(of: job)
+    let source = (try ledger.sourceFiles(of: job.id), try ledger.source(of: job.id))
+    try begin(job) { $0.workedSince = Date().timeIntervalSince1970 }
+    outcome = nil
+    worker = try WorkerProcess(
+      job: job.id, order: order, source: source, program: program, environment: environment)
+    tell(.notice, "begun", of: job.id, [.name(job.name), Log.Field("attempt", "\(job.attempts + 1)")])
+  }
+
+  /// Says what a worker is to do.
+  /// - Returns: the path of the order
+  func writeOrder(of job: JobRecord) throws -> String {
     let source = try ledger.source(of: job.id)
     let sourceFiles = try ledger.sourceFiles(of: job.id)
     let files = ledger.files(of: job.id)
@@ -220,16 +252,21 @@ public final class Supervisor {
     try FileSystem.createDirectories(files.directory)
     // Two workers have broken down without getting any further: it may be the cache that breaks them.
     if job.attempts > 1 { try JobWorker.removeCaches(of: job.id, in: configuration.cacheDirectory) }
-    try JobOrder(
+    var order = JobOrder(
       id: job.id, name: job.name, results: ledger.results, model: source, source: sourceFiles,
       directory: files.directory,
       cacheDirectory: configuration.cacheDirectory,
       calibration: settings.calibrationPath(in: source) ?? "", settings: settings.settings,
       threads: configuration.threads, device: configuration.device.description, states: configuration.states,
       memoryBytes: configuration.memoryGB.map { Int($0 * 1e9) }, python: configuration.python,
-      ggufConverter: configuration.ggufConverter
-    ).write(to: files.order)
-    // Counted before the work: a job that takes the daemon down with it must not do so for ever.
+      ggufConverter: configuration.ggufConverter)
+    order.isShared = configuration.queue == .slurm ? true : nil
+    try order.write(to: files.order)
+    return files.order
+  }
+
+  /// Notes that somebody is at a job. Counted before the work: one that takes the daemon down with it must not do so for ever.
+  func begin(_ job: JobRecord, _ change: (inout JobRecord) -> Void) throws {
     try ledger.update(job.id) { job in
       job.phase = .running
       job.attempts += 1
@@ -239,13 +276,8 @@ public final class Supervisor {
       job.lastProgressAt = Date().timeIntervalSince1970
       // What an earlier attempt found, the next one looks for anew.
       (job.output, job.madeBy) = (nil, nil)
-      job.workedSince = Date().timeIntervalSince1970
+      change(&job)
     }
-    outcome = nil
-    worker = try WorkerProcess(
-      job: job.id, order: files.order, source: (sourceFiles, source), program: program,
-      environment: environment)
-    tell(.notice, "begun", of: job.id, [.name(job.name), Log.Field("attempt", "\(job.attempts + 1)")])
   }
 
   /// The order that a job was begun with. One that lacks what this version asks for is an earlier version's: nothing
@@ -291,12 +323,13 @@ public final class Supervisor {
     do {
       var new = try readConfiguration()
       let changed = new.changedKeys(since: configuration)
-      let fixed = changed.filter { ["spool", "state", "cache"].contains($0) }
+      let fixed = changed.filter { ["spool", "state", "cache", "queue"].contains($0) }
       if !fixed.isEmpty {
         log.warning("\(fixed.joined(separator: ", ")) change only when the daemon is started anew")
         new.spool = configuration.spool
         new.stateDirectory = configuration.stateDirectory
         new.cacheDirectory = configuration.cacheDirectory
+        new.queue = configuration.queue
       }
       configuration = new
       nextCleaning = .now

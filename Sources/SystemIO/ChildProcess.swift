@@ -97,5 +97,13 @@ public enum ThisProcess {
   /// The program that this process runs.
   public static var path: String { "/proc/self/exe" }
 
+  /// The same as other hosts may find it, where it is on a file system that they share or stands in the same place.
+  public static var program: String {
+    var own = [CChar](repeating: 0, count: Int(PATH_MAX) + 1)
+    let length = unsafe readlink(path, &own, Int(PATH_MAX))
+    guard length > 0 else { return path }
+    return String(decoding: own.prefix(length).map { UInt8(bitPattern: $0) }, as: UTF8.self)
+  }
+
   public static var identifier: Int32 { getpid() }
 }

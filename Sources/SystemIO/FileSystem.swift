@@ -141,6 +141,24 @@ public enum FileSystem {
     }
   }
 
+  /// What a file holds from a place on, as far as is read at once; nothing behind its end. A file that another host appends to
+  /// is opened anew for it, as that is when a network file system looks for news.
+  public static func contents(of path: String, from offset: Int, limit: Int = 1 << 22) throws(FileError)
+    -> [UInt8]
+  {
+    try FileError.attempt(.read, path) { () throws(Errno) in
+      let descriptor = try SystemCall.open(path, flags: O_RDONLY | O_NONBLOCK | O_NOFOLLOW)
+      var contents: [UInt8] = []
+      while contents.count < limit {
+        var buffer = [UInt8](repeating: 0, count: min(65_536, limit - contents.count))
+        let count = try SystemCall.read(descriptor, into: &buffer, at: offset + contents.count)
+        if count == 0 { break }
+        contents += buffer[..<count]
+      }
+      return contents
+    }
+  }
+
   /// Creates a directory.
   /// - Returns: false if there is something at `path` already
   public static func makeDirectory(_ path: String) throws(FileError) -> Bool {

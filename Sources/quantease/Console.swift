@@ -78,7 +78,7 @@ final class ProgressLine {
         linear.name, layer: linear.layer, of: layerCount, error: linear.relativeError,
         secondsLeft: secondsLeft)
     case .catchingUp(let progress): show(layer: progress.layer + 1, of: progress.until + 1)
-    case .identity, .reused, .advanced, .finished, .failed: break
+    case .identity, .reused, .submitted, .advanced, .finished, .failed: break
     }
   }
 

@@ -26,7 +26,7 @@ struct QuanteasedCommand: ParsableCommand {
           --set calibration=/data/prose.txt
       """,
     version: Producer.version,
-    subcommands: [WorkerCommand.self, HooksCommand.self])
+    subcommands: [WorkerCommand.self, EnqueueCommand.self, HooksCommand.self])
 
   static func main() {
     runProgram(report: { Log().error($0) }, status: exitStatus)

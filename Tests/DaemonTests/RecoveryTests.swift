@@ -190,7 +190,7 @@ struct RecoveryTests {
     try fixture.makeSource()
     try fixture.save(LedgerFixture.job(.running))
     try fixture.withLedger { ledger throws in
-      #expect(try ledger.recover(sparing: LedgerFixture.id) == [])
+      #expect(try ledger.recover(sparing: [LedgerFixture.id]) == [])
       #expect(ledger.job(LedgerFixture.id)?.phase == .running)
     }
   }

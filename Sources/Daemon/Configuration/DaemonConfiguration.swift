@@ -19,6 +19,11 @@ public struct DaemonConfiguration: Sendable {
   public var states = StatesChoice.auto
   /// Memory that a job may use, in 10⁹ bytes; nil is what is available when it starts.
   public var memoryGB: Double?
+  /// Who has jobs done.
+  public var queue = JobQueue.local
+  /// Jobs that Slurm has at a time, at most.
+  public var parallel = 4
+  public var slurm = SlurmSettings()
   public var settleSeconds = 30
   public var scanSeconds = 60
   /// Times that a job is begun before it counts as failed.

@@ -36,6 +36,17 @@ struct Setting<Subject>: Sendable {
       }, show: { show($0[keyPath: path]) })
   }
 
+  /// A name that another program knows, in one word; nil, which is empty, leaves the choice to it.
+  static func name(_ key: String, _ path: Path<String?>, _ help: String) -> Setting {
+    value(
+      key, path, expected: "a name", help,
+      parse: { text -> String?? in
+        if text.isEmpty { return .some(nil) }
+        let isWord = !text.hasPrefix("-") && text.allSatisfy { !$0.isWhitespace && $0 != "\0" }
+        return isWord ? .some(text) : nil
+      }, show: { $0.map { YAMLText.scalar($0) } ?? "null" })
+  }
+
   /// A number above 0, or nil, which is `auto` and leaves the choice to the job.
   static func automatic(
     _ key: String, _ path: Path<Double?>, upTo largest: Int, expected: String, _ help: String

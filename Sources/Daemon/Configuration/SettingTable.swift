@@ -34,6 +34,34 @@ enum SettingTable {
     .choice(
       "states", \.states,
       "Where states stand between two layers: in memory if it has room, or in the cache, which takes longer."),
+    .choice(
+      "queue", \.queue,
+      "Who has jobs done: the daemon, one after the other on this machine, or Slurm, each on a host of its own."
+    ),
+    .integer("parallel", \.parallel, 1...10_000, "Queue slurm: jobs that Slurm has at a time, at most."),
+    .name("slurm-partition", \.slurm.partition, "Queue slurm: the partition; empty is Slurm's own choice."),
+    .name("slurm-account", \.slurm.account, "Queue slurm: the account that jobs are charged to."),
+    .name("slurm-qos", \.slurm.qos, "Queue slurm: the quality of service."),
+    .name("slurm-constraint", \.slurm.constraint, "Queue slurm: features that a node must have."),
+    .value(
+      "slurm-minutes", \.slurm.minutes, expected: "none, or a whole number of minutes from 1",
+      "Queue slurm: the time limit of a job, which goes on in another turn; none is the partition's.",
+      parse: { text -> Int?? in
+        if text == "none" { return .some(nil) }
+        return Int(text).flatMap { (1...10_000_000).contains($0) ? .some($0) : nil }
+      }, show: { $0.map { "\($0)" } ?? "none" }),
+    .list(
+      "slurm-options", \.slurm.options, separator: " ",
+      expected: "a list of sbatch's options, such as [--gres=gpu:1]",
+      "Queue slurm: more options of sbatch, each one word that begins with a dash.",
+      parse: { $0.hasPrefix("-") && !$0.contains("\0") ? $0 : nil }, show: { $0 }),
+    .value(
+      "slurm-program", \.slurm.program, expected: "an absolute path",
+      "Queue slurm: quanteased on the nodes; empty is where this one stands.",
+      parse: { text -> String?? in
+        if text.isEmpty { return .some(nil) }
+        return text.hasPrefix("/") && !text.contains("\0") ? text : nil
+      }, show: { $0.map { YAMLText.scalar($0) } ?? "null" }),
     .integer(
       "settle-seconds", \.settleSeconds, 0...86_400,
       "Seconds that a dropped checkpoint without a marker must stay unchanged before it is taken."),

@@ -332,9 +332,9 @@ public final class JobLedger {
   // MARK: Recovery
 
   /// Brings rows and directories together after the daemon ended in whatever way.
-  /// - Parameter working: the job that a worker is at
+  /// - Parameter working: jobs that somebody is at
   /// - Returns: what was done, a line each
-  public func recover(sparing working: String? = nil) throws -> [String] {
+  public func recover(sparing working: Set<String> = []) throws -> [String] {
     var news: [String] = []
     let kept = try FileSystem.names(in: spool.incoming).compactMap { Spool.job(keptUnder: $0, .working) }
     for id in try FileSystem.names(in: spool.working) + kept where records[id] == nil {
@@ -342,7 +342,7 @@ public final class JobLedger {
       try enter(id, name: JobName.name(of: id), arrivedAt: arrivedAt)
       news.append("\(id): claimed, and not yet entered")
     }
-    for job in jobs where job.id != working {
+    for job in jobs where !working.contains(job.id) {
       switch job.phase {
       case .queued, .running:
         guard try spool.source(of: job) != nil else {

@@ -59,6 +59,8 @@ public struct JobRecord: Codable, Sendable, Equatable {
   public var breakdowns: [String]?
   public var summary: WorkerEvent.Summary?
   public var failure: JobFailure?
+  /// Where Slurm has it; nil where it is the daemon's own.
+  public var slurm: SlurmJob?
   /// What looked wrong and did not stop the job; nil as long as nothing did.
   public var warnings: [String]?
 

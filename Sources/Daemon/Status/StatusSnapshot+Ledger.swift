@@ -28,9 +28,9 @@ extension StatusSnapshot {
       counters: counters, madeAt: Date().timeIntervalSince1970)
     let turns = jobs.filter { $0.phase == .queued }.inTurn
     // Where none is at work, a job that waits for the machine to mend is the one to show; or the one that is held.
+    let working = jobs.filter { $0.phase == .running || $0.phase == .publishing }
     let shown =
-      jobs.first { $0.phase == .running || $0.phase == .publishing }
-      ?? turns.first { $0.pausedBecause != nil }
+      working.first { $0.slurm.map { $0.state == "RUNNING" } ?? true } ?? working.first ?? turns.first { $0.pausedBecause != nil }
       ?? (hold == nil ? nil : turns.first { $0.startedAt != nil && !$0.isHeld })
     current = shown.map { job in
       var current = Current(job, workingFor: workingFor, isRunning: service == .running, now: madeAt)
@@ -39,7 +39,7 @@ extension StatusSnapshot {
       if let hold, job.phase == .queued { current.pausedBecause = current.pausedBecause ?? hold.text }
       return current
     }
-    queue = turns.filter { $0.id != shown?.id }.map(Queued.init)
+    queue = (working + turns).filter { $0.id != shown?.id }.map(Queued.init)
     queue += drops.map { Queued($0, arrivedAt: firstSeen[$0.name] ?? madeAt) }
     let over = jobs.filter(\.phase.isOver).sorted { ($0.finishedAt ?? 0) > ($1.finishedAt ?? 0) }
     finished = over.prefix(Self.finishedLimit).map { Finished($0, in: spool) }
@@ -123,6 +123,7 @@ extension StatusSnapshot.Current {
       secondsRemaining: job.secondsRemaining.map { $0 + (job.catchingUp?.secondsRemaining ?? 0) },
       attempt: max(1, job.attempts), step: job.step, pausedBecause: job.pausedBecause, warnings: job.warnings)
     retryAt = job.retryAt
+    place = job.phase == .running ? job.slurm?.text : nil
     shortage = job.shortage.map(StatusSnapshot.Shortage.init)
     breakdown = job.breakdowns?.last
     isCatchingUp = job.catchingUp == nil ? nil : true
@@ -166,10 +167,11 @@ extension StatusSnapshot.Queued {
 
   init(_ job: JobRecord) {
     let reason = job.pausedBecause ?? (job.isHeld ? StatusSnapshot.Hold.byHand.reason : nil)
+    let isWorkedOn = job.phase != .queued && job.slurm?.state == "RUNNING"
+    let slurm = job.phase == .running ? job.slurm.map { "\(isWorkedOn ? job.progressText : "")\($0.text)" } : nil
     self.init(
-      name: job.name, id: job.id, state: reason == nil ? .queued : .paused,
-      reasons: reason.map { [$0] } ?? [],
-      arrivedAt: job.arrivedAt)
+      name: job.name, id: job.id, state: reason != nil ? .paused : isWorkedOn ? .working : .queued,
+      reasons: [reason, slurm].compactMap(\.self), arrivedAt: job.arrivedAt)
     retryAt = job.retryAt
     shortage = job.shortage.map(StatusSnapshot.Shortage.init)
     priority = job.priority == 0 ? nil : job.priority
@@ -183,6 +185,14 @@ extension StatusSnapshot.Queued {
       case .refused(let refusal): (.refused, ["\(refusal.reason); \(refusal.mend)"])
       }
     self.init(name: drop.name, state: state, reasons: reasons, arrivedAt: arrivedAt)
+  }
+}
+
+extension JobRecord {
+  /// `layer 3/12, ` where it is that far.
+  fileprivate var progressText: String {
+    guard let last = linears.last, let count = plan?.layerCount else { return "" }
+    return "layer \(last.layer + 1)/\(count), "
   }
 }
 

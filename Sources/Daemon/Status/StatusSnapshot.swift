@@ -117,6 +117,8 @@ extension StatusSnapshot {
     public var isCatchingUp: Bool?
     /// When the worker last got anything done, in seconds since 1970.
     public var lastProgressAt: Double?
+    /// Where it is done, in words, if that is not here.
+    public var place: String?
     /// What looked wrong and did not stop the job.
     public var warnings: [String]?
 
@@ -151,6 +153,8 @@ extension StatusSnapshot {
 
   /// What is between a checkpoint and its turn.
   public enum QueueState: String, Codable, Sendable, CaseIterable {
+    /// Somebody works on it, beside the one that is shown.
+    case working
     /// It waits for its turn and nothing else.
     case queued
     /// The upload is not complete, or not known to be.

@@ -77,7 +77,9 @@ public struct JobWorker {
     let lock = try attempt == nil ? self.lock ?? Self.waitForLock(files, job: order.id) : nil
     defer { withExtendedLifetime(lock) {} }
     // Another one may have been faster.
-    if attempt != nil, try FileSystem.exists(files.checkpoint) { return try tellFinished() }
+    if attempt != nil, try FileSystem.exists(files.checkpoint) {
+      return send(.finished(WorkerEvent.Summary(try Report(directory: files.checkpoint).totals)))
+    }
     let kernels = backend.kernels(for: .bfloat16)
     if try !FileSystem.exists(files.staged) {
       let calibration = try calibrationSet()
@@ -112,12 +114,10 @@ public struct JobWorker {
       throw JobFailure(
         .broken, "\(problem): the result is not what was written; check the disk and the memory", code: 74)
     }
+    // Before the daemon may have published it.
+    let summary = WorkerEvent.Summary(try Report(directory: files.staged).totals)
     if attempt != nil { try handOver() }
-    try tellFinished()
-  }
-
-  private func tellFinished() throws {
-    send(.finished(WorkerEvent.Summary(try Report(directory: files.checkpoint).totals)))
+    send(.finished(summary))
   }
 
   /// Makes the verified checkpoint the job's, unless another worker was faster: theirs has the same bytes.
@@ -265,9 +265,10 @@ public struct JobWorker {
 
   private var earlierJournals: [String] {
     get throws {
-      try attempt.map { attempt in
-        try JobAttempt.all(in: order.directory).filter { $0 != attempt }.map(\.journal)
-      } ?? []
+      guard let attempt else { return [] }
+      // Before the job was Slurm's, it may have been this daemon's own.
+      return try [JobFiles(order.directory).journal]
+        + JobAttempt.all(in: order.directory).filter { $0 != attempt }.map(\.journal)
     }
   }
 

@@ -9,6 +9,8 @@ public enum WorkerEvent: Codable, Sendable, Equatable {
   /// The job's digest: what it is, whatever its name.
   case identity(String)
   case planned(Plan)
+  /// Slurm has the job, under this number.
+  case submitted(String)
   /// Another job had come to the same before, and its result does for this one.
   /// - `output`: where it stands, if it has this job's name already; nil if the files are in the job's directory
   case reused(job: String, output: String?)

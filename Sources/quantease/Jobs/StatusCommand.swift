@@ -50,6 +50,7 @@ struct StatusCommand: ParsableCommand {
         lines.append("  \(bar) \(current.linearsDone) of \(current.linearCount) linears\(left)")
       }
       if current.pausedBecause == nil { lines.append("  \(current.step)") }
+      if let place = current.place, place != current.step { lines.append("  \(place)") }
       if let attempt = current.attemptText { lines.append("  \(attempt)") }
       lines += warnings(current.warnings, of: current.id)
     }

@@ -1,0 +1,79 @@
+import FoundationEssentials
+import SystemIO
+
+/// A command of Slurm's that is at work: it may wait for a controller that does not answer, and nothing here waits for it.
+final class SlurmCommand {
+  enum Outcome: Equatable {
+    case succeeded(String)
+    /// With what it said.
+    case failed(String)
+  }
+
+  private let process: ChildProcess
+  private let name: String
+  private let deadline: ContinuousClock.Instant
+  private var output: [UInt8] = []
+  private var isOverdue = false
+
+  /// Starts a program of the path.
+  /// - Parameter limit: after which it is ended
+  /// - Throws: ``FileError``
+  init(
+    _ program: String, _ arguments: [String], environment: [String: String], limit: Duration
+  ) throws(FileError) {
+    name = FileSystem.name(of: program)
+    deadline = .now + limit
+    process = try ChildProcess(
+      Self.path(of: program, environment), arguments: arguments, environment: environment, isAlone: true)
+  }
+
+  var descriptor: Int32 { process.descriptor }
+
+  /// Ends it, and whatever it has started.
+  func kill() { process.killAll() }
+
+  /// Takes what there is of its output.
+  /// - Parameter isReadable: whether there is some, or its end
+  /// - Returns: nil while it goes on
+  func advance(isReadable: Bool) throws -> Outcome? {
+    if isReadable {
+      let bytes = try process.read()
+      output += bytes
+      if bytes.isEmpty {
+        let end = try process.wait()
+        let text = String(decoding: output, as: UTF8.self)
+        if end == .exited(status: 0), !isOverdue { return .succeeded(text) }
+        return .failed(isOverdue ? "\(name) had no answer in time" : Self.said(text) ?? "\(name) failed")
+      }
+    }
+    if !isOverdue, ContinuousClock.now > deadline {
+      isOverdue = true
+      process.killAll()
+    }
+    return nil
+  }
+
+  var timeLeft: Duration { isOverdue ? .zero : deadline - .now }
+
+  /// The last line, without the program's name in front of it.
+  private static func said(_ text: String) -> String? {
+    text.split(separator: "\n").last.map {
+      $0.split(separator: "error: ").last.map(String.init) ?? String($0)
+    }
+  }
+
+  /// The first of that name on the path.
+  private static func path(of program: String, _ environment: [String: String]) -> String {
+    if program.contains("/") { return program }
+    let directories = (environment["PATH"] ?? "/usr/local/bin:/usr/bin:/bin").split(separator: ":")
+    return directories.map { FileSystem.join(String($0), program) }
+      .first { (try? FileSystem.exists($0)) ?? false } ?? "/usr/bin/\(program)"
+  }
+
+  /// A shell's variables may be options that nobody sees, and a daemon's own job would be its jobs'.
+  static func environment(_ own: [String: String]) -> [String: String] {
+    own.filter { name, _ in
+      name == "SLURM_CONF" || !["SLURM_", "SBATCH_", "SQUEUE_", "SCANCEL_"].contains { name.hasPrefix($0) }
+    }
+  }
+}

@@ -1,0 +1,109 @@
+import Devices
+import Foundation
+import Pipeline
+import SystemIO
+
+/// Hands one job to Slurm, in a process of its own: the checkpoint is looked at for what the job needs, and a controller
+/// that does not answer is waited for.
+public struct SlurmSubmission {
+  private let orderPath: String
+  private let arguments: [String]
+  private let program: String
+  private let send: (WorkerEvent) -> Void
+
+  /// - Parameters:
+  ///   - order: the path of the job's order
+  ///   - arguments: of sbatch, all but what the job needs
+  ///   - program: what the worker's host is to run
+  ///   - send: takes every event
+  public init(
+    order: String, arguments: [String], program: String, send: @escaping (WorkerEvent) -> Void
+  ) {
+    orderPath = order
+    self.arguments = arguments
+    self.program = program
+    self.send = send
+  }
+
+  /// Beside the plan: the tokenizer's process, and the pages of files that a control group counts.
+  private static let spareBytes = 256 << 20
+
+  /// - Throws: errors of the checkpoint and the plan; ``JobFailure`` where Slurm does not take it
+  public func run() throws {
+    var order = try JobOrder(path: orderPath)
+    let plan = try RunPlan(
+      model: order.model, settings: order.settings, symlinks: .refuse,
+      hasConverter: order.ggufConverter != nil)
+    if order.memoryBytes == nil { order.memoryBytes = try Self.memory(plan, order) }
+    try order.write(to: orderPath)
+    let needs = [
+      "--mem=\(Self.mebibytes((order.memoryBytes ?? 0) + Self.spareBytes))M",
+      "--tmp=\(Self.mebibytes(plan.cacheBytes))M",
+    ]
+    var answer = try sbatch(needs)
+    if answer.status != 0, answer.text.contains("Temporary disk") {
+      // Clusters that do not say what their nodes have refuse whoever asks for some.
+      send(
+        .warning(
+          "no node is known to Slurm to have \(plan.cacheBytes.memorySize) of temporary disk (TmpDisk in slurm.conf): given "
+            + "without that, the cache takes what there is"))
+      answer = try sbatch([needs[0]])
+    }
+    guard answer.status == 0,
+      let number = answer.text.split(separator: ";").first?.trimmingCharacters(in: .whitespacesAndNewlines),
+      Int(number) != nil
+    else {
+      throw JobFailure(
+        .blocked,
+        "Slurm does not take the job: \(answer.text.trimmingCharacters(in: .whitespacesAndNewlines))",
+        code: 75)
+    }
+    send(.submitted(number))
+  }
+
+  /// What a job asks for that is not told: what it can do with, as little as possible, so that it gets its turn soon. Nodes may
+  /// have other kernels, and need the most where they multiply in fp32.
+  private static func memory(_ plan: RunPlan, _ order: JobOrder) throws -> Int {
+    let device = order.device.flatMap(DeviceChoice.init) ?? .processor
+    if case .cuda = device {
+      throw JobFailure(
+        .blocked,
+        "what a job takes beside a GPU is not known here: set 'memory' in the daemon's configuration",
+        code: 78)
+    }
+    let backend = try DeviceChoice.processor.backend(threads: 1, isExact: true) { _ in }
+    let peak = try plan.memoryPlan(backend: backend, budgetBytes: .max / 8, states: .cache).peakBytes
+    return peak + peak / 10
+  }
+
+  private static func mebibytes(_ bytes: Int) -> Int { bytes / (1 << 20) + 1 }
+
+  private func sbatch(_ needs: [String]) throws -> (status: Int32, text: String) {
+    let process = Process()
+    process.executableURL = URL(fileURLWithPath: "/usr/bin/env")
+    process.arguments = ["sbatch"] + arguments + needs
+    let (input, output) = (Pipe(), Pipe())
+    (process.standardInput, process.standardOutput, process.standardError) = (input, output, output)
+    try process.run()
+    try input.fileHandleForWriting.write(contentsOf: Data(script.utf8))
+    try input.fileHandleForWriting.close()
+    let text = String(decoding: output.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
+    process.waitUntilExit()
+    return (process.terminationStatus, text)
+  }
+
+  /// What a node runs: as the user that submits, whose environment there may be anything or nothing.
+  private var script: String {
+    """
+    #!/bin/sh
+    PATH=/usr/local/bin:/usr/bin:/bin HOME=/
+    export PATH HOME
+    exec \(Self.quoted(program)) worker \(Self.quoted(orderPath))
+
+    """
+  }
+
+  private static func quoted(_ text: String) -> String {
+    "'" + text.replacingOccurrences(of: "'", with: "'\\''") + "'"
+  }
+}

@@ -1,0 +1,31 @@
+import ArgumentParser
+import Daemon
+import Foundation
+import SystemIO
+
+/// Hands one job to Slurm for the daemon, which starts it as a process of its own.
+struct EnqueueCommand: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "enqueue", abstract: "Hands one job to Slurm; the daemon starts it.", shouldDisplay: false)
+
+  @Argument(help: "The job's order.")
+  var order: String
+
+  @Argument(help: "The program that the job's host runs.")
+  var program: String
+
+  @Argument(parsing: .postTerminator, help: "Options of sbatch.")
+  var options: [String] = []
+
+  func run() throws {
+    ThisProcess.endWithParent()
+    func send(_ event: WorkerEvent) { try? StandardOutput.write(event.line()) }
+    do {
+      try SlurmSubmission(order: order, arguments: options, program: program, send: send).run()
+    } catch {
+      let failure = JobFailure(error)
+      send(.failed(failure))
+      throw ExitCode(failure.code)
+    }
+  }
+}
