@@ -33,8 +33,8 @@ settle_places() {
     "$bindir/quantease" "$bindir/quanteased"
     "$unitdir/quanteased.service" "$unitdir/quanteased.socket" "$sysusers" "$tmpfiles"
     "$unitdir/quanteased-hooks.service" "$unitdir/quanteased-hooks.path"
-    "$sharedir/quanteased-gpu.conf" "$sharedir/quanteased.yaml" "$sharedir/quantease.rules.yaml"
-    "$docdir/OPERATIONS.md"
+    "$sharedir/quanteased-gpu.conf" "$sharedir/quanteased-slurm.conf" "$sharedir/quanteased.yaml" "$sharedir/quantease.rules.yaml"
+    "$docdir/OPERATIONS.md" "$docdir/CLUSTER.md"
   )
   local program shell hook
   for hook in config/hooks/*; do installed_files+=("$sharedir/hooks/${hook##*/}"); done

@@ -114,6 +114,7 @@ extension Supervisor {
           try withdraw(job, saying: "held back")
         }
         do {
+          if try retryInSlurm(request) { continue }
           try ledger.carryOut(request)
           if let job = request.job {
             if request.action == .retry { pauses[job] = nil }

@@ -17,8 +17,8 @@ extension Supervisor {
         var run = SlurmQueue.Run()
         if entry.number == nil { run.doubt = SlurmQueue.Doubt() }
         slurm.runs[job.id] = run
-      } else if let number = entry.number {
-        slurm.unwanted.insert(number)
+      } else {
+        cancel(entry)
       }
     }
   }
@@ -29,6 +29,7 @@ extension Supervisor {
       return
     }
     do { try submit(next) } catch {
+      slurm.runs[next.id] = nil
       settle(next.id, JobFailure(error))
     }
   }
@@ -83,9 +84,9 @@ extension Supervisor {
       }
     }
     attempt {
-      if let (number, command) = slurm.cancellation, let outcome = try outcome(of: command) {
+      if let (entry, command) = slurm.cancellation, let outcome = try outcome(of: command) {
         slurm.cancellation = nil
-        try take(outcome, ofCancelling: number)
+        try take(outcome, ofCancelling: entry)
       }
     }
     if ContinuousClock.now >= slurm.nextTail {
@@ -101,8 +102,9 @@ extension Supervisor {
       slurm.nextLook = now + patience.look
       slurm.look = (try command("squeue", SlurmListing.arguments), now)
     }
-    if slurm.cancellation == nil, now >= slurm.nextCancellation, let number = slurm.unwanted.min() {
-      slurm.cancellation = (number, try command("scancel", [number]))
+    if slurm.cancellation == nil, now >= slurm.nextCancellation, let entry = slurm.unwanted.first {
+      // By its name, too: a controller that lost its state gives numbers a second time.
+      slurm.cancellation = (entry, try command("scancel", ["--name=\(entry.name)", entry.number]))
     }
   }
 
@@ -110,14 +112,15 @@ extension Supervisor {
 
   private func take(_ outcome: SlurmCommand.Outcome, ofHandingOver id: String) throws {
     guard slurm.runs[id] != nil else { return }
-    let text =
+    let (said, reason) =
       switch outcome {
-      case .succeeded(let text), .failed(let text): text
+      case .succeeded(let text): (text, "no number was heard")
+      case .failed(let reason, let output): (output, reason)
       }
     var failure: JobFailure?
     var number: String?
     // A program that fails says so in its own words, which stand in its events.
-    for event in text.split(separator: "\n").compactMap({ WorkerEvent(line: $0.utf8) }) {
+    for event in said.split(separator: "\n").compactMap({ WorkerEvent(line: $0.utf8) }) {
       switch event {
       case .submitted(let heard): number = heard
       case .failed(let heard): failure = heard
@@ -137,25 +140,25 @@ extension Supervisor {
       slurm.nextLook = min(slurm.nextLook, .now + patience.tail)
       return
     }
-    let reason = failure ?? JobFailure(.blocked, "Slurm did not take the job: \(text)", code: 75)
-    if reason.kind == .job {
+    let what = failure ?? JobFailure(.blocked, "the job could not be given to Slurm: \(reason)", code: 75)
+    if what.kind == .job {
       try leaveSlurm(id, cancelling: false)
-      settle(id, reason)
+      settle(id, what)
     } else {
-      // It may have taken it all the same, and only the answer was lost.
-      slurm.runs[id]?.doubt = SlurmQueue.Doubt(failure: reason)
+      // Slurm may have taken it all the same, and only the answer was lost.
+      slurm.runs[id]?.doubt = SlurmQueue.Doubt(failure: what)
       slurm.nextLook = .now
     }
   }
 
   private func take(_ outcome: SlurmCommand.Outcome, ofLookSince since: ContinuousClock.Instant) throws {
     switch outcome {
-    case .failed(let text):
+    case .failed(let reason, _):
       if slurm.silentSince == nil {
         slurm.silentSince = Date().timeIntervalSince1970
-        log.warning("Slurm does not answer: \(text)")
+        log.warning("Slurm does not answer: \(reason)")
       }
-      try showSilence(text)
+      try showSilence(reason)
     case .succeeded(let text):
       if slurm.silentSince != nil { log.notice("Slurm answers again") }
       slurm.silentSince = nil
@@ -163,7 +166,9 @@ extension Supervisor {
       for (name, time) in slurm.unwantedNames where since > time {
         slurm.unwantedNames[name] = nil
         let isTakenAgain = slurm.runs.keys.contains { ledger.job($0)?.slurm?.name == name }
-        if !isTakenAgain { slurm.unwanted.formUnion(listing.active(named: name).map(\.number)) }
+        if !isTakenAgain {
+          for entry in listing.active(named: name) { slurm.cancel(entry.number, named: name) }
+        }
       }
       for id in slurm.runs.keys.sorted() { attempt { try look(at: id, in: listing, since) } }
     }
@@ -183,9 +188,9 @@ extension Supervisor {
       let known = job.slurm
     else { return }
     let active = listing.active(named: known.name)
-    let entry = known.number.flatMap { listing.entry($0) }.flatMap { $0.isOver ? nil : $0 } ?? active.first
+    let entry = active.first { $0.number == known.number } ?? active.first
     // A second of the same name would wait for the first one, and then do its work again.
-    for double in active where double != entry { slurm.unwanted.insert(double.number) }
+    for double in active where double != entry { slurm.cancel(double.number, named: double.name) }
     if let entry {
       (run.doubt, run.missing) = (nil, nil)
       slurm.runs[id] = run
@@ -208,7 +213,7 @@ extension Supervisor {
     // Its last words may have come meanwhile.
     try hear(id)
     guard slurm.runs[id] != nil else { return }
-    let last = known.number.flatMap { listing.entry($0) }
+    let last = listing.entries.first { $0.number == known.number && $0.name == known.name }
     let end =
       last.map { "ended it as \($0.state)" + ($0.reason.map { " (\($0))" } ?? "") }
       ?? "does not know it any more"
@@ -231,60 +236,90 @@ extension Supervisor {
       if entry.state != "RUNNING" { (job.step, job.workedSince) = (now.text, nil) }
     }
     if entry.state != "RUNNING" { slurm.runs[id]?.lapStart = nil }
-    if let obstacle { tellPause(updated, obstacle) } else { tellResumption(id) }
+    if let obstacle { tellPause(updated, obstacle, isTriedAgain: false) } else { tellResumption(id) }
     if now.state != known.state || now.node != known.node { tell(.info, now.text, of: id, []) }
   }
 
-  private func take(_ outcome: SlurmCommand.Outcome, ofCancelling number: String) throws {
+  private func take(_ outcome: SlurmCommand.Outcome, ofCancelling entry: SlurmQueue.Unwanted) throws {
+    slurm.unwanted.removeAll { $0 == entry }
     guard case .succeeded = outcome else {
+      // After others: one that is never heard of must not keep them.
+      slurm.unwanted.append(entry)
       slurm.nextCancellation = .now + patience.look
       return
     }
-    slurm.unwanted.remove(number)
-    for job in ledger.jobs where job.slurm?.isUnwanted == true && job.slurm?.number == number {
+    for job in ledger.jobs where job.slurm?.isUnwanted == true && job.slurm?.number == entry.number {
       try ledger.update(job.id) { $0.slurm = nil }
     }
   }
 
   // MARK: What workers say
 
-  /// Reads what the newest attempt at a job has said since.
+  /// Reads what the newest attempt at a job has said since, and ends the job if that was its last word, or the result is there.
   private func hear(_ id: String) throws {
     let files = ledger.files(of: id)
     // Whoever made it, it is complete and verified.
-    if try FileSystem.exists(files.checkpoint) {
-      let summary = WorkerEvent.Summary(try Report(directory: files.checkpoint).totals)
-      return try endSlurmRun(id, .success(summary))
+    let isDone = try FileSystem.exists(files.checkpoint)
+    let end = try readEvents(id)
+    if isDone {
+      return try endSlurmRun(
+        id, .success(WorkerEvent.Summary(try Report(directory: files.checkpoint).totals)))
     }
-    guard let known = ledger.job(id)?.slurm, let attempt = try JobAttempt.all(in: files.directory).last,
-      attempt.number > known.earlierAttempts
-    else { return }
-    let isNew = attempt.number != known.heardAttempt
-    if isNew { slurm.runs[id]?.lapStart = .now; slurm.runs[id]?.lastEventAt = .now }
-    let offset = isNew ? 0 : known.heardBytes
-    let bytes =
-      try FileSystem.exists(attempt.events) ? FileSystem.contents(of: attempt.events, from: offset) : []
-    var failure: JobFailure?
-    if let end = bytes.lastIndex(of: UInt8(ascii: "\n")) {
-      slurm.runs[id]?.lastEventAt = .now
-      for line in bytes[...end].split(separator: UInt8(ascii: "\n")) {
-        switch WorkerEvent(line: line) {
-        case .failed(let heard)?: failure = heard
-        case let event?: try take(event, of: id) { slurm.runs[id]?.lap() ?? 0 }
-        case nil: break
-        }
-      }
-      try ledger.update(id) { job in
-        job.slurm?.heardAttempt = attempt.number
-        job.slurm?.heardBytes = offset + end + 1
-      }
+    switch end {
+    // An earlier job's result stands already where this one's would.
+    case .success(let summary)? where ledger.job(id)?.madeBy != nil && ledger.job(id)?.output != nil:
+      try endSlurmRun(id, .success(summary))
+    case .failure(let failure)?: try endSlurmRun(id, .failure(failure))
+    // Else the result appears in a moment.
+    case .success?, nil: break
     }
-    if let failure { return try endSlurmRun(id, .failure(failure)) }
-    if known.state == "RUNNING", let last = slurm.runs[id]?.lastEventAt,
+    if let last = slurm.runs[id]?.lastEventAt, ledger.job(id)?.slurm?.state == "RUNNING",
       ContinuousClock.now - last > patience.silence
     {
       log.error("the worker hangs", .job(id))
       try endSlurmRun(id, .failure(JobFailure(.broken, "the worker has said nothing for an hour", code: 70)))
+    }
+  }
+
+  /// - Returns: its last word, if it was heard
+  private func readEvents(_ id: String) throws -> Result<WorkerEvent.Summary, JobFailure>? {
+    guard let known = ledger.job(id)?.slurm,
+      let attempt = try JobAttempt.all(in: ledger.files(of: id).directory).last,
+      attempt.number > known.earlierAttempts, try FileSystem.exists(attempt.events)
+    else { return nil }
+    let isNew = attempt.number != known.heardAttempt
+    let offset = isNew ? 0 : known.heardBytes
+    let bytes = try FileSystem.contents(of: attempt.events, from: offset)
+    guard let last = bytes.lastIndex(of: UInt8(ascii: "\n")) else { return nil }
+    slurm.runs[id]?.lastEventAt = .now
+    if isNew {
+      slurm.runs[id]?.lapStart = .now
+      try ledger.update(id) { $0.workedSince = Date().timeIntervalSince1970 }
+    }
+    var heard = offset
+    for line in bytes[...last].split(separator: UInt8(ascii: "\n")) {
+      switch WorkerEvent(line: line) {
+      // A last word is heard again by the next daemon, if this one does not come to act on it.
+      case .finished(let summary)?:
+        try note(heard, of: attempt, id)
+        return .success(summary)
+      case .failed(let failure)?:
+        try note(heard, of: attempt, id)
+        return .failure(failure)
+      case let event?: try take(event, of: id) { slurm.runs[id]?.lap() ?? 0 }
+      case nil: break
+      }
+      heard += line.count + 1
+    }
+    try note(heard, of: attempt, id)
+    return nil
+  }
+
+  /// Notes how much is heard of what an attempt says.
+  private func note(_ heardBytes: Int, of attempt: JobAttempt, _ id: String) throws {
+    try ledger.update(id) { job in
+      job.slurm?.heardAttempt = attempt.number
+      job.slurm?.heardBytes = heardBytes
     }
   }
 
@@ -301,6 +336,18 @@ extension Supervisor {
     try requeue(id, saying: step)
   }
 
+  /// Gives a job anew that waits in Slurm for what does not come.
+  /// - Returns: false of any other request
+  func retryInSlurm(_ request: JobRequest) throws -> Bool {
+    guard request.action == .retry, let id = request.job, slurm.runs[id] != nil, let job = ledger.job(id)
+    else { return false }
+    try request.check(job)
+    pauses[id] = nil
+    try withdraw(id, saying: "to be given to Slurm anew")
+    tell(.notice, "retry as asked", of: id, [])
+    return true
+  }
+
   private func requeue(_ id: String, saying step: String) throws {
     try ledger.update(id) { job in
       job.phase = .queued
@@ -315,19 +362,24 @@ extension Supervisor {
     _ id: String, cancelling isCancelling: Bool, _ change: (inout JobRecord) -> Void = { _ in }
   ) throws {
     slurm.runs[id] = nil
-    let known = ledger.job(id)?.slurm
-    let number = known?.number
     if let (job, command) = slurm.submission, job == id {
       command.kill()
       slurm.submission = nil
-      // Slurm may have it by now.
-      if let known { slurm.unwantedNames[known.name] = .now }
     }
-    if isCancelling, let number { slurm.unwanted.insert(number) }
+    if isCancelling, let known = ledger.job(id)?.slurm { cancel(known) }
     try ledger.update(id) { job in
       change(&job)
       (job.pausedBecause, job.workedSince) = (nil, nil)
-      if isCancelling, number != nil { job.slurm?.isUnwanted = true } else { job.slurm = nil }
+      if isCancelling, job.slurm?.number != nil { job.slurm?.isUnwanted = true } else { job.slurm = nil }
+    }
+  }
+
+  /// Has Slurm told that nothing is to come of a job, or looked whether it has it.
+  private func cancel(_ entry: SlurmJob) {
+    if let number = entry.number {
+      slurm.cancel(number, named: entry.name)
+    } else {
+      slurm.unwantedNames[entry.name] = .now
     }
   }
 }

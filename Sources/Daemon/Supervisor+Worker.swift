@@ -140,11 +140,14 @@ extension Supervisor {
   }
 
   /// Says once why a job waits. It is tried again and again, and figures in the reason may differ every time.
-  func tellPause(_ job: JobRecord, _ reason: String) {
+  /// - Parameter isTriedAgain: whether nobody has to do anything
+  func tellPause(_ job: JobRecord, _ reason: String, isTriedAgain: Bool = true) {
     let kind = reason.filter { !$0.isNumber }
     guard saidPauses[job.id] != kind else { return }
     saidPauses[job.id] = kind
-    tell(.warning, "paused, and tried again by itself: \(reason)", of: job.id, [])
+    tell(
+      .warning, isTriedAgain ? "paused, and tried again by itself: \(reason)" : "paused: \(reason)",
+      of: job.id, [])
     leave(.paused, job, reason: reason)
   }
 

@@ -5,8 +5,8 @@ import SystemIO
 final class SlurmCommand {
   enum Outcome: Equatable {
     case succeeded(String)
-    /// With what it said.
-    case failed(String)
+    /// Why, in words, and all that it said.
+    case failed(String, output: String)
   }
 
   private let process: ChildProcess
@@ -43,7 +43,8 @@ final class SlurmCommand {
         let end = try process.wait()
         let text = String(decoding: output, as: UTF8.self)
         if end == .exited(status: 0), !isOverdue { return .succeeded(text) }
-        return .failed(isOverdue ? "\(name) had no answer in time" : Self.said(text) ?? "\(name) failed")
+        return .failed(
+          isOverdue ? "\(name) had no answer in time" : Self.reason(text) ?? "\(name) failed", output: text)
       }
     }
     if !isOverdue, ContinuousClock.now > deadline {
@@ -55,8 +56,8 @@ final class SlurmCommand {
 
   var timeLeft: Duration { isOverdue ? .zero : deadline - .now }
 
-  /// The last line, without the program's name in front of it.
-  private static func said(_ text: String) -> String? {
+  /// What one of Slurm's programs says of its failure: the last line, without the program's name in front of it.
+  static func reason(_ text: String) -> String? {
     text.split(separator: "\n").last.map {
       $0.split(separator: "error: ").last.map(String.init) ?? String($0)
     }

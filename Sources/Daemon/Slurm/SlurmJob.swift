@@ -93,8 +93,6 @@ struct SlurmListing: Sendable, Equatable {
     }
   }
 
-  func entry(_ number: String) -> Entry? { entries.first { $0.number == number } }
-
   /// Those of a name that may still run, the first one first.
   func active(named name: String) -> [Entry] {
     entries.filter { $0.name == name && !$0.isOver }

@@ -29,14 +29,25 @@ struct SlurmQueue {
     var since = ContinuousClock.now
   }
 
+  /// A job of Slurm's. A number alone may be another's by now.
+  struct Unwanted: Equatable {
+    let number: String
+    let name: String
+  }
+
+  mutating func cancel(_ number: String, named name: String) {
+    let entry = Unwanted(number: number, name: name)
+    if !unwanted.contains(entry) { unwanted.append(entry) }
+  }
+
   /// By the jobs' identifiers.
   var runs: [String: Run] = [:]
   /// The job that is being handed over.
   var submission: (job: String, command: SlurmCommand)?
   var look: (command: SlurmCommand, since: ContinuousClock.Instant)?
-  var cancellation: (number: String, command: SlurmCommand)?
-  /// Slurm's numbers of what nobody wants any more.
-  var unwanted: Set<String> = []
+  var cancellation: (entry: Unwanted, command: SlurmCommand)?
+  /// What nobody wants any more, in the order in which Slurm is told.
+  var unwanted: [Unwanted] = []
   /// Names of what was taken back while it was handed over, so that nobody knows whether Slurm has it, and since when.
   var unwantedNames: [String: ContinuousClock.Instant] = [:]
   var nextLook = ContinuousClock.now

@@ -55,7 +55,7 @@ public struct SlurmSubmission {
     else {
       throw JobFailure(
         .blocked,
-        "Slurm does not take the job: \(answer.text.trimmingCharacters(in: .whitespacesAndNewlines))",
+        "Slurm does not take the job: \(SlurmCommand.reason(answer.text) ?? "sbatch failed")",
         code: 75)
     }
     send(.submitted(number))

@@ -30,7 +30,9 @@ extension StatusSnapshot {
     // Where none is at work, a job that waits for the machine to mend is the one to show; or the one that is held.
     let working = jobs.filter { $0.phase == .running || $0.phase == .publishing }
     let shown =
-      working.first { $0.slurm.map { $0.state == "RUNNING" } ?? true } ?? working.first ?? turns.first { $0.pausedBecause != nil }
+      working.first { $0.slurm.map { $0.state == "RUNNING" } ?? true } ?? working.first ?? turns.first {
+        $0.pausedBecause != nil
+      }
       ?? (hold == nil ? nil : turns.first { $0.startedAt != nil && !$0.isHeld })
     current = shown.map { job in
       var current = Current(job, workingFor: workingFor, isRunning: service == .running, now: madeAt)
@@ -168,7 +170,8 @@ extension StatusSnapshot.Queued {
   init(_ job: JobRecord) {
     let reason = job.pausedBecause ?? (job.isHeld ? StatusSnapshot.Hold.byHand.reason : nil)
     let isWorkedOn = job.phase != .queued && job.slurm?.state == "RUNNING"
-    let slurm = job.phase == .running ? job.slurm.map { "\(isWorkedOn ? job.progressText : "")\($0.text)" } : nil
+    let slurm =
+      job.phase == .running ? job.slurm.map { "\(isWorkedOn ? job.progressText : "")\($0.text)" } : nil
     self.init(
       name: job.name, id: job.id, state: reason != nil ? .paused : isWorkedOn ? .working : .queued,
       reasons: [reason, slurm].compactMap(\.self), arrivedAt: job.arrivedAt)

@@ -147,6 +147,7 @@ struct WhyCommand: ParsableCommand {
       }
       return view.snapshot.hold.map { "\(job.id) waits: \($0.text)" } ?? "\(job.id) waits for its turn"
     case .running, .publishing:
+      if let reason = job.pausedBecause { return "\(job.id) waits: \(reason)" }
       return
         "\(job.id) is at work: \(job.step), \(job.linears.count) of \(job.plan?.linearCount ?? 0) linears, "
         + "attempt \(max(1, job.attempts))"
