@@ -68,11 +68,11 @@ extension CacheError: CustomStringConvertible {
 }
 
 extension CacheError {
-  /// Whether what is stored is not what was written; to compute it again is the mend.
-  public var isDamage: Bool {
+  /// What is stored under this key is not what was written; to compute it again is the mend.
+  public var damaged: HiddenStatesKey? {
     switch self {
-    case .corrupt, .missing, .shapeMismatch: true
-    default: false
+    case .corrupt(let key, _, _), .missing(let key), .shapeMismatch(let key, _, _, _, _): key
+    default: nil
     }
   }
 

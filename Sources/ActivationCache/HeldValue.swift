@@ -68,6 +68,13 @@ struct HeldValues {
 
   mutating func removeAll() { self = HeldValues() }
 
+  mutating func removeAll(where isGone: (HiddenStatesKey) -> Bool) {
+    for key in values.keys.filter(isGone) {
+      if let memory = values.removeValue(forKey: key)?.memory { release(memory) }
+    }
+    trim()
+  }
+
   /// Memory for so many elements: of the spares that are large enough the smallest one, or new memory.
   mutating func makeMemory(elements: Int) -> Matrix {
     let fitting = spares.indices.filter { spares[$0].count >= elements }
@@ -90,12 +97,15 @@ struct HeldValues {
     values[key] = value
     held += value.memory.count
     most = max(most, held)
-    for memory in gone {
-      held -= memory.count
-      spares.append(memory)
-      spare += memory.count
-    }
+    gone.forEach { release($0) }
     trim()
+  }
+
+  /// The value that stood there is gone.
+  private mutating func release(_ memory: Matrix) {
+    held -= memory.count
+    spares.append(memory)
+    spare += memory.count
   }
 
   private mutating func trim() {

@@ -118,15 +118,28 @@ public final class HiddenStatesStore: Sendable {
     held.withLock { $0.removeAll() }
   }
 
-  /// Deletes the values of a stream's earlier stages from the file.
-  public func removeAll(ofStream stream: Int, before stage: Int) throws(CacheError) {
-    let bounds = [0, stage].map { HiddenStatesKey(stream: stream, stage: $0, batch: 0) }
+  /// Deletes a stream's values of some stages.
+  public func removeAll(ofStream stream: Int, stages: Range<Int>) throws(CacheError) {
+    let bounds = [stages.lowerBound, stages.upperBound].map {
+      HiddenStatesKey(stream: stream, stage: $0, batch: 0)
+    }
     try environment.write { (transaction) throws(CacheError) in
       try transaction.deleteAll(from: bounds[0], to: bounds[1])
     }
-    func isEarlier(_ key: HiddenStatesKey) -> Bool { key.stream == stream && key.stage < stage }
-    prefetcher.forget(where: isEarlier)
-    records.withLock { records in records.sizes = records.sizes.filter { !isEarlier($0.key) } }
+    forget { $0.stream == stream && stages.contains($0.stage) }
+  }
+
+  /// Deletes a value, if there is one.
+  public func remove(_ key: HiddenStatesKey) throws(CacheError) {
+    try environment.write { (transaction) throws(CacheError) in try transaction.delete(key) }
+    forget { $0 == key }
+  }
+
+  /// Keeps nothing more of values that have been deleted.
+  private func forget(where isGone: (HiddenStatesKey) -> Bool) {
+    prefetcher.forget(where: isGone)
+    records.withLock { records in records.sizes = records.sizes.filter { !isGone($0.key) } }
+    held.withLock { $0.removeAll(where: isGone) }
   }
 
   /// Holds `matrix` in memory under `key` and lets go of the values of `previous` there.

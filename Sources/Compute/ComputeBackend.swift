@@ -23,12 +23,17 @@ public protocol ComputeBackend: DecoderOperations, LinearAlgebra, GridSweeps, Ou
   /// What computes, for reports: a library, and its kernels.
   /// - Parameter operands: of the model's products
   func kernels(for operands: OperandType) -> String
+
+  /// Whether a row of a linear's outputs has the same bits whatever other rows are computed with it, and however many.
+  func computesRowsAlike(for operands: OperandType) -> Bool
 }
 
 extension ComputeBackend {
   public var failure: (any DeviceError)? { nil }
 
   public var deviceMemory: (any DeviceMemoryGauge)? { nil }
+
+  public func computesRowsAlike(for operands: OperandType) -> Bool { false }
 
   /// - Throws: the backend's ``failure``
   public func checkDevice() throws {

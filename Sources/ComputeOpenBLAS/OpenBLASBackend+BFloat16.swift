@@ -20,6 +20,9 @@ extension OpenBLASBackend {
     stored == .bfloat16 && bfloat16 != nil ? .bfloat16 : .float32
   }
 
+  /// OpenBLAS takes kernels by the shape, whose sums are not in one order.
+  public func computesRowsAlike(for operands: OperandType) -> Bool { operands == .bfloat16 }
+
   public func makeWeights(outFeatures: Int, inFeatures: Int, operands: OperandType) -> LinearWeights {
     LinearWeights(
       outFeatures: outFeatures, inFeatures: inFeatures, operands: operands,

@@ -49,9 +49,9 @@ extension LayerLoop {
     of stream: Stream, _ samples: Range<Int>, _ layer: DecoderLayer, to state: LayerState
   ) {
     let length = calibration.sequenceLength
-    let sums = mixtureOutputs[stream === quantized ? 0 : 1].sums
+    guard let output = stream.mixtureOutput else { preconditionFailure("the mixture has not been run") }
     layer.addMixture(
-      backend.upload(sums.rows(samples.lowerBound * length..<samples.upperBound * length)), to: state)
+      backend.upload(output.sums.rows(samples.lowerBound * length..<samples.upperBound * length)), to: state)
   }
 
   /// Stores what a stage has left of a batch; a value that is not finite is reported by its place in the model.

@@ -61,9 +61,7 @@ extension LayerLoop {
     for (index, expert) in stage.experts.enumerated() {
       advanced()
       if let original = position.original, let originalOutput {
-        for half in expert.halves { try load(half, in: original) }
-        add(expert, index, original, to: originalOutput)
-        for half in expert.halves { original.unload(half) }
+        try run(expert, index, original, knowing: nil, addingTo: originalOutput)
       }
       let share = expert.number.map {
         ExpertShare(number: $0, tokens: output.routing.shares[index].tokens.count)
@@ -86,7 +84,35 @@ extension LayerLoop {
         layer.forget(half)
       }
     }
-    mixtureOutputs = [output] + (originalOutput.map { [$0] } ?? [])
+    quantized.mixtureOutput = output
+    self.original?.mixtureOutput = originalOutput
+  }
+
+  /// Runs a mixture, of which nothing is to be quantized, on some of a stream's batches.
+  func runMixture(
+    _ stage: Stage, _ layer: DecoderLayer, _ stream: Stream, _ batches: [Int],
+    knowing known: (any KnownLinears)?
+  ) throws {
+    let output = try route(stage, layer, stream, batches)
+    for (index, expert) in stage.experts.enumerated() {
+      advanced()
+      try run(expert, index, layer, knowing: known, addingTo: output)
+      for half in expert.halves { layer.forget(half) }
+    }
+    stream.mixtureOutput = output
+  }
+
+  /// Adds what an expert makes of its tokens, with all of it in memory meanwhile.
+  private func run(
+    _ expert: Stage.Expert, _ index: Int, _ layer: DecoderLayer, knowing known: (any KnownLinears)?,
+    addingTo output: MixtureOutput
+  ) throws {
+    for half in expert.halves {
+      try known?.restore(half, in: layer)
+      try load(half, in: layer)
+    }
+    add(expert, index, layer, to: output)
+    for half in expert.halves { layer.unload(half) }
   }
 
   private func solve(
@@ -100,15 +126,17 @@ extension LayerLoop {
     try times.measure(.solver) { try quantize(layer, half, problem, share) }
   }
 
-  /// Reads what the experts read, of every batch that is still to be taken further, and decides who goes where.
-  private func route(_ stage: Stage, _ layer: DecoderLayer, _ stream: Stream) throws -> MixtureOutput {
+  /// Reads what the experts read of some batches, and decides who goes where.
+  private func route(
+    _ stage: Stage, _ layer: DecoderLayer, _ stream: Stream, _ chosen: [Int]
+  ) throws -> MixtureOutput {
     let length = calibration.sequenceLength
     let output = try MixtureOutput(
       tokens: (stream.batches.last?.upperBound ?? 0) * length, hiddenSize: stage.hiddenSize,
       experts: stage.experts.count, directory: scratchDirectory)
-    let step = stream.states.peek(through: stage)
-    for (batch, samples) in stream.batches.enumerated() where try !step.isWritten(batch: batch) {
+    for batch in chosen {
       advanced()
+      let samples = batches[batch]
       let state = try times.measure(.cache) {
         try stream.states.read([.residual], batch: batch, tokens: samples.count * length)
       }
@@ -120,6 +148,13 @@ extension LayerLoop {
       }
     }
     return output
+  }
+
+  /// The same for every batch that is still to be taken further.
+  private func route(_ stage: Stage, _ layer: DecoderLayer, _ stream: Stream) throws -> MixtureOutput {
+    let step = stream.states.peek(through: stage)
+    return try route(
+      stage, layer, stream, stream.batches.indices.filter { try !step.isWritten(batch: $0) })
   }
 
   /// Lends the rows that an expert reads, some at a time.

@@ -42,10 +42,8 @@ final class LayerLoop {
   let backend: any ComputeBackend
   /// Where files without names are made.
   let scratchDirectory: String
-  /// What the mixture at hand makes of all tokens, of the quantized stream and of the original one.
-  var mixtureOutputs: [MixtureOutput] = []
   let batches: [Range<Int>]
-  private var streams: [Stream] { [quantized] + (original.map { [$0] } ?? []) }
+  var streams: [Stream] { [quantized] + (original.map { [$0] } ?? []) }
   let experts: ExpertSettings
   let beforeReading: () throws -> Void
   let advanced: () -> Void
@@ -72,6 +70,8 @@ final class LayerLoop {
     let states: StagedStates
     /// The batches that it runs, of all the first ones.
     let batches: ArraySlice<Range<Int>>
+    /// What the mixture at hand makes of all tokens.
+    var mixtureOutput: MixtureOutput?
 
     init(
       model: DecoderModel, store: HiddenStatesStore, number: Int, batches: ArraySlice<Range<Int>>,
@@ -148,8 +148,8 @@ final class LayerLoop {
 
   /// Runs the loop.
   /// - Parameters:
-  ///   - known: the linears that an earlier run has quantized; the loop then goes on where that one ended, with
-  ///     what it left in the cache or, where that does not suffice, from the first layer.
+  ///   - known: the linears that an earlier run has quantized; the loop then goes on where that one ended, with what it
+  ///     left in the cache, and takes the batches that are missing there through the layers once more.
   ///   - quantize: replaces the weights of a stage's linears in the layer, given their problem, without a ridge; those
   ///     that it leaves stay as the checkpoint has them
   ///   - quantizeHead: gets the problem of what turns the last hidden states into logits, when all layers are done; nil
@@ -169,7 +169,8 @@ final class LayerLoop {
     }
     let open = places.firstIndex { !isKnown($0) } ?? places.count
     if open == places.count, quantizeHead == nil { return }
-    let first = try resumingPlace(before: open, places)
+    let goal = open < places.count ? places[open].layer : description.layerCount
+    let first = try resume(before: open, places, knowing: known) { repeating($0, goal) }
     var layers = try layers(places[max(first - 1, 0)].layer)
     var here: Position?
     if first > 0 {
@@ -191,7 +192,7 @@ final class LayerLoop {
         layers = try self.layers(place.layer)
       }
       if index < open, place.number == 0 || index == first {
-        repeating(place.layer, open < places.count ? places[open].layer : description.layerCount)
+        repeating(place.layer, goal)
       }
       if index == open { begun() }
       let position = position(layers, place.number)
@@ -232,15 +233,15 @@ final class LayerLoop {
   }
 
   /// A stage of a layer.
-  private struct Place {
+  struct Place {
     let layer: Int
     let number: Int
     let stage: Stage
   }
 
-  private typealias Layers = (quantized: DecoderLayer, original: DecoderLayer?)
+  typealias Layers = (quantized: DecoderLayer, original: DecoderLayer?)
 
-  private func layers(_ index: Int) throws -> Layers {
+  func layers(_ index: Int) throws -> Layers {
     try times.measure(.loading) {
       (try quantized.model.unloadedLayer(index), try original?.model.unloadedLayer(index))
     }
@@ -254,44 +255,16 @@ final class LayerLoop {
     }
   }
 
-  /// Brings the streams to where an earlier run stood when it worked on the stage `open`, or to where a layer began before
-  /// it, as far as the cache holds every batch there. If it does not, it is emptied: what is left of another run would be
-  /// taken for this one's by the next.
-  /// - Returns: the stage to go on with; zero if nothing is left of an earlier run
-  private func resumingPlace(before open: Int, _ places: [Place]) throws -> Int {
-    let starts = places.indices.filter { $0 < open && places[$0].number == 0 }.reversed()
-    for index in [open] + starts where index > 0 {
-      if try stand(at: index, places) { return index }
-    }
-    for stream in streams { stream.states.reset() }
-    try quantized.states.clear()
-    return 0
-  }
-
-  /// Brings the streams before a stage.
-  /// - Returns: whether the cache holds every batch there, on the near side of the stage before it or on the far side
-  private func stand(at index: Int, _ places: [Place]) throws -> Bool {
-    try streams.allSatisfy { stream in
-      stream.states.reset()
-      stream.states.skip(stream.states.embeddingTransition())
-      for place in places[..<(index - 1)] {
-        stream.states.skip(stream.states.transition(through: place.stage, beginsLayer: false))
-      }
-      let step = stream.states.peek(through: places[index - 1].stage)
-      return try stream.batches.indices.allSatisfy {
-        try step.isWritten(batch: $0) || stream.states.holds(batch: $0)
-      }
-    }
-  }
-
   /// Every batch is past a stage.
   func leave(_ position: Position) {
     position.unload()
-    mixtureOutputs = []
-    for stream in streams { stream.states.releaseBuffers() }
+    for stream in streams {
+      stream.mixtureOutput = nil
+      stream.states.releaseBuffers()
+    }
   }
 
-  private func position(_ layers: Layers, _ stage: Int) -> Position {
+  func position(_ layers: Layers, _ stage: Int) -> Position {
     Position(
       stage: layers.quantized.stages[stage], quantized: layers.quantized, original: layers.original)
   }

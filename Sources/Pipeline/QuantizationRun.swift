@@ -213,6 +213,8 @@ public final class QuantizationRun: Sendable {
       progress(.warning("\(support)"))
     }
     if let request = request.resume, let journal, !journal.hasBegun {
+      // What another job has left would be taken for this one's.
+      if journal.head == nil { try store.removeAll() }
       let head =
         journal.head
         ?? ResumeJournal.Head(
@@ -352,7 +354,7 @@ public final class QuantizationRun: Sendable {
       if let warning = outline.warning { progress(.warning(warning)) }
     }
     progress(.step("embedding \(request.calibration.samples) × \(request.calibration.sequenceLength) tokens"))
-    try rebuildingDamagedCache(store, progress) {
+    try mendingCache(store, progress) {
       let loop = try makeLoop()
       defer { times.merge(loop.times.byName) { $0 + $1 } }
       let result = Result {
@@ -435,14 +437,16 @@ public final class QuantizationRun: Sendable {
   /// A cache that is damaged as often as this lies on a device that will not get better.
   private static let cacheAttempts = 4
 
-  /// Runs `body`, and again if the cache turns out to be damaged: all that it held can be computed from the journal.
-  private func rebuildingDamagedCache(
+  /// Runs `body`, and again if a value of the cache turns out to be damaged: it is deleted, and what its batch lacks by that
+  /// is computed from the journal. Before the last attempt all goes, as whatever else is damaged would take one more.
+  private func mendingCache(
     _ store: HiddenStatesStore, _ progress: (ProgressEvent) -> Void, _ body: () throws -> Void
   ) throws {
-    for _ in 1..<Self.cacheAttempts where journal != nil {
-      do { return try body() } catch let error as CacheError where error.isDamage {
+    for attempt in 1..<Self.cacheAttempts where journal != nil {
+      do { return try body() } catch let error as CacheError {
+        guard let key = error.damaged else { throw error }
         progress(.warning("\(error); what it held is computed again"))
-        try store.removeAll()
+        if attempt + 1 < Self.cacheAttempts { try store.remove(key) } else { try store.removeAll() }
       }
     }
     try body()

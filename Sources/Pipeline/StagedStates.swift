@@ -159,8 +159,9 @@ final class StagedStates {
   }
 
   /// Stores what the embedding leaves of every batch.
-  func embeddingTransition() -> Transition {
-    transition(writing: [.residual: description.hiddenSize], consuming: [], beginsLayer: true)
+  /// - Parameter beginsLayer: whether all of them begin the first layer with it; others only pass
+  func embeddingTransition(beginsLayer: Bool = true) -> Transition {
+    transition(writing: [.residual: description.hiddenSize], consuming: [], beginsLayer: beginsLayer)
   }
 
   /// The step through `stage`, to be looked at and not to be taken.
@@ -178,7 +179,13 @@ final class StagedStates {
       consuming: stage.consumes, beginsLayer: beginsLayer)
   }
 
-  /// Takes a step that an earlier run has taken.
+  /// Deletes what stands further on than `step` leads, the next one.
+  func removeAll(beyond step: Transition) throws {
+    let writes = writes + step.written.count
+    try store.removeAll(ofStream: stream, stages: (writes + 1) * Slot.allCases.count..<Int.max)
+  }
+
+  /// Takes a step that is taken already.
   func skip(_ transition: Transition) { versions = transition.after }
 
   /// The step from the states before a stage to those after it, batch by batch.
@@ -216,7 +223,7 @@ final class StagedStates {
     func finish() throws {
       states.versions = after
       guard isStored, let first = after.map({ states.key($0.key, $0.value, 0).stage }).min() else { return }
-      try states.store.removeAll(ofStream: states.stream, before: first)
+      try states.store.removeAll(ofStream: states.stream, stages: 0..<first)
     }
   }
 

@@ -153,7 +153,7 @@ import Testing
     #expect(try !store.contains(key(stage: 1)))
   }
 
-  @Test func `a stream's earlier stages can be deleted, and nothing else is`() throws {
+  @Test func `some of a stream's stages can be deleted, and nothing else is`() throws {
     let store = try store()
     let matrix = hiddenStates(rows: 40, columns: 70, seed: 4)
     let keys = (0..<3).flatMap { stream in
@@ -161,16 +161,39 @@ import Testing
     }
     for key in keys { try store.write(matrix, key: key) }
     store.prefetch(key(stream: 1, stage: 1, batch: 2))
-    try store.removeAll(ofStream: 1, before: 2)
+    try store.removeAll(ofStream: 1, stages: 0..<2)
     for key in keys {
       #expect(try store.contains(key) == !(key.stream == 1 && key.stage < 2), "\(key)")
     }
     #expect(throws: CacheError.self) {
       try store.matrix(key(stream: 1, stage: 1, batch: 2), rows: 40, columns: 70)
     }
-    try store.removeAll(ofStream: 1, before: 0)
+    try store.removeAll(ofStream: 1, stages: 0..<0)
     #expect(try store.contains(key(stream: 1, stage: 2)))
     #expect(store.statistics.currentRawBytes == 30 * 40 * 70 * 2)
+  }
+
+  @Test func `what is deleted is neither in the file nor in memory`() throws {
+    let store = try store()
+    let matrix = hiddenStates(rows: 40, columns: 70, seed: 4)
+    for batch in 0..<3 {
+      try store.write(matrix, key: key(batch: batch))
+      try store.hold(matrix, key: key(stage: 1, batch: batch))
+    }
+    store.prefetch(key(batch: 1))
+    for stage in 0..<2 { try store.remove(key(stage: stage, batch: 1)) }
+    try store.remove(key(stage: 2))
+    for stage in 0..<2 {
+      for batch in 0..<3 { #expect(try store.contains(key(stage: stage, batch: batch)) == (batch != 1)) }
+      #expect(throws: CacheError.missing(key(stage: stage, batch: 1))) {
+        try store.matrix(key(stage: stage, batch: 1), rows: 40, columns: 70)
+      }
+    }
+    try store.removeAll(ofStream: 0, stages: 1..<Int.max)
+    for batch in [0, 2] {
+      #expect(try store.contains(key(batch: batch)))
+      #expect(try !store.contains(key(stage: 1, batch: batch)))
+    }
   }
 
   @Test func `hidden states shrink by a quarter and statistics say so`() throws {

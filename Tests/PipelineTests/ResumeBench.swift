@@ -28,8 +28,11 @@ struct ResumeCase: Sendable, CustomTestStringConvertible {
     change(&settings)
   }
 
-  /// Of a checkpoint, or of a GGUF file.
-  var path: String { fixture.hasSuffix(".gguf") ? TestFiles.gguf(fixture) : TestFiles.model(fixture) }
+  /// Of a checkpoint, or of a GGUF file; no fixture but a file elsewhere, if it begins with a slash.
+  var path: String {
+    if fixture.hasPrefix("/") { return fixture }
+    return fixture.hasSuffix(".gguf") ? TestFiles.gguf(fixture) : TestFiles.model(fixture)
+  }
 }
 
 /// What a process had on the disk at one moment.
@@ -166,6 +169,15 @@ final class ResumeBench {
     }
     return batchCount * (stagesLeft + (hasHead ? 1 : 0)) + outsideCount
   }
+
+  /// The stages before the one that is at work when so many linears are done.
+  func stagesBefore(_ linears: Int) -> ArraySlice<Stage> {
+    let stages = (0..<description.layerCount).flatMap(description.stages(ofLayer:))
+    return stages.prefix((batches(after: 0) - batches(after: linears)) / batchCount)
+  }
+
+  /// With the original model's, if there is one.
+  var streamCount: Int { test.settings.resolvedTarget == .original && description.hasPlainOutputs ? 2 : 1 }
 
   /// The linears of the layers before the one that is at work when so many are done.
   func linearsBeforeLayer(after linears: Int) -> Int {
