@@ -336,6 +336,76 @@ extension SupervisorTests {
       #expect(supervisor.ledger.counters == .init(published: 1))
     }
 
+    @Test func `a drop that was done before ends, though its worker leaves no checkpoint`() throws {
+      try makeSources()
+      try startsJobs()
+      let before = FileSystem.join(loop.fixture.spool.output, "model-1")
+      try FileSystem.createDirectories(before)
+      let supervisor = try supervisor(
+        "say \(text(.identity("digest"))) \(text(.reused(job: "earlier", output: before))) \(text(SupervisorTests.finished))"
+      )
+      try loop.run(supervisor) { !$0.finished.isEmpty }
+      let job = try #require(supervisor.ledger.job(Self.ids[0]))
+      #expect(
+        job.phase == .published && job.output == before && job.madeBy == "earlier" && job.digest == "digest")
+      #expect(try submissions.count == 1)
+    }
+
+    @Test func `what a worker says last is heard, though its result is there already`() throws {
+      try makeSources()
+      try startsJobs()
+      let supervisor = try supervisor(
+        "say \(text(.identity("digest"))) \(text(.warning("zeros"))) \(text(SupervisorTests.finished))\n\(finishing)"
+      )
+      try loop.run(supervisor) { !$0.finished.isEmpty }
+      let job = try #require(supervisor.ledger.job(Self.ids[0]))
+      #expect(job.phase == .published && job.digest == "digest" && job.warnings == ["zeros"])
+    }
+
+    @Test func `a number that Slurm gave a second time is another job's`() throws {
+      try makeSources()
+      _ = try saveRow(number: "1")
+      // The controller was killed before it had saved ours.
+      try FileSystem.createDirectories("\(slurm)/1.job")
+      try note("1.name", "quantease-of-another")
+      try note("state.1", "RUNNING")
+      try note("1.pid", "999999")
+      let supervisor = try supervisor(finishing)
+      var isStarted = false
+      try loop.run(supervisor) { snapshot in
+        if !isStarted, (try? submissions.isEmpty) == false {
+          isStarted = true
+          _ = try? Process.run(
+            URL(fileURLWithPath: "/usr/bin/env"),
+            arguments: [
+              "FAKE_SLURM_DIR=\(slurm)", "setsid",
+              TestFiles.repositoryFile("Tests/Fixtures/slurm/fake-run"), "2",
+            ])
+        }
+        return !snapshot.finished.isEmpty
+      }
+      #expect(supervisor.ledger.job(Self.ids[0])?.phase == .published)
+      #expect(try !FileSystem.exists("\(slurm)/1.cancelled"))
+    }
+
+    @Test func `a job that Slurm will not start is given anew when it is tried again`() throws {
+      try makeSources()
+      let supervisor = try supervisor(finishing, parallel: 1)
+      try note("state.1", "PENDING|PartitionTimeLimit")
+      var isAsked = false
+      try loop.run(supervisor) { snapshot in
+        if !isAsked, snapshot.current?.pausedBecause != nil {
+          isAsked = true
+          try? startsJobs()
+          try? JobRequest(.retry, job: Self.ids[0]).leave(in: loop.fixture.spool)
+        }
+        return !snapshot.finished.isEmpty
+      }
+      #expect(try submissions.count == 2)
+      #expect(try FileSystem.exists("\(slurm)/1.cancelled"))
+      #expect(supervisor.ledger.job(Self.ids[0])?.phase == .published)
+    }
+
     // MARK: Lists
 
     @Test func `a name is one that Slurm's lists can hold, and no other job's`() {
