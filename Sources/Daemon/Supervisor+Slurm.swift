@@ -55,7 +55,9 @@ extension Supervisor {
     slurm.submission = (
       job.id,
       try command(
-        program, ["enqueue", order, configuration.slurm.program ?? ThisProcess.program, "--"] + options)
+        program,
+        ["enqueue", order, configuration.slurm.program ?? ThisProcess.program]
+          + (configuration.slurm.timeLimit == .planned ? ["--plan-time"] : []) + ["--"] + options)
     )
     tell(
       .notice, "given to Slurm", of: job.id, [.name(job.name), Log.Field("attempt", "\(job.attempts + 1)")])

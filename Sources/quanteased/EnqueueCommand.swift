@@ -1,4 +1,5 @@
 import ArgumentParser
+import ComputeOpenBLAS
 import Daemon
 import Foundation
 import SystemIO
@@ -14,14 +15,19 @@ struct EnqueueCommand: ParsableCommand {
   @Argument(help: "The program that the job's host runs.")
   var program: String
 
+  @Flag(help: "Tell Slurm how long it may take.")
+  var planTime = false
+
   @Argument(parsing: .postTerminator, help: "Options of sbatch.")
   var options: [String] = []
 
   func run() throws {
     ThisProcess.endWithParent()
+    if planTime { KernelSet.useBest() }
     func send(_ event: WorkerEvent) { try? StandardOutput.write(event.line()) }
     do {
-      try SlurmSubmission(order: order, arguments: options, program: program, send: send).run()
+      try SlurmSubmission(order: order, arguments: options, program: program, plansTime: planTime, send: send)
+        .run()
     } catch {
       let failure = JobFailure(error)
       send(.failed(failure))

@@ -44,12 +44,9 @@ enum SettingTable {
     .name("slurm-qos", \.slurm.qos, "Queue slurm: the quality of service."),
     .name("slurm-constraint", \.slurm.constraint, "Queue slurm: features that a node must have."),
     .value(
-      "slurm-minutes", \.slurm.minutes, expected: "none, or a whole number of minutes from 1",
-      "Queue slurm: the time limit of a job, which goes on in another turn; none is the partition's.",
-      parse: { text -> Int?? in
-        if text == "none" { return .some(nil) }
-        return Int(text).flatMap { (1...10_000_000).contains($0) ? .some($0) : nil }
-      }, show: { $0.map { "\($0)" } ?? "none" }),
+      "slurm-minutes", \.slurm.timeLimit, expected: SlurmSettings.TimeLimit.expected,
+      "Queue slurm: a job's time limit, after which it goes on in another turn; plan is three times its plan here.",
+      parse: SlurmSettings.TimeLimit.init, show: \.text),
     .list(
       "slurm-options", \.slurm.options, separator: " ",
       expected: "a list of sbatch's options, such as [--gres=gpu:1]",

@@ -13,8 +13,7 @@ public struct SlurmSettings: Sendable, Equatable {
   public var account: String?
   public var qos: String?
   public var constraint: String?
-  /// Minutes after which a job is ended, which then goes on in another turn.
-  public var minutes: Int?
+  public var timeLimit = TimeLimit.partition
   /// More options of sbatch, each as one word.
   public var options: [String] = []
   /// `quanteased` on the nodes; where this one stands, if nil.
@@ -22,12 +21,41 @@ public struct SlurmSettings: Sendable, Equatable {
 
   public init() {}
 
+  /// When Slurm ends a job, which then goes on in another turn.
+  public enum TimeLimit: Sendable, Equatable {
+    /// As the partition has it.
+    case partition
+    /// Some times as long as the job would take on the daemon's host.
+    case planned
+    case minutes(Int)
+
+    static let expected = "none, plan, or a whole number of minutes from 1"
+
+    init?(_ text: String) {
+      switch text {
+      case "none": self = .partition
+      case "plan": self = .planned
+      default:
+        guard let minutes = Int(text), (1...10_000_000).contains(minutes) else { return nil }
+        self = .minutes(minutes)
+      }
+    }
+
+    var text: String {
+      switch self {
+      case .partition: "none"
+      case .planned: "plan"
+      case .minutes(let minutes): "\(minutes)"
+      }
+    }
+  }
+
   /// As sbatch takes them.
   var arguments: [String] {
     let named = [
       ("partition", partition), ("account", account), ("qos", qos), ("constraint", constraint),
-      ("time", minutes.map(String.init)),
     ]
-    return named.compactMap { name, value in value.map { "--\(name)=\($0)" } } + options
+    let time = if case .minutes(let minutes) = timeLimit { ["--time=\(minutes)"] } else { [String]() }
+    return named.compactMap { name, value in value.map { "--\(name)=\($0)" } } + time + options
   }
 }

@@ -9,19 +9,23 @@ public struct SlurmSubmission {
   private let orderPath: String
   private let arguments: [String]
   private let program: String
+  private let plansTime: Bool
   private let send: (WorkerEvent) -> Void
 
   /// - Parameters:
   ///   - order: the path of the job's order
   ///   - arguments: of sbatch, all but what the job needs
   ///   - program: what the worker's host is to run
+  ///   - plansTime: whether Slurm is to know how long it may take
   ///   - send: takes every event
   public init(
-    order: String, arguments: [String], program: String, send: @escaping (WorkerEvent) -> Void
+    order: String, arguments: [String], program: String, plansTime: Bool,
+    send: @escaping (WorkerEvent) -> Void
   ) {
     orderPath = order
     self.arguments = arguments
     self.program = program
+    self.plansTime = plansTime
     self.send = send
   }
 
@@ -36,18 +40,16 @@ public struct SlurmSubmission {
       hasConverter: order.ggufConverter != nil)
     if order.memoryBytes == nil { order.memoryBytes = try Self.memory(plan, order) }
     try order.write(to: orderPath)
-    let needs = [
-      "--mem=\(Self.mebibytes((order.memoryBytes ?? 0) + Self.spareBytes))M",
-      "--tmp=\(Self.mebibytes(plan.cacheBytes))M",
-    ]
-    var answer = try sbatch(needs)
+    var needs = ["--mem=\(Self.mebibytes((order.memoryBytes ?? 0) + Self.spareBytes))M"]
+    if plansTime { needs.append("--time=\(try Self.minutes(plan, order))") }
+    var answer = try sbatch(needs + ["--tmp=\(Self.mebibytes(plan.cacheBytes))M"])
     if answer.status != 0, answer.text.contains("Temporary disk") {
       // Clusters that do not say what their nodes have refuse whoever asks for some.
       send(
         .warning(
           "no node is known to Slurm to have \(plan.cacheBytes.memorySize) of temporary disk (TmpDisk in slurm.conf): given "
             + "without that, the cache takes what there is"))
-      answer = try sbatch([needs[0]])
+      answer = try sbatch(needs)
     }
     guard answer.status == 0,
       let number = answer.text.split(separator: ";").first?.trimmingCharacters(in: .whitespacesAndNewlines),
@@ -75,6 +77,21 @@ public struct SlurmSubmission {
     let peak = try plan.memoryPlan(backend: backend, budgetBytes: .max / 8, states: .cache).peakBytes
     return peak + peak / 10
   }
+
+  /// Time enough on a slower host, too.
+  private static func minutes(_ plan: RunPlan, _ order: JobOrder) throws -> Int {
+    let backend = try DeviceChoice.processor.backend(
+      threads: min(order.threads, ProcessInfo.processInfo.activeProcessorCount),
+      isExact: order.settings.precision == .exact
+    ) { _ in }
+    let memory = try plan.memoryPlan(backend: backend, budgetBytes: .max / 8, states: .cache)
+    let seconds = try plan.timePlan(
+      backend: backend, memory: memory, cacheDirectory: FileSystem.nearestExisting(order.cacheDirectory)
+    ).seconds
+    return max(shortestMinutes, Int(3 * seconds / 60) + 1)
+  }
+
+  private static let shortestMinutes = 10
 
   private static func mebibytes(_ bytes: Int) -> Int { bytes / (1 << 20) + 1 }
 
