@@ -8,8 +8,29 @@ enum SampleSnapshots {
   static let all: [(name: String, snapshot: StatusSnapshot)] = [
     ("idle", idle), ("working", working), ("paused", paused), ("failures", failures), ("hostile", hostile),
     ("stopped", stopped), ("refused", refused), ("catching up", catchingUp), ("scheduled", scheduled),
-    ("standing", standing),
+    ("standing", standing), ("cluster", cluster),
   ]
+
+  /// Jobs that Slurm has done on hosts of its own.
+  static let cluster: StatusSnapshot = {
+    var snapshot = working
+    snapshot.current?.place = "on node17, in Slurm as job 4711"
+    snapshot.queue = [
+      .init(
+        name: "llama-3.3-70b", id: "20260917T221502Z-77aa-llama-3.3-70b", state: .working,
+        reasons: ["layer 12/80, on node18, in Slurm as job 4712"], arrivedAt: madeAt - 9_000),
+      .init(
+        name: "qwen3-32b", id: "20260917T221502Z-77aa-qwen3-32b", state: .queued,
+        reasons: ["in Slurm as job 4713: pending, Resources"], arrivedAt: madeAt - 8_000),
+      .init(
+        name: "granite-3.3-8b", id: "20260917T221502Z-77aa-granite-3.3-8b", state: .paused,
+        reasons: [
+          "Slurm holds job 4714 (JobHeldAdmin): 'scontrol release 4714' lets it go on",
+          "in Slurm as job 4714: pending, JobHeldAdmin",
+        ], arrivedAt: madeAt - 7_000),
+    ]
+    return snapshot
+  }()
 
   /// An upload that stands, a drop that needs a person, a job that is held, and one that waits for space.
   static let refused: StatusSnapshot = {

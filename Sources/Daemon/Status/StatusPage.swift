@@ -149,6 +149,7 @@ public struct StatusPage: Sendable {
 
   private func facts(of current: StatusSnapshot.Current) -> [(String, String)] {
     var facts: [(String, String)] = []
+    if let place = current.place { facts.append(("Where", escaped(place))) }
     if let layer = current.layer {
       facts.append(
         (

@@ -18,7 +18,7 @@ let statusStyle = """
     display: inline-block; flex: none; padding: 1px 10px; border-radius: 99px; font-size: .8rem;
     font-weight: 600; letter-spacing: 0; color: var(--soft); background: var(--mute);
   }
-  .mood.working, .tag.published { color: var(--good); background: var(--good-soft) }
+  .mood.working, .tag.working, .tag.published { color: var(--good); background: var(--good-soft) }
   .mood.paused, .mood.held, .tag.arriving, .tag.paused { color: var(--warn); background: var(--warn-soft) }
   .tag.queued { color: var(--accent); background: var(--mute) }
   .tag.failed, .tag.refused { color: var(--bad); background: var(--bad-soft) }
