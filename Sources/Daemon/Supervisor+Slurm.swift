@@ -105,6 +105,7 @@ extension Supervisor {
       slurm.look = (try command("squeue", SlurmListing.arguments), now)
     }
     if slurm.cancellation == nil, now >= slurm.nextCancellation, let entry = slurm.unwanted.first {
+      slurm.nextCancellation = now + patience.tail
       // By its name, too: a controller that lost its state gives numbers a second time.
       slurm.cancellation = (entry, try command("scancel", ["--name=\(entry.name)", entry.number]))
     }
@@ -250,6 +251,7 @@ extension Supervisor {
       slurm.nextCancellation = .now + patience.look
       return
     }
+    slurm.nextCancellation = .now
     for job in ledger.jobs where job.slurm?.isUnwanted == true && job.slurm?.number == entry.number {
       try ledger.update(job.id) { $0.slurm = nil }
     }

@@ -73,6 +73,27 @@ struct JobAttemptTests {
     #expect(try bench.weights() == expected)
   }
 
+  @Test func `nothing comes of an attempt that was retired, and what it journalled counts`() throws {
+    let job = bench.order.directory
+    let first = try JobAttempt.begin(in: job)
+    var count = 0
+    #expect(throws: (any Error).self) {
+      try bench.work(attempt: first) { event in
+        guard case .linear = event else { return }
+        count += 1
+        // As 'quantease retry' does while the first worker lives on where nobody sees it.
+        if count == 6 { try JobAttempt.retireAll(in: job) }
+      }
+    }
+    #expect(try !FileSystem.exists(bench.files.checkpoint))
+    #expect(try JobAttempt.all(in: job) == [])
+    let second = try JobAttempt.begin(in: job)
+    #expect(second.number == 2)
+    try bench.work(attempt: second)
+    #expect(try #require(bench.resumedLinears) >= 6)
+    #expect(try bench.weights() == expected)
+  }
+
   /// The host of the first one was cut off, and it goes on while the second works; both end.
   @Test(arguments: [1, 8, 14])
   func `a worker that nobody hears of any more spoils nothing`(_ linears: Int) throws {

@@ -240,6 +240,7 @@ public final class JobLedger {
     // Settings may have changed, on purpose. If they have not, the journal still is the job's. All this comes before
     // the row: a crash in between leaves a job that can be tried again, and nothing old in one that is.
     let files = files(of: id)
+    try JobAttempt.retireAll(in: files.directory)
     for file in [files.order, files.source, files.tokens, files.identity, files.checkpoint] {
       try FileSystem.removeTree(file)
     }

@@ -54,7 +54,8 @@ final class SlurmCommand {
     return nil
   }
 
-  var timeLeft: Duration { isOverdue ? .zero : deadline - .now }
+  /// Until it is to be looked at, whether or not it says anything: what hangs in a file system cannot be ended.
+  var timeLeft: Duration { isOverdue ? .seconds(1) : deadline - .now }
 
   /// What one of Slurm's programs says of its failure: the last line, without the program's name in front of it.
   static func reason(_ text: String) -> String? {

@@ -10,12 +10,12 @@ public struct JobAttempt: Sendable, Equatable {
   public let number: Int
   public let directory: String
 
-  private static let prefix = "attempt."
+  private static let (prefix, retiredPrefix) = ("attempt.", "retired.")
   static let eventsName = "events"
 
-  private init(_ number: Int, in job: String) {
+  private init(_ number: Int, in job: String, _ prefix: String = Self.prefix) {
     self.number = number
-    directory = FileSystem.join(job, "\(Self.prefix)\(number)")
+    directory = FileSystem.join(job, "\(prefix)\(number)")
   }
 
   /// What the worker says, an event a line.
@@ -25,18 +25,36 @@ public struct JobAttempt: Sendable, Equatable {
   /// Those that have been begun, in order.
   /// - Parameter job: the job's directory
   /// - Throws: ``FileError``
-  public static func all(in job: String) throws(FileError) -> [JobAttempt] {
+  public static func all(in job: String) throws(FileError) -> [JobAttempt] { try all(in: job, prefix) }
+
+  /// The journals of all of them, and of those that are retired, in order.
+  /// - Throws: ``FileError``
+  static func journals(in job: String) throws(FileError) -> [String] {
+    try (all(in: job, retiredPrefix) + all(in: job)).map(\.journal)
+  }
+
+  private static func all(in job: String, _ prefix: String) throws(FileError) -> [JobAttempt] {
     guard try FileSystem.exists(job) else { return [] }
     return try FileSystem.names(in: job)
       .compactMap { $0.hasPrefix(prefix) ? Int($0.dropFirst(prefix.count)) : nil }
-      .sorted().map { JobAttempt($0, in: job) }
+      .sorted().map { JobAttempt($0, in: job, prefix) }
+  }
+
+  /// Has nothing come of any attempt so far, whose worker may still be at it, as what the job is to come to may be something
+  /// else from now on. What they have journalled is kept: it says of what job it is.
+  /// - Throws: ``FileError``
+  static func retireAll(in job: String) throws(FileError) {
+    for attempt in try all(in: job) {
+      try FileSystem.move(attempt.directory, to: JobAttempt(attempt.number, in: job, retiredPrefix).directory)
+    }
   }
 
   /// Begins the next one.
   /// - Throws: ``FileError``
   public static func begin(in job: String) throws(FileError) -> JobAttempt {
     let earlier = try all(in: job)
-    var number = (earlier.last?.number ?? 0) + 1
+    // A number is given once: a worker that is retired would find its directory again.
+    var number = max(earlier.last?.number ?? 0, try all(in: job, retiredPrefix).last?.number ?? 0) + 1
     while true {
       let attempt = JobAttempt(number, in: job)
       // A name is given once, on any file system: who makes the directory has it.

@@ -65,7 +65,7 @@ public struct JobWorker {
     let files = JobFiles(directory)
     guard try FileSystem.exists(files.identity) else { return nil }
     return try ResumePlace(
-      journal: files.journal, earlierJournals: JobAttempt.all(in: directory).map(\.journal), cache: "",
+      journal: files.journal, earlierJournals: JobAttempt.journals(in: directory), cache: "",
       identity: storedIdentity(files)
     ).kernels
   }
@@ -81,12 +81,14 @@ public struct JobWorker {
       return send(.finished(WorkerEvent.Summary(try Report(directory: files.checkpoint).totals)))
     }
     let kernels = backend.kernels(for: .bfloat16)
+    var result: String?
     if try !FileSystem.exists(files.staged) {
       let calibration = try calibrationSet()
       let identity = try knownIdentity(calibration)
-      let result = JobIdentity.result(of: identity, by: kernels)
-      send(.identity(result))
-      if let summary = try reuse(result) { return send(.finished(summary)) }
+      let known = JobIdentity.result(of: identity, by: kernels)
+      result = known
+      send(.identity(known))
+      if let summary = try reuse(known) { return send(.finished(summary)) }
       if try !FileSystem.exists(files.staged) {
         try quantize(calibration, identity, model: try convertedModel())
         try checkContents(calibration, identity)
@@ -98,9 +100,10 @@ public struct JobWorker {
       // Whose it is, so that the folders alone tell it.
       var report = try Report(directory: files.staged)
       report.job = order.id
-      report.identity =
-        try FileSystem.exists(files.identity)
-        ? JobIdentity.result(of: Self.storedIdentity(files), by: kernels) : nil
+      if result == nil, try FileSystem.exists(files.identity) {
+        result = JobIdentity.result(of: try Self.storedIdentity(files), by: kernels)
+      }
+      report.identity = result
       try report.write(to: Report.Place(directory: files.staged))
       try files.log.copy(into: files.staged)
       try ChecksumManifest.write(into: files.staged) { send(.advanced) }
@@ -268,7 +271,7 @@ public struct JobWorker {
       guard let attempt else { return [] }
       // Before the job was Slurm's, it may have been this daemon's own.
       return try [JobFiles(order.directory).journal]
-        + JobAttempt.all(in: order.directory).filter { $0 != attempt }.map(\.journal)
+        + JobAttempt.journals(in: order.directory).filter { $0 != attempt.journal }
     }
   }
 
