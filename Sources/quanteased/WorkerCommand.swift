@@ -73,8 +73,10 @@ private final class WorkerOutput: Sendable {
     }
     isWriting.withLock { _ in
       if let file {
-        // A job that is over has no files any more; whoever still works on it finds that out by itself.
-        try? OutputFile.append(event.line(), to: file)
+        do throws(FileError) { try OutputFile.append(event.line(), to: file) } catch {
+          // The attempt's directory is gone: its result is published, or nothing can come of it any more.
+          if error.errno == .noSuchFileOrDirectory { Foundation.exit(EX_OK) }
+        }
       } else {
         // A daemon that is gone takes its worker with it.
         try? StandardOutput.write(event.line())
