@@ -211,7 +211,7 @@ public struct JobWorker {
     }
     send(.step("checking the checkpoint"))
     let settings = order.settings
-    let cache = try cachePlace()
+    let cache = try cachePlace(of: identity)
     defer { withExtendedLifetime(cache.lock) {} }
     let run = try QuantizationRun(
       QuantizationRequest(
@@ -315,7 +315,7 @@ public struct JobWorker {
 
   /// The activation cache's file. Its name holds the machine's start: one that was written before is not to be
   /// trusted, since nobody waited for it to reach the disk.
-  private func cachePlace() throws -> CachePlace {
+  private func cachePlace(of job: String) throws -> CachePlace {
     // A service may see nothing of /proc but processes; its unit then passes the identity on. Where nobody knows
     // it, no cache is taken over.
     let identity =
@@ -323,8 +323,9 @@ public struct JobWorker {
       ?? (try? FileSystem.contents(of: "/proc/sys/kernel/random/boot_id", limit: 128)).map {
         String(decoding: $0, as: UTF8.self)
       } ?? "process \(ThisProcess.identifier)"
-    let boot = identity.filter { $0.isLetter || $0.isNumber }.prefix(16)
-    let name = "\(order.id).\(boot)\(Self.cacheSuffix)"
+    let boot = identity.filter { $0.isLetter || $0.isNumber }.prefix(12)
+    // With what makes the job this one: on a host that it comes back to there may be states of what it was before a retry.
+    let name = "\(order.id).\(boot)-\(job.prefix(8))\(Self.cacheSuffix)"
     try FileSystem.createDirectories(order.cacheDirectory)
     let path = FileSystem.join(order.cacheDirectory, name)
     guard let attempt else {
