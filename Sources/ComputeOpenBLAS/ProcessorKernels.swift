@@ -16,6 +16,16 @@ public struct ProcessorKernels: Equatable, Sendable, LosslessStringConvertible {
     Self.library + set.name + (bfloat16.map { Self.products + $0.rawValue } ?? "")
   }
 
+  /// Has the library take the kernels that a job was begun with, where the processor has them, or the best; to be called
+  /// before anything has begun.
+  /// - Parameter description: those of the job; nil where it is yet to begin
+  /// - Returns: the same, for the backend
+  public static func take(begun description: String?) -> ProcessorKernels? {
+    let begun = description.flatMap(ProcessorKernels.init)
+    KernelSet.useBest(unless: begun?.set)
+    return begun
+  }
+
   /// Reads what ``description`` says; nil of other kernels, such as a GPU's.
   public init?(_ description: String) {
     guard description.hasPrefix(Self.library) else { return nil }

@@ -238,11 +238,13 @@ extension Supervisor {
       job.pausedBecause = obstacle
       if entry.state != "RUNNING" { (job.step, job.workedSince) = (now.text, nil) }
     }
-    // Its silence begins when it does.
-    if now.state != known.state || now.node != known.node { slurm.runs[id]?.lastEventAt = .now }
     if entry.state != "RUNNING" { slurm.runs[id]?.lapStart = nil }
     if let obstacle { tellPause(updated, obstacle, isTriedAgain: false) } else { tellResumption(id) }
-    if now.state != known.state || now.node != known.node { tell(.info, now.text, of: id, []) }
+    if now.state != known.state || now.node != known.node {
+      // Its silence begins when it does.
+      slurm.runs[id]?.lastEventAt = .now
+      tell(.info, now.text, of: id, [])
+    }
   }
 
   private func take(_ outcome: SlurmCommand.Outcome, ofCancelling entry: SlurmQueue.Unwanted) throws {

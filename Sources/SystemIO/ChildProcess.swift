@@ -86,8 +86,7 @@ public enum ThisProcess {
     var arguments = unsafe CommandLine.arguments.map { unsafe strdup($0) } + [nil]
     defer { unsafe arguments.indices.forEach { unsafe free(arguments[$0]) } }
     // By its own name, so that it is found by that; the file may have been replaced meanwhile.
-    var own = [CChar](repeating: 0, count: Int(PATH_MAX) + 1)
-    if unsafe readlink(path, &own, Int(PATH_MAX)) > 0 { _ = unsafe execv(own, &arguments) }
+    _ = unsafe execv(program, &arguments)
     _ = unsafe execv(path, &arguments)
     for (name, value) in before {
       if let value { _ = unsafe setenv(name, value, 1) } else { _ = unsafe unsetenv(name) }

@@ -174,12 +174,9 @@ public enum FileSystem {
     if try kind(of: path) == .directory { return }
     let above = parent(of: path)
     if above != path { try createDirectories(above) }
-    do {
-      try SystemCall.makeDirectory(path)
-    } catch {
-      // Someone else may have made it meanwhile.
-      if error == .fileExists, try kind(of: path) == .directory { return }
-      throw FileError(path: path, operation: .create, errno: error)
+    // Someone else may have made it meanwhile.
+    if try !makeDirectory(path), try kind(of: path) != .directory {
+      throw FileError(path: path, operation: .create, errno: .fileExists)
     }
   }
 

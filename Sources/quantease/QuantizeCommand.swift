@@ -118,8 +118,7 @@ struct QuantizeCommand: ParsableCommand {
   func run() throws {
     if let resume {
       let directory = Self.absolute(resume)
-      let begun = try JobWorker.kernels(ofJobIn: directory).flatMap(ProcessorKernels.init)
-      KernelSet.useBest(unless: begun?.set)
+      let begun = ProcessorKernels.take(begun: try JobWorker.kernels(ofJobIn: directory))
       return try print(runResumably(in: directory, begun: begun))
     }
     KernelSet.useBest()

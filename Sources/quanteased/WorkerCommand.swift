@@ -20,8 +20,7 @@ struct WorkerCommand: ParsableCommand {
     let order = try JobOrder(path: order)
     let isShared = order.isShared ?? false
     if isShared { ThisProcess.ignoreTermination() } else { ThisProcess.endWithParent() }
-    let begun = try JobWorker.kernels(ofJobIn: order.directory).flatMap(ProcessorKernels.init)
-    KernelSet.useBest(unless: begun?.set)
+    let begun = ProcessorKernels.take(begun: try JobWorker.kernels(ofJobIn: order.directory))
     ProcessMemory.returnLargeBlocks()
     let attempt = isShared ? try JobAttempt.begin(in: order.directory) : nil
     let output = WorkerOutput(file: attempt?.events)

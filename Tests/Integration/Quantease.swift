@@ -1,7 +1,8 @@
 import Checkpoint
 import Foundation
-import Testing
+import SystemIO
 import TestSupport
+import Testing
 
 /// One run of the command-line program, from start to end.
 struct Quantease {
@@ -192,4 +193,16 @@ func edit(_ path: String, _ changes: [String: JSONValue?]) throws {
   var members = try #require(JSONValue(contentsOf: path).object)
   for (key, value) in changes { members[key] = value }
   try JSONValue.object(members).prettyText.write(toFile: path, atomically: true, encoding: .utf8)
+}
+
+extension Process {
+  /// Ends the process by a signal when more than so many records are in a journal.
+  func end(by signal: Int32, whenMoreThan records: Int, in journal: String) {
+    while isRunning {
+      let bytes = (try? FileSystem.contents(of: journal, limit: 1 << 30)) ?? []
+      if journalRecords(in: bytes).count > records { break }
+      Thread.sleep(forTimeInterval: 0.002)
+    }
+    kill(processIdentifier, signal)
+  }
 }

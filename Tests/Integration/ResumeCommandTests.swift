@@ -31,15 +31,8 @@ struct ResumeCommandTests {
   /// Runs the command and ends it by a signal when so many linears are in the journal.
   private func interrupt(after linears: Int, by signal: Int32) throws -> Quantease {
     let journal = directory.file("job/journal")
-    return try Quantease(arguments() + resume) { process in
-      // One more record is the journal's head.
-      while process.isRunning {
-        let bytes = (try? FileSystem.contents(of: journal, limit: 1 << 30)) ?? []
-        if journalRecords(in: bytes).count > linears + 1 { break }
-        Thread.sleep(forTimeInterval: 0.002)
-      }
-      kill(process.processIdentifier, signal)
-    }
+    // One more record is the journal's head.
+    return try Quantease(arguments() + resume) { $0.end(by: signal, whenMoreThan: linears + 1, in: journal) }
   }
 
   @Test func `a command that was killed goes on, to the bytes of one that was not`() throws {

@@ -57,13 +57,8 @@ struct SameBytesTests {
     #expect(try weights("expected") != weights("usual"))
     let job = ["--resume", directory.file("job")]
     let journal = directory.file("job/journal")
-    let killed = try quantize("output", job, kernels: other) { process in
-      while process.isRunning {
-        let bytes = (try? FileSystem.contents(of: journal, limit: 1 << 30)) ?? []
-        if journalRecords(in: bytes).count > 5 { break }
-        Thread.sleep(forTimeInterval: 0.002)
-      }
-      kill(process.processIdentifier, SIGKILL)
+    let killed = try quantize("output", job, kernels: other) {
+      $0.end(by: SIGKILL, whenMoreThan: 5, in: journal)
     }
     try #require(killed.status == SIGKILL)
     let run = try quantize("output", job, kernels: usual)

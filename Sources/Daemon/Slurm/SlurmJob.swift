@@ -80,7 +80,7 @@ struct SlurmListing: Sendable, Equatable {
 
   let entries: [Entry]
 
-  /// What the command prints is read by this; its text has to be last, as reasons have anything in them but bars.
+  /// Of `squeue`. A job's name is last, since a reason may hold anything but bars, and the name of another's anything.
   static let arguments = ["--me", "--states=all", "--noheader", "--format=%i|%T|%r|%N|%j"]
 
   init(_ output: String) {
