@@ -10,15 +10,17 @@ import SystemIO
 /// one whose worker died. Slurm is asked, and never waited for.
 extension Supervisor {
   /// Takes over what an earlier daemon gave to Slurm, and what it could not take back.
-  func adoptSlurmJobs() {
+  func adoptSlurmJobs() throws {
     for job in ledger.jobs {
       guard let entry = job.slurm else { continue }
-      if job.phase == .running, !entry.isUnwanted {
+      // A command may have held it back while no daemon ran.
+      if job.isWithSlurm, job.heldSince == nil {
         var run = SlurmQueue.Run()
         if entry.number == nil { run.doubt = SlurmQueue.Doubt() }
         slurm.runs[job.id] = run
       } else {
-        cancel(entry)
+        slurm.cancel(entry.number, named: entry.name)
+        if !entry.isUnwanted { try ledger.update(job.id) { $0.slurm?.isUnwanted = true } }
       }
     }
   }
@@ -86,11 +88,15 @@ extension Supervisor {
       }
     }
     attempt {
-      if let (entry, command) = slurm.cancellation, let outcome = try outcome(of: command) {
+      if let command = slurm.cancellation, try outcome(of: command) != nil {
         slurm.cancellation = nil
-        try take(outcome, ofCancelling: entry)
+        slurm.nextCancellation = .now
+        // Whether it has helped, a look tells: of what is over it is said to fail.
+        slurm.nextLook = min(slurm.nextLook, .now + patience.tail)
       }
     }
+    // Nobody hears what they say, but ended they have to be.
+    attempt { slurm.ended = try slurm.ended.filter { try outcome(of: $0) == nil } }
     if ContinuousClock.now >= slurm.nextTail {
       slurm.nextTail = .now + patience.tail
       for id in slurm.runs.keys.sorted() where slurm.submission?.job != id { attempt { try hear(id) } }
@@ -100,14 +106,20 @@ extension Supervisor {
 
   private func askSlurm() throws {
     let now = ContinuousClock.now
-    if slurm.look == nil, !slurm.runs.isEmpty || !slurm.unwantedNames.isEmpty, now >= slurm.nextLook {
+    if slurm.look == nil, slurm.isLooking, now >= slurm.nextLook {
       slurm.nextLook = now + patience.look
-      slurm.look = (try command("squeue", SlurmListing.arguments), now)
+      do throws(FileError) { slurm.look = (try command("squeue", SlurmListing.arguments), now) } catch {
+        try take(.failed(SlurmCommand.absence(of: "squeue", error), output: ""), ofLookSince: now)
+      }
     }
-    if slurm.cancellation == nil, now >= slurm.nextCancellation, let entry = slurm.unwanted.first {
+    if slurm.cancellation == nil, now >= slurm.nextCancellation {
       slurm.nextCancellation = now + patience.tail
-      // By its name, too: a controller that lost its state gives numbers a second time.
-      slurm.cancellation = (entry, try command("scancel", ["--name=\(entry.name)", entry.number]))
+      if let index = slurm.nextCancellation(every: patience.look), let number = slurm.unwanted[index].number {
+        slurm.unwanted[index].toldAt = now
+        // By its name, too: a controller that lost its state gives numbers a second time. Without the command looks fail, too,
+        // and say so.
+        slurm.cancellation = try? command("scancel", ["--name=\(slurm.unwanted[index].name)", number])
+      }
     }
   }
 
@@ -166,14 +178,29 @@ extension Supervisor {
       if slurm.silentSince != nil { log.notice("Slurm answers again") }
       slurm.silentSince = nil
       let listing = SlurmListing(text)
-      for (name, time) in slurm.unwantedNames where since > time {
-        slurm.unwantedNames[name] = nil
-        let isTakenAgain = slurm.runs.keys.contains { ledger.job($0)?.slurm?.name == name }
-        if !isTakenAgain {
-          for entry in listing.active(named: name) { slurm.cancel(entry.number, named: name) }
-        }
-      }
+      for entry in slurm.unwanted where since > entry.since { try look(at: entry, in: listing, since) }
       for id in slurm.runs.keys.sorted() { attempt { try look(at: id, in: listing, since) } }
+    }
+  }
+
+  /// Forgets what Slurm has no more.
+  private func look(
+    at entry: SlurmQueue.Unwanted, in listing: SlurmListing, _ since: ContinuousClock.Instant
+  ) throws {
+    let active = listing.active(named: entry.name)
+    if let number = entry.number {
+      if active.contains(where: { $0.number == number }) { return }
+    } else {
+      let isTakenAgain = slurm.runs.keys.contains { ledger.job($0)?.slurm?.name == entry.name }
+      if !isTakenAgain { for found in active { slurm.cancel(found.number, named: entry.name) } }
+      // What was on its way to Slurm may take as long as an answer.
+      if since < entry.since + patience.answer { return }
+    }
+    slurm.unwanted.removeAll { $0.name == entry.name && $0.number == entry.number }
+    for job in ledger.jobs {
+      guard let known = job.slurm, known.isUnwanted, known.name == entry.name, known.number == entry.number
+      else { continue }
+      try ledger.update(job.id) { $0.slurm = nil }
     }
   }
 
@@ -191,6 +218,7 @@ extension Supervisor {
       let known = job.slurm
     else { return }
     let active = listing.active(named: known.name)
+      .filter { !slurm.isUnwanted($0.number, named: known.name) }
     let entry = active.first { $0.number == known.number } ?? active.first
     // A second of the same name would wait for the first one, and then do its work again.
     for double in active where double != entry { slurm.cancel(double.number, named: double.name) }
@@ -247,31 +275,19 @@ extension Supervisor {
     }
   }
 
-  private func take(_ outcome: SlurmCommand.Outcome, ofCancelling entry: SlurmQueue.Unwanted) throws {
-    slurm.unwanted.removeAll { $0 == entry }
-    guard case .succeeded = outcome else {
-      // After others: one that is never heard of must not keep them.
-      slurm.unwanted.append(entry)
-      slurm.nextCancellation = .now + patience.look
-      return
-    }
-    slurm.nextCancellation = .now
-    for job in ledger.jobs where job.slurm?.isUnwanted == true && job.slurm?.number == entry.number {
-      try ledger.update(job.id) { $0.slurm = nil }
-    }
-  }
-
   // MARK: What workers say
 
   /// Reads what the newest attempt at a job has said since, and ends the job if that was its last word, or the result is there.
   private func hear(_ id: String) throws {
     let files = ledger.files(of: id)
     // Whoever made it, it is complete and verified.
-    let isDone = try FileSystem.exists(files.checkpoint)
+    let isDone = try FileSystem.exists(files.result)
     let end = try readEvents(id)
     if isDone {
+      // What stands elsewhere an earlier attempt may have found, and not the one that brought this.
+      if ledger.job(id)?.output != nil { try ledger.update(id) { ($0.output, $0.madeBy) = (nil, nil) } }
       return try endSlurmRun(
-        id, .success(WorkerEvent.Summary(try Report(directory: files.checkpoint).totals)))
+        id, .success(WorkerEvent.Summary(try Report(directory: files.result).totals)))
     }
     switch end {
     // An earlier job's result stands already where this one's would.
@@ -302,7 +318,11 @@ extension Supervisor {
     slurm.runs[id]?.lastEventAt = .now
     if isNew {
       slurm.runs[id]?.lapStart = .now
-      try ledger.update(id) { $0.workedSince = Date().timeIntervalSince1970 }
+      // What the one before found, it looks for anew.
+      try ledger.update(id) { job in
+        job.workedSince = Date().timeIntervalSince1970
+        (job.output, job.madeBy) = (nil, nil)
+      }
     }
     var heard = offset
     for line in bytes[...last].split(separator: UInt8(ascii: "\n")) {
@@ -372,22 +392,14 @@ extension Supervisor {
     slurm.runs[id] = nil
     if let (job, command) = slurm.submission, job == id {
       command.kill()
+      slurm.ended.append(command)
       slurm.submission = nil
     }
-    if isCancelling, let known = ledger.job(id)?.slurm { cancel(known) }
+    if isCancelling, let known = ledger.job(id)?.slurm { slurm.cancel(known.number, named: known.name) }
     try ledger.update(id) { job in
       change(&job)
       (job.pausedBecause, job.workedSince) = (nil, nil)
-      if isCancelling, job.slurm?.number != nil { job.slurm?.isUnwanted = true } else { job.slurm = nil }
-    }
-  }
-
-  /// Has Slurm told that nothing is to come of a job, or looked whether it has it.
-  private func cancel(_ entry: SlurmJob) {
-    if let number = entry.number {
-      slurm.cancel(number, named: entry.name)
-    } else {
-      slurm.unwantedNames[entry.name] = .now
+      if isCancelling { job.slurm?.isUnwanted = true } else { job.slurm = nil }
     }
   }
 }

@@ -91,16 +91,21 @@ extension Supervisor {
   func conclude(_ id: String, _ outcome: Result<WorkerEvent.Summary, JobFailure>) throws {
     switch outcome {
     case .success(let summary):
+      // What follows is said once the row has it, even where something of the job could not be cleared away yet.
+      defer {
+        if let job = ledger.job(id), job.phase == .published {
+          tellResumption(id)
+          log.notice(
+            "published", .job(id), .path(job.output ?? ""), .relativeError(summary.meanRelativeError))
+          leave(.done, job)
+          nextCleaning = .now
+        }
+      }
       if let job = ledger.job(id), job.madeBy != nil, job.output != nil {
         try ledger.publishAsItStands(id, summary: summary)
       } else {
         try ledger.publish(id, summary: summary)
       }
-      tellResumption(id)
-      log.notice(
-        "published", .job(id), .path(ledger.job(id)?.output ?? ""), .relativeError(summary.meanRelativeError))
-      if let job = ledger.job(id) { leave(.done, job) }
-      nextCleaning = .now
     case .failure(let failure): settle(id, failure)
     }
   }
@@ -161,9 +166,13 @@ extension Supervisor {
 
   private func fail(_ id: String, _ failure: JobFailure) throws {
     tell(.error, "failed: \(failure.message)", of: id, [.code(Int(failure.code))])
+    defer {
+      if let job = ledger.job(id), job.phase == .failed {
+        saidPauses[id] = nil
+        leave(.failed, job, reason: job.failure?.message)
+        nextCleaning = .now
+      }
+    }
     try ledger.fail(id, failure)
-    saidPauses[id] = nil
-    if let job = ledger.job(id) { leave(.failed, job, reason: job.failure?.message) }
-    nextCleaning = .now
   }
 }

@@ -99,7 +99,7 @@ public final class Supervisor {
       log.warning("requests are seen at the next scan only", .mend("\(error)"))
     }
     try tellStateOrigin()
-    adoptSlurmJobs()
+    try adoptSlurmJobs()
     for line in try ledger.recover(sparing: jobsAtWork) { log.notice("recovered: \(line)") }
   }
 
@@ -260,7 +260,10 @@ public final class Supervisor {
       threads: configuration.threads, device: configuration.device.description, states: configuration.states,
       memoryBytes: configuration.memoryGB.map { Int($0 * 1e9) }, python: configuration.python,
       ggufConverter: configuration.ggufConverter)
-    order.isShared = configuration.queue == .slurm ? true : nil
+    if configuration.queue == .slurm {
+      (order.isShared, order.lastAttempt) = (true, job.lastAttempt)
+      order.forgetsCache = job.attempts > 1 ? true : nil
+    }
     try order.write(to: files.order)
     return files.order
   }

@@ -41,8 +41,8 @@ public enum DeviceChoice: Sendable, Hashable, CustomStringConvertible {
   /// - Parameters:
   ///   - threads: of the processor
   ///   - isExact: fp32 throughout
-  ///   - begun: the processor's kernels that a job was begun with, of which those for bfloat16 are taken again where the
-  ///     processor has them
+  ///   - begun: the processor's kernels that a job was begun with, which then is `auto`: those for bfloat16 are taken again where
+  ///     it has them
   ///   - deviceBytes: what matrices may take of a GPU's memory; nil for nearly all that is free
   ///   - warn: takes a note on a GPU that is there and cannot be used
   /// - Throws: ``CUDAError`` where a GPU was asked for
@@ -70,6 +70,8 @@ public enum DeviceChoice: Sendable, Hashable, CustomStringConvertible {
     case .processor: return processor()
     case .cuda(let index): return try gpu(index)
     case .auto:
+      // The bits of what it has begun are the processor's.
+      if begun != nil { return processor() }
       do { return try gpu(nil) } catch {
         switch error {
         case .noDriver, .noDevice: break

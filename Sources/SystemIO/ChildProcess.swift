@@ -13,18 +13,21 @@ public final class ChildProcess: Sendable {
   private let output: Descriptor
 
   /// Starts the program at `path`.
-  /// - Parameter isAlone: whether it gets a group of processes of its own, which ``killAll()`` ends with it, and its
-  ///   standard error is read here, too; else that goes where this process's does
+  /// - Parameters:
+  ///   - isAlone: whether it gets a group of processes of its own, which ``killAll()`` ends with it
+  ///   - readsErrors: whether its standard error is read here, too; else that goes where this process's does
   /// - Throws: ``FileError`` if it cannot be started.
   public init(
-    _ path: String, arguments: [String], environment: [String: String], isAlone: Bool = false
+    _ path: String, arguments: [String], environment: [String: String], isAlone: Bool = false,
+    readsErrors: Bool = false
   ) throws(FileError) {
     let ends = try FileError.attempt(.create, "pipe") { () throws(Errno) in try SystemCall.pipe() }
     output = Descriptor(owning: ends.reading)
     let writing = Descriptor(owning: ends.writing)
     do {
       identifier = try SystemCall.spawn(
-        path, arguments: arguments, environment: environment, output: writing, isAlone: isAlone)
+        path, arguments: arguments, environment: environment, output: writing, isAlone: isAlone,
+        readsErrors: readsErrors)
     } catch {
       throw FileError(path: path, operation: .start, errno: error)
     }
@@ -101,7 +104,13 @@ public enum ThisProcess {
     var own = [CChar](repeating: 0, count: Int(PATH_MAX) + 1)
     let length = unsafe readlink(path, &own, Int(PATH_MAX))
     guard length > 0 else { return path }
-    return String(decoding: own.prefix(length).map { UInt8(bitPattern: $0) }, as: UTF8.self)
+    return named(String(decoding: own.prefix(length).map { UInt8(bitPattern: $0) }, as: UTF8.self))
+  }
+
+  /// The name of a program by the kernel's link to it, which says of one that has been replaced since that it is deleted.
+  static func named(_ link: String) -> String {
+    let mark = " (deleted)"
+    return link.hasSuffix(mark) ? String(link.dropLast(mark.count)) : link
   }
 
   public static var identifier: Int32 { getpid() }

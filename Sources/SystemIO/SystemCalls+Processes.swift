@@ -7,18 +7,19 @@ extension SystemCall {
   /// Starts a program with nothing on its standard input and its standard output on a pipe.
   /// - Parameters:
   ///   - output: the pipe's writing end
-  ///   - isAlone: whether it leads a group of processes of its own, and its standard error goes to the pipe as well
+  ///   - isAlone: whether it leads a group of processes of its own
+  ///   - readsErrors: whether its standard error goes to the pipe as well
   /// - Returns: its process id
   static func spawn(
     _ path: String, arguments: [String], environment: [String: String], output: borrowing Descriptor,
-    isAlone: Bool
+    isAlone: Bool, readsErrors: Bool
   ) throws(Errno) -> pid_t {
     var actions = unsafe posix_spawn_file_actions_t()
     unsafe posix_spawn_file_actions_init(&actions)
     defer { unsafe posix_spawn_file_actions_destroy(&actions) }
     unsafe posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0)
     unsafe posix_spawn_file_actions_adddup2(&actions, output.number, STDOUT_FILENO)
-    if isAlone { unsafe posix_spawn_file_actions_adddup2(&actions, output.number, STDERR_FILENO) }
+    if readsErrors { unsafe posix_spawn_file_actions_adddup2(&actions, output.number, STDERR_FILENO) }
 
     // What this process has turned off, the child takes as it comes: what is ignored or blocked stays so in a new
     // program.

@@ -17,16 +17,22 @@ struct WorkerCommand: ParsableCommand {
   var order: String
 
   func run() throws {
-    let order = try JobOrder(path: order)
+    let path = order
+    var order = try JobOrder(path: path)
     let isShared = order.isShared ?? false
     if isShared { ThisProcess.ignoreTermination() } else { ThisProcess.endWithParent() }
     let begun = ProcessorKernels.take(begun: try JobWorker.kernels(ofJobIn: order.directory))
     ProcessMemory.returnLargeBlocks()
-    let attempt = isShared ? try JobAttempt.begin(in: order.directory) : nil
+    var attempt: JobAttempt?
+    if isShared {
+      attempt = try JobAttempt.begin(in: order.directory, after: order.lastAttempt ?? 0)
+      // Whatever the job becomes from now on retires this attempt; until now it may have become something else.
+      order = try JobOrder(path: path)
+    }
     let output = WorkerOutput(file: attempt?.events)
     if let warning = KernelSet.warning { output.send(.warning(warning)) }
     do {
-      let device = order.device.flatMap(DeviceChoice.init) ?? .processor
+      let device = order.deviceChoice
       let isExact = order.settings.precision == .exact
       var backend = try device.backend(threads: order.threads, isExact: isExact, begun: begun) {
         output.send(.warning($0))
@@ -40,6 +46,8 @@ struct WorkerCommand: ParsableCommand {
       output.watch(backend)
       try JobWorker(order, backend: backend, attempt: attempt, send: output.send).run()
     } catch {
+      // What another one goes on with has not failed.
+      if let attempt, attempt.isOutdated { throw ExitCode(EX_TEMPFAIL) }
       let failure = JobFailure(error)
       output.send(.failed(failure))
       throw ExitCode(failure.code)

@@ -21,7 +21,7 @@ extension SupervisorTests {
   private func waitingOnce() throws -> String {
     """
     case "$2" in *\(LedgerFixture.name)*) if [ ! -e "$files/tried" ]; then touch "$files/tried"; \(Self.endless); fi;; esac
-    mkdir "$files/checkpoint"; \(try saying(Self.finished))
+    mkdir "$files/result"; \(try saying(Self.finished))
     """
   }
 
@@ -57,7 +57,7 @@ extension SupervisorTests {
       _ = try ledger.recover()
       try ledger.carryOut(JobRequest(.pause, job: Self.id))
     }
-    let supervisor = try supervisor(worker: "mkdir \"$files/checkpoint\"; \(saying(Self.finished))")
+    let supervisor = try supervisor(worker: "mkdir \"$files/result\"; \(saying(Self.finished))")
     try run(supervisor) { !$0.finished.isEmpty }
     #expect(supervisor.ledger.jobs.map(\.phase) == [.queued, .published])
     #expect(supervisor.ledger.job(Self.id)?.isHeld == true)
@@ -72,7 +72,7 @@ extension SupervisorTests {
     closed.schedule = Schedule([try #require(Schedule.Window("\(hour):00-\(hour):59"))])
     let open = configuration
     let supervisor = try supervisor(
-      worker: "mkdir \"$files/checkpoint\"; \(saying(Self.finished))", configuration: closed,
+      worker: "mkdir \"$files/result\"; \(saying(Self.finished))", configuration: closed,
       readConfiguration: { open })
     var rounds = 0
     try run(supervisor) { snapshot in
@@ -119,7 +119,7 @@ extension SupervisorTests {
       try ledger.carryOut(JobRequest(.first, job: Self.third))
       #expect(ledger.jobs.inTurn.map(\.id) == [Self.third, Self.second, Self.id])
     }
-    let supervisor = try supervisor(worker: "mkdir \"$files/checkpoint\"; \(saying(Self.finished))")
+    let supervisor = try supervisor(worker: "mkdir \"$files/result\"; \(saying(Self.finished))")
     var order: [String] = []
     try run(supervisor) { snapshot in
       order = snapshot.finished.map(\.id).reversed()

@@ -120,7 +120,7 @@ extension SupervisorTests {
       worker: """
         echo >> "$files/tries"
         case $(wc -l < "$files/tries") in 1) \(blocked); exit 69;; 2 | 3) \(more); exit 69;; esac
-        mkdir -p "$files/checkpoint"
+        mkdir -p "$files/result"
         \(saying(.linear(.init(name: "a", layer: 0, relativeError: 0.5), secondsRemaining: 1), Self.finished))
         """
     ) { !$0.finished.isEmpty }
@@ -139,7 +139,7 @@ extension SupervisorTests {
     let supervisor = try supervisor(
       worker: """
         if [ "$1" = hooks ]; then exec sleep 60; fi
-        case "$2" in *second*) mkdir "$files/checkpoint"; \(saying(Self.finished));; *) \(saying(.failed(JobFailure(.job, "bad", code: 65))));; esac
+        case "$2" in *second*) mkdir "$files/result"; \(saying(Self.finished));; *) \(saying(.failed(JobFailure(.job, "bad", code: 65))));; esac
         """)
     try run(supervisor) { $0.finished.count == 2 }
     #expect(supervisor.ledger.jobs.map(\.phase) == [.failed, .published])

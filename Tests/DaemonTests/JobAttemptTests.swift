@@ -18,20 +18,10 @@ struct JobAttemptTests {
     bench.order.isShared = true
   }
 
-  private struct Killed: Error {}
-
   /// Leaves an attempt as a worker does that ends when so many linears are done.
   private func workPartly(linears: Int) throws -> JobAttempt {
     let attempt = try JobAttempt.begin(in: bench.order.directory)
-    let kept = bench.directory.file("kept")
-    var count = 0
-    try bench.work(attempt: attempt) { event in
-      guard case .linear = event else { return }
-      count += 1
-      if count == linears { try FileManager.default.copyItem(atPath: bench.order.directory, toPath: kept) }
-    }
-    try FileSystem.removeTree(bench.order.directory)
-    try FileSystem.move(kept, to: bench.order.directory)
+    try bench.workPartly(linears: linears, attempt: attempt)
     return attempt
   }
 
@@ -44,7 +34,7 @@ struct JobAttemptTests {
 
   @Test func `the next attempt goes on with what the one before has journalled`() throws {
     let first = try workPartly(linears: 5)
-    #expect(try !FileSystem.exists(bench.files.checkpoint))
+    #expect(try !FileSystem.exists(bench.files.result))
     let second = try JobAttempt.begin(in: bench.order.directory)
     try bench.work(attempt: second)
     #expect(bench.resumedLinears == 5)
@@ -85,7 +75,7 @@ struct JobAttemptTests {
         if count == 6 { try JobAttempt.retireAll(in: job) }
       }
     }
-    #expect(try !FileSystem.exists(bench.files.checkpoint))
+    #expect(try !FileSystem.exists(bench.files.result))
     #expect(try JobAttempt.all(in: job) == [])
     let second = try JobAttempt.begin(in: job)
     #expect(second.number == 2)
@@ -114,12 +104,40 @@ struct JobAttemptTests {
       return
     }
     #expect(try bench.weights() == expected)
-    #expect(try ChecksumManifest.problems(in: bench.files.checkpoint) == [])
+    #expect(try ChecksumManifest.problems(in: bench.files.result) == [])
     // A third finds the result.
     let third = try other.work(attempt: try JobAttempt.begin(in: job))
     guard case .finished? = third.first else {
       Issue.record("\(third)")
       return
     }
+  }
+
+  @Test func `a worker that is alone goes on with what attempts have journalled`() throws {
+    _ = try workPartly(linears: 5)
+    // Slurm was the queue, and is not any more.
+    bench.order.isShared = nil
+    try bench.work()
+    #expect(bench.resumedLinears == 5)
+    #expect(try bench.weights() == expected)
+  }
+
+  @Test(arguments: [true, false])
+  func `what a retired worker finds out of its job stands for nothing`(_ isEarly: Bool) throws {
+    let job = bench.order.directory
+    let first = try JobAttempt.begin(in: job)
+    let step = isEarly ? "reading \(bench.order.calibration)" : "reading the checkpoint"
+    #expect(throws: (any Error).self) {
+      try bench.work(attempt: first) { event in
+        guard event == .step(step) else { return }
+        // As 'quantease retry' does, with other settings from then on.
+        try JobAttempt.retireAll(in: job)
+        try bench.prepareRetry()
+      }
+    }
+    for file in [bench.files.tokens, bench.files.contents, bench.files.identity] {
+      #expect(try !FileSystem.exists(file), "\(file)")
+    }
+    #expect(first.isOutdated)
   }
 }

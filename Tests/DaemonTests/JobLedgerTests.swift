@@ -1,3 +1,4 @@
+import Export
 import Foundation
 import SystemIO
 import TestSupport
@@ -48,7 +49,7 @@ struct JobLedgerTests {
         throw FileError(path: path, operation: .synchronize, errno: .ioError)
       }
       #expect(throws: FileError.self) { try ledger.publish(Self.id, summary: nil) }
-      #expect(try !FileSystem.exists(ledger.files(of: Self.id).checkpoint))
+      #expect(try !FileSystem.exists(ledger.files(of: Self.id).result))
       _ = try ledger.recover()
       #expect(ledger.job(Self.id)?.phase == .queued)
       #expect(try FileSystem.exists(ledger.files(of: Self.id).journal))
@@ -220,5 +221,52 @@ struct JobLedgerTests {
   @Test(arguments: ["cancel", "delete.x", ".cancel.x", "", "Cancel.x"])
   func `any other file among the requests is none`(_ name: String) {
     #expect(JobRequest(fileName: name) == nil)
+  }
+
+  @Test func `what Slurm has is left to it, though no daemon runs`() throws {
+    try begun { ledger throws in
+      try ledger.update(Self.id) { job in
+        job.phase = .running
+        job.slurm = SlurmJob(of: Self.id, spool: spool.root, earlierAttempts: 0)
+        job.slurm?.number = "7"
+      }
+      // As a command does that holds another job back.
+      #expect(try ledger.recover() == [])
+      #expect(ledger.job(Self.id)?.phase == .running && ledger.job(Self.id)?.slurm?.number == "7")
+    }
+  }
+
+  @Test func `a result in its place is not published a second time when another worker brings it`() throws {
+    try begun { ledger throws in
+      let output = FileSystem.join(spool.output, Self.name)
+      let bench = try WorkerBench()
+      try bench.work()
+      var report = try Report(directory: bench.files.result)
+      report.job = Self.id
+      // The daemon ended after the move, and a worker that was cut off hands its result over, too.
+      try FileSystem.createDirectories(output)
+      try report.write(to: Report.Place(directory: output))
+      try ledger.update(Self.id) { job in
+        job.phase = .publishing
+        job.output = output
+      }
+      _ = try ledger.recover()
+      #expect(ledger.job(Self.id)?.phase == .published && ledger.job(Self.id)?.output == output)
+      let names = try FileSystem.names(in: spool.output).filter { !$0.hasPrefix(".") }
+      #expect(names == [Self.name])
+    }
+  }
+
+  @Test func `the number of an attempt is not given again, though its directory is gone`() throws {
+    try begun { ledger throws in
+      let directory = ledger.files(of: Self.id).directory
+      for _ in 0..<2 { _ = try JobAttempt.begin(in: directory) }
+      try ledger.cancel(Self.id)
+      #expect(try !FileSystem.exists(directory))
+      try ledger.retry(Self.id)
+      try FileSystem.createDirectories(directory)
+      let last = try #require(ledger.job(Self.id)?.lastAttempt)
+      #expect(try JobAttempt.begin(in: directory, after: last).number == 3)
+    }
   }
 }

@@ -24,7 +24,7 @@ struct JobWorkerTests {
     #expect(
       kinds == ["identity", "llama 2 14"] + Array(repeating: "first", count: 7)
         + Array(repeating: "second", count: 7) + ["finished"])
-    #expect(try OutputVerification.problems(of: bench.files.checkpoint) == [])
+    #expect(try OutputVerification.problems(of: bench.files.result) == [])
     #expect(try FileSystem.names(in: bench.order.cacheDirectory) == [])
   }
 
@@ -53,9 +53,9 @@ struct JobWorkerTests {
     try bench.work()
     #expect(bench.resumedLinears == 5)
     #expect(try FileSystem.contents(of: calls, limit: 100) == Array("called\n".utf8))
-    let names = try FileSystem.names(in: bench.files.checkpoint)
+    let names = try FileSystem.names(in: bench.files.result)
     #expect(names.contains("working-Q4_K_M.gguf") && !names.contains("config.json"))
-    #expect(try OutputVerification.problems(of: bench.files.checkpoint) == [])
+    #expect(try OutputVerification.problems(of: bench.files.result) == [])
     #expect(try !FileSystem.exists(bench.files.convertedDirectory))
   }
 
@@ -72,27 +72,28 @@ struct JobWorkerTests {
 
   @Test func `what a worker that was killed had begun to write is no part of the result`() throws {
     try bench.work()
-    let expected = try FileSystem.names(in: bench.files.checkpoint)
+    let expected = try FileSystem.names(in: bench.files.result)
+    try FileSystem.move(bench.files.result, to: bench.files.staged)
     // As if it had been in the middle of any of the last files.
-    try FileSystem.removeTree(bench.files.checkpoint + "/SHA256SUMS")
+    try FileSystem.removeTree(bench.files.staged + "/SHA256SUMS")
     for name in ["quantease_report.json", "quantease_report.html", "SHA256SUMS"] {
       try bench.directory.write("half", to: "half")
-      try FileSystem.move(bench.directory.file("half"), to: bench.files.checkpoint + "/.\(name).1a2b.tmp")
+      try FileSystem.move(bench.directory.file("half"), to: bench.files.staged + "/.\(name).1a2b.tmp")
     }
     try bench.work()
-    #expect(try FileSystem.names(in: bench.files.checkpoint) == expected)
-    #expect(try OutputVerification.problems(of: bench.files.checkpoint) == [])
+    #expect(try FileSystem.names(in: bench.files.result) == expected)
+    #expect(try OutputVerification.problems(of: bench.files.result) == [])
   }
 
   @Test func `the result says whose it is, and has the job's log`() throws {
     try FileSystem.createDirectories(bench.files.directory)
     bench.files.log.write(.warning, "a word", [.layer(3)])
     try bench.work()
-    let report = try Report(directory: bench.files.checkpoint)
+    let report = try Report(directory: bench.files.result)
     #expect(report.job == bench.order.id && report.identity == bench.identity && report.identity != nil)
-    let log = try FileSystem.contents(of: bench.files.checkpoint + "/quantease_job.log", limit: 1 << 20)
+    let log = try FileSystem.contents(of: bench.files.result + "/quantease_job.log", limit: 1 << 20)
     #expect(String(decoding: log, as: UTF8.self).hasSuffix("Z warning: a word layer=3\n"))
-    #expect(try OutputVerification.problems(of: bench.files.checkpoint) == [])
+    #expect(try OutputVerification.problems(of: bench.files.result) == [])
   }
 
   @Test func `a job that is tried again with other settings begins anew`() throws {
@@ -151,12 +152,15 @@ struct JobWorkerTests {
   }
 
   @Test func `a result that is not what was written is not published`() throws {
-    try bench.work()
-    try bench.flip(bench.files.checkpoint + "/model.safetensors", at: 30_000)
-    let failure = try #require(throws: JobFailure.self) { try bench.work() }
+    let failure = try #require(throws: JobFailure.self) {
+      try bench.work { event in
+        guard event == .step("verifying the result") else { return }
+        try bench.flip(bench.files.staged + "/model.safetensors", at: 30_000)
+      }
+    }
     #expect(failure.kind == .broken)
     #expect(failure.message.contains("model.safetensors is not what was written"))
-    #expect(try !FileSystem.exists(bench.files.checkpoint))
+    #expect(try !FileSystem.exists(bench.files.result))
     // Its journal is sound: the next worker has little to do.
     try bench.work()
     #expect(bench.resumedLinears == 14)
@@ -179,7 +183,19 @@ struct JobWorkerTests {
       }
     }
     #expect(isChanged && failure.kind == .job && failure.message.contains(bench.order.model))
-    #expect(try !FileSystem.exists(bench.files.checkpoint))
+    #expect(try !FileSystem.exists(bench.files.result))
+  }
+
+  @Test func `what another version of the algorithm has begun is begun anew`() throws {
+    let undisturbed = try WorkerBench()
+    try undisturbed.work()
+    try bench.workPartly(linears: 5)
+    // Another digest, as other versions come to, in a file named as they name it.
+    let other = bench.order.directory + "/identity"
+    if bench.files.identity != other { try FileSystem.move(bench.files.identity, to: other) }
+    try bench.flip(other, at: 3)
+    try bench.work()
+    #expect(bench.identity == undisturbed.identity)
   }
 
   @Test func `a cache of an earlier start of the machine is not used`() throws {
@@ -194,19 +210,70 @@ struct JobWorkerTests {
     let id = JobName.identifier(for: String(repeating: "n", count: 255), at: Date(), random: 1)
     let bench = try WorkerBench(id: id)
     try bench.work()
-    #expect(try OutputVerification.problems(of: bench.files.checkpoint) == [])
+    #expect(try OutputVerification.problems(of: bench.files.result) == [])
   }
 
   @Test func `files that are copied along may have any name`() throws {
     try AtomicFile.write("{}", to: bench.order.model + "/line\nfeed.json")
     try bench.work()
-    #expect(try OutputVerification.problems(of: bench.files.checkpoint) == [])
+    #expect(try OutputVerification.problems(of: bench.files.result) == [])
+  }
+
+  @Test func `what is not verified yet does not stand where a result does`() throws {
+    var seen: [Bool] = []
+    try bench.work { event in
+      if case .step(let text) = event, ["writing checksums", "verifying the result"].contains(text) {
+        seen.append(try FileSystem.exists(bench.files.result))
+      }
+    }
+    #expect(seen == [false, false])
+    #expect(try OutputVerification.problems(of: bench.files.result) == [])
+  }
+
+  @Test func `an attempt leaves the caches of other spools' jobs alone`() throws {
+    bench.order.isShared = true
+    try FileSystem.createDirectories(bench.order.cacheDirectory)
+    let other = try WorkerBench(id: "other")
+    other.order.isShared = true
+    other.order.cacheDirectory = bench.order.cacheDirectory
+    var isSeen = false
+    try other.work(attempt: JobAttempt.begin(in: other.order.directory)) { event in
+      guard case .linear = event, !isSeen else { return }
+      isSeen = true
+      let before = try FileSystem.names(in: bench.order.cacheDirectory)
+      #expect(!before.isEmpty)
+      try bench.work(attempt: JobAttempt.begin(in: bench.order.directory)) { event in
+        guard case .linear = event else { return }
+        let now = try FileSystem.names(in: bench.order.cacheDirectory)
+        #expect(Set(now).isSuperset(of: before), "\(now)")
+      }
+    }
+    #expect(isSeen)
+  }
+
+  @Test func `a node whose cache is on a network file system takes no job`() throws {
+    bench.order.isShared = true
+    bench.isNetworked = true
+    let attempt = try JobAttempt.begin(in: bench.order.directory)
+    let error = #expect(throws: JobFailure.self) { try bench.work(attempt: attempt) }
+    #expect(error?.code == 78 && error?.kind == .blocked)
+    #expect(error?.message.contains(bench.order.cacheDirectory) == true)
+  }
+
+  @Test(arguments: [nil, true])
+  func `a cache that may be what breaks workers is left alone by the next one`(_ forgets: Bool?) throws {
+    bench.order.isShared = true
+    try bench.workPartly(linears: 13, attempt: JobAttempt.begin(in: bench.order.directory))
+    bench.order.forgetsCache = forgets
+    let events = try bench.work(attempt: JobAttempt.begin(in: bench.order.directory))
+    let isRepeated = events.contains { if case .catchingUp(let at) = $0 { at.layer == 0 } else { false } }
+    #expect(isRepeated == (forgets == true), "\(events)")
   }
 }
 
 struct OutputVerificationTests {
   private let bench: WorkerBench
-  private var output: String { bench.files.checkpoint }
+  private var output: String { bench.files.result }
 
   init() throws {
     bench = try WorkerBench()

@@ -47,8 +47,8 @@ final class LedgerFixture {
 
   func makeCheckpoint(_ id: String = id) throws {
     let files = JobFiles(FileSystem.join(spool.partial, id))
-    try FileSystem.createDirectories(files.checkpoint)
-    try AtomicFile.write("result of \(id)", to: FileSystem.join(files.checkpoint, "model.safetensors"))
+    try FileSystem.createDirectories(files.result)
+    try AtomicFile.write("result of \(id)", to: FileSystem.join(files.result, "model.safetensors"))
     try AtomicFile.write("", to: files.journal)
   }
 

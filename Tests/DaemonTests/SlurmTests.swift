@@ -21,7 +21,7 @@ extension SupervisorTests {
       let bench = try WorkerBench()
       try bench.work()
       report = loop.fixture.directory.file("report.json")
-      try FileSystem.copyFile(bench.files.checkpoint + "/quantease_report.json", to: report)
+      try FileSystem.copyFile(bench.files.result + "/quantease_report.json", to: report)
     }
 
     // MARK: Support
@@ -36,9 +36,12 @@ extension SupervisorTests {
     }
 
     /// A daemon whose workers run a script for `sh`; `$files` in it is the job's directory, and `say EVENT…` tells events.
-    private func supervisor(_ script: String, parallel: Int = 4) throws -> Supervisor {
+    private func supervisor(
+      _ script: String, parallel: Int = 4, patience: Supervisor.Patience? = nil, path: String? = nil
+    ) throws -> Supervisor {
       let ready = """
         #!/bin/sh
+        [ "$1" != hooks ] || exit 0
         files=$(dirname "$2")
         if [ "$1" = enqueue ]; then
           order=$2; shift 4
@@ -61,9 +64,9 @@ extension SupervisorTests {
       return try Supervisor(
         configuration: configuration, readConfiguration: read, log: Log(least: .critical),
         notifier: ServiceNotifier(environment: ProcessEnvironment(value: { _ in nil }, remove: { _ in })),
-        patience: patience, program: program,
+        patience: patience ?? self.patience, program: program,
         environment: [
-          "PATH": "\(TestFiles.repositoryFile("Tests/Fixtures/slurm")):/usr/bin:/bin",
+          "PATH": path ?? "\(TestFiles.repositoryFile("Tests/Fixtures/slurm")):/usr/bin:/bin",
           "FAKE_SLURM_DIR": slurm,
           "SBATCH_PARTITION": "other",
         ])
@@ -71,6 +74,16 @@ extension SupervisorTests {
 
     /// Has Slurm's jobs begin at once.
     private func startsJobs() throws { try note("run", "") }
+
+    /// Has one of Slurm's jobs begin, or begin again.
+    private func startJob(_ number: Int, restarts: Int = 0) {
+      _ = try? Process.run(
+        URL(fileURLWithPath: "/usr/bin/env"),
+        arguments: [
+          "FAKE_SLURM_DIR=\(slurm)", "setsid", TestFiles.repositoryFile("Tests/Fixtures/slurm/fake-run"),
+          "\(number)",
+        ] + (restarts > 0 ? ["\(restarts)"] : []))
+    }
 
     private func note(_ name: String, _ text: String) throws {
       try AtomicFile.rewrite(Array(text.utf8), to: "\(slurm)/\(name)")
@@ -88,7 +101,7 @@ extension SupervisorTests {
       """
       mkdir "$files/attempt.$n/checkpoint"
       cp \(report) "$files/attempt.$n/checkpoint/quantease_report.json"
-      mv -T "$files/attempt.$n/checkpoint" "$files/checkpoint"
+      mv -T "$files/attempt.$n/checkpoint" "$files/result"
       """
     }
 
@@ -144,12 +157,7 @@ extension SupervisorTests {
         if !isStarted, supervisor.ledger.job(Self.ids[0])?.slurm?.number == "1" {
           isStarted = true
           try? FileSystem.removeTree("\(slurm)/sbatch.lost")
-          _ = try? Process.run(
-            URL(fileURLWithPath: "/usr/bin/env"),
-            arguments: [
-              "FAKE_SLURM_DIR=\(slurm)", "setsid", TestFiles.repositoryFile("Tests/Fixtures/slurm/fake-run"),
-              "1",
-            ])
+          startJob(1)
         }
         return !snapshot.finished.isEmpty
       }
@@ -195,7 +203,8 @@ extension SupervisorTests {
       let files = supervisor.ledger.files(of: Self.ids[0])
       var rounds = 0
       try loop.run(supervisor) { snapshot in
-        guard let job = supervisor.ledger.job(Self.ids[0]), job.slurm?.state == "RUNNING" else {
+        guard let job = supervisor.ledger.job(Self.ids[0]), job.isWithSlurm, job.slurm?.state == "RUNNING"
+        else {
           return !snapshot.finished.isEmpty
         }
         rounds += 1
@@ -203,7 +212,7 @@ extension SupervisorTests {
         #expect(snapshot.current?.place == "on fake, in Slurm as job 1")
         try? FileSystem.createDirectories(files.directory + "/attempt.1/checkpoint")
         try? FileSystem.copyFile(report, to: files.directory + "/attempt.1/checkpoint/quantease_report.json")
-        try? FileSystem.move(files.directory + "/attempt.1/checkpoint", to: files.checkpoint)
+        try? FileSystem.move(files.directory + "/attempt.1/checkpoint", to: files.result)
         return false
       }
       #expect(try submissions.isEmpty)
@@ -224,7 +233,7 @@ extension SupervisorTests {
     {
       try makeSources()
       _ = try saveRow(number: "7")
-      let checkpoint = JobFiles(FileSystem.join(loop.fixture.spool.partial, Self.ids[0])).checkpoint
+      let checkpoint = JobFiles(FileSystem.join(loop.fixture.spool.partial, Self.ids[0])).result
       try FileSystem.createDirectories(checkpoint)
       try FileSystem.copyFile(report, to: checkpoint + "/quantease_report.json")
       let supervisor = try supervisor("exit 1")
@@ -375,12 +384,7 @@ extension SupervisorTests {
       try loop.run(supervisor) { snapshot in
         if !isStarted, (try? submissions.isEmpty) == false {
           isStarted = true
-          _ = try? Process.run(
-            URL(fileURLWithPath: "/usr/bin/env"),
-            arguments: [
-              "FAKE_SLURM_DIR=\(slurm)", "setsid",
-              TestFiles.repositoryFile("Tests/Fixtures/slurm/fake-run"), "2",
-            ])
+          startJob(2)
         }
         return !snapshot.finished.isEmpty
       }
@@ -404,6 +408,129 @@ extension SupervisorTests {
       #expect(try submissions.count == 2)
       #expect(try FileSystem.exists("\(slurm)/1.cancelled"))
       #expect(supervisor.ledger.job(Self.ids[0])?.phase == .published)
+    }
+
+    // MARK: What nobody wants any more
+
+    @Test func `what is over when it is taken back is not asked for again and again`() throws {
+      try makeSources(2)
+      try startsJobs()
+      let supervisor = try supervisor(finishing)
+      try loop.run(supervisor) { snapshot in
+        snapshot.finished.count == 2 && supervisor.ledger.jobs.allSatisfy { $0.slurm == nil }
+      }
+      #expect(supervisor.slurm.unwanted.isEmpty)
+    }
+
+    @Test func `a job that goes on after it was cancelled is asked for until it is gone`() throws {
+      try makeSources()
+      try startsJobs()
+      try note("scancel.late", "")
+      let supervisor = try supervisor("sleep 30")
+      var rounds = 0
+      try loop.run(supervisor) { _ in
+        if rounds == 0, supervisor.ledger.job(Self.ids[0])?.slurm?.state == "RUNNING" {
+          rounds = 1
+          try? JobRequest(.cancel, job: Self.ids[0]).leave(in: loop.fixture.spool)
+        } else if rounds > 0, (try? FileSystem.exists("\(slurm)/1.asked")) == true {
+          rounds += 1
+          if rounds == 10 { try? FileSystem.removeTree("\(slurm)/scancel.late") }
+        }
+        return rounds > 0 && supervisor.ledger.job(Self.ids[0])?.slurm == nil
+      }
+      #expect(try FileSystem.exists("\(slurm)/1.cancelled"))
+    }
+
+    @Test func `a job in doubt is not taken for the one before it that is being cancelled`() throws {
+      try makeSources()
+      try startsJobs()
+      try note("scancel.late", "")
+      let supervisor = try supervisor("[ $n -gt 1 ] || exec sleep 30\n\(finishing)")
+      var step = 0
+      try loop.run(supervisor) { snapshot in
+        let job = supervisor.ledger.job(Self.ids[0])
+        if step == 0, job?.slurm?.state == "RUNNING" {
+          step = 1
+          try? note("sbatch.fail", "sbatch: error: Socket timed out on send/recv operation")
+          try? JobRequest(.pause, job: Self.ids[0]).leave(in: loop.fixture.spool)
+        } else if step == 1, job?.phase == .queued, job?.isHeld == true {
+          step = 2
+          try? JobRequest(.resume, job: Self.ids[0]).leave(in: loop.fixture.spool)
+        } else if step == 2, job?.pausedBecause?.contains("Socket timed out") == true {
+          step = 3
+          for file in ["sbatch.fail", "scancel.late"] { try? FileSystem.removeTree("\(slurm)/\(file)") }
+        }
+        return !snapshot.finished.isEmpty
+      }
+      #expect(step == 3)
+      #expect(try submissions.count == 2)
+      #expect(supervisor.ledger.job(Self.ids[0])?.phase == .published)
+    }
+
+    // MARK: Faults
+
+    @Test func `a job's silence begins when it does`() throws {
+      try makeSources()
+      var patience = patience
+      patience.silence = .milliseconds(400)
+      let supervisor = try supervisor("sleep 0.1\n\(finishing)", patience: patience)
+      let start = ContinuousClock.now
+      var isStarted = false
+      try loop.run(supervisor) { snapshot in
+        if !isStarted, ContinuousClock.now - start > .milliseconds(900), (try? submissions.isEmpty) == false {
+          isStarted = true
+          startJob(1)
+        }
+        return !snapshot.finished.isEmpty
+      }
+      #expect(supervisor.ledger.counters == .init(published: 1))
+    }
+
+    @Test func `what an attempt found that is over, the next one has not found`() throws {
+      try makeSources()
+      try startsJobs()
+      let before = FileSystem.join(loop.fixture.spool.output, "model-1")
+      try FileSystem.createDirectories(before)
+      let supervisor = try supervisor(
+        """
+        if [ $n = 1 ]; then say \(text(.identity("old"))) \(text(.reused(job: "earlier", output: before))); exec sleep 30; fi
+        until [ -e \(slurm)/go ]; do sleep 0.05; done
+        \(finishing)
+        """)
+      var isAgain = false
+      try loop.run(supervisor) { snapshot in
+        if !isAgain, supervisor.ledger.job(Self.ids[0])?.output == before {
+          isAgain = true
+          // Its host was cut off; Slurm starts the job elsewhere.
+          startJob(1, restarts: 1)
+          try? note("go", "")
+        }
+        return !snapshot.finished.isEmpty
+      }
+      #expect(supervisor.ledger.job(Self.ids[0])?.output == before + "-2")
+      #expect(supervisor.ledger.job(Self.ids[0])?.madeBy == nil)
+      #expect(try FileSystem.exists(before + "-2/quantease_report.json"))
+    }
+
+    @Test func `a published job is told of, though something of it could not be cleared away`() throws {
+      try makeSources()
+      try startsJobs()
+      try FileSystem.createDirectories(loop.configuration.hooks)
+      try AtomicFile.write("", to: "\(loop.configuration.hooks)/on-done")
+      let supervisor = try supervisor("rm -r \(loop.fixture.spool.done)\n\(finishing)")
+      try loop.run(supervisor) { _ in
+        (try? FileSystem.names(in: loop.fixture.spool.hookEvents))?.isEmpty == false
+      }
+      #expect(supervisor.ledger.job(Self.ids[0])?.phase == .published)
+    }
+
+    @Test func `a daemon without Slurm's commands says so of its jobs`() throws {
+      try makeSources()
+      _ = try saveRow(number: "1")
+      let supervisor = try supervisor("exit 1", path: "/nowhere")
+      try loop.run(supervisor) { _ in
+        supervisor.ledger.job(Self.ids[0])?.pausedBecause?.contains("squeue") == true
+      }
     }
 
     // MARK: Lists
@@ -437,6 +564,11 @@ extension SupervisorTests {
       }
       let limit = try #require(SlurmListing("5|PENDING|PartitionTimeLimit||c").entries.first?.obstacle)
       #expect(limit.contains("slurm-minutes"))
+      // Others' jobs end, and then it starts.
+      for reason in ["QOSMaxCpuPerUserLimit", "AssocGrpCpuLimit", "QOSGrpNodeLimit", "AssocMaxJobsLimit"] {
+        #expect(SlurmListing("5|PENDING|\(reason)||c").entries.first?.obstacle == nil, "\(reason)")
+      }
+      #expect(SlurmListing("5|PENDING|QOSMaxMemoryPerJob||c").entries.first?.obstacle != nil)
     }
   }
 }

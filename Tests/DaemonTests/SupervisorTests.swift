@@ -86,7 +86,7 @@ import Testing
     try fixture.makeSource()
     let supervisor = try supervisor(
       worker: """
-        mkdir -p "$files/checkpoint"; echo result > "$files/checkpoint/model.safetensors"
+        mkdir -p "$files/result"; echo result > "$files/result/model.safetensors"
         \(saying(.step("x"), .linear(.init(name: "a", layer: 0, relativeError: 0.5), secondsRemaining: 1), Self.finished))
         """)
     try run(supervisor) { !$0.finished.isEmpty }
@@ -99,7 +99,7 @@ import Testing
     try fixture.makeSource()
     let supervisor = try supervisor(
       worker: """
-        mkdir -p "$files/checkpoint"; echo result > "$files/checkpoint/model.safetensors"
+        mkdir -p "$files/result"; echo result > "$files/result/model.safetensors"
         \(saying(.warning("zeros"), .warning("damage"), .warning("zeros"), Self.finished))
         """)
     try run(supervisor) { !$0.finished.isEmpty }
@@ -144,7 +144,7 @@ import Testing
       worker: """
         echo >> "$files/tries"
         if [ $(wc -l < "$files/tries") -lt 5 ]; then \(blocked); exit 69; fi
-        mkdir -p "$files/checkpoint"
+        mkdir -p "$files/result"
         \(saying(Self.finished))
         """)
     var reasons: Set<String> = []
@@ -183,7 +183,7 @@ import Testing
     let supervisor = try supervisor(
       worker: """
         if [ ! -e "$files/tried" ]; then touch "$files/tried"; \(saying(.reused(job: "twin", output: output))); exit 1; fi
-        mkdir -p "$files/checkpoint"; \(saying(.identity("d"), Self.finished))
+        mkdir -p "$files/result"; \(saying(.identity("d"), Self.finished))
         """)
     try run(supervisor) { !$0.finished.isEmpty }
     let job = try #require(supervisor.ledger.job(Self.id))
@@ -248,7 +248,7 @@ import Testing
     try fixture.makeSource("20261123T231503Z-00a7-second")
     let supervisor = try supervisor(
       worker: """
-        case "$2" in *second*) mkdir "$files/checkpoint"; \(saying(Self.finished));; *) exec sleep 60;; esac
+        case "$2" in *second*) mkdir "$files/result"; \(saying(Self.finished));; *) exec sleep 60;; esac
         """)
     var isAsked = false
     try run(supervisor) { snapshot in

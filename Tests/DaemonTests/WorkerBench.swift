@@ -53,21 +53,25 @@ final class WorkerBench {
   }
 
   /// Leaves the job as a worker does that ends when so many linears are done.
-  func workPartly(linears: Int) throws {
-    let kept = directory.file("kept")
+  func workPartly(linears: Int, attempt: JobAttempt? = nil) throws {
+    let places = [order.directory, order.cacheDirectory]
+    func kept(_ place: String) -> String { directory.file("kept-" + FileSystem.name(of: place)) }
     var count = 0
-    try work { event in
+    try work(attempt: attempt) { event in
       guard case .linear = event else { return }
       count += 1
-      if count == linears { try FileManager.default.copyItem(atPath: self.order.directory, toPath: kept) }
+      guard count == linears else { return }
+      for place in places { try FileManager.default.copyItem(atPath: place, toPath: kept(place)) }
     }
-    try FileSystem.removeTree(order.directory)
-    try FileSystem.move(kept, to: order.directory)
+    for place in places {
+      try FileSystem.removeTree(place)
+      try FileSystem.move(kept(place), to: place)
+    }
   }
 
   /// What `retry` does to the job's files.
   func prepareRetry() throws {
-    for path in [files.order, files.tokens, files.identity, files.checkpoint] {
+    for path in [files.order, files.tokens, files.identity, files.result] {
       try FileSystem.removeTree(path)
     }
   }
@@ -82,7 +86,7 @@ final class WorkerBench {
 
   /// The bytes of the result's weights.
   func weights() throws -> [UInt8] {
-    try FileSystem.contents(of: files.checkpoint + "/model.safetensors", limit: 1 << 24)
+    try FileSystem.contents(of: files.result + "/model.safetensors", limit: 1 << 24)
   }
 
   /// Changes one byte of a file, and nothing else of it.

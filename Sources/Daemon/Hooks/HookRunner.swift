@@ -46,7 +46,8 @@ public struct HookRunner {
     do {
       guard try FileSystem.kind(of: program) == .regular else { return }
       let process = try ChildProcess(
-        program, arguments: [], environment: environment.merging(event.environment) { $1 }, isAlone: true)
+        program, arguments: [], environment: environment.merging(event.environment) { $1 }, isAlone: true,
+        readsErrors: true)
       let (words, isLate) = try listen(to: process)
       for line in words.split(separator: UInt8(ascii: "\n")).prefix(Self.lineLimit) {
         log.write(.info, String(decoding: line, as: UTF8.self), about)

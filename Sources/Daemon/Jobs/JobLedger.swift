@@ -1,3 +1,4 @@
+import Export
 import FoundationEssentials
 import SystemIO
 
@@ -170,8 +171,11 @@ public final class JobLedger {
   /// Publishes the finished checkpoint of a job under the name of its drop, or the next free one.
   func publish(_ id: String, summary: WorkerEvent.Summary?) throws {
     guard let job = records[id] else { preconditionFailure("\(id) is no job") }
-    let checkpoint = files(of: id).checkpoint
-    if try FileSystem.exists(checkpoint) {
+    let checkpoint = files(of: id).result
+    // A worker that was cut off may bring a result after the first one has been moved; it has the same bytes.
+    let isInPlace =
+      job.phase == .publishing && job.output.map { (try? Report(directory: $0))?.job == id } ?? false
+    if try !isInPlace && FileSystem.exists(checkpoint) {
       let output = try freeOutput(for: job.name)
       try update(id) { job in
         job.phase = .publishing
@@ -240,8 +244,10 @@ public final class JobLedger {
     // Settings may have changed, on purpose. If they have not, the journal still is the job's. All this comes before
     // the row: a crash in between leaves a job that can be tried again, and nothing old in one that is.
     let files = files(of: id)
+    // The order first: an attempt that begins afterwards finds none.
+    try FileSystem.removeTree(files.order)
     try JobAttempt.retireAll(in: files.directory)
-    for file in [files.order, files.source, files.tokens, files.identity, files.checkpoint] {
+    for file in [files.source, files.tokens, files.contents, files.identity, files.result, files.staged] {
       try FileSystem.removeTree(file)
     }
     // Left in the source, the reason would count as one of the model's files.
@@ -281,7 +287,12 @@ public final class JobLedger {
 
   /// Removes a job's own files, but for what a worker that broke down has done: it is worth keeping for `retry`.
   private func removeUnfinished(_ job: JobRecord) throws {
-    if job.failure?.kind != .broken { try FileSystem.removeTree(files(of: job.id).directory) }
+    guard job.failure?.kind != .broken else { return }
+    let directory = files(of: job.id).directory
+    let last = try JobAttempt.lastNumber(in: directory)
+    // Their numbers are not given again: a worker may be at one of them where nobody sees it.
+    if last > job.lastAttempt ?? 0 { try update(job.id) { $0.lastAttempt = last } }
+    try FileSystem.removeTree(directory)
   }
 
   /// Puts the source of a failed or cancelled job where it can be looked into, and the reason before it.
@@ -343,7 +354,8 @@ public final class JobLedger {
       try enter(id, name: JobName.name(of: id), arrivedAt: arrivedAt)
       news.append("\(id): claimed, and not yet entered")
     }
-    for job in jobs where !working.contains(job.id) {
+    // What Slurm has is a daemon's to look after, and goes on without one.
+    for job in jobs where !working.contains(job.id) && !job.isWithSlurm {
       switch job.phase {
       case .queued, .running:
         guard try spool.source(of: job) != nil else {
@@ -362,7 +374,7 @@ public final class JobLedger {
           news.append("\(job.id): goes on after \(job.linears.count) linears")
         }
       case .publishing:
-        let isComplete = try FileSystem.exists(files(of: job.id).checkpoint)
+        let isComplete = try FileSystem.exists(files(of: job.id).result)
         if try isComplete || job.output.map({ try FileSystem.exists($0) }) ?? false {
           try publish(job.id, summary: job.summary)
           news.append("\(job.id): published")

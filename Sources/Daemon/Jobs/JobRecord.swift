@@ -61,6 +61,8 @@ public struct JobRecord: Codable, Sendable, Equatable {
   public var failure: JobFailure?
   /// Where Slurm has it; nil where it is the daemon's own.
   public var slurm: SlurmJob?
+  /// The number of the last attempt whose directory is gone; nil where none is.
+  public var lastAttempt: Int?
   /// What looked wrong and did not stop the job; nil as long as nothing did.
   public var warnings: [String]?
 
@@ -74,6 +76,9 @@ public struct JobRecord: Codable, Sendable, Equatable {
 
   /// Waits for its turn and nothing else, and a person may hold it back.
   public var isHeld: Bool { heldSince != nil && phase == .queued }
+
+  /// Slurm has it, or is being given it, and its result is wanted.
+  var isWithSlurm: Bool { phase == .running && slurm?.isUnwanted == false }
 
   private static let warningLimit = 100
 
@@ -104,7 +109,7 @@ extension [JobRecord] {
 /// A job's identifier: when it was claimed, four digits against chance, and the name of the drop.
 public enum JobName {
   /// A file's name may have 255 bytes, and an identifier stands in longer ones: that of the lock beside the job's
-  /// activation cache adds 38 bytes to its own 22.
+  /// activation cache adds 44 bytes to its own 22.
   private static let nameByteLimit = 180
 
   public static func identifier(for name: String, at time: Date, random: UInt16) -> String {

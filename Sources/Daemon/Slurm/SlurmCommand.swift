@@ -21,10 +21,11 @@ final class SlurmCommand {
   init(
     _ program: String, _ arguments: [String], environment: [String: String], limit: Duration
   ) throws(FileError) {
-    name = FileSystem.name(of: program)
+    name = program.contains("/") ? arguments.first ?? program : program
     deadline = .now + limit
     process = try ChildProcess(
-      Self.path(of: program, environment), arguments: arguments, environment: environment, isAlone: true)
+      Self.path(of: program, environment), arguments: arguments, environment: environment, isAlone: true,
+      readsErrors: true)
   }
 
   var descriptor: Int32 { process.descriptor }
@@ -64,12 +65,19 @@ final class SlurmCommand {
     }
   }
 
-  /// The first of that name on the path.
-  private static func path(of program: String, _ environment: [String: String]) -> String {
+  /// The first of that name on the path; the name alone where there is none.
+  static func path(of program: String, _ environment: [String: String]) -> String {
     if program.contains("/") { return program }
     let directories = (environment["PATH"] ?? "/usr/local/bin:/usr/bin:/bin").split(separator: ":")
     return directories.map { FileSystem.join(String($0), program) }
-      .first { (try? FileSystem.exists($0)) ?? false } ?? "/usr/bin/\(program)"
+      .first { (try? FileSystem.exists($0)) ?? false } ?? program
+  }
+
+  /// What is said of a program that could not be started.
+  static func absence(of program: String, _ error: FileError) -> String {
+    error.errno == .noSuchFileOrDirectory
+      ? "\(program) is not there: Slurm's programs have to be installed on this host (Debian: slurm-client), and on the PATH"
+      : "\(error)"
   }
 
   /// A shell's variables may be options that nobody sees, and a daemon's own job would be its jobs'.

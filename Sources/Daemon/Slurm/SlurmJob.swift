@@ -60,6 +60,14 @@ struct SlurmListing: Sendable, Equatable {
       "REVOKED", "TIMEOUT",
     ]
 
+    /// Those that no job's end and no time mend. Limits on what all of a user's or an account's jobs take at once pass.
+    private static let lastReasons: Set = [
+      "AccountNotAllowed", "AssociationTimeLimit", "BadConstraints", "InvalidAccount", "InvalidQOS",
+      "MaxMemPerLimit",
+      "PartitionConfig", "PartitionDown", "PartitionInactive", "PartitionNodeLimit", "PartitionTimeLimit",
+      "QOSMinCpuNotSatisfied", "QOSMinGRES", "QOSMinMemory", "QOSMinNode", "QOSNotAllowed", "QOSTimeLimit",
+    ]
+
     /// What keeps it from ever starting, and what mends that; nil where it only waits.
     var obstacle: String? {
       guard state == "PENDING", let reason else { return nil }
@@ -67,11 +75,7 @@ struct SlurmListing: Sendable, Equatable {
       if held.contains(where: { reason.hasSuffix($0) }) || reason == "job requeued in held state" {
         return "Slurm holds job \(number) (\(reason)): 'scontrol release \(number)' lets it go on"
       }
-      let isLimit =
-        ["Partition", "QOS", "Assoc", "MaxMemPerLimit", "BadConstraints", "AccountNotAllowed"].contains {
-          reason.hasPrefix($0)
-        }
-      guard isLimit else { return nil }
+      guard Self.lastReasons.contains(reason) || reason.contains("PerJob") else { return nil }
       return
         "Slurm will not start job \(number) as things are (\(reason)): 'scontrol show job \(number)' says what it asks "
         + "for, slurm-partition, slurm-minutes, threads and memory decide that, and 'quantease retry' gives it anew"

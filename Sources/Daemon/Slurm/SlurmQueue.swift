@@ -29,15 +29,37 @@ struct SlurmQueue {
     var since = ContinuousClock.now
   }
 
-  /// A job of Slurm's. A number alone may be another's by now.
-  struct Unwanted: Equatable {
-    let number: String
+  /// A job of Slurm's of which nothing is to come.
+  struct Unwanted {
+    /// A number alone may be another's by now.
     let name: String
+    /// nil where nobody knows whether Slurm has got it: whatever it has by that name.
+    let number: String?
+    let since = ContinuousClock.now
+    /// When Slurm was last told.
+    var toldAt: ContinuousClock.Instant?
+
+    fileprivate var turn: (Int, ContinuousClock.Instant) { (toldAt == nil ? 0 : 1, toldAt ?? since) }
   }
 
-  mutating func cancel(_ number: String, named name: String) {
-    let entry = Unwanted(number: number, name: name)
-    if !unwanted.contains(entry) { unwanted.append(entry) }
+  /// Has a job cancelled, until Slurm's list says that it is over.
+  mutating func cancel(_ number: String?, named name: String) {
+    if isUnwanted(number, named: name) { return }
+    unwanted.append(Unwanted(name: name, number: number))
+    nextCancellation = .now
+  }
+
+  func isUnwanted(_ number: String?, named name: String) -> Bool {
+    unwanted.contains { $0.name == name && $0.number == number }
+  }
+
+  /// What Slurm is to be told next: what it has not been told yet, then what has been told the longest ago.
+  func nextCancellation(every pause: Duration) -> Int? {
+    let now = ContinuousClock.now
+    return unwanted.indices.filter { index in
+      unwanted[index].number != nil && unwanted[index].toldAt.map { now - $0 >= pause } ?? true
+    }
+    .min { unwanted[$0].turn < unwanted[$1].turn }
   }
 
   /// By the jobs' identifiers.
@@ -45,29 +67,31 @@ struct SlurmQueue {
   /// The job that is being handed over.
   var submission: (job: String, command: SlurmCommand)?
   var look: (command: SlurmCommand, since: ContinuousClock.Instant)?
-  var cancellation: (entry: Unwanted, command: SlurmCommand)?
-  /// What nobody wants any more, in the order in which Slurm is told.
+  /// Tells Slurm of one that nobody wants.
+  var cancellation: SlurmCommand?
   var unwanted: [Unwanted] = []
-  /// Names of what was taken back while it was handed over, so that nobody knows whether Slurm has it, and since when.
-  var unwantedNames: [String: ContinuousClock.Instant] = [:]
+  /// Commands that were ended, and are not gone yet.
+  var ended: [SlurmCommand] = []
   var nextLook = ContinuousClock.now
   var nextTail = ContinuousClock.now
   var nextCancellation = ContinuousClock.now
   /// Since when Slurm has not answered, in seconds since 1970.
   var silentSince: Double?
 
-  var descriptors: [Int32] {
-    [submission?.command.descriptor, look?.command.descriptor, cancellation?.command.descriptor].compactMap(
-      \.self)
+  private var commands: [SlurmCommand] {
+    [submission?.command, look?.command, cancellation].compactMap(\.self) + ended
   }
+
+  var descriptors: [Int32] { commands.map(\.descriptor) }
+
+  /// Whether there is anything that a look at Slurm's list would tell of.
+  var isLooking: Bool { !runs.isEmpty || !unwanted.isEmpty }
 
   /// Until when nothing is to be done but to wait for what the commands say.
   var timeToNextEvent: Duration {
-    var next: [Duration] = [submission?.command, look?.command, cancellation?.command].compactMap {
-      $0?.timeLeft
-    }
+    var next = commands.map(\.timeLeft)
     if !runs.isEmpty { next.append(nextTail - .now) }
-    if look == nil, !runs.isEmpty || !unwantedNames.isEmpty { next.append(nextLook - .now) }
+    if isLooking, look == nil { next.append(nextLook - .now) }
     if !unwanted.isEmpty, cancellation == nil { next.append(nextCancellation - .now) }
     return max(.zero, next.min() ?? .seconds(60))
   }

@@ -66,8 +66,7 @@ public struct SlurmSubmission {
   /// What a job asks for that is not told: what it can do with, as little as possible, so that it gets its turn soon. Nodes may
   /// have other kernels, and need the most where they multiply in fp32.
   private static func memory(_ plan: RunPlan, _ order: JobOrder) throws -> Int {
-    let device = order.device.flatMap(DeviceChoice.init) ?? .processor
-    if case .cuda = device {
+    if case .cuda = order.deviceChoice {
       throw JobFailure(
         .blocked,
         "what a job takes beside a GPU is not known here: set 'memory' in the daemon's configuration",
@@ -95,18 +94,27 @@ public struct SlurmSubmission {
 
   private static func mebibytes(_ bytes: Int) -> Int { bytes / (1 << 20) + 1 }
 
+  /// Of this process's group, so that whoever ends that ends it, too: Slurm must not get what was taken back.
   private func sbatch(_ needs: [String]) throws -> (status: Int32, text: String) {
-    let process = Process()
-    process.executableURL = URL(fileURLWithPath: "/usr/bin/env")
-    process.arguments = ["sbatch"] + arguments + needs
-    let (input, output) = (Pipe(), Pipe())
-    (process.standardInput, process.standardOutput, process.standardError) = (input, output, output)
-    try process.run()
-    try input.fileHandleForWriting.write(contentsOf: Data(script.utf8))
-    try input.fileHandleForWriting.close()
-    let text = String(decoding: output.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
-    process.waitUntilExit()
-    return (process.terminationStatus, text)
+    let file = FileSystem.join(FileSystem.parent(of: orderPath), "slurm.sh")
+    try AtomicFile.rewrite(Array(script.utf8), to: file)
+    let environment = ProcessInfo.processInfo.environment
+    let process: ChildProcess
+    do {
+      process = try ChildProcess(
+        SlurmCommand.path(of: "sbatch", environment), arguments: arguments + needs + [file],
+        environment: environment, readsErrors: true)
+    } catch {
+      throw JobFailure(.blocked, SlurmCommand.absence(of: "sbatch", error), code: 69)
+    }
+    var output: [UInt8] = []
+    while true {
+      let bytes = try process.read()
+      if bytes.isEmpty { break }
+      output += bytes
+    }
+    let status: Int32 = if case .exited(let status) = try process.wait() { status } else { 1 }
+    return (status, String(decoding: output, as: UTF8.self))
   }
 
   /// What a node runs: as the user that submits, whose environment there may be anything or nothing.

@@ -49,12 +49,19 @@ public struct JobAttempt: Sendable, Equatable {
     }
   }
 
-  /// Begins the next one.
+  /// The greatest number so far; 0 where there is none.
   /// - Throws: ``FileError``
-  public static func begin(in job: String) throws(FileError) -> JobAttempt {
+  static func lastNumber(in job: String) throws(FileError) -> Int {
+    max(try all(in: job).last?.number ?? 0, try all(in: job, retiredPrefix).last?.number ?? 0)
+  }
+
+  /// Begins the next one.
+  /// - Parameter last: the number of the last one whose directory is gone
+  /// - Throws: ``FileError``
+  public static func begin(in job: String, after last: Int = 0) throws(FileError) -> JobAttempt {
     let earlier = try all(in: job)
-    // A number is given once: a worker that is retired would find its directory again.
-    var number = max(earlier.last?.number ?? 0, try all(in: job, retiredPrefix).last?.number ?? 0) + 1
+    // A number is given once: a worker that nobody wants any more would find its directory again.
+    var number = max(last, try lastNumber(in: job)) + 1
     while true {
       let attempt = JobAttempt(number, in: job)
       // A name is given once, on any file system: who makes the directory has it.
@@ -70,10 +77,23 @@ public struct JobAttempt: Sendable, Equatable {
   /// not publish what is half removed: first it is no longer where it looks for it.
   private func clear(_ other: JobAttempt) throws(FileError) {
     let kept = [FileSystem.name(of: other.journal), Self.eventsName]
-    for name in try FileSystem.names(in: other.directory) where !kept.contains(name) {
-      let trash = FileSystem.join(directory, ".of-\(other.number)-\(name)")
-      try FileSystem.move(FileSystem.join(other.directory, name), to: trash)
-      try FileSystem.removeTree(trash)
+    do {
+      for name in try FileSystem.names(in: other.directory) where !kept.contains(name) {
+        let trash = FileSystem.join(directory, ".of-\(other.number)-\(name)")
+        try FileSystem.move(FileSystem.join(other.directory, name), to: trash)
+        try FileSystem.removeTree(trash)
+      }
+    } catch {
+      // Its worker, or another one, has moved or written something meanwhile; what stays goes with the job's directory.
+      guard [.noSuchFileOrDirectory, .directoryNotEmpty, .resourceBusy].contains(error.errno) else {
+        throw error
+      }
     }
+  }
+
+  /// Whether nobody waits for what comes of this one any more: its directory is gone or retired, or there is a later one.
+  public var isOutdated: Bool {
+    guard let all = try? Self.all(in: FileSystem.parent(of: directory)) else { return false }
+    return all.last?.number != number
   }
 }

@@ -1,3 +1,4 @@
+import Devices
 import FoundationEssentials
 import Pipeline
 import SystemIO
@@ -33,6 +34,10 @@ public struct JobOrder: Codable, Sendable, Equatable {
   public var ggufConverter: String?
   /// Whether a worker may meet another one of the same job, on a host that nobody hears of any more; nil: never.
   public var isShared: Bool?
+  /// The number of the last attempt whose directory is gone; nil where none is.
+  public var lastAttempt: Int?
+  /// Whether workers broke down that had made no progress: it may be the activation cache that breaks them.
+  public var forgetsCache: Bool?
 
   public init(
     id: String, name: String? = nil, results: [Result] = [], model: String, source: SourceFiles? = nil,
@@ -65,6 +70,13 @@ public struct JobOrder: Codable, Sendable, Equatable {
     public var identity: String
     /// Its path.
     public var output: String
+  }
+
+  /// What computes. `auto` is the processor where a scheduler gives GPUs to those that ask for some: the one that is to be
+  /// seen may be another's.
+  public var deviceChoice: DeviceChoice {
+    let device = device.flatMap(DeviceChoice.init) ?? .processor
+    return device == .auto && isShared == true ? .processor : device
   }
 
   public func write(to path: String) throws {
@@ -102,14 +114,16 @@ public struct JobFiles: Sendable {
   /// The GGUF file that a checkpoint became first, where it is to become one.
   public func converted(_ name: String) -> String { FileSystem.join(convertedDirectory, "\(name).gguf") }
   var convertedDirectory: String { FileSystem.join(own, "converted") }
-  /// The job's digest, once it is known.
-  public var identity: String { FileSystem.join(directory, "identity") }
+  /// The job's digest, once it is known. One by another version of the algorithm is that of another job.
+  public var identity: String {
+    FileSystem.join(directory, "identity.\(JobIdentity.algorithmVersion)")
+  }
   var log: JobLog { JobLog(directory: directory) }
   public var journal: String { FileSystem.join(own, "journal") }
   /// Held by the worker; where there may be others, nobody's.
   public var lock: String { FileSystem.join(directory, "lock") }
-  /// The finished checkpoint; it is there only when all of it is.
-  public var checkpoint: String { FileSystem.join(directory, "checkpoint") }
+  /// The finished checkpoint: it is there only when all of it is, verified and on the disk.
+  public var result: String { FileSystem.join(directory, "result") }
   /// Where a worker makes it.
   var staged: String { FileSystem.join(own, "checkpoint") }
 }

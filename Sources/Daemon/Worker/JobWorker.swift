@@ -76,9 +76,9 @@ public struct JobWorker {
     // A worker whose daemon was killed goes a moment later than its daemon.
     let lock = try attempt == nil ? self.lock ?? Self.waitForLock(files, job: order.id) : nil
     defer { withExtendedLifetime(lock) {} }
-    // Another one may have been faster.
-    if attempt != nil, try FileSystem.exists(files.checkpoint) {
-      return send(.finished(WorkerEvent.Summary(try Report(directory: files.checkpoint).totals)))
+    // An earlier worker got to the end, or another one was faster.
+    if try FileSystem.exists(files.result) {
+      return send(.finished(WorkerEvent.Summary(try Report(directory: files.result).totals)))
     }
     let kernels = backend.kernels(for: .bfloat16)
     var result: String?
@@ -119,15 +119,15 @@ public struct JobWorker {
     }
     // Before the daemon may have published it.
     let summary = WorkerEvent.Summary(try Report(directory: files.staged).totals)
-    if attempt != nil { try handOver() }
+    try handOver()
     send(.finished(summary))
   }
 
   /// Makes the verified checkpoint the job's, unless another worker was faster: theirs has the same bytes.
   private func handOver() throws {
-    do { try FileSystem.move(files.staged, to: files.checkpoint) } catch {
+    do { try FileSystem.move(files.staged, to: files.result) } catch {
       // On a network file system a rename may have been done that is said to have failed.
-      guard try FileSystem.exists(files.checkpoint) else { throw error }
+      guard try FileSystem.exists(files.result) else { throw error }
       try FileSystem.removeTree(files.staged)
     }
   }
@@ -268,34 +268,46 @@ public struct JobWorker {
 
   private var earlierJournals: [String] {
     get throws {
-      guard let attempt else { return [] }
-      // Before the job was Slurm's, it may have been this daemon's own.
-      return try [JobFiles(order.directory).journal]
-        + JobAttempt.journals(in: order.directory).filter { $0 != attempt.journal }
+      // A job may have been the daemon's own before it was Slurm's, and the other way round.
+      try ([JobFiles(order.directory).journal] + JobAttempt.journals(in: order.directory))
+        .filter { $0 != files.journal }
     }
   }
 
   /// The tokens that the job began with, or those drawn now.
   private func calibrationSet() throws -> CalibrationSet {
-    let length = order.settings.sequenceLength
-    if try FileSystem.exists(files.tokens) {
-      let bytes = try FileSystem.contents(of: files.tokens, limit: 1 << 32, symlinks: .refuse)
-      let tokens = stride(from: 0, to: bytes.count, by: 4).map { start in
-        bytes[start..<start + 4].reversed().reduce(Int32(0)) { $0 << 8 | Int32($1) }
-      }
-      return CalibrationSet(sequenceLength: length, tokens: tokens)
-    }
+    if try FileSystem.exists(files.tokens) { return try storedCalibrationSet() }
     try QuantizationRun.open(
       order.model, symlinks: symlinks, allowingRequantizing: order.settings.allowRequantize,
       rotation: order.settings.rotate)
     send(.step("reading \(order.calibration)"))
     let rows = try TokenRows(file: order.calibration, model: order.model, python: order.python)
     let set = try CalibrationSet(
-      drawing: order.settings.samples, sequenceLength: length, from: rows, seed: order.settings.seed)
-    try AtomicFile.write(
+      drawing: order.settings.samples, sequenceLength: order.settings.sequenceLength, from: rows,
+      seed: order.settings.seed)
+    try settle(
       set.tokens.flatMap { token in (0..<4).map { UInt8(truncatingIfNeeded: token >> (8 * $0)) } },
-      to: files.tokens)
-    return set
+      at: files.tokens)
+    return try storedCalibrationSet()
+  }
+
+  private func storedCalibrationSet() throws(FileError) -> CalibrationSet {
+    let bytes = try FileSystem.contents(of: files.tokens, limit: 1 << 32, symlinks: .refuse)
+    let tokens = stride(from: 0, to: bytes.count, by: 4).map { start in
+      bytes[start..<start + 4].reversed().reduce(Int32(0)) { $0 << 8 | Int32($1) }
+    }
+    return CalibrationSet(sequenceLength: order.settings.sequenceLength, tokens: tokens)
+  }
+
+  /// Writes what is to be the same for all workers of the job: the first one's counts. It comes from this worker's own
+  /// directory by a rename, which fails where that is retired: then the job may be another one by now.
+  private func settle(_ bytes: [UInt8], at path: String) throws(FileError) {
+    let draft = FileSystem.join(files.own, "\(FileSystem.name(of: path)).draft")
+    try AtomicFile.write(bytes, to: draft)
+    do { try FileSystem.move(draft, to: path) } catch {
+      guard try FileSystem.exists(path), try FileSystem.exists(draft) else { throw error }
+      try FileSystem.removeTree(draft)
+    }
   }
 
   private func knownIdentity(_ tokens: CalibrationSet) throws -> String {
@@ -304,9 +316,9 @@ public struct JobWorker {
     let contents = try JobIdentity.contents(of: order, symlinks: symlinks) { send(.advanced) }
     let identity = try JobIdentity.digest(of: order, contents: contents, tokens: tokens)
     // First, so that there is none without it.
-    try AtomicFile.rewrite(Array(contents.utf8), to: files.contents)
-    try AtomicFile.write(identity, to: files.identity)
-    return identity
+    try settle(Array(contents.utf8), at: files.contents)
+    try settle(Array(identity.utf8), at: files.identity)
+    return try Self.storedIdentity(files)
   }
 
   private static func storedIdentity(_ files: JobFiles) throws(FileError) -> String {
@@ -323,9 +335,17 @@ public struct JobWorker {
       ?? (try? FileSystem.contents(of: "/proc/sys/kernel/random/boot_id", limit: 128)).map {
         String(decoding: $0, as: UTF8.self)
       } ?? "process \(ThisProcess.identifier)"
-    let boot = identity.filter { $0.isLetter || $0.isNumber }.prefix(12)
+    let boot = identity.filter { $0.isLetter || $0.isNumber }.prefix(8)
     // With what makes the job this one: on a host that it comes back to there may be states of what it was before a retry.
-    let name = "\(order.id).\(boot)-\(job.prefix(8))\(Self.cacheSuffix)"
+    let name = "\(order.id).\(boot)-\(spoolMark)-\(job.prefix(8))\(Self.cacheSuffix)"
+    // The daemon looks at its own host's.
+    if attempt != nil, try isNetworked(FileSystem.nearestExisting(order.cacheDirectory)) {
+      throw JobFailure(
+        .blocked,
+        "\(order.cacheDirectory) is on a network file system on this node, which LMDB's files must not be on: let 'cache' be "
+          + "on a local disk of every node",
+        code: 78)
+    }
     try FileSystem.createDirectories(order.cacheDirectory)
     let path = FileSystem.join(order.cacheDirectory, name)
     guard let attempt else {
@@ -334,6 +354,9 @@ public struct JobWorker {
     }
     try removeAbandonedCaches()
     let lock = try lock(ofCache: path)
+    if lock != nil, order.forgetsCache == true {
+      for suffix in ["", "-lock"] { try FileSystem.removeTree(path + suffix) }
+    }
     return CachePlace(path: lock == nil ? "\(path).\(attempt.number)" : path, lock: lock)
   }
 
@@ -355,13 +378,20 @@ public struct JobWorker {
 
   private static let cacheSuffix = ".activations.mdb"
 
+  /// Tells this spool's caches from others' on the same host.
+  private var spoolMark: String {
+    var digest = SHA256Digest()
+    digest.update(FileSystem.parent(of: order.directory))
+    return String(digest.finish().prefix(4))
+  }
+
   /// Removes what jobs have left on this host that are over, or that went on elsewhere to their end.
   private func removeAbandonedCaches() throws {
     let jobs = FileSystem.parent(of: order.directory)
     for name in try FileSystem.names(in: order.cacheDirectory) {
       guard let end = name.range(of: Self.cacheSuffix, options: .backwards)?.lowerBound,
-        let id = name[..<end].lastIndex(of: ".").map({ String(name[..<$0]) }),
-        try !FileSystem.exists(FileSystem.join(jobs, id))
+        let dot = name[..<end].lastIndex(of: "."), name[dot..<end].contains("-\(spoolMark)-"),
+        try !FileSystem.exists(FileSystem.join(jobs, String(name[..<dot])))
       else { continue }
       try FileSystem.removeTree(FileSystem.join(order.cacheDirectory, name))
     }

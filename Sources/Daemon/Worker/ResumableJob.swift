@@ -130,9 +130,9 @@ public struct ResumableJob {
   public func run(by backend: any ComputeBackend, send: @escaping (WorkerEvent) -> Void) throws -> Report {
     try requireOneFileSystem()
     try JobWorker(order, backend: backend, symlinks: .follow, holding: lock, send: send).run()
-    let report = try Report(directory: files.checkpoint)
+    let report = try Report(directory: files.result)
     try AtomicFile.write(report.identity ?? "", to: finishedFile)
-    try FileSystem.move(files.checkpoint, to: output)
+    try FileSystem.move(files.result, to: output)
     try FileSystem.synchronizeDirectory(FileSystem.parent(of: output))
     try removeLeftovers()
     return report
