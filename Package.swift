@@ -152,7 +152,10 @@ let package = Package(
       ]),
     tests(
       "DaemonTests",
-      ["CLMDB", "ComputeOpenBLAS", "Daemon", "Export", "Pipeline", "SystemIO", "TestSupport", systemPackage]),
+      [
+        "Calibration", "CLMDB", "ComputeOpenBLAS", "Daemon", "Export", "Pipeline", "SystemIO", "TestSupport",
+        systemPackage,
+      ]),
     tests(
       "Integration",
       [

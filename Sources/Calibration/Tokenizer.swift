@@ -21,7 +21,7 @@ public struct Tokenizer: Sendable {
 
   /// Tokenizes a text whole, as one string, with the tokenizer's own special tokens.
   /// - Parameters:
-  ///   - text: a .txt file, or .jsonl with a field `text`, either also .zst
+  ///   - text: a .txt file, or .jsonl with a field `text` or with conversations, either also .zst
   ///   - model: the directory with tokenizer.json, or a GGUF file
   /// - Throws: ``CalibrationError``
   public func tokenize(text: String, model: String) throws -> TokenRows {
@@ -77,5 +77,12 @@ extension TokenRows {
     }
     self = try (python.map { Tokenizer(interpreter: $0) } ?? Tokenizer()).tokenize(
       text: file, model: gguf ?? model)
+  }
+
+  /// The same of every file.
+  public static func all(of sources: CalibrationSources, model: String, python: String? = nil) throws
+    -> [TokenRows]
+  {
+    try sources.files.map { try TokenRows(file: $0.path, model: model, python: python) }
   }
 }

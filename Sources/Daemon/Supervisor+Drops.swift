@@ -107,25 +107,36 @@ extension Supervisor {
   func takeRequests() {
     attempt {
       for request in try JobRequest.all(in: spool) {
-        // Last, as that says that it is done; and in any case, as one that cannot be met must not come again and again.
-        defer { attempt { try FileSystem.removeTree(request.path(in: spool)) } }
-        if let job = request.job, request.action == .cancel || request.action == .pause {
-          if worker?.job == job { try endWorker(saying: "held back") }
-          try withdraw(job, saying: "held back")
-        }
+        // Last, as that says that it is done; one that cannot be met must not come again and again.
+        var isOver = true
+        defer { if isOver { attempt { try FileSystem.removeTree(request.path(in: spool)) } } }
         do {
-          if try retryInSlurm(request) { continue }
-          try ledger.carryOut(request)
-          if let job = request.job {
-            if request.action == .retry { pauses[job] = nil }
-            tell(.notice, "\(request.action.rawValue) as asked", of: job, [])
-          } else {
-            log.notice("\(request.action.rawValue) as asked")
-          }
-        } catch let error as JobRequestError {
-          log.warning("\(error)")
+          try carryOut(request)
+        } catch let error as StateError {
+          // Nothing has happened; as soon as rows can be written again, it does.
+          isOver = false
+          throw error
         }
       }
+    }
+  }
+
+  private func carryOut(_ request: JobRequest) throws {
+    if let job = request.job, request.action == .cancel || request.action == .pause {
+      if worker?.job == job { try endWorker(saying: "held back") }
+      try withdraw(job, saying: "held back")
+    }
+    do {
+      if try retryInSlurm(request) { return }
+      try ledger.carryOut(request)
+      if let job = request.job {
+        if request.action == .retry { pauses[job] = nil }
+        tell(.notice, "\(request.action.rawValue) as asked", of: job, [])
+      } else {
+        log.notice("\(request.action.rawValue) as asked")
+      }
+    } catch let error as JobRequestError {
+      log.warning("\(error)")
     }
   }
 }

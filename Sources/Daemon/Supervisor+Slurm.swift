@@ -25,11 +25,12 @@ extension Supervisor {
     }
   }
 
+  /// Whether Slurm may have another job.
+  var canSubmit: Bool { slurm.submission == nil && slurm.runs.count < configuration.parallel }
+
   /// Gives Slurm the next job, if it may have another one.
   func startNextInSlurm() {
-    guard slurm.submission == nil, slurm.runs.count < configuration.parallel, let next = nextInTurn else {
-      return
-    }
+    guard canSubmit, let next = nextInTurn else { return }
     do { try submit(next) } catch {
       slurm.runs[next.id] = nil
       settle(next.id, JobFailure(error))
@@ -40,7 +41,8 @@ extension Supervisor {
     let order = try writeOrder(of: job)
     let directory = ledger.files(of: job.id).directory
     let entry = SlurmJob(
-      of: job.id, spool: spool.root, earlierAttempts: try JobAttempt.all(in: directory).last?.number ?? 0)
+      of: job.id, spool: spool.root,
+      earlierAttempts: max(job.lastAttempt ?? 0, try JobAttempt.lastNumber(in: directory)))
     try begin(job) { job in
       job.slurm = entry
       job.step = "on its way to Slurm"
@@ -96,7 +98,9 @@ extension Supervisor {
       }
     }
     // Nobody hears what they say, but ended they have to be.
-    attempt { slurm.ended = try slurm.ended.filter { try outcome(of: $0) == nil } }
+    slurm.ended = slurm.ended.filter { command in
+      do { return try outcome(of: command) == nil } catch { return false }
+    }
     if ContinuousClock.now >= slurm.nextTail {
       slurm.nextTail = .now + patience.tail
       for id in slurm.runs.keys.sorted() where slurm.submission?.job != id { attempt { try hear(id) } }
@@ -146,10 +150,13 @@ extension Supervisor {
       }
     }
     if let number {
+      // Until it is on the disk, the name alone tells of it.
+      slurm.runs[id]?.doubt = SlurmQueue.Doubt()
       try ledger.update(id) { job in
         job.slurm?.number = number
         job.step = job.slurm?.text ?? ""
       }
+      slurm.runs[id]?.doubt = nil
       tell(.info, "is Slurm's job \(number)", of: id, [])
       // It may begin at once.
       slurm.nextLook = min(slurm.nextLook, .now + patience.tail)
@@ -313,8 +320,7 @@ extension Supervisor {
     else { return nil }
     let isNew = attempt.number != known.heardAttempt
     let offset = isNew ? 0 : known.heardBytes
-    let bytes = try FileSystem.contents(of: attempt.events, from: offset)
-    guard let last = bytes.lastIndex(of: UInt8(ascii: "\n")) else { return nil }
+    guard let lines = try Self.lines(of: attempt.events, from: offset) else { return nil }
     slurm.runs[id]?.lastEventAt = .now
     if isNew {
       slurm.runs[id]?.lapStart = .now
@@ -325,7 +331,7 @@ extension Supervisor {
       }
     }
     var heard = offset
-    for line in bytes[...last].split(separator: UInt8(ascii: "\n")) {
+    for line in lines.split(separator: UInt8(ascii: "\n")) {
       switch WorkerEvent(line: line) {
       // A last word is heard again by the next daemon, if this one does not come to act on it.
       case .finished(let summary)?:
@@ -341,6 +347,18 @@ extension Supervisor {
     }
     try note(heard, of: attempt, id)
     return nil
+  }
+
+  /// The whole lines of a file from an offset on, some MiB of them at most; nil where there is none. A line may be of any length:
+  /// what is done of a great model is told in one.
+  private static func lines(of file: String, from offset: Int) throws(FileError) -> [UInt8]? {
+    var limit = 1 << 22
+    while true {
+      let bytes = try FileSystem.contents(of: file, from: offset, limit: limit)
+      if let last = bytes.lastIndex(of: UInt8(ascii: "\n")) { return Array(bytes[...last]) }
+      if bytes.count < limit { return nil }
+      limit *= 2
+    }
   }
 
   /// Notes how much is heard of what an attempt says.
@@ -389,17 +407,19 @@ extension Supervisor {
   private func leaveSlurm(
     _ id: String, cancelling isCancelling: Bool, _ change: (inout JobRecord) -> Void = { _ in }
   ) throws {
+    let known = ledger.job(id)?.slurm
+    // First: what is not on the disk has not happened, and is done again.
+    try ledger.update(id) { job in
+      change(&job)
+      (job.pausedBecause, job.workedSince) = (nil, nil)
+      if isCancelling { job.slurm?.isUnwanted = true } else { job.slurm = nil }
+    }
     slurm.runs[id] = nil
     if let (job, command) = slurm.submission, job == id {
       command.kill()
       slurm.ended.append(command)
       slurm.submission = nil
     }
-    if isCancelling, let known = ledger.job(id)?.slurm { slurm.cancel(known.number, named: known.name) }
-    try ledger.update(id) { job in
-      change(&job)
-      (job.pausedBecause, job.workedSince) = (nil, nil)
-      if isCancelling { job.slurm?.isUnwanted = true } else { job.slurm = nil }
-    }
+    if isCancelling, let known { slurm.cancel(known.number, named: known.name) }
   }
 }

@@ -174,7 +174,8 @@ public final class Supervisor {
     }
     .map(\.value.until)
     next = min(next, .now + slurm.timeToNextEvent)
-    if worker == nil, !isHeld, let resumption = resumptions.min() { next = min(next, resumption) }
+    // Where there is no place for one, the end of what has it is waited for.
+    if canStart, !isHeld, let resumption = resumptions.min() { next = min(next, resumption) }
     if let mendAt { next = min(next, mendAt) }
     var time = max(.zero, next - .now)
     if let interval = notifier.watchdogInterval { time = min(time, interval) }
@@ -210,6 +211,11 @@ public final class Supervisor {
     }
   }
 
+  /// Whether there is a place for another job.
+  private var canStart: Bool {
+    configuration.queue == .slurm ? canSubmit : worker == nil
+  }
+
   var nextInTurn: JobRecord? {
     let now = ContinuousClock.now
     return ledger.jobs.inTurn.first { job in
@@ -222,7 +228,7 @@ public final class Supervisor {
   func settings(of source: String) throws -> JobSettings {
     let settings = try JobFile.read(directory: source, defaults: configuration.defaults)
       .adapted(to: source, defaults: configuration.defaults)
-    do { _ = try settings.presentCalibration(in: source) } catch let error as SubmissionError {
+    do { try settings.requireCalibration(in: source) } catch let error as SubmissionError {
       throw JobFailure(.job, "\(error)", code: error == .noCalibration ? 78 : 66)
     }
     return settings
@@ -256,7 +262,7 @@ public final class Supervisor {
       id: job.id, name: job.name, results: ledger.results, model: source, source: sourceFiles,
       directory: files.directory,
       cacheDirectory: configuration.cacheDirectory,
-      calibration: settings.calibrationPath(in: source) ?? "", settings: settings.settings,
+      calibration: settings.calibration(in: source), settings: settings.settings,
       threads: configuration.threads, device: configuration.device.description, states: configuration.states,
       memoryBytes: configuration.memoryGB.map { Int($0 * 1e9) }, python: configuration.python,
       ggufConverter: configuration.ggufConverter)

@@ -18,7 +18,7 @@ public struct QuantizationRequest: Sendable {
   public var calibration: CalibrationSet
   public var seed: UInt64
   /// Where the calibration tokens come from, for the report.
-  public var calibrationSource: String
+  public var calibrationSources: CalibrationSources
   /// Where the activation cache is made; beside the output if nil.
   public var cacheDirectory: String?
   /// The memory that the run may take, mapped files aside.
@@ -56,7 +56,7 @@ public struct QuantizationRequest: Sendable {
     model: String, output: String, recipe: Recipe, target: Target, targetShare: Double,
     formats: [OutputFormatName],
     calibration: CalibrationSet, seed: UInt64,
-    calibrationSource: String, cacheDirectory: String? = nil, memoryBudgetBytes: Int,
+    calibrationSources: CalibrationSources, cacheDirectory: String? = nil, memoryBudgetBytes: Int,
     states: StatesChoice = .auto, cacheType: DType? = nil, shardSizeLimit: Int = 5_000_000_000,
     resume: ResumePlace? = nil,
     symlinks: SymlinkPolicy = .follow, source: SourceFiles? = nil, isStrict: Bool = false,
@@ -72,7 +72,7 @@ public struct QuantizationRequest: Sendable {
     self.formats = formats
     self.calibration = calibration
     self.seed = seed
-    self.calibrationSource = calibrationSource
+    self.calibrationSources = calibrationSources
     self.cacheDirectory = cacheDirectory
     self.memoryBudgetBytes = memoryBudgetBytes
     self.states = states

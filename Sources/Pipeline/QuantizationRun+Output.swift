@@ -58,7 +58,7 @@ extension QuantizationRun {
       formats: request.formats,
       calibration: Report.Calibration(
         samples: request.calibration.samples, sequenceLength: request.calibration.sequenceLength,
-        seed: request.seed, source: FileSystem.name(of: request.calibrationSource)))
+        seed: request.seed, source: request.calibrationSources.names))
     settings.kernels = backend.kernels(for: operands)
     settings.gguf = outline
     settings.rotation = rotation

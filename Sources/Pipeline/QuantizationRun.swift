@@ -206,7 +206,8 @@ public final class QuantizationRun: Sendable {
     let export = try CheckpointExport(
       source: checkpoint, linears: linears + outside + others.linears, formats: request.formats,
       directory: staging.path,
-      shardSizeLimit: request.shardSizeLimit, leavingOut: [FileSystem.name(of: request.calibrationSource)],
+      shardSizeLimit: request.shardSizeLimit,
+      leavingOut: Set(request.calibrationSources.files.map { FileSystem.name(of: $0.path) }),
       besides: others.towers, traits: traits, mix: request.recipe.mix ?? GGUFMix(.q4_K_M))
     let isUnusual = description.hasMixtures || allocation != nil
     for support in export.runtimes where isUnusual && !support.loads {
@@ -241,7 +242,7 @@ public final class QuantizationRun: Sendable {
     var untold: ProgressEvent?
     var importance = request.importanceMatrix.map { _ in
       ImportanceMatrix(
-        dataset: FileSystem.name(of: request.calibrationSource), samples: request.calibration.samples,
+        dataset: request.calibrationSources.names, samples: request.calibration.samples,
         sequenceLength: request.calibration.sequenceLength)
     }
     var rows: [Report.Linear] = []

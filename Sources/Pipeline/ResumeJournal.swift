@@ -83,13 +83,15 @@ final class ResumeJournal: Sendable {
     if let read = try Self.read(path, of: place) { own = read } else { try FileSystem.removeTree(path) }
     file = try OutputFile(resuming: path)
     head = try own.head ?? Self.head(of: place)
-    // What others have reserved for the same linears stays taken until the job is over.
-    reservesSpace = place.earlierJournals.isEmpty
+    var isFirst = true
     for earlier in place.earlierJournals {
       guard let read = try Self.read(earlier, of: place), read.head == head else { continue }
+      isFirst = false
       let known = Set(own.linears.map(\.name))
       own.linears += read.linears.filter { !known.contains($0.name) }
     }
+    // What others have reserved for the same linears stays taken until the job is over.
+    reservesSpace = isFirst
     contents = Mutex(own)
   }
 
@@ -98,6 +100,14 @@ final class ResumeJournal: Sendable {
   static func head(of place: ResumePlace) throws -> Head? {
     for path in place.earlierJournals + [place.journal] {
       if let head = try read(path, of: place)?.head { return head }
+    }
+    return nil
+  }
+
+  /// What the first of a place's journals was begun with, whatever its job.
+  static func anyHead(in place: ResumePlace) throws -> Head? {
+    for path in place.earlierJournals + [place.journal] where try FileSystem.exists(path) {
+      if let head = read(try MappedFile(path: path, symlinks: .refuse), path).head { return head }
     }
     return nil
   }

@@ -24,11 +24,15 @@ public final class OutputFile: Sendable {
     }
   }
 
-  /// Adds `bytes` to the end of a file, which is made if it is not there, in one call.
+  /// Adds `bytes` to the end of a file, in one call.
+  /// - Parameter isMaking: whether it is made if it is not there
   /// - Throws: ``FileError``; a symbolic link is refused.
-  public static func append(_ bytes: [UInt8], to path: String) throws(FileError) {
+  public static func append(
+    _ bytes: [UInt8], to path: String, isMaking: Bool = true
+  ) throws(FileError) {
     try FileError.attempt(.write, path) { () throws(Errno) in
-      let file = try SystemCall.open(path, flags: O_WRONLY | O_APPEND | O_CREAT | O_NOFOLLOW, mode: 0o666)
+      let flags = O_WRONLY | O_APPEND | O_NOFOLLOW | (isMaking ? O_CREAT : 0)
+      let file = try SystemCall.open(path, flags: flags, mode: 0o666)
       _ = try SystemCall.writeOnce(file.number, bytes[...])
     }
   }

@@ -49,9 +49,12 @@ struct QuantizeCommand: ParsableCommand {
 
   @Option(
     help: ArgumentHelp(
-      "Text (.txt, .jsonl with a field \"text\", either also .zst) or token ids (.safetensors).",
-      valueName: "file"), completion: .file())
-  var calibration: String
+      """
+      Text (.txt, .jsonl with a field "text", or with "messages", which become text by the model's chat template; either also \
+      .zst) or token ids (.safetensors). Given several times, each gives its share of the sequences, by its weight: \
+      FILE or FILE:WEIGHT.
+      """, valueName: "file"), completion: .file())
+  var calibration: [String]
 
   @Option(help: "Decides which sequences are drawn.")
   var seed: UInt64 = 0
@@ -106,7 +109,18 @@ struct QuantizeCommand: ParsableCommand {
     try machine.validate()
     try options.validate()
     try settings.requirePossible()
+    if calibration.isEmpty {
+      throw ValidationError("--calibration is missing: name a text or a file of token ids")
+    }
+    if CalibrationSources(calibration) == nil {
+      throw ValidationError(
+        "--calibration \(calibration.joined(separator: " ")): expected FILE or FILE:WEIGHT, with a weight above 0"
+      )
+    }
   }
+
+  /// Validated.
+  private var sources: CalibrationSources { CalibrationSources(calibration) ?? CalibrationSources([]) }
 
   private var settings: QuantizationSettings {
     var settings = QuantizationSettings(grid, solver, options, model: model)
@@ -129,8 +143,8 @@ struct QuantizeCommand: ParsableCommand {
     let progress = ProgressLine()
     if let warning = KernelSet.warning { progress.show(.warning(warning)) }
     let backend = try machine.backend(isExact: options.precision == .exact) { progress.show(.warning($0)) }
-    progress.show(.step("reading \(calibration)"))
-    let rows = try TokenRows(file: calibration, model: model)
+    progress.show(.step("reading \(sources)"))
+    let rows = try TokenRows.all(of: sources, model: model)
     let unfinished = Unfinished()
     let interruption = try Interruption(unfinished.discard)
     defer { withExtendedLifetime(interruption) {} }
@@ -142,8 +156,9 @@ struct QuantizeCommand: ParsableCommand {
       recipe: try settings.recipe(), target: settings.resolvedTarget,
       targetShare: settings.resolvedTargetShare, formats: settings.formats,
       calibration: try CalibrationSet(
-        drawing: options.samples, sequenceLength: options.sequenceLength, from: rows, seed: seed),
-      seed: seed, calibrationSource: calibration, cacheDirectory: machine.cacheDir,
+        drawing: options.samples, sequenceLength: options.sequenceLength, from: sources, rows: rows,
+        seed: seed),
+      seed: seed, calibrationSources: sources, cacheDirectory: machine.cacheDir,
       memoryBudgetBytes: try options.memoryBudgetBytes, states: machine.states, isStrict: strict,
       experts: settings.experts, allowsRequantizing: settings.allowRequantize, rotation: settings.rotate,
       averageBits: settings.averageBits, bitChoices: settings.widths)
@@ -183,10 +198,12 @@ struct QuantizeCommand: ParsableCommand {
   /// Does the job as the daemon's worker does, with a journal.
   private func runResumably(in directory: String, begun: ProcessorKernels?) throws -> Report {
     let absolute = Self.absolute
+    var sources = sources
+    for index in sources.files.indices { sources.files[index].path = absolute(sources.files[index].path) }
     let job = try ResumableJob(
       JobOrder(
         id: FileSystem.name(of: absolute(output)), model: absolute(model), directory: directory,
-        cacheDirectory: machine.cacheDir.map(absolute) ?? directory, calibration: absolute(calibration),
+        cacheDirectory: machine.cacheDir.map(absolute) ?? directory, calibration: sources,
         settings: settings, threads: machine.threads, device: machine.device.description,
         states: machine.states, memoryBytes: options.memory.map { Int($0 * 1e9) },
         python: Tokenizer().interpreter, ggufConverter: conversion.program.map(absolute)),

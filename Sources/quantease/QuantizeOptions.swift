@@ -170,7 +170,7 @@ struct RunOptions: ParsableArguments {
       valueName: "format"))
   var format: [OutputFormatName] = []
 
-  @Option(help: "Sequences to draw from the calibration file.")
+  @Option(help: "Sequences to draw from the calibration files, all together.")
   var samples = 128
 
   @Option(help: "Tokens of a sequence.")

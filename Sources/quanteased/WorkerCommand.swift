@@ -80,7 +80,7 @@ private final class WorkerOutput: Sendable {
     }
     isWriting.withLock { _ in
       if let file {
-        do throws(FileError) { try OutputFile.append(event.line(), to: file) } catch {
+        do throws(FileError) { try OutputFile.append(event.line(), to: file, isMaking: false) } catch {
           // The attempt's directory is gone: its result is published, or nothing can come of it any more.
           if error.errno == .noSuchFileOrDirectory { Foundation.exit(EX_OK) }
         }

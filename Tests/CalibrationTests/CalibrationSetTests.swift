@@ -1,5 +1,7 @@
-import Calibration
+import Foundation
 import Testing
+
+@testable import Calibration
 
 struct CalibrationSetTests {
   /// Two rows of 0…9 and 10…16.
@@ -68,6 +70,60 @@ struct CalibrationSetTests {
     #expect(throws: CalibrationError.empty(source: "nothing")) {
       try CalibrationSet(drawing: 1, sequenceLength: 4, from: source, seed: 0)
     }
+  }
+
+  // MARK: Several sources
+
+  @Test func `each source gives its share, and so does every beginning of the set`() throws {
+    let sources = try #require(CalibrationSources(["a.txt:3", "b.txt"]))
+    let rows = [0, 1_000].map { first in
+      TokenRows(name: "\(first)", rows: [Array(first..<first + 100)])
+    }
+    let set = try CalibrationSet(drawing: 16, sequenceLength: 4, from: sources, rows: rows, seed: 5)
+    let isFromFirst = (0..<16).map { set.tokens(of: $0..<$0 + 1)[0] < 1_000 }
+    #expect(isFromFirst.count(where: \.self) == 12)
+    for length in 1...16 {
+      let count = isFromFirst.prefix(length).count(where: \.self)
+      #expect(abs(Double(count) - 0.75 * Double(length)) <= 1, "\(length)")
+    }
+    #expect(set.idRange == 0...1_099)
+    // Each draws as it would alone.
+    let alone = try CalibrationSet(drawing: 12, sequenceLength: 4, from: rows[0], seed: 5)
+    #expect((0..<16).filter { isFromFirst[$0] }.flatMap { set.tokens(of: $0..<$0 + 1) } == alone.tokens)
+  }
+
+  @Test(arguments: [
+    (["a"], 7, [7]), (["a", "b"], 7, [4, 3]), (["a", "b", "c"], 128, [43, 43, 42]),
+    (["a:1", "b:1000"], 16, [0, 16]),
+    (["a:0.5", "b:0.25", "c:0.25"], 8, [4, 2, 2]),
+  ])
+  func `shares are whole and come to all samples`(_ texts: [String], _ samples: Int, _ shares: [Int]) throws {
+    #expect(try #require(CalibrationSources(texts)).shares(of: samples) == shares)
+  }
+
+  @Test func `a source that has less than its share is named`() throws {
+    let sources = try #require(CalibrationSources(["a.txt", "b.txt"]))
+    let rows = [100, 7].map { TokenRows(name: "file-\($0)", rows: [Array(0..<Int32($0))]) }
+    let error = try #require(throws: CalibrationError.self) {
+      try CalibrationSet(drawing: 8, sequenceLength: 4, from: sources, rows: rows, seed: 0)
+    }
+    #expect("\(error)".hasPrefix("file-7: holds 7 tokens, 1 sequences of 4, and 4 were asked for"))
+  }
+
+  @Test func `a source is written as it is read`() throws {
+    for text in ["prose.txt", "/a/b.jsonl:2", "c:0.25", "od:d:1"] {
+      #expect(CalibrationSources.File(text)?.description == (text == "od:d:1" ? "od:d" : text))
+    }
+    // A name that ends like a weight.
+    let odd = CalibrationSources.File(path: "x:7")
+    #expect(odd.description == "x:7:1" && CalibrationSources.File(odd.description) == odd)
+    let mix = try #require(CalibrationSources(["a", "b:2"]))
+    for sources: CalibrationSources in [mix, "a", CalibrationSources([])] {
+      let bytes = try JSONEncoder().encode(sources)
+      #expect(try JSONDecoder().decode(CalibrationSources.self, from: bytes) == sources)
+    }
+    // As orders have it that were written before there were several.
+    #expect(try JSONDecoder().decode(CalibrationSources.self, from: Data(#""/a.txt""#.utf8)) == "/a.txt")
   }
 
   @Test func `batches cover the samples in order, the last one shorter`() {

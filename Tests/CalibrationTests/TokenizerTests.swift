@@ -129,6 +129,56 @@ struct TokenizerTests {
     try expectFailure(65, "tokenizer.model", "get the file anew") { try ids() }
   }
 
+  // MARK: Conversations
+
+  private static let template = """
+    {{ bos_token }}{% for message in messages %}{% if message.role == 'system' %}{% continue %}{% endif %}
+    {{ message.content }}{% if not loop.last %} {% endif %}
+    {% if message.role == 'assistant' %}{% generation %}two{% endgeneration %}{% endif %}
+    {% endfor %}
+    """
+
+  private func chat(_ lines: String, template: String? = Self.template, named name: String = "chat.jsonl")
+    throws
+    -> [Int32]
+  {
+    var settings: [String: Any] = ["bos_token": ["content": "<s>"]]
+    settings["chat_template"] = template
+    try AtomicFile.write(
+      Array(try JSONSerialization.data(withJSONObject: settings)), to: model.file("tokenizer_config.json"))
+    try FileSystem.removeTree(model.file(name))
+    return try tokenize(lines, as: name)
+  }
+
+  @Test(.enabled(if: Python.has("jinja2"), "needs a Python with jinja2"))
+  func `conversations become text by the model's chat template, with its special tokens alone`() throws {
+    let lines = """
+      {"messages": [{"role": "system", "content": "three"}, {"role": "user", "content": "one"}]}
+      {"conversations": [{"from": "human", "value": "three"}, {"from": "gpt", "value": "one "}]}
+      """
+    #expect(try chat(lines) == [0, 1, 0, 3, 1, 2])
+    try model.write("{{ messages[0].role | length }}{% if tools %}one{% endif %}?", to: "chat_template.jinja")
+    // In place of the settings'; what is no word of the vocabulary is an unknown one.
+    #expect(try chat(lines).count == 2)
+  }
+
+  @Test(.enabled(if: Python.has("jinja2"), "needs a Python with jinja2"))
+  func `what is no conversation, or has no template, is told with its line`() throws {
+    let good = ##"{"messages": [{"role": "user", "content": "one"}]}"##
+    for bad in [##"{"text": "one"}"##, ##"{"messages": []}"##, ##"{"messages": ["one"]}"##, "no object"] {
+      try expectFailure(65, "chat.jsonl, line 2", "messages") { try chat("\(good)\n\(bad)") }
+    }
+    try expectFailure(65, "no chat template", "`text`") { try chat(good, template: nil) }
+    try expectFailure(65, "cannot be read") { try chat(good, template: "{% if %}") }
+    try expectFailure(65, "chat.jsonl, line 1", "roles must alternate") {
+      try chat(good, template: "{{ raise_exception('roles must alternate') }}")
+    }
+    // A template is of whoever made the model.
+    try expectFailure(65, "chat.jsonl, line 1", "unsafe") {
+      try chat(good, template: "{{ messages.__class__.__mro__ }}")
+    }
+  }
+
   @Test func `a missing tokenizer is named, with a way to make it`() throws {
     let other = try TemporaryDirectory()
     let text = try other.write("one", to: "text.txt")

@@ -181,7 +181,7 @@ struct ConfigurationTests {
     ),
     (
       "defaults:\n  calibration: ../x",
-      #"quanteased.yaml:2:3: calibration: "../x" is not possible; expected an absolute path, or one inside the job's directory, without '..'"#
+      #"quanteased.yaml:2:3: calibration: "../x" is not possible; expected an absolute path, or one inside the job's directory, without '..'; or a list of such, each with ':WEIGHT' behind it or not"#
     ),
     ("spool: /a\nattempts: 2\nspool: /b", "quanteased.yaml:1:1: spool: stands twice; keep one of them"),
     ("!a spool: /a\nspool: /b", "quanteased.yaml:2:1: spool: stands twice; keep one of them"),

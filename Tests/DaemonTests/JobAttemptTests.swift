@@ -40,7 +40,7 @@ struct JobAttemptTests {
     #expect(bench.resumedLinears == 5)
     #expect(try bench.weights() == expected)
     // Its own journal has what it did itself, and only that.
-    #expect(try FileSystem.names(in: first.directory) == ["journal"])
+    #expect(try FileSystem.names(in: first.directory) == ["events", "journal"])
     #expect(try !FileSystem.exists(second.directory + "/checkpoint"))
   }
 
@@ -139,5 +139,37 @@ struct JobAttemptTests {
       #expect(try !FileSystem.exists(file), "\(file)")
     }
     #expect(first.isOutdated)
+  }
+
+  @Test func `a retired attempt whose directory its worker made anew hands nothing over`() throws {
+    let job = bench.order.directory
+    let first = try JobAttempt.begin(in: job)
+    #expect(throws: (any Error).self) {
+      try bench.work(attempt: first) { event in
+        guard event == .step("verifying the result") else { return }
+        try JobAttempt.retireAll(in: job)
+        // As a run does that makes the place for its output.
+        try FileSystem.createDirectories(first.directory)
+        try FileSystem.move(job + "/retired.1/checkpoint", to: first.directory + "/checkpoint")
+      }
+    }
+    #expect(try !FileSystem.exists(bench.files.result))
+  }
+
+  @Test func `kernels are those of the job's first worker, though it was tried again since`() throws {
+    let first = try workPartly(linears: 3)
+    let kernels = try #require(try JobWorker.kernels(ofJobIn: bench.order.directory))
+    try JobAttempt.retireAll(in: bench.order.directory)
+    try bench.prepareRetry()
+    #expect(try JobWorker.kernels(ofJobIn: bench.order.directory) == kernels)
+    #expect(first.isOutdated)
+  }
+
+  @Test func `the first attempt takes the journal's space before the work`() throws {
+    let attempt = try workPartly(linears: 1)
+    let size = try FileSystem.fileSize(attempt.directory + "/journal")
+    _ = try workPartly(linears: 9)
+    // As long with one linear as with nine.
+    #expect(try FileSystem.fileSize(attempt.directory + "/journal") == size && size > 20_000)
   }
 }

@@ -34,8 +34,8 @@ struct JobFileTests {
     let job = try read(
       "calibration: texts/own.txt\nrules: []\ngroup-size: 128\nformat: [gptq]\n", defaults: defaults)
     #expect(job.calibration == "texts/own.txt")
-    #expect(job.calibrationPath(in: "/job") == "/job/texts/own.txt")
-    #expect(defaults.calibrationPath(in: "/job") == "/c.txt")
+    #expect(job.calibration(in: "/job") == "/job/texts/own.txt")
+    #expect(defaults.calibration(in: "/job") == "/c.txt")
     #expect(job.settings.bits == 3)
     #expect(job.settings.rules == [])
     #expect(job.settings.groupSize == 128)
@@ -47,7 +47,21 @@ struct JobFileTests {
     #expect(
       try failure("calibration: \(path)")
         == "quantease.yaml:1:1: calibration: \"\(path)\" is not possible; "
-        + "expected an absolute path, or one inside the job's directory, without '..'")
+        + "expected an absolute path, or one inside the job's directory, without '..'; or a list of such, each with ':WEIGHT' "
+        + "behind it or not")
+  }
+
+  @Test func `several calibration files may have weights`() throws {
+    let job = try read("calibration: [prose.txt, '/data/chat.jsonl:3', 'a:1.5']\n")
+    #expect(
+      job.calibration(in: "/job").files == [
+        .init(path: "/job/prose.txt"), .init(path: "/data/chat.jsonl", weight: 3),
+        .init(path: "/job/a", weight: 1.5),
+      ])
+    #expect("\(job.calibration)" == "prose.txt, /data/chat.jsonl:3, a:1.5")
+    for wrong in ["['a:0']", "['a:-1']", "[':2']", "['a:inf']", "['../a:2']"] {
+      #expect(try failure("calibration: \(wrong)").contains("is not possible"), "\(wrong)")
+    }
   }
 
   @Test func `two dots inside of a name are no way out`() throws {

@@ -269,4 +269,50 @@ struct JobLedgerTests {
       #expect(try JobAttempt.begin(in: directory, after: last).number == 3)
     }
   }
+
+  @Test func `a job whose result is gone is done again, though another's has its name`() throws {
+    try begun { ledger throws in
+      let output = FileSystem.join(spool.output, Self.name)
+      let bench = try WorkerBench()
+      try bench.work()
+      var report = try Report(directory: bench.files.result)
+      report.job = "another"
+      try FileSystem.createDirectories(output)
+      try report.write(to: Report.Place(directory: output))
+      try FileSystem.removeTree(ledger.files(of: Self.id).result)
+      try ledger.update(Self.id) { job in
+        job.phase = .publishing
+        job.output = output
+      }
+      _ = try ledger.recover()
+      #expect(ledger.job(Self.id)?.phase == .queued)
+    }
+  }
+
+  @Test func `what Slurm's queue has lost sight of is queued again`() throws {
+    try begun { ledger throws in
+      try ledger.update(Self.id) { job in
+        job.phase = .running
+        job.slurm = SlurmJob(of: Self.id, spool: spool.root, earlierAttempts: 0)
+      }
+      _ = try ledger.recover(sparing: [Self.id])
+      #expect(ledger.job(Self.id)?.phase == .running)
+      _ = try ledger.recover(sparing: [])
+      #expect(ledger.job(Self.id)?.phase == .queued)
+    }
+  }
+
+  @Test func `a job paused in Slurm that is tried again without a daemon keeps what has come of it`() throws {
+    try begun { ledger throws in
+      try ledger.update(Self.id) { job in
+        job.phase = .running
+        job.pausedBecause = "held"
+        job.slurm = SlurmJob(of: Self.id, spool: spool.root, earlierAttempts: 0)
+      }
+      try ledger.carryOut(JobRequest(.retry, job: Self.id))
+      #expect(try FileSystem.exists(ledger.files(of: Self.id).result))
+      let job = try #require(ledger.job(Self.id))
+      #expect(job.phase == .queued && job.pausedBecause == nil && job.slurm?.isUnwanted == true)
+    }
+  }
 }

@@ -198,6 +198,22 @@ struct JobWorkerTests {
     #expect(bench.identity == undisturbed.identity)
   }
 
+  @Test func `a worker that was ended before it read the checkpoint again leaves that to the next`() throws {
+    bench.isNetworked = true
+    let step = "reading the checkpoint once more, as it is on a network file system"
+    let kept = bench.directory.file("kept-job")
+    try bench.work { event in
+      guard event == .step(step) else { return }
+      try FileManager.default.copyItem(atPath: self.bench.order.directory, toPath: kept)
+    }
+    try FileSystem.removeTree(bench.order.directory)
+    try FileSystem.move(kept, to: bench.order.directory)
+    try bench.flip(bench.order.model + "/model.safetensors", at: 100_000)
+    let failure = try #require(throws: JobFailure.self) { try bench.work() }
+    #expect(failure.kind == .job && failure.message.contains(bench.order.model))
+    #expect(try !FileSystem.exists(bench.files.result))
+  }
+
   @Test func `a cache of an earlier start of the machine is not used`() throws {
     try FileSystem.createDirectories(bench.order.cacheDirectory)
     let names = ["job.0000.activations.mdb", "job.0000.activations.mdb-lock", "job-2.0000.activations.mdb"]

@@ -131,6 +131,7 @@ struct RecoveryTests {
       _ = try ledger.recover()
       #expect(try ledger.source(of: job.id) == spool.place(job.id, .working))
       #expect(ledger.job(job.id)?.phase == .queued)
+      try fixture.makeCheckpoint(job.id)
       try ledger.publish(job.id, summary: nil)
       #expect(try spool.source(of: job) == spool.place(job.id, .done))
     }

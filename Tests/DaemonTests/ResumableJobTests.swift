@@ -48,7 +48,7 @@ struct ResumableJobTests {
     // What a command leaves that ends before it has written its order.
     try FileSystem.removeTree(bench.directory.file("home/.git"))
     try bench.directory.write("", to: "home/lock")
-    let digest = try SHA256Digest.of(file: order.calibration, symlinks: .follow)
+    let digest = try SHA256Digest.of(file: order.calibration.files[0].path, symlinks: .follow)
     try bench.directory.write(digest, to: "home/calibration")
     _ = try ResumableJob(order, output: bench.directory.file("output"))
     order.directory = order.model + "/job"

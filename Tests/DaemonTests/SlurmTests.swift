@@ -524,6 +524,57 @@ extension SupervisorTests {
       #expect(supervisor.ledger.job(Self.ids[0])?.phase == .published)
     }
 
+    @Test
+    func `a job whose pause is over and that finds no free place is waited for, and not asked for on and on`()
+      throws
+    {
+      try makeSources(2)
+      try startsJobs()
+      let supervisor = try supervisor(
+        """
+        case "$files" in *model-1*) say \(text(.failed(JobFailure(.blocked, "no", code: 75)))); exit 75;; esac
+        until [ -e \(slurm)/go ]; do sleep 0.05; done
+        \(finishing)
+        """, parallel: 1)
+      var start: ContinuousClock.Instant?
+      var rounds = 0
+      try loop.run(supervisor) { snapshot in
+        guard supervisor.ledger.job(Self.ids[0])?.pausedBecause != nil,
+          supervisor.ledger.job(Self.ids[1])?.slurm?.state == "RUNNING"
+        else { return false }
+        rounds += 1
+        start = start ?? .now + .milliseconds(200)
+        return start.map { ContinuousClock.now > $0 + .milliseconds(800) } ?? false
+      }
+      // A look every 60 ms and one at events every 20, each with its commands' ends.
+      #expect(rounds < 400, "\(rounds)")
+      try note("go", "")
+    }
+
+    @Test func `a line of any length is heard`() throws {
+      try makeSources()
+      try startsJobs()
+      let linears = (0..<60_000).map { index in
+        WorkerEvent.Linear(
+          name: "model.layers.\(index / 800).mlp.experts.\(index % 800).down_proj.weight", layer: 0,
+          relativeError: 0.001)
+      }
+      let line = WorkerEvent.resumed(linears).line()
+      try #require(line.count > 1 << 22)
+      let file = try loop.fixture.directory.write(line, to: "resumed")
+      let supervisor = try supervisor("cat \(file) >> \"$files/attempt.$n/events\"; sleep 30")
+      try loop.run(supervisor) { _ in supervisor.ledger.job(Self.ids[0])?.linears.count == 60_000 }
+    }
+
+    @Test func `a warning that sbatch prints before the number is none`() {
+      let said =
+        "sbatch: warning: can't run 1 processes on 2 nodes, setting nnodes to 1\nsbatch: lua: ok\n4711;lab\n"
+      #expect(SlurmSubmission.number(in: said) == "4711")
+      #expect(SlurmSubmission.number(in: "12\n") == "12")
+      #expect(
+        SlurmSubmission.number(in: "sbatch: error: Batch job submission failed: 12 is no partition\n") == nil)
+    }
+
     @Test func `a daemon without Slurm's commands says so of its jobs`() throws {
       try makeSources()
       _ = try saveRow(number: "1")
@@ -542,6 +593,16 @@ extension SupervisorTests {
       #expect(name.allSatisfy { $0.isASCII && ($0.isLetter || $0.isNumber || $0 == "-") })
       #expect(name != SlurmJob(of: id, spool: "/other", earlierAttempts: 0).name)
       #expect(name != SlurmJob(of: id + "2", spool: "/spool", earlierAttempts: 0).name)
+    }
+
+    @Test func `an option that would hide a job from the daemon, or make several of it, is refused`() {
+      for option in ["--gres=gpu:1", "--nodes=1", "-C", "--nice", "--mem-per-cpu=2G", "-q", "--wait-all-nodes=1"] {
+        #expect(SlurmSettings.isPossible(option: option), "\(option)")
+      }
+      for option in [
+        "gpu", "--clusters=a", "--clus=a", "-M", "-Mall", "--array=0-3", "-a0-3", "--job-name=x", "-J", "--output=x",
+        "--dependency=singleton", "--no-requeue", "-", "--",
+      ] { #expect(!SlurmSettings.isPossible(option: option), "\(option)") }
     }
 
     @Test func `what squeue prints is read, and what is over is told from what waits`() throws {

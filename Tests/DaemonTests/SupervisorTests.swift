@@ -1,3 +1,4 @@
+import Calibration
 import Foundation
 import SystemIO
 import TestSupport
@@ -26,7 +27,9 @@ import Testing
     configuration.stateDirectory = fixture.stateDirectory
     configuration.cacheDirectory = fixture.cacheDirectory
     (configuration.attempts, configuration.scanSeconds, configuration.threads) = (2, 1, 1)
-    configuration.defaults.calibration = fixture.directory.file("tokens.safetensors")
+    configuration.defaults.calibration = CalibrationSources([
+      .init(path: fixture.directory.file("tokens.safetensors"))
+    ])
     configuration.hooks = fixture.directory.file("hooks")
     return configuration
   }

@@ -1,3 +1,4 @@
+import Calibration
 import ComputeOpenBLAS
 import Foundation
 import Pipeline
@@ -26,7 +27,9 @@ final class WorkerBench {
     order = JobOrder(
       id: id, model: model, directory: directory.file("partial/\(id)"),
       cacheDirectory: directory.file("cache"),
-      calibration: try directory.write(randomTokens: 8, of: 16, vocabulary: 64, seed: 1), settings: settings,
+      calibration: CalibrationSources([
+        .init(path: try directory.write(randomTokens: 8, of: 16, vocabulary: 64, seed: 1))
+      ]), settings: settings,
       threads: 2, memoryBytes: 1 << 32, python: "python3")
   }
 

@@ -32,7 +32,7 @@ struct GGUFRunTests {
     var request = QuantizationRequest(
       model: source ?? TestFiles.gguf("\(fixture).gguf"), output: output, recipe: try settings.recipe(),
       target: settings.resolvedTarget, targetShare: settings.resolvedTargetShare, formats: settings.formats,
-      calibration: calibration, seed: 0, calibrationSource: "tokens", memoryBudgetBytes: 1 << 32)
+      calibration: calibration, seed: 0, calibrationSources: "tokens", memoryBudgetBytes: 1 << 32)
     request.importanceMatrix = imatrix
     let run = try QuantizationRun(request, backend: backend)
     let report = try run.run { _ in }
@@ -248,7 +248,7 @@ struct GGUFRunTests {
         model: TestFiles.gguf("llama.gguf"), output: output, recipe: try settings.recipe(), target: .layer,
         targetShare: 1, formats: settings.formats,
         calibration: CalibrationSet(sequenceLength: 16, tokens: (0..<128).map { Int32($0 % 40) }), seed: 0,
-        calibrationSource: "tokens", memoryBudgetBytes: 1 << 32)
+        calibrationSources: "tokens", memoryBudgetBytes: 1 << 32)
     }
     let report = try QuantizationRun(request(), backend: backend).run { _ in }
     let place = try Report.Place(of: output)
@@ -280,7 +280,7 @@ struct GGUFRunTests {
         model: source, output: output, recipe: try settings.recipe(), target: .layer, targetShare: 1,
         formats: settings.formats,
         calibration: CalibrationSet(sequenceLength: 16, tokens: (0..<128).map { Int32($0 % 40) }), seed: 0,
-        calibrationSource: "tokens", memoryBudgetBytes: 1 << 32), backend: backend
+        calibrationSources: "tokens", memoryBudgetBytes: 1 << 32), backend: backend
     ).run { _ in }
     let header = try #require(try CheckpointReader.open(output).gguf)
     #expect(header.tensors.reduce(0) { $0 + $1.bytes.count } == report.settings.gguf?.bytes)
@@ -335,7 +335,7 @@ struct GGUFRunTests {
       model: directory.file("source.gguf"), output: output, recipe: try settings.recipe(), target: .layer,
       targetShare: 1, formats: settings.formats,
       calibration: CalibrationSet(sequenceLength: 16, tokens: (0..<128).map { Int32($0 % 40) }), seed: 0,
-      calibrationSource: "tokens", memoryBudgetBytes: 1 << 32)
+      calibrationSources: "tokens", memoryBudgetBytes: 1 << 32)
     _ = try QuantizationRun(request, backend: backend).run { _ in }
     let result = try CheckpointReader.open(output)
     for name in ["model.layers.0.mlp.up_proj.weight", "model.embed_tokens.weight"] {

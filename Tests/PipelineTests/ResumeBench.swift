@@ -344,7 +344,7 @@ final class ResumeBench {
     var request = QuantizationRequest(
       model: test.path, output: output, recipe: recipe,
       target: test.settings.resolvedTarget, targetShare: test.settings.resolvedTargetShare,
-      formats: test.settings.formats, calibration: calibration, seed: 0, calibrationSource: "tokens",
+      formats: test.settings.formats, calibration: calibration, seed: 0, calibrationSources: "tokens",
       memoryBudgetBytes: budgetBytes, states: states, resume: resume, rotation: test.settings.rotate,
       averageBits: test.settings.averageBits, bitChoices: test.settings.widths)
     request.batchTokens = Self.batchSamples * Self.sequenceLength

@@ -2,15 +2,19 @@
 
 MODEL is a directory that holds tokenizer.json, or else tokenizer.model (sentencepiece), or vocab.json and merges.txt; or a
 GGUF file, which has its tokenizer in it; where that is of a kind that is not read, the same files beside it are.
-TEXT_FILE is .txt, or .jsonl with a field `text` in every line, whose documents are joined by an empty line;
-either may be compressed (.zst). The text is tokenized whole, as one string, with the special tokens that the
-tokenizer itself adds. Standard output gets the ids as little-endian int32 and nothing else.
+TEXT_FILE is .txt, or .jsonl, either also compressed (.zst). Lines of a .jsonl file have a field `text`: these documents are
+joined by an empty line. Or they have `messages`, a list of {"role", "content"}, or `conversations`, a list of {"from", "value"}:
+each conversation then becomes a text by the model's chat template.
+
+A text is tokenized whole, as one string, with the special tokens that the tokenizer itself adds; a conversation with those of
+its template, and conversations follow one another. Standard output gets the ids as little-endian int32 and nothing else.
 
 A failure is one line on standard error and an exit status of sysexits.h.
 """
 
 import argparse
 import array
+import datetime
 import importlib
 import json
 import mmap
@@ -32,8 +36,12 @@ class Failure(Exception):
         self.status = status
 
 
-def load_tokenizer(model: Path) -> Callable[[str], list[int]]:
-    """What turns a text into a checkpoint's token ids, by the first file that says how."""
+# Turns a text into token ids, with the special tokens that the tokenizer adds by itself, or without.
+Tokenize = Callable[[str, bool], list[int]]
+
+
+def load_tokenizer(model: Path) -> Tokenize:
+    """A checkpoint's, by the first file that says how."""
     kinds = {
         "tokenizer.json": load_fast_tokenizer,
         "tokenizer.model": load_sentencepiece,
@@ -63,11 +71,11 @@ def package(name: str):
         return importlib.import_module(name)
     except ImportError as error:
         python = sys.executable or "python3"
-        mend = f"{python} -m pip install {name}"
+        mend = f"{python} -m pip install {name.split('.')[0]}"
         raise Failure(UNAVAILABLE, f"{python}: {error}", mend) from None
 
 
-def load_fast_tokenizer(file: Path) -> Callable[[str], list[int]]:
+def load_fast_tokenizer(file: Path) -> Tokenize:
     """Neither truncates nor pads, whatever its file says."""
     tokenizers = package("tokenizers")
     try:
@@ -76,10 +84,10 @@ def load_fast_tokenizer(file: Path) -> Callable[[str], list[int]]:
         raise Failure(DATA_ERROR, f"{file}: {error}", "upgrade tokenizers, or get the file anew") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    return lambda text: tokenizer.encode(text, add_special_tokens=True).ids
+    return lambda text, special: tokenizer.encode(text, add_special_tokens=special).ids
 
 
-def load_sentencepiece(file: Path) -> Callable[[str], list[int]]:
+def load_sentencepiece(file: Path) -> Tokenize:
     """Models that publish the file of sentencepiece alone begin a text with its first token, unless they say otherwise."""
     sentencepiece = package("sentencepiece")
     try:
@@ -89,10 +97,10 @@ def load_sentencepiece(file: Path) -> Callable[[str], list[int]]:
         raise Failure(DATA_ERROR, f"{file}: {error}", mend) from None
     begins = tokenizer_setting(file.parent, "add_bos_token", True) and processor.bos_id() >= 0
     ends = tokenizer_setting(file.parent, "add_eos_token", False) and processor.eos_id() >= 0
-    return lambda text: processor.encode(text, add_bos=begins, add_eos=ends)
+    return lambda text, special: processor.encode(text, add_bos=special and begins, add_eos=special and ends)
 
 
-def load_byte_level_tokenizer(file: Path) -> Callable[[str], list[int]]:
+def load_byte_level_tokenizer(file: Path) -> Tokenize:
     """vocab.json and merges.txt, of GPT-2 and what took its tokens over (OPT)."""
     tokenizers = package("tokenizers")
     merges = file.parent / "merges.txt"
@@ -110,7 +118,7 @@ def load_byte_level_tokenizer(file: Path) -> Callable[[str], list[int]]:
             config = file.parent / "tokenizer_config.json"
             raise Failure(DATA_ERROR, f"{config}: no bos_token that {file} has", "name the one that it has")
         first = [identifier]
-    return lambda text: first + tokenizer.encode(text, add_special_tokens=False).ids
+    return lambda text, special: (first if special else []) + tokenizer.encode(text, add_special_tokens=False).ids
 
 
 # How the texts of byte-level tokenizers are cut before pairs are merged, by `tokenizer.ggml.pre`, the name that llama.cpp has
@@ -142,13 +150,13 @@ SPLITS = {
 SPECIAL = (2, 3, 4)
 
 
-def load_gguf_tokenizer(file: Path) -> Callable[[str], list[int]]:
+def load_gguf_tokenizer(file: Path) -> Tokenize:
     """A byte-level tokenizer, or sentencepiece's of pairs, from the keys of a GGUF file."""
     tokenizers = package("tokenizers")
     try:
         tokenize = tokenizer_of_keys(file, gguf_keys(file), tokenizers)
         # What is wrong with the first tokens and the last shows here.
-        array.array("i", tokenize("a"))
+        array.array("i", tokenize("a", True))
     except Failure:
         raise
     except Exception as error:  # The package raises nothing narrower.
@@ -157,7 +165,7 @@ def load_gguf_tokenizer(file: Path) -> Callable[[str], list[int]]:
     return tokenize
 
 
-def tokenizer_of_keys(file: Path, keys: dict, tokenizers) -> Callable[[str], list[int]]:
+def tokenizer_of_keys(file: Path, keys: dict, tokenizers) -> Tokenize:
     """What the keys of a GGUF file say, whatever they may be."""
     kind, names = keys.get("tokenizer.ggml.model"), keys.get("tokenizer.ggml.tokens")
     mend = "put the model's tokenizer.json beside it, or give token ids (.safetensors)"
@@ -193,7 +201,11 @@ def tokenizer_of_keys(file: Path, keys: dict, tokenizers) -> Callable[[str], lis
     begin, end = (keys.get(f"tokenizer.ggml.{name}_token_id", number) for name, number in (("bos", 1), ("eos", 2)))
     first = [begin] if keys.get("tokenizer.ggml.add_bos_token", kind == "llama") else []
     last = [end] if keys.get("tokenizer.ggml.add_eos_token", False) else []
-    return lambda text: first + tokenizer.encode(text, add_special_tokens=False).ids + last
+    def tokenize(text: str, special: bool) -> list[int]:
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        return first + ids + last if special else ids
+
+    return tokenize
 
 
 def merges_by_score(vocabulary: dict[str, int], scores: list[float]) -> list[tuple[str, str]]:
@@ -261,9 +273,9 @@ def parsed_keys(content):
             yield key, value
 
 
-def tokenizer_setting(model: Path, key: str, fallback):
-    """A setting of tokenizer_config.json, which need not be there."""
-    file = model / "tokenizer_config.json"
+def tokenizer_setting(model: Path, key: str, fallback, name: str = "tokenizer_config.json"):
+    """A setting of a file that need not be there."""
+    file = model / name
     try:
         settings = json.loads(file.read_text("utf-8"))
         value = settings.get(key)
@@ -303,7 +315,7 @@ def decompressed(file: Path) -> bytes:
 
 
 def read_text(file: Path) -> str:
-    """The whole text of the file. Line ends stay as they are."""
+    """The whole content of the file. Line ends stay as they are."""
     kind = Path(file.name.removesuffix(".zst")).suffix
     if kind not in (".txt", ".jsonl"):
         raise Failure(DATA_ERROR, f"{file} is no .txt or .jsonl file, nor one of these as .zst", "rename it")
@@ -315,25 +327,143 @@ def read_text(file: Path) -> str:
         raise Failure(NO_INPUT, f"{file}: {error.strerror}", "name a file that can be read") from None
     except UnicodeDecodeError as error:
         raise Failure(DATA_ERROR, f"{file}: no UTF-8 at byte {error.start}", "convert it to UTF-8") from None
-    return text if kind == ".txt" else "\n\n".join(documents(text, file))
+    return text
 
 
-def documents(lines: str, file: Path):
-    """The field `text` of every line that is not empty."""
+def ids_of(file: Path, model: Path) -> list[int]:
+    """The tokens of a text, or of conversations."""
+    tokenize, text = load_tokenizer(model), read_text(file)
+    if Path(file.name.removesuffix(".zst")).suffix == ".txt":
+        return tokenize(text, True)
+    lines = list(objects(text, file))
+    if any(messages_of(line) is not None for _, line in lines):
+        render = load_template(model)
+        return [id for number, line in lines for id in tokenize(conversation(line, render, file, number), False)]
+    return tokenize("\n\n".join(document(line, file, number) for number, line in lines), True)
+
+
+def objects(lines: str, file: Path):
+    """Every line that is not empty, with its number from 1."""
     # Not splitlines(): JSON strings may hold the other line separators of Unicode.
     for number, line in enumerate(lines.split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            text = json.loads(line)["text"]
-        except (ValueError, TypeError, KeyError):
-            text = None
-        if not isinstance(text, str):
-            raise Failure(
-                DATA_ERROR, f"{file}, line {number}: no JSON object with a string `text`", "rewrite that line"
-            )
-        # JSON can spell half a character, which no encoding has; tokenizers would not take it.
-        yield text.encode("utf-8", "replace").decode("utf-8")
+            parsed = json.loads(line)
+        except (ValueError, RecursionError):
+            parsed = None
+        yield number, parsed if isinstance(parsed, dict) else {}
+
+
+def document(line: dict, file: Path, number: int) -> str:
+    """The field `text`."""
+    text = line.get("text")
+    if not isinstance(text, str):
+        raise Failure(
+            DATA_ERROR, f"{file}, line {number}: no JSON object with a string `text`, nor with `messages`",
+            "rewrite that line")
+    return encodable(text)
+
+
+def encodable(text: str) -> str:
+    """JSON can spell half a character, which no encoding has; tokenizers would not take it."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+# MARK: Conversations
+
+ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "chatgpt": "assistant"}
+
+
+def messages_of(line: dict) -> list[dict] | None:
+    """The messages of a conversation; None where the line is none. ShareGPT's names are put into those that templates know."""
+    if isinstance(line.get("messages"), list):
+        return line["messages"]
+    turns = line.get("conversations")
+    if not isinstance(turns, list):
+        return None
+    return [
+        {"role": ROLES.get(turn.get("from"), turn.get("from")), "content": turn.get("value")}
+        if isinstance(turn, dict) and "from" in turn else turn
+        for turn in turns]
+
+
+def conversation(line: dict, render: Callable[..., str], file: Path, number: int) -> str:
+    """The text that a model is given for a conversation, answers and all."""
+    messages = messages_of(line)
+    if not messages or not all(isinstance(message, dict) and "role" in message for message in messages):
+        raise Failure(
+            DATA_ERROR, f"{file}, line {number}: no JSON object with `messages` of a role and a content",
+            "rewrite that line; lines with `text` belong into a file of their own")
+    try:
+        return encodable(render(messages=messages, tools=line.get("tools")))
+    except Exception as error:  # Templates raise what they like.
+        raise Failure(
+            DATA_ERROR, f"{file}, line {number}: the model's chat template refuses it: {error}",
+            "rewrite or remove that conversation") from None
+
+
+def load_template(model: Path) -> Callable[..., str]:
+    """What makes a text of messages, as transformers and servers do it."""
+    source, tokens = template_of(model)
+    if source is None:
+        raise Failure(
+            DATA_ERROR, f"{model} has no chat template", "give conversations as texts, in lines with a field `text`")
+    sandbox, extension = package("jinja2.sandbox"), package("jinja2.ext")
+
+    class Answers(extension.Extension):
+        """{% generation %} marks for training what the assistant says."""
+
+        tags = {"generation"}
+
+        def parse(self, parser):
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    def refuse(message):
+        raise ValueError(message)
+
+    environment = sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[extension.loopcontrols, Answers])
+    environment.filters["tojson"] = lambda value, indent=None, **_: json.dumps(
+        value, ensure_ascii=False, indent=indent)
+    # A fixed day: the same conversation comes to the same tokens tomorrow.
+    day = datetime.datetime(2024, 7, 26)
+    environment.globals |= {"raise_exception": refuse, "strftime_now": day.strftime}
+    try:
+        template = environment.from_string(source)
+    except Exception as error:
+        raise Failure(DATA_ERROR, f"{model}: its chat template cannot be read: {error}", "get it anew") from None
+    return lambda **values: template.render(add_generation_prompt=False, documents=None, **tokens, **values)
+
+
+def template_of(model: Path) -> tuple[str | None, dict[str, str]]:
+    """A model's chat template, and the special tokens that it may name."""
+    if model.suffix.lower() == ".gguf" and model.is_file():
+        keys = gguf_keys(model)
+        names, prefix = keys.get("tokenizer.ggml.tokens") or [], "tokenizer.ggml."
+        tokens = {}
+        for name in ("bos", "eos", "unknown", "padding"):
+            number = keys.get(f"{prefix}{name}_token_id")
+            if isinstance(number, int) and 0 <= number < len(names):
+                short = {"unknown": "unk", "padding": "pad"}.get(name, name)
+                tokens[f"{short}_token"] = names[number]
+        return keys.get("tokenizer.chat_template"), tokens
+    tokens = {}
+    for name in ("bos", "eos", "unk", "pad"):
+        token = tokenizer_setting(model, f"{name}_token", None)
+        if token is not None:
+            tokens[f"{name}_token"] = token["content"] if isinstance(token, dict) else token
+    file = model / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text("utf-8"), tokens
+    found = tokenizer_setting(model, "chat_template", None)
+    if found is None:
+        found = tokenizer_setting(model, "chat_template", None, "chat_template.json")
+    if isinstance(found, list):
+        named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
+        found = named.get("default") or next(iter(named.values()), None)
+    return found if isinstance(found, str) else None, tokens
 
 
 def write_ids(ids: list[int]) -> None:
@@ -356,8 +486,7 @@ def main() -> None:
     arguments.add_argument("text", type=Path, metavar="TEXT_FILE")
     options = arguments.parse_args()
     try:
-        tokenize = load_tokenizer(options.model)
-        write_ids(tokenize(read_text(options.text)))
+        write_ids(ids_of(options.text, options.model))
     except Failure as failure:
         print(failure, file=sys.stderr)
         sys.exit(failure.status)

@@ -1,3 +1,4 @@
+import Calibration
 import Checkpoint
 import Glibc
 import Pipeline
@@ -5,33 +6,37 @@ import SystemIO
 
 /// What may differ from job to job.
 public struct JobSettings: Codable, Sendable, Equatable {
-  /// The calibration file: an absolute path, or one below the job's directory; nil if nobody named one.
-  public var calibration: String?
+  /// The calibration files: absolute paths, or such below the job's directory; empty if nobody named one.
+  public var calibration: CalibrationSources
   /// The greater before the smaller.
   public var priority: Int
   public var settings: QuantizationSettings
 
   public init(
-    calibration: String? = nil, priority: Int = 0, settings: QuantizationSettings = QuantizationSettings()
+    calibration: CalibrationSources = CalibrationSources([]), priority: Int = 0,
+    settings: QuantizationSettings = QuantizationSettings()
   ) {
     self.calibration = calibration
     self.priority = priority
     self.settings = settings
   }
 
-  /// The calibration file of a job whose files are in `directory`.
-  public func calibrationPath(in directory: String) -> String? {
-    calibration.map { $0.hasPrefix("/") ? $0 : FileSystem.join(directory, $0) }
+  /// The calibration files of a job whose files are in `directory`, by absolute paths.
+  public func calibration(in directory: String) -> CalibrationSources {
+    var sources = calibration
+    for index in sources.files.indices where !sources.files[index].path.hasPrefix("/") {
+      sources.files[index].path = FileSystem.join(directory, sources.files[index].path)
+    }
+    return sources
   }
 
-  /// The same, which has to be there.
-  /// - Throws: ``SubmissionError`` if it is not; ``FileError``
-  func presentCalibration(in directory: String) throws -> String {
-    guard let calibration = calibrationPath(in: directory) else { throw SubmissionError.noCalibration }
-    guard try FileSystem.kind(of: calibration) == .regular else {
-      throw SubmissionError.missingCalibration(calibration)
+  /// Looks whether they are there.
+  /// - Throws: ``SubmissionError`` if one is not; ``FileError``
+  func requireCalibration(in directory: String) throws {
+    if calibration.files.isEmpty { throw SubmissionError.noCalibration }
+    for file in calibration(in: directory).files where try FileSystem.kind(of: file.path) != .regular {
+      throw SubmissionError.missingCalibration(file.path)
     }
-    return calibration
   }
 
   /// The same settings for what is to be quantized: a GGUF model becomes a GGUF file, unless the job asks for another format,

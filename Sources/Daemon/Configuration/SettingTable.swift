@@ -1,3 +1,4 @@
+import Calibration
 import Devices
 import Export
 import Foundation
@@ -49,9 +50,10 @@ enum SettingTable {
       parse: SlurmSettings.TimeLimit.init, show: \.text),
     .list(
       "slurm-options", \.slurm.options, separator: " ",
-      expected: "a list of sbatch's options, such as [--gres=gpu:1]",
+      expected:
+        "a list of sbatch's options, such as [--gres=gpu:1], without those that the daemon gives itself",
       "Queue slurm: more options of sbatch, each one word that begins with a dash.",
-      parse: { $0.hasPrefix("-") && !$0.contains("\0") ? $0 : nil }, show: { $0 }),
+      parse: { SlurmSettings.isPossible(option: $0) ? $0 : nil }, show: { $0 }),
     .value(
       "slurm-program", \.slurm.program, expected: "an absolute path",
       "Queue slurm: quanteased on the nodes; empty is where this one stands.",
@@ -97,14 +99,14 @@ enum SettingTable {
 
   /// What a job may set in a file of its own: keys under `defaults:` in the daemon's.
   static let job: [Setting<JobSettings>] = [
-    .value(
-      "calibration", \.calibration,
-      expected: "an absolute path, or one inside the job's directory, without '..'",
-      "Text (.txt, .jsonl, either also .zst) or token ids (.safetensors). Relative: in the job's directory.",
-      parse: { text -> String?? in
-        if text.isEmpty { return .some(nil) }
-        return JobSettings.isPossible(calibration: text) ? .some(text) : nil
-      }, show: { $0.map { YAMLText.scalar($0) } ?? "null" }),
+    .list(
+      "calibration", \.calibration.files, separator: "\n",
+      expected:
+        "an absolute path, or one inside the job's directory, without '..'; or a list of such, each with ':WEIGHT' behind it or not",
+      "Text (.txt, .jsonl, either also .zst) or token ids (.safetensors), or a list. Relative: in the job's directory.",
+      parse: { text in
+        CalibrationSources.File(text).flatMap { JobSettings.isPossible(calibration: $0.path) ? $0 : nil }
+      }, show: \.description),
     .integer(
       "priority", \.priority, -1_000_000...1_000_000,
       "Jobs with a greater one come first; the job at work is not interrupted."),
@@ -175,7 +177,9 @@ enum SettingTable {
       expected: "one or more of \(OutputFormatName.allCases.map(\.rawValue).joined(separator: ", "))",
       "Formats to write; with several, each gets a directory of its own below the job's.",
       parse: OutputFormatName.init(rawValue:), show: \.rawValue),
-    .integer("samples", \.settings.samples, 1...1_000_000, "Sequences to draw from the calibration file."),
+    .integer(
+      "samples", \.settings.samples, 1...1_000_000,
+      "Sequences to draw from the calibration files, all together."),
     .integer("sequence-length", \.settings.sequenceLength, 2...(1 << 20), "Tokens of a sequence."),
     .value(
       "seed", \.settings.seed, expected: "a whole number from 0", "Decides which sequences are drawn.",

@@ -20,7 +20,7 @@ public struct Submission: Sendable {
     plan = try RunPlan(
       model: source, settings: settings.settings, symlinks: .follow,
       hasConverter: configuration.ggufConverter != nil)
-    _ = try settings.presentCalibration(in: source)
+    try settings.requireCalibration(in: source)
   }
 }
 

@@ -173,9 +173,8 @@ public final class JobLedger {
     guard let job = records[id] else { preconditionFailure("\(id) is no job") }
     let checkpoint = files(of: id).result
     // A worker that was cut off may bring a result after the first one has been moved; it has the same bytes.
-    let isInPlace =
-      job.phase == .publishing && job.output.map { (try? Report(directory: $0))?.job == id } ?? false
-    if try !isInPlace && FileSystem.exists(checkpoint) {
+    let isInPlace = try isInPlace(job)
+    if !isInPlace {
       let output = try freeOutput(for: job.name)
       try update(id) { job in
         job.phase = .publishing
@@ -197,6 +196,16 @@ public final class JobLedger {
       job.rest()
     }
     try clear(id)
+  }
+
+  /// Whether a job's result stands where it is to be published, and not another's by that name. One that does not say whose it
+  /// is belongs to the job if that has no other.
+  private func isInPlace(_ job: JobRecord) throws -> Bool {
+    guard job.phase == .publishing, let output = job.output, try FileSystem.exists(output) else {
+      return false
+    }
+    if let owner = (try? Report(directory: output))?.job { return owner == job.id }
+    return try !FileSystem.exists(files(of: job.id).result)
   }
 
   /// Ends a job whose result stands in the output folder already, under its name.
@@ -344,9 +353,9 @@ public final class JobLedger {
   // MARK: Recovery
 
   /// Brings rows and directories together after the daemon ended in whatever way.
-  /// - Parameter working: jobs that somebody is at
+  /// - Parameter working: jobs that somebody is at; nil where no daemon knows, and what Slurm has goes on without one
   /// - Returns: what was done, a line each
-  public func recover(sparing working: Set<String> = []) throws -> [String] {
+  public func recover(sparing working: Set<String>? = nil) throws -> [String] {
     var news: [String] = []
     let kept = try FileSystem.names(in: spool.incoming).compactMap { Spool.job(keptUnder: $0, .working) }
     for id in try FileSystem.names(in: spool.working) + kept where records[id] == nil {
@@ -354,8 +363,7 @@ public final class JobLedger {
       try enter(id, name: JobName.name(of: id), arrivedAt: arrivedAt)
       news.append("\(id): claimed, and not yet entered")
     }
-    // What Slurm has is a daemon's to look after, and goes on without one.
-    for job in jobs where !working.contains(job.id) && !job.isWithSlurm {
+    for job in jobs where !(working?.contains(job.id) ?? job.isWithSlurm) {
       switch job.phase {
       case .queued, .running:
         guard try spool.source(of: job) != nil else {
@@ -374,8 +382,7 @@ public final class JobLedger {
           news.append("\(job.id): goes on after \(job.linears.count) linears")
         }
       case .publishing:
-        let isComplete = try FileSystem.exists(files(of: job.id).result)
-        if try isComplete || job.output.map({ try FileSystem.exists($0) }) ?? false {
+        if try FileSystem.exists(files(of: job.id).result) || isInPlace(job) {
           try publish(job.id, summary: job.summary)
           news.append("\(job.id): published")
         } else {

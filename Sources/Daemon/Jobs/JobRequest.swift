@@ -97,6 +97,13 @@ extension JobLedger {
     case .retry where job.phase == .queued:
       // What waits for the machine to mend is tried now: whoever asks has mended it.
       try update(id) { ($0.pausedBecause, $0.retryAt, $0.shortage) = (nil, nil, nil) }
+    case .retry where job.isWithSlurm:
+      // What has come of it counts.
+      try update(id) { job in
+        job.phase = .queued
+        job.slurm?.isUnwanted = true
+        (job.pausedBecause, job.retryAt, job.shortage) = (nil, nil, nil)
+      }
     case .retry:
       guard try spool.source(of: job) != nil else { throw JobRequestError.sourceGone(id) }
       try retry(id)

@@ -50,6 +50,19 @@ public struct SlurmSettings: Sendable, Equatable {
     }
   }
 
+  /// Whether a job with an option of sbatch's is still one that the daemon finds again, and one job.
+  static func isPossible(option: String) -> Bool {
+    guard option.hasPrefix("-"), !option.contains("\0") else { return false }
+    if !option.hasPrefix("--") { return !"aJdMoW".contains(option.dropFirst().first ?? "a") }
+    let name = option.dropFirst(2).prefix { $0 != "=" }
+    let own = [
+      "array", "clusters", "cluster", "dependency", "job-name", "output", "parsable", "wrap", "no-requeue",
+      "wait",
+    ]
+    // Long options may be cut short.
+    return name.count > 1 && !own.contains { $0.hasPrefix(name) }
+  }
+
   /// As sbatch takes them.
   var arguments: [String] {
     let named = [

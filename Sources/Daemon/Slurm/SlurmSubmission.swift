@@ -51,10 +51,7 @@ public struct SlurmSubmission {
             + "without that, the cache takes what there is"))
       answer = try sbatch(needs)
     }
-    guard answer.status == 0,
-      let number = answer.text.split(separator: ";").first?.trimmingCharacters(in: .whitespacesAndNewlines),
-      Int(number) != nil
-    else {
+    guard answer.status == 0, let number = Self.number(in: answer.text) else {
       throw JobFailure(
         .blocked,
         "Slurm does not take the job: \(SlurmCommand.reason(answer.text) ?? "sbatch failed")",
@@ -93,6 +90,13 @@ public struct SlurmSubmission {
   private static let shortestMinutes = 10
 
   private static func mebibytes(_ bytes: Int) -> Int { bytes / (1 << 20) + 1 }
+
+  /// The number in what sbatch says, behind whatever warnings.
+  static func number(in text: String) -> String? {
+    text.split(separator: "\n").reversed().lazy
+      .compactMap { $0.split(separator: ";").first.map { $0.trimmingCharacters(in: .whitespaces) } }
+      .first { Int($0) != nil }
+  }
 
   /// Of this process's group, so that whoever ends that ends it, too: Slurm must not get what was taken back.
   private func sbatch(_ needs: [String]) throws -> (status: Int32, text: String) {

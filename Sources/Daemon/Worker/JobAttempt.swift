@@ -66,6 +66,8 @@ public struct JobAttempt: Sendable, Equatable {
       let attempt = JobAttempt(number, in: job)
       // A name is given once, on any file system: who makes the directory has it.
       if try FileSystem.makeDirectory(attempt.directory) {
+        // Made once: a directory of that name without it is one that a retired worker made anew.
+        try AtomicFile.write("", to: attempt.events)
         for other in earlier { try attempt.clear(other) }
         return attempt
       }
@@ -85,7 +87,9 @@ public struct JobAttempt: Sendable, Equatable {
       }
     } catch {
       // Its worker, or another one, has moved or written something meanwhile; what stays goes with the job's directory.
-      guard [.noSuchFileOrDirectory, .directoryNotEmpty, .resourceBusy].contains(error.errno) else {
+      guard
+        [.noSuchFileOrDirectory, .directoryNotEmpty, .resourceBusy, .staleNFSFileHandle].contains(error.errno)
+      else {
         throw error
       }
     }

@@ -1,3 +1,4 @@
+import Calibration
 import Devices
 import FoundationEssentials
 import Pipeline
@@ -18,8 +19,8 @@ public struct JobOrder: Codable, Sendable, Equatable {
   /// Where the job's files are while it is worked on; see ``JobFiles``.
   public var directory: String
   public var cacheDirectory: String
-  /// The text or token file, absolute.
-  public var calibration: String
+  /// The text or token files, absolute.
+  public var calibration: CalibrationSources
   public var settings: QuantizationSettings
   public var threads: Int
   /// What computes, as ``DeviceChoice`` reads it; in an order of an earlier version, nil: the processor.
@@ -42,7 +43,7 @@ public struct JobOrder: Codable, Sendable, Equatable {
   public init(
     id: String, name: String? = nil, results: [Result] = [], model: String, source: SourceFiles? = nil,
     directory: String, cacheDirectory: String,
-    calibration: String,
+    calibration: CalibrationSources,
     settings: QuantizationSettings, threads: Int, device: String? = nil,
     states: StatesChoice = .auto, memoryBytes: Int?, python: String, ggufConverter: String? = nil
   ) {

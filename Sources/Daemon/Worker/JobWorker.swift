@@ -63,11 +63,14 @@ public struct JobWorker {
   /// - Throws: ``FileError``
   public static func kernels(ofJobIn directory: String) throws -> String? {
     let files = JobFiles(directory)
-    guard try FileSystem.exists(files.identity) else { return nil }
-    return try ResumePlace(
-      journal: files.journal, earlierJournals: JobAttempt.journals(in: directory), cache: "",
-      identity: storedIdentity(files)
-    ).kernels
+    var place = try ResumePlace(
+      journal: files.journal, earlierJournals: JobAttempt.journals(in: directory), cache: "", identity: "")
+    if try FileSystem.exists(files.identity) {
+      place.identity = try storedIdentity(files)
+      if let kernels = try place.kernels { return kernels }
+    }
+    // It may be tried again, and go on with all that is done already: what it is will be found out later.
+    return try place.kernelsOfAny
   }
 
   /// Works until the finished checkpoint stands in the job's directory, complete, verified and on the disk.
@@ -81,28 +84,23 @@ public struct JobWorker {
       return send(.finished(WorkerEvent.Summary(try Report(directory: files.result).totals)))
     }
     let kernels = backend.kernels(for: .bfloat16)
-    var result: String?
+    let calibration = try calibrationSet()
+    let identity = try knownIdentity(calibration)
+    let result = JobIdentity.result(of: identity, by: kernels)
     if try !FileSystem.exists(files.staged) {
-      let calibration = try calibrationSet()
-      let identity = try knownIdentity(calibration)
-      let known = JobIdentity.result(of: identity, by: kernels)
-      result = known
-      send(.identity(known))
-      if let summary = try reuse(known) { return send(.finished(summary)) }
+      send(.identity(result))
+      if let summary = try reuse(result) { return send(.finished(summary)) }
       if try !FileSystem.exists(files.staged) {
         try quantize(calibration, identity, model: try convertedModel())
-        try checkContents(calibration, identity)
       }
     }
     try FileSystem.removeTree(files.convertedDirectory)
     if try !FileSystem.exists(FileSystem.join(files.staged, ChecksumManifest.fileName)) {
+      try checkContents(calibration, identity)
       send(.step("writing checksums"))
       // Whose it is, so that the folders alone tell it.
       var report = try Report(directory: files.staged)
       report.job = order.id
-      if result == nil, try FileSystem.exists(files.identity) {
-        result = JobIdentity.result(of: try Self.storedIdentity(files), by: kernels)
-      }
       report.identity = result
       try report.write(to: Report.Place(directory: files.staged))
       try files.log.copy(into: files.staged)
@@ -125,6 +123,9 @@ public struct JobWorker {
 
   /// Makes the verified checkpoint the job's, unless another worker was faster: theirs has the same bytes.
   private func handOver() throws {
+    if let attempt, try !FileSystem.exists(attempt.events) {
+      throw FileError(path: attempt.events, operation: .inspect, errno: .noSuchFileOrDirectory)
+    }
     do { try FileSystem.move(files.staged, to: files.result) } catch {
       // On a network file system a rename may have been done that is said to have failed.
       guard try FileSystem.exists(files.result) else { throw error }
@@ -219,7 +220,7 @@ public struct JobWorker {
         target: settings.resolvedTarget,
         targetShare: settings.resolvedTargetShare, formats: settings.formats, calibration: calibration,
         seed: settings.seed,
-        calibrationSource: order.calibration,
+        calibrationSources: order.calibration,
         memoryBudgetBytes: try order.memoryBytes ?? ProcessMemory.availableBytes(),
         states: order.states ?? .auto,
         resume: ResumePlace(
@@ -281,10 +282,10 @@ public struct JobWorker {
       order.model, symlinks: symlinks, allowingRequantizing: order.settings.allowRequantize,
       rotation: order.settings.rotate)
     send(.step("reading \(order.calibration)"))
-    let rows = try TokenRows(file: order.calibration, model: order.model, python: order.python)
+    let rows = try TokenRows.all(of: order.calibration, model: order.model, python: order.python)
     let set = try CalibrationSet(
-      drawing: order.settings.samples, sequenceLength: order.settings.sequenceLength, from: rows,
-      seed: order.settings.seed)
+      drawing: order.settings.samples, sequenceLength: order.settings.sequenceLength, from: order.calibration,
+      rows: rows, seed: order.settings.seed)
     try settle(
       set.tokens.flatMap { token in (0..<4).map { UInt8(truncatingIfNeeded: token >> (8 * $0)) } },
       at: files.tokens)

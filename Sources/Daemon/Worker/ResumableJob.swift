@@ -1,3 +1,4 @@
+import Calibration
 import Checkpoint
 import Compute
 import Export
@@ -86,10 +87,11 @@ public struct ResumableJob {
     }
     let isBegun = try FileSystem.exists(calibrationFile)
     // What was drawn of it is kept.
-    if try !isBegun || FileSystem.kind(of: order.calibration) != nil {
-      let calibration = Array(try SHA256Digest.of(file: order.calibration, symlinks: .follow).utf8)
-      if isBegun, try FileSystem.contents(of: calibrationFile, limit: 128) != calibration {
-        throw other(order.calibration)
+    if try !isBegun || order.calibration.files.allSatisfy({ try FileSystem.kind(of: $0.path) != nil }) {
+      let digests = try order.calibration.files.map { try SHA256Digest.of(file: $0.path, symlinks: .follow) }
+      let calibration = Array(digests.joined(separator: "\n").utf8)
+      if isBegun, try FileSystem.contents(of: calibrationFile, limit: 1 << 20) != calibration {
+        throw other("\(order.calibration)")
       }
       try AtomicFile.rewrite(calibration, to: calibrationFile)
     }

@@ -1,0 +1,123 @@
+/// What calibration sequences are drawn from: a file, or several with their shares.
+///
+/// As settings and orders write it, an element a file: `PATH`, or `PATH:WEIGHT`. Of one file of weight 1 it is the path alone.
+public struct CalibrationSources: Sendable, Equatable, CustomStringConvertible {
+  public struct File: Sendable, Equatable, CustomStringConvertible {
+    public var path: String
+    /// How many sequences come from it, in proportion to the others'.
+    public var weight: Double
+
+    public init(path: String, weight: Double = 1) {
+      precondition(weight > 0, "nothing would come of it")
+      (self.path, self.weight) = (path, weight)
+    }
+
+    /// - Returns: nil of no path, and of a weight that is not above 0
+    public init?(_ text: String) {
+      guard let colon = text.lastIndex(of: ":"), let weight = Double(text[text.index(after: colon)...]) else {
+        if text.isEmpty { return nil }
+        self.init(path: text)
+        return
+      }
+      guard colon > text.startIndex, weight > 0, weight.isFinite else { return nil }
+      self.init(path: String(text[..<colon]), weight: weight)
+    }
+
+    public var description: String {
+      let isAmbiguous = path.lastIndex(of: ":").map { Double(path[path.index(after: $0)...]) != nil } ?? false
+      if weight == 1, !isAmbiguous { return path }
+      return "\(path):" + (weight == weight.rounded() && weight < 1e15 ? "\(Int(weight))" : "\(weight)")
+    }
+  }
+
+  public var files: [File]
+
+  public init(_ files: [File]) { self.files = files }
+
+  /// Reads what ``description`` of files says.
+  public init?(_ texts: [String]) {
+    let files = texts.compactMap(File.init)
+    if files.count != texts.count { return nil }
+    self.init(files)
+  }
+
+  public var description: String { files.map(\.description).joined(separator: ", ") }
+
+  /// Without the directories, for people.
+  public var names: String {
+    files.map { File(path: String($0.path.split(separator: "/").last ?? ""), weight: $0.weight).description }
+      .joined(separator: ", ")
+  }
+
+  /// How many of so many sequences come from each file: in proportion to its weight, and what is left over from those that
+  /// are the most short of it.
+  func shares(of samples: Int) -> [Int] {
+    let total = files.reduce(0) { $0 + $1.weight }
+    let exact = files.map { Double(samples) * ($0.weight / total) }
+    var shares = exact.map { Int($0) }
+    let rest = files.indices.sorted {
+      (Double(shares[$0]) - exact[$0], $0) < (Double(shares[$1]) - exact[$1], $1)
+    }
+    for index in rest.prefix(samples - shares.reduce(0, +)) { shares[index] += 1 }
+    return shares
+  }
+}
+
+extension CalibrationSources: ExpressibleByStringLiteral {
+  /// One file.
+  public init(stringLiteral path: String) { self.init([File(path: path)]) }
+}
+
+extension CalibrationSources: Codable {
+  public init(from decoder: any Decoder) throws {
+    let container = try decoder.singleValueContainer()
+    let texts = try (try? container.decode(String.self)).map { [$0] } ?? container.decode([String].self)
+    guard let sources = CalibrationSources(texts) else {
+      throw DecodingError.dataCorruptedError(in: container, debugDescription: "no calibration file")
+    }
+    self = sources
+  }
+
+  public func encode(to encoder: any Encoder) throws {
+    var container = encoder.singleValueContainer()
+    let texts = files.map(\.description)
+    if texts.count == 1 { try container.encode(texts[0]) } else { try container.encode(texts) }
+  }
+}
+
+extension CalibrationSet {
+  /// Draws sequences from several sources, from each its share. Any beginning of the set has of each in proportion, as nearly as
+  /// may be.
+  /// - Parameters:
+  ///   - sources: the files
+  ///   - rows: the tokens of each
+  /// - Throws: ``CalibrationError``
+  public init(
+    drawing samples: Int, sequenceLength: Int, from sources: CalibrationSources, rows: [TokenRows],
+    seed: UInt64
+  ) throws(CalibrationError) {
+    precondition(sources.files.count == rows.count, "each has its tokens")
+    if rows.count == 1 {
+      try self.init(drawing: samples, sequenceLength: sequenceLength, from: rows[0], seed: seed)
+      return
+    }
+    var parts: [CalibrationSet] = []
+    for (index, share) in sources.shares(of: samples).enumerated() where share > 0 {
+      parts.append(
+        try CalibrationSet(
+          drawing: share, sequenceLength: sequenceLength, from: rows[index], seed: seed &+ UInt64(index)))
+    }
+    let turns = parts.indices.flatMap { part in
+      (0..<parts[part].samples).map {
+        (place: (Double($0) + 0.5) / Double(parts[part].samples), part: part, sample: $0)
+      }
+    }
+    .sorted { ($0.place, $0.part) < ($1.place, $1.part) }
+    self.init(
+      sequenceLength: sequenceLength,
+      tokens: turns.flatMap { parts[$0.part].tokens(of: $0.sample..<$0.sample + 1) },
+      idRange: parts.map(\.idRange).reduce(parts[0].idRange) {
+        min($0.lowerBound, $1.lowerBound)...max($0.upperBound, $1.upperBound)
+      })
+  }
+}
