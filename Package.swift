@@ -83,7 +83,8 @@ let package = Package(
         "Calibration", "Solvers", "Export",
       ]),
     module(
-      "Evaluation", ["Tensors", "Checkpoint", "ActivationCache", "Compute", "Decoder", "Export"]),
+      "Evaluation",
+      ["Tensors", "Calibration", "Checkpoint", "ActivationCache", "Compute", "Decoder", "Export"]),
     module(
       "Daemon",
       [

@@ -91,6 +91,8 @@ public struct TokenRows: Sendable {
 public enum CalibrationError: Error, Sendable, Equatable, CustomStringConvertible {
   case empty(source: String)
   case tooFewTokens(available: Int, sequences: Int, samples: Int, sequenceLength: Int, source: String)
+  /// One of several sources whose weight does not fit what it holds.
+  case unlikeShare(source: String, share: Int, samples: Int, available: Int)
   case badTokenFile(source: String, reason: String)
   case tokenizerUnavailable(interpreter: String, reason: String)
   case tokenizerFailed(status: Int32, message: String)
@@ -104,6 +106,11 @@ public enum CalibrationError: Error, Sendable, Equatable, CustomStringConvertibl
         + (sequences > 0
           ? "give more text, or ask for --samples \(sequences) or a shorter --sequence-length"
           : "give more text, or ask for --sequence-length \(available) or less")
+    case .unlikeShare(let source, let share, let samples, let available):
+      "\(source): its share of \(samples) sequences, by the weights, is \(share), and it holds \(available); "
+        + (share == 0
+          ? "give it a greater weight, or leave it out"
+          : "give more text, or it a smaller weight, or ask for fewer samples")
     case .badTokenFile(let source, let reason):
       "\(source): \(reason); a token file is safetensors with input_ids [samples, sequenceLength], I32 or I64"
     case .tokenizerUnavailable(let interpreter, let reason):
@@ -117,7 +124,7 @@ public enum CalibrationError: Error, Sendable, Equatable, CustomStringConvertibl
   /// By sysexits(3).
   public var exitCode: Int32 {
     switch self {
-    case .empty, .tooFewTokens, .badTokenFile: 65
+    case .empty, .tooFewTokens, .unlikeShare, .badTokenFile: 65
     case .tokenizerUnavailable: 69
     case .tokenizerFailed(let status, _): (64...78).contains(status) ? status : 70
     }

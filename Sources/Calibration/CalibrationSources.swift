@@ -102,7 +102,11 @@ extension CalibrationSet {
       return
     }
     var parts: [CalibrationSet] = []
-    for (index, share) in sources.shares(of: samples).enumerated() where share > 0 {
+    for (index, share) in sources.shares(of: samples).enumerated() {
+      let available = rows[index].windows(length: sequenceLength).count
+      guard share > 0, available >= share || rows[index].tokenCount == 0 else {
+        throw .unlikeShare(source: rows[index].name, share: share, samples: samples, available: available)
+      }
       parts.append(
         try CalibrationSet(
           drawing: share, sequenceLength: sequenceLength, from: rows[index], seed: seed &+ UInt64(index)))

@@ -25,16 +25,21 @@ public struct Tokenizer: Sendable {
   ///   - model: the directory with tokenizer.json, or a GGUF file
   /// - Throws: ``CalibrationError``
   public func tokenize(text: String, model: String) throws -> TokenRows {
-    let ids = try nameless()
-    try run(arguments: [model, text], output: ids)
-    try ids.seek(toOffset: 0)
-    let bytes = try ids.readToEnd() ?? Data()
+    let bytes = try output(of: [model, text])
     let tokens = unsafe bytes.withUnsafeBytes { buffer in
       (0..<buffer.count / 4).map { index in
         unsafe Int32(littleEndian: buffer.loadUnaligned(fromByteOffset: 4 * index, as: Int32.self))
       }
     }
     return TokenRows(name: text, rows: [tokens])
+  }
+
+  /// What the helper writes.
+  func output(of arguments: [String]) throws -> Data {
+    let file = try nameless()
+    try run(arguments: arguments, output: file)
+    try file.seek(toOffset: 0)
+    return try file.readToEnd() ?? Data()
   }
 
   /// A file without a name: whatever ends this process, nothing of it stays in the temporary folder.
@@ -71,12 +76,15 @@ extension TokenRows {
       self = try TokenRows(tokenFile: file)
       return
     }
-    // A GGUF model has its tokenizer in its first part.
-    let gguf = try CheckpointReader.ggufFile(of: model).map { path in
-      FileSystem.join(FileSystem.parent(of: path), GGUFFiles.firstPart(of: FileSystem.name(of: path)))
-    }
     self = try (python.map { Tokenizer(interpreter: $0) } ?? Tokenizer()).tokenize(
-      text: file, model: gguf ?? model)
+      text: file, model: Self.tokenizerPlace(of: model))
+  }
+
+  /// Where a model has its tokenizer: a GGUF model in its first part.
+  public static func tokenizerPlace(of model: String) throws -> String {
+    try CheckpointReader.ggufFile(of: model).map { path in
+      FileSystem.join(FileSystem.parent(of: path), GGUFFiles.firstPart(of: FileSystem.name(of: path)))
+    } ?? model
   }
 
   /// The same of every file.

@@ -106,6 +106,7 @@ extension Supervisor {
 
   func takeRequests() {
     attempt {
+      var unwritten: StateError?
       for request in try JobRequest.all(in: spool) {
         // Last, as that says that it is done; one that cannot be met must not come again and again.
         var isOver = true
@@ -113,11 +114,11 @@ extension Supervisor {
         do {
           try carryOut(request)
         } catch let error as StateError {
-          // Nothing has happened; as soon as rows can be written again, it does.
-          isOver = false
-          throw error
+          // As soon as rows can be written again, it is done.
+          (isOver, unwritten) = (false, error)
         }
       }
+      if let unwritten { throw unwritten }
     }
   }
 

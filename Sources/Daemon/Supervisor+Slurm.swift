@@ -131,6 +131,8 @@ extension Supervisor {
 
   private func take(_ outcome: SlurmCommand.Outcome, ofHandingOver id: String) throws {
     guard slurm.runs[id] != nil else { return }
+    // Until what came of it is on the disk, the name alone tells.
+    slurm.runs[id]?.doubt = SlurmQueue.Doubt()
     let (said, reason) =
       switch outcome {
       case .succeeded(let text): (text, "no number was heard")
@@ -150,8 +152,6 @@ extension Supervisor {
       }
     }
     if let number {
-      // Until it is on the disk, the name alone tells of it.
-      slurm.runs[id]?.doubt = SlurmQueue.Doubt()
       try ledger.update(id) { job in
         job.slurm?.number = number
         job.step = job.slurm?.text ?? ""
@@ -237,8 +237,12 @@ extension Supervisor {
     }
     if let doubt = run.doubt {
       guard since > doubt.since else { return }
+      guard let failure = doubt.failure else {
+        return try leaveSlurm(id, cancelling: false) {
+          Self.requeue(&$0, saying: "waits to be given to Slurm")
+        }
+      }
       try leaveSlurm(id, cancelling: false)
-      guard let failure = doubt.failure else { return try requeue(id, saying: "waits to be given to Slurm") }
       return settle(id, failure)
     }
     // The list may be a moment older than the job.
@@ -378,8 +382,7 @@ extension Supervisor {
   /// Takes a job back, which goes on later where it is.
   func withdraw(_ id: String, saying step: String) throws {
     guard slurm.runs[id] != nil else { return }
-    try leaveSlurm(id, cancelling: true)
-    try requeue(id, saying: step)
+    try leaveSlurm(id, cancelling: true) { Self.requeue(&$0, saying: step) }
   }
 
   /// Gives a job anew that waits in Slurm for what does not come.
@@ -394,12 +397,10 @@ extension Supervisor {
     return true
   }
 
-  private func requeue(_ id: String, saying step: String) throws {
-    try ledger.update(id) { job in
-      job.phase = .queued
-      job.attempts -= 1
-      job.step = step
-    }
+  private static func requeue(_ job: inout JobRecord, saying step: String) {
+    job.phase = .queued
+    job.attempts -= 1
+    job.step = step
   }
 
   /// Has Slurm and a job nothing more to do with one another.

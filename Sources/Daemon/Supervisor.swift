@@ -186,7 +186,8 @@ public final class Supervisor {
   func attempt(_ body: () throws -> Void) {
     do { try body() } catch {
       log.error("\(error)")
-      mendAt = .now + patience.pause
+      // What fails again and again does not put it off.
+      mendAt = mendAt ?? .now + patience.pause
     }
   }
 

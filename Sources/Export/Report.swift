@@ -278,6 +278,31 @@ public struct Report: Codable, Sendable, Equatable {
   /// What came of evaluations of the result, the latest last; nil where there was none.
   public var evaluations: [Evaluation]?
 
+  /// What came of questions that the result answered, the latest last; nil where there were none.
+  public var tasks: [TaskEvaluation]?
+
+  /// How the result answers questions.
+  public struct TaskEvaluation: Codable, Sendable, Equatable {
+    /// The name of the file that they come from.
+    public var task: String
+    /// The name of the model that it was compared with; nil where there was none.
+    public var reference: String?
+    public var figures: TaskFigures
+
+    public init(task: String, reference: String?, figures: TaskFigures) {
+      (self.task, self.reference, self.figures) = (task, reference, figures)
+    }
+  }
+
+  /// Adds an evaluation, in the place of one that is the same but for its figures.
+  public mutating func add(_ evaluation: TaskEvaluation) {
+    let others = (tasks ?? []).filter {
+      $0.task != evaluation.task || $0.reference != evaluation.reference
+        || $0.figures.questions != evaluation.figures.questions
+    }
+    tasks = others + [evaluation]
+  }
+
   /// What the result says to a text.
   public struct Evaluation: Codable, Sendable, Equatable {
     /// The name of the file that the tokens come from.

@@ -104,14 +104,6 @@ final class ResumeJournal: Sendable {
     return nil
   }
 
-  /// What the first of a place's journals was begun with, whatever its job.
-  static func anyHead(in place: ResumePlace) throws -> Head? {
-    for path in place.earlierJournals + [place.journal] where try FileSystem.exists(path) {
-      if let head = read(try MappedFile(path: path, symlinks: .refuse), path).head { return head }
-    }
-    return nil
-  }
-
   /// Whether the run's own file says what it was begun with.
   var hasBegun: Bool { contents.withLock { $0.head != nil } }
 

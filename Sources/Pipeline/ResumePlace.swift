@@ -23,9 +23,4 @@ public struct ResumePlace: Sendable, Equatable {
   public var kernels: String? {
     get throws { try ResumeJournal.head(of: self)?.kernels }
   }
-
-  /// The same of the first journal that has been begun, by whatever job.
-  public var kernelsOfAny: String? {
-    get throws { try ResumeJournal.anyHead(in: self)?.kernels }
-  }
 }

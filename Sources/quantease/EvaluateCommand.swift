@@ -24,9 +24,14 @@ struct EvaluateCommand: ParsableCommand {
       distributions are apart, 0 being the same; the share of tokens for which both have the same likeliest next one says
       how often greedy decoding would go on alike. Both need far less text than a perplexity to tell two models apart.
 
+      With --task it answers questions: a .jsonl file in the fields of LAMBADA (text: the last word is asked for), HellaSwag, ARC, \
+      PIQA, WinoGrande, BoolQ, or simply query, choices (texts) and gold (from 0), a question a line. An answer's likelihood \
+      decides, as with the usual harnesses without examples in front, and with the tokenizer's own first token.
+
       Examples:
         quantease eval llama-w4 --text heldout.txt --windows 10
         quantease eval llama-w4 --against llama --text heldout.txt --windows 10
+        quantease eval llama-w4 --against llama --task lambada.jsonl --windows 500
       """)
 
   @Argument(
@@ -48,10 +53,14 @@ struct EvaluateCommand: ParsableCommand {
     completion: .file())
   var tokens: String?
 
+  @Option(
+    help: ArgumentHelp("Questions to answer (.jsonl, also .zst).", valueName: "file"), completion: .file())
+  var task: String?
+
   @Option(help: "Tokens of a window of a text.")
   var sequenceLength = 2_048
 
-  @Option(help: "Windows to evaluate, at most.")
+  @Option(help: "Windows to evaluate, at most; of a task, questions.")
   var windows: Int?
 
   @Option(
@@ -66,13 +75,16 @@ struct EvaluateCommand: ParsableCommand {
   @Flag(help: "Add the figures to the report that stands in the checkpoint's directory, and to its page.")
   var report = false
 
-  @Flag(help: "Print JSON: perplexity, tokens, windows, seconds; against.")
+  @Flag(
+    help:
+      "Print JSON: perplexity, tokens, windows, seconds; against. Of a task: questions, model, reference, lost, gained."
+  )
   var json = false
 
   func validate() throws {
     try machine.validate()
-    guard (text == nil) != (tokens == nil) else {
-      throw ValidationError("give either --text or --tokens")
+    guard [text, tokens, task].compactMap(\.self).count == 1 else {
+      throw ValidationError("give one of --text, --tokens and --task")
     }
     guard sequenceLength > 1 else { throw ValidationError("--sequence-length must be at least 2") }
     guard windows.map({ $0 > 0 }) ?? true else { throw ValidationError("--windows must be at least 1") }
@@ -84,7 +96,37 @@ struct EvaluateCommand: ParsableCommand {
     let place = try Report.Place(of: model)
     var written = report ? try Report(at: place) : nil
     if let warning = KernelSet.warning { Console.note("quantease: warning: \(warning)") }
-    let windows = try readWindows()
+    if let task {
+      let answers = try readAnswers(task)
+      let length = answers.map(\.ids.count).max() ?? 0
+      let figures = try evaluate(windows: answers.count, of: length) {
+        try $0.figures(of: answers, progress: $1)
+      }
+      written?.add(
+        Report.TaskEvaluation(
+          task: FileSystem.name(of: task), reference: against.map(FileSystem.name(of:)), figures: figures))
+      if json { try Console.json(figures) } else { try show(figures) }
+    } else {
+      let windows = try readWindows()
+      let figures = try evaluate(windows: windows.count, of: windows[0].count) {
+        try $0.perplexity(of: windows, progress: $1)
+      }
+      written?.add(
+        Report.Evaluation(
+          text: FileSystem.name(of: text ?? tokens ?? ""), reference: against.map(FileSystem.name(of:)),
+          figures: figures))
+      if json { try Console.json(figures) } else { try show(figures) }
+    }
+    guard let written else { return }
+    try written.write(to: place)
+    try ChecksumManifest.update([place.fileName, place.pageName], in: place.directory)
+  }
+
+  /// Opens the models, and has them measured.
+  private func evaluate<Figures>(
+    windows: Int, of length: Int,
+    by measure: (OutOfCoreEvaluation, (_ done: Int, _ total: Int) -> Void) throws -> Figures
+  ) throws -> Figures {
     let backend = try machine.backend(isExact: precision == .exact) {
       Console.note("quantease: warning: \($0)")
     }
@@ -92,7 +134,7 @@ struct EvaluateCommand: ParsableCommand {
       let (checkpoint, weights) = try openWeights(path)
       let description = try ModelDescription(checking: checkpoint, source: weights)
       return try DecoderModel(
-        description, source: weights, backend: backend, sequenceLength: windows[0].count,
+        description, source: weights, backend: backend, sequenceLength: length,
         operands: isExact ? .float32 : backend.operandType(for: checkpoint.weightType(of: description)))
     }
     let models =
@@ -104,30 +146,39 @@ struct EvaluateCommand: ParsableCommand {
     try store.destroy()
     let progress = ProgressLine()
     // Of fp32, and as they are while a batch is replaced.
-    let stateBytes =
-      models.reduce(0) { $0 + $1.description.hiddenSize } * windows.count * windows[0].count * 4
-    let result = try PerplexityEvaluation(
+    let stateBytes = models.reduce(0) { $0 + $1.description.hiddenSize } * windows * length * 4
+    let evaluation = try OutOfCoreEvaluation(
       model: models[0], reference: models.dropFirst().first, backend: backend, store: store,
-      holdsStates: machine.states == .auto && stateBytes < ProcessMemory.availableBytes() / 4
-    ).run(windows, progress: progress.show(layer:of:))
+      holdsStates: machine.states == .auto && stateBytes < ProcessMemory.availableBytes() / 4)
+    let figures = try measure(evaluation, progress.show(layer:of:))
     progress.close()
-    if written != nil {
-      written?.add(
-        Report.Evaluation(
-          text: FileSystem.name(of: text ?? tokens ?? ""), reference: against.map(FileSystem.name(of:)),
-          figures: result))
-      try written?.write(to: place)
-      try ChecksumManifest.update([place.fileName, place.pageName], in: place.directory)
+    return figures
+  }
+
+  private func show(_ result: Perplexity) throws {
+    try Console.line(
+      String(
+        format: "perplexity %.4f over %d windows, %d tokens, in %@", result.perplexity,
+        result.windows, result.tokens, Console.time(result.seconds)))
+    if let against = result.against { try show(against) }
+  }
+
+  private func show(_ figures: TaskFigures) throws {
+    func line(_ score: TaskFigures.Score) -> String {
+      let right = String(format: "%.2f %% ± %.2f", score.accuracy * 100, score.accuracyError * 100)
+      return right
+        + (score.normalizedAccuracy.map { String(format: ", by the character %.2f %%", $0 * 100) } ?? "")
+        + (score.perplexity.map { String(format: ", perplexity of the word %.3f", $0) } ?? "")
     }
-    if json {
-      try Console.json(result)
-    } else {
-      try Console.line(
-        String(
-          format: "perplexity %.4f over %d windows, %d tokens, in %@", result.perplexity,
-          result.windows, result.tokens, Console.time(result.seconds)))
-      if let against = result.against { try show(against) }
+    let what = figures.asksForWord ? "last words" : "questions"
+    try Console.line(
+      "right      \(line(figures.model)), of \(figures.questions) \(what), in \(Console.time(figures.seconds))"
+    )
+    guard let reference = figures.reference, let lost = figures.lost, let gained = figures.gained else {
+      return
     }
+    try Console.line("against    \(against ?? ""): \(line(reference))")
+    try Console.line("changed    \(lost) lost, which it had right, and \(gained) gained")
   }
 
   private func show(_ against: Divergence) throws {
@@ -140,6 +191,14 @@ struct EvaluateCommand: ParsableCommand {
           """, self.against ?? "", against.referencePerplexity, against.perplexityRatio,
         against.perplexityRatioError,
         against.mean, against.median, against.percentile99, against.maximum, against.sameChoice * 100))
+  }
+
+  private func readAnswers(_ task: String) throws -> [TaskAnswer] {
+    let tokenizer = Tokenizer()
+    let all = try tokenizer.answers(to: task, model: TokenRows.tokenizerPlace(of: model))
+    let answers = all.filter { $0.question < windows ?? .max }
+    if answers.isEmpty { throw CalibrationError.empty(source: task) }
+    return answers
   }
 
   /// The windows, all of one length: a text's consecutive stretches, or a token file's rows.

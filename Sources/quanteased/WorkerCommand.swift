@@ -44,7 +44,7 @@ struct WorkerCommand: ParsableCommand {
         ) { _ in }
       }
       output.watch(backend)
-      try JobWorker(order, backend: backend, attempt: attempt, send: output.send).run()
+      try JobWorker(order, backend: backend, attempt: attempt, restart: Self.restart, send: output.send).run()
     } catch {
       // What another one goes on with has not failed.
       if let attempt, attempt.isOutdated { throw ExitCode(EX_TEMPFAIL) }
@@ -52,6 +52,15 @@ struct WorkerCommand: ParsableCommand {
       output.send(.failed(failure))
       throw ExitCode(failure.code)
     }
+  }
+}
+
+extension WorkerCommand {
+  private static let variable = "QUANTEASE_WORKER_RESTARTED"
+
+  /// Begins anew, once: by then it is known what the job was begun with.
+  private static func restart() {
+    if ProcessEnvironment.process.value(variable) == nil { ThisProcess.restart(setting: [variable: "1"]) }
   }
 }
 

@@ -107,7 +107,14 @@ struct CalibrationSetTests {
     let error = try #require(throws: CalibrationError.self) {
       try CalibrationSet(drawing: 8, sequenceLength: 4, from: sources, rows: rows, seed: 0)
     }
-    #expect("\(error)".hasPrefix("file-7: holds 7 tokens, 1 sequences of 4, and 4 were asked for"))
+    #expect(error == .unlikeShare(source: "file-7", share: 4, samples: 8, available: 1))
+    let light = try #require(CalibrationSources(["a.txt:100", "b.txt"]))
+    let none = try #require(throws: CalibrationError.self) {
+      try CalibrationSet(drawing: 4, sequenceLength: 4, from: light, rows: rows, seed: 0)
+    }
+    #expect(
+      none == .unlikeShare(source: "file-7", share: 0, samples: 4, available: 1)
+        && "\(none)".contains("leave it out"))
   }
 
   @Test func `a source is written as it is read`() throws {

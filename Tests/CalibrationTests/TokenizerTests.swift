@@ -162,16 +162,44 @@ struct TokenizerTests {
     #expect(try chat(lines).count == 2)
   }
 
+  @Test func `a text is one, whatever stands beside it`() throws {
+    let lines = ##"{"text": "one two", "messages": [{"role": "user", "content": "three"}]}"##
+    #expect(try chat(lines) == [0, 1, 2])
+  }
+
+  @Test(.enabled(if: Python.has("jinja2"), "needs a Python with jinja2"))
+  func `templates have what transformers gives them`() throws {
+    let line = ##"{"messages": [{"role": "user", "content": "one"}], "tools": "[{\"b\": 2, \"a\": 1}]"}"##
+    // `{"a":1,"b":2}` has 13 characters, and a variable of a generation block ends with it.
+    let template = """
+      {% set word = 'one' %}{% generation %}{% set word = 'two' %}{% endgeneration %}{{ word }} \
+      {% if tools[0] | tojson(separators=(',', ':'), sort_keys=true) | length == 13 %}three{% endif %}
+      """
+    #expect(try chat(line, template: template) == [1, 3])
+  }
+
   @Test(.enabled(if: Python.has("jinja2"), "needs a Python with jinja2"))
   func `what is no conversation, or has no template, is told with its line`() throws {
     let good = ##"{"messages": [{"role": "user", "content": "one"}]}"##
-    for bad in [##"{"text": "one"}"##, ##"{"messages": []}"##, ##"{"messages": ["one"]}"##, "no object"] {
+    for bad in [
+      ##"{"text": "one"}"##, ##"{"conversations": [{"from": ["gpt"], "value": "one"}]}"##,
+      ##"{"messages": []}"##, ##"{"messages": ["one"]}"##, "no object",
+    ] {
       try expectFailure(65, "chat.jsonl, line 2", "messages") { try chat("\(good)\n\(bad)") }
     }
     try expectFailure(65, "no chat template", "`text`") { try chat(good, template: nil) }
     try expectFailure(65, "cannot be read") { try chat(good, template: "{% if %}") }
     try expectFailure(65, "chat.jsonl, line 1", "roles must alternate") {
       try chat(good, template: "{{ raise_exception('roles must alternate') }}")
+    }
+    let other = try TemporaryDirectory()
+    for name in ["vocab.json", "merges.txt"] { try other.write("", to: name) }
+    try other.write(##"{"chat_template": "{{ messages }}"}"##, to: "tokenizer_config.json")
+    try AtomicFile.write(Array(##"{"o":1}"##.utf8), to: other.file("vocab.json"))
+    try AtomicFile.write(Array("#version: 0.2\n".utf8), to: other.file("merges.txt"))
+    let lines = try other.write(good, to: "lines.jsonl")
+    try expectFailure(65, "take a tokenizer.json", "save_pretrained") {
+      try Tokenizer().tokenize(text: lines, model: other.path)
     }
     // A template is of whoever made the model.
     try expectFailure(65, "chat.jsonl, line 1", "unsafe") {

@@ -596,12 +596,15 @@ extension SupervisorTests {
     }
 
     @Test func `an option that would hide a job from the daemon, or make several of it, is refused`() {
-      for option in ["--gres=gpu:1", "--nodes=1", "-C", "--nice", "--mem-per-cpu=2G", "-q", "--wait-all-nodes=1"] {
+      for option in [
+        "--gres=gpu:1", "--nodes=1", "-C", "--nice", "--mem-per-cpu=2G", "-q", "--wait-all-nodes=1",
+      ] {
         #expect(SlurmSettings.isPossible(option: option), "\(option)")
       }
       for option in [
-        "gpu", "--clusters=a", "--clus=a", "-M", "-Mall", "--array=0-3", "-a0-3", "--job-name=x", "-J", "--output=x",
-        "--dependency=singleton", "--no-requeue", "-", "--",
+        "gpu", "--clusters=a", "--clus=a", "-M", "-Mall", "--array=0-3", "-a0-3", "--job-name=x", "-J",
+        "--output=x",
+        "--dependency=singleton", "--no-requeue", "-", "--", "-Ha1-9", "--quiet", "-Q", "--test-only",
       ] { #expect(!SlurmSettings.isPossible(option: option), "\(option)") }
     }
 

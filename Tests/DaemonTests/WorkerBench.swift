@@ -12,6 +12,8 @@ final class WorkerBench {
   let directory: TemporaryDirectory
   var order: JobOrder
   var isNetworked = false
+  var backend = OpenBLASBackend(threads: 2)
+  var restart: () -> Void = {}
   private(set) var events: [WorkerEvent] = []
 
   init(id: String = "job", fixture: String = "llama") throws {
@@ -46,7 +48,7 @@ final class WorkerBench {
     defer { _ = failure }
     let isNetworked = isNetworked
     try JobWorker(
-      order, backend: OpenBLASBackend(threads: 2), attempt: attempt, isNetworked: { _ in isNetworked }
+      order, backend: backend, attempt: attempt, isNetworked: { _ in isNetworked }, restart: restart
     ) { event in
       self.events.append(event)
       do { try told(event) } catch { failure = error }

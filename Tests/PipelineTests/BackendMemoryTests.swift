@@ -5,6 +5,7 @@ import Compute
 import ComputeOpenBLAS
 import Decoder
 import Evaluation
+import Foundation
 import Tensors
 import TestSupport
 import Testing
@@ -112,12 +113,22 @@ struct BackendMemoryTests {
       func model() throws -> DecoderModel {
         try DecoderModel(description, source: checkpoint, backend: backend, sequenceLength: rows[0].count)
       }
-      let result = try PerplexityEvaluation(
-        model: model(), reference: model(), backend: backend,
-        store: HiddenStatesStore(path: directory.file("cache"), elementType: .float32, threads: 1),
-        holdsStates: isHeld
-      ).run(rows)
+      func evaluation(_ name: String) throws -> OutOfCoreEvaluation {
+        try OutOfCoreEvaluation(
+          model: model(), reference: model(), backend: backend,
+          store: HiddenStatesStore(path: directory.file(name), elementType: .float32, threads: 1),
+          holdsStates: isHeld)
+      }
+      let result = try evaluation("cache").perplexity(of: rows)
       let against = try #require(result.against)
+      // All but the first token of a row is what the row's perplexity is of.
+      let words = rows.indices.map {
+        TaskAnswer(question: $0, ids: rows[$0], context: 1, characters: 1, right: true)
+      }
+      let figures = try evaluation("answers").figures(of: words)
+      let perToken = pow(try #require(figures.model.perplexity), 1 / Double(rows[0].count - 1))
+      #expect(abs(perToken / result.perplexity - 1) < 1e-6)
+      #expect(figures.reference == figures.model && figures.lost == 0 && figures.gained == 0)
       #expect(against.mean == 0 && against.sameChoice == 1 && against.perplexityRatio == 1)
       return result.perplexity
     }

@@ -1,4 +1,4 @@
-"""Turns a text into token ids: tokenize.py MODEL TEXT_FILE > OUTPUT
+"""Turns a text into token ids: tokenize.py [--task] MODEL TEXT_FILE > OUTPUT
 
 MODEL is a directory that holds tokenizer.json, or else tokenizer.model (sentencepiece), or vocab.json and merges.txt; or a
 GGUF file, which has its tokenizer in it; where that is of a kind that is not read, the same files beside it are.
@@ -9,8 +9,13 @@ each conversation then becomes a text by the model's chat template.
 A text is tokenized whole, as one string, with the special tokens that the tokenizer itself adds; a conversation with those of
 its template, and conversations follow one another. Standard output gets the ids as little-endian int32 and nothing else.
 
+With --task TEXT_FILE is .jsonl whose lines are questions with answers to choose of, or texts whose last word is to be told.
+Standard output then gets a line of JSON for every answer: see `answers`.
+
 A failure is one line on standard error and an exit status of sysexits.h.
 """
+
+from __future__ import annotations
 
 import argparse
 import array
@@ -18,7 +23,9 @@ import datetime
 import importlib
 import json
 import mmap
+import re
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -372,44 +379,57 @@ def encodable(text: str) -> str:
 
 # MARK: Conversations
 
+TEMPLATE_SECONDS = 60
 ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "chatgpt": "assistant"}
 
 
 def messages_of(line: dict) -> list[dict] | None:
     """The messages of a conversation; None where the line is none. ShareGPT's names are put into those that templates know."""
+    if isinstance(line.get("text"), str):
+        return None
     if isinstance(line.get("messages"), list):
         return line["messages"]
     turns = line.get("conversations")
     if not isinstance(turns, list):
         return None
     return [
-        {"role": ROLES.get(turn.get("from"), turn.get("from")), "content": turn.get("value")}
-        if isinstance(turn, dict) and "from" in turn else turn
+        {"role": ROLES.get(turn["from"], turn["from"]), "content": turn.get("value")}
+        if isinstance(turn, dict) and isinstance(turn.get("from"), str) else turn
         for turn in turns]
 
 
-def conversation(line: dict, render: Callable[..., str], file: Path, number: int) -> str:
+def conversation(line: dict, render: Callable[[list[dict], list | None], str], file: Path, number: int) -> str:
     """The text that a model is given for a conversation, answers and all."""
     messages = messages_of(line)
     if not messages or not all(isinstance(message, dict) and "role" in message for message in messages):
         raise Failure(
             DATA_ERROR, f"{file}, line {number}: no JSON object with `messages` of a role and a content",
             "rewrite that line; lines with `text` belong into a file of their own")
+    tools = line.get("tools")
     try:
-        return encodable(render(messages=messages, tools=line.get("tools")))
+        # A stranger's template could go on for ever.
+        signal.alarm(TEMPLATE_SECONDS)
+        return encodable(render(messages, json.loads(tools) if isinstance(tools, str) else tools))
     except Exception as error:  # Templates raise what they like.
         raise Failure(
             DATA_ERROR, f"{file}, line {number}: the model's chat template refuses it: {error}",
             "rewrite or remove that conversation") from None
+    finally:
+        signal.alarm(0)
 
 
-def load_template(model: Path) -> Callable[..., str]:
+def load_template(model: Path) -> Callable[[list[dict], list | None], str]:
     """What makes a text of messages, as transformers and servers do it."""
-    source, tokens = template_of(model)
-    if source is None:
+    templates, tokens = templates_of(model)
+    if not templates:
         raise Failure(
             DATA_ERROR, f"{model} has no chat template", "give conversations as texts, in lines with a field `text`")
-    sandbox, extension = package("jinja2.sandbox"), package("jinja2.ext")
+    if model.is_dir() and not (model / "tokenizer.json").is_file():
+        # The others do not know special tokens where they stand in a text.
+        raise Failure(
+            DATA_ERROR, f"conversations take a tokenizer.json, which {model} has not",
+            "write it with transformers: AutoTokenizer.from_pretrained(MODEL).save_pretrained(MODEL)")
+    sandbox, extension, nodes = (package(f"jinja2.{name}") for name in ("sandbox", "ext", "nodes"))
 
     class Answers(extension.Extension):
         """{% generation %} marks for training what the assistant says."""
@@ -417,53 +437,161 @@ def load_template(model: Path) -> Callable[..., str]:
         tags = {"generation"}
 
         def parse(self, parser):
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.Scope(body).set_lineno(line)
 
     def refuse(message):
         raise ValueError(message)
 
+    def late(_signal, _frame):
+        raise TimeoutError(f"it takes more than {TEMPLATE_SECONDS} seconds")
+
+    def dump(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
+        return json.dumps(
+            value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+    signal.signal(signal.SIGALRM, late)
     environment = sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[extension.loopcontrols, Answers])
-    environment.filters["tojson"] = lambda value, indent=None, **_: json.dumps(
-        value, ensure_ascii=False, indent=indent)
+    environment.filters["tojson"] = dump
     # A fixed day: the same conversation comes to the same tokens tomorrow.
     day = datetime.datetime(2024, 7, 26)
     environment.globals |= {"raise_exception": refuse, "strftime_now": day.strftime}
     try:
-        template = environment.from_string(source)
+        compiled = {name: environment.from_string(source) for name, source in templates.items()}
     except Exception as error:
         raise Failure(DATA_ERROR, f"{model}: its chat template cannot be read: {error}", "get it anew") from None
-    return lambda **values: template.render(add_generation_prompt=False, documents=None, **tokens, **values)
+
+    def render(messages: list[dict], tools: list | None) -> str:
+        name = "tool_use" if tools and "tool_use" in compiled else "default"
+        template = compiled.get(name) or next(iter(compiled.values()))
+        return template.render(
+            messages=messages, tools=tools, documents=None, add_generation_prompt=False, **tokens)
+
+    return render
 
 
-def template_of(model: Path) -> tuple[str | None, dict[str, str]]:
-    """A model's chat template, and the special tokens that it may name."""
+def templates_of(model: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """A model's chat templates by their names, and the special tokens that they may name."""
+    tokens = {}
     if model.suffix.lower() == ".gguf" and model.is_file():
         keys = gguf_keys(model)
         names, prefix = keys.get("tokenizer.ggml.tokens") or [], "tokenizer.ggml."
-        tokens = {}
-        for name in ("bos", "eos", "unknown", "padding"):
+        for name, short in (("bos", "bos"), ("eos", "eos"), ("unknown", "unk"), ("padding", "pad")):
             number = keys.get(f"{prefix}{name}_token_id")
             if isinstance(number, int) and 0 <= number < len(names):
-                short = {"unknown": "unk", "padding": "pad"}.get(name, name)
                 tokens[f"{short}_token"] = names[number]
-        return keys.get("tokenizer.chat_template"), tokens
-    tokens = {}
-    for name in ("bos", "eos", "unk", "pad"):
-        token = tokenizer_setting(model, f"{name}_token", None)
+        template = keys.get("tokenizer.chat_template")
+        return ({"default": template} if isinstance(template, str) else {}), tokens
+    for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
+        token = tokenizer_setting(model, name, None) or tokenizer_setting(model, name, None, "special_tokens_map.json")
         if token is not None:
-            tokens[f"{name}_token"] = token["content"] if isinstance(token, dict) else token
+            tokens[name] = token["content"] if isinstance(token, dict) else token
     file = model / "chat_template.jinja"
     if file.is_file():
-        return file.read_text("utf-8"), tokens
+        return {"default": file.read_text("utf-8")}, tokens
     found = tokenizer_setting(model, "chat_template", None)
     if found is None:
         found = tokenizer_setting(model, "chat_template", None, "chat_template.json")
-    if isinstance(found, list):
-        named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
-        found = named.get("default") or next(iter(named.values()), None)
-    return found if isinstance(found, str) else None, tokens
+    if isinstance(found, str):
+        found = [{"name": "default", "template": found}]
+    named = {
+        entry.get("name"): entry.get("template") for entry in found or [] if isinstance(entry, dict)}
+    return {name: text for name, text in named.items() if isinstance(text, str)}, tokens
+
+
+# MARK: Tasks
+
+# A question in the fields of the harnesses that people use: what stands before an answer, the answers, and which is right.
+Question = tuple[list[str], list[str], int]
+
+
+def answers(file: Path, model: Path):
+    """For every answer to every question: `question` counts from 0, `ids` are the tokens of all, of which the first `context` are
+    given, `characters` is the answer's length, and `right` is whether it is. A question with one answer asks for that."""
+    tokenize, lines = load_tokenizer(model), objects(read_text(file), file)
+
+    def encode(text: str) -> tuple[list[int], list[int]]:
+        """What the tokenizer puts in front by itself, and the text's own tokens."""
+        plain, full = tokenize(text, False), tokenize(text, True)
+        places = range(len(full) - len(plain) + 1)
+        return next((full[:place] for place in places if full[place:place + len(plain)] == plain), []), plain
+
+    for index, (number, line) in enumerate(lines):
+        contexts, choices, right = question(line, file, number)
+        for choice, (context, answer) in enumerate(zip(contexts, choices)):
+            # A space belongs to the word behind it.
+            stem = context.rstrip()
+            answer = context[len(stem):] + answer
+            first, all = encode(encodable(stem + answer))
+            given = len(first) + len(tokenize(encodable(stem), False))
+            ids = first + all
+            if not 0 < given < len(ids):
+                raise Failure(
+                    DATA_ERROR, f"{file}, line {number}: no token before the answer, or none of it", "rewrite that line")
+            yield {
+                "question": index, "ids": ids, "context": given, "characters": len(answer.strip()),
+                "right": choice == right}
+
+
+def question(line: dict, file: Path, number: int) -> Question:
+    """What a line asks."""
+    try:
+        found = harness_question(line)
+    except (KeyError, ValueError, TypeError, IndexError, AttributeError, StopIteration):
+        found = None
+    if found is None or not 0 <= found[2] < len(found[1]):
+        raise Failure(
+            DATA_ERROR,
+            f"{file}, line {number}: no question that is known, with the number of the answer that is right",
+            "give `query`, `choices` (a list of texts) and `gold` (from 0), or a `text` whose last word is asked for")
+    return found
+
+
+def harness_question(line: dict) -> Question | None:
+    """The fields of LAMBADA, HellaSwag, ARC, PIQA, WinoGrande, BoolQ, and of questions with a list of choices."""
+    def common(query: str, choices: list[str], right: int) -> Question:
+        return [query] * len(choices), [" " + choice for choice in choices], right
+
+    if "activity_label" in line:
+        context = f"{line['activity_label']}: {line['ctx_a']} {line['ctx_b'].capitalize()}"
+        return common(cleaned(context), [cleaned(ending) for ending in line["endings"]], int(line["label"]))
+    if "goal" in line:
+        return common(f"Question: {line['goal']}\nAnswer:", [line["sol1"], line["sol2"]], int(line["label"]))
+    if "option1" in line:
+        before, after = line["sentence"].split("_", 1)
+        options = [line["option1"], line["option2"]]
+        return [before + option for option in options], [" " + after.strip()] * 2, int(line["answer"]) - 1
+    if "passage" in line:
+        return common(
+            f"{line['passage']}\nQuestion: {line['question']}?\nAnswer:", ["no", "yes"], int(bool(line["answer"])))
+    choices = next((line[name] for name in ("choices", "endings", "options") if name in line), None)
+    if choices is None:
+        context, word = line["text"].rstrip().rsplit(" ", 1)
+        return [context], [" " + word], 0
+    query = next(line[name] for name in ("query", "ctx", "context", "prompt", "question") if name in line)
+    right = next(line[name] for name in ("gold", "label", "answer", "answerKey") if name in line)
+    if isinstance(choices, dict):
+        return common(f"Question: {query}\nAnswer:", choices["text"], choices["label"].index(right))
+    if isinstance(right, str) and not right.isdigit():
+        right = choices.index(right) if right in choices else "ABCDEFGHIJ".index(right)
+    return common(query.rstrip(), choices, int(right))
+
+
+def cleaned(text: str) -> str:
+    """HellaSwag's texts without the marks of the page that they come from."""
+    text = re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". "))
+    return text.replace("  ", " ")
+
+
+def write_answers(lines) -> None:
+    try:
+        for line in lines:
+            sys.stdout.write(json.dumps(line) + "\n")
+        sys.stdout.flush()
+    except OSError as error:
+        raise Failure(CANNOT_CREATE, f"the questions: {error.strerror}", "free some space") from None
 
 
 def write_ids(ids: list[int]) -> None:
@@ -482,11 +610,15 @@ def main() -> None:
     arguments = argparse.ArgumentParser(
         prog="tokenize.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    arguments.add_argument("--task", action="store_true", help="questions")
     arguments.add_argument("model", type=Path, metavar="MODEL")
     arguments.add_argument("text", type=Path, metavar="TEXT_FILE")
     options = arguments.parse_args()
     try:
-        write_ids(ids_of(options.text, options.model))
+        if options.task:
+            write_answers(answers(options.text, options.model))
+        else:
+            write_ids(ids_of(options.text, options.model))
     except Failure as failure:
         print(failure, file=sys.stderr)
         sys.exit(failure.status)

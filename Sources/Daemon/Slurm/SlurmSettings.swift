@@ -53,11 +53,12 @@ public struct SlurmSettings: Sendable, Equatable {
   /// Whether a job with an option of sbatch's is still one that the daemon finds again, and one job.
   static func isPossible(option: String) -> Bool {
     guard option.hasPrefix("-"), !option.contains("\0") else { return false }
-    if !option.hasPrefix("--") { return !"aJdMoW".contains(option.dropFirst().first ?? "a") }
+    // Of one letter those that take a value: behind it no other option can hide.
+    if !option.hasPrefix("--") { return "ABCGLNSpqtwxc".contains(option.dropFirst().first ?? "-") }
     let name = option.dropFirst(2).prefix { $0 != "=" }
     let own = [
       "array", "clusters", "cluster", "dependency", "job-name", "output", "parsable", "wrap", "no-requeue",
-      "wait",
+      "wait", "quiet", "test-only", "help", "usage", "version",
     ]
     // Long options may be cut short.
     return name.count > 1 && !own.contains { $0.hasPrefix(name) }

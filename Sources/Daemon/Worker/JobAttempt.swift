@@ -45,7 +45,13 @@ public struct JobAttempt: Sendable, Equatable {
   /// - Throws: ``FileError``
   static func retireAll(in job: String) throws(FileError) {
     for attempt in try all(in: job) {
-      try FileSystem.move(attempt.directory, to: JobAttempt(attempt.number, in: job, retiredPrefix).directory)
+      let retired = JobAttempt(attempt.number, in: job, retiredPrefix)
+      if try FileSystem.exists(retired.directory) {
+        // Its worker has made the directory anew.
+        try FileSystem.removeTree(attempt.directory)
+      } else {
+        try FileSystem.move(attempt.directory, to: retired.directory)
+      }
     }
   }
 

@@ -18,17 +18,20 @@ public struct JobWorker {
   private let symlinks: SymlinkPolicy
   private let lock: FileLock?
   private let attempt: JobAttempt?
+  private let restart: () -> Void
 
   /// - Parameters:
   ///   - isNetworked: whether a directory is on a file system whose times of change cannot be relied on
   ///   - symlinks: whether the checkpoint's files may be links: not where strangers put them
   ///   - lock: the job's, if somebody holds it for this worker; else the worker waits for it
   ///   - attempt: this one, where other workers may be at the job; nil where the lock keeps them away
+  ///   - restart: has the work begin anew by the kernels that the job was begun with; it returns where that cannot be
   ///   - send: takes every event
   public init(
     _ order: JobOrder, backend: any ComputeBackend, symlinks: SymlinkPolicy = .refuse,
     holding lock: FileLock? = nil, attempt: JobAttempt? = nil,
     isNetworked: @escaping (String) throws -> Bool = { try FileSystem.isNetworked($0) },
+    restart: @escaping () -> Void = {},
     send: @escaping (WorkerEvent) -> Void
   ) {
     self.order = order
@@ -37,6 +40,7 @@ public struct JobWorker {
     self.symlinks = symlinks
     self.lock = lock
     self.attempt = attempt
+    self.restart = restart
     self.send = send
     files = JobFiles(order.directory, attempt: attempt)
   }
@@ -63,14 +67,11 @@ public struct JobWorker {
   /// - Throws: ``FileError``
   public static func kernels(ofJobIn directory: String) throws -> String? {
     let files = JobFiles(directory)
-    var place = try ResumePlace(
-      journal: files.journal, earlierJournals: JobAttempt.journals(in: directory), cache: "", identity: "")
-    if try FileSystem.exists(files.identity) {
-      place.identity = try storedIdentity(files)
-      if let kernels = try place.kernels { return kernels }
-    }
-    // It may be tried again, and go on with all that is done already: what it is will be found out later.
-    return try place.kernelsOfAny
+    guard try FileSystem.exists(files.identity) else { return nil }
+    return try ResumePlace(
+      journal: files.journal, earlierJournals: JobAttempt.journals(in: directory), cache: "",
+      identity: storedIdentity(files)
+    ).kernels
   }
 
   /// Works until the finished checkpoint stands in the job's directory, complete, verified and on the disk.
@@ -86,6 +87,8 @@ public struct JobWorker {
     let kernels = backend.kernels(for: .bfloat16)
     let calibration = try calibrationSet()
     let identity = try knownIdentity(calibration)
+    // Tried again by hand, a job is known only now to be the one that others have worked on.
+    if let begun = try resumePlace(identity).kernels, begun != kernels { restart() }
     let result = JobIdentity.result(of: identity, by: kernels)
     if try !FileSystem.exists(files.staged) {
       send(.identity(result))
@@ -223,9 +226,7 @@ public struct JobWorker {
         calibrationSources: order.calibration,
         memoryBudgetBytes: try order.memoryBytes ?? ProcessMemory.availableBytes(),
         states: order.states ?? .auto,
-        resume: ResumePlace(
-          journal: files.journal, earlierJournals: try earlierJournals, cache: cache.path,
-          identity: identity),
+        resume: try resumePlace(identity, cache: cache.path),
         symlinks: symlinks, source: model == order.model ? order.source : nil, isStrict: settings.strict,
         experts: settings.experts, allowsRequantizing: settings.allowRequantize,
         rotation: settings.rotate, averageBits: settings.averageBits, bitChoices: settings.widths),
@@ -267,12 +268,12 @@ public struct JobWorker {
     }
   }
 
-  private var earlierJournals: [String] {
-    get throws {
-      // A job may have been the daemon's own before it was Slurm's, and the other way round.
-      try ([JobFiles(order.directory).journal] + JobAttempt.journals(in: order.directory))
-        .filter { $0 != files.journal }
-    }
+  private func resumePlace(_ identity: String, cache: String = "") throws -> ResumePlace {
+    // A job may have been the daemon's own before it was Slurm's, and the other way round.
+    let journals = try [JobFiles(order.directory).journal] + JobAttempt.journals(in: order.directory)
+    return ResumePlace(
+      journal: files.journal, earlierJournals: journals.filter { $0 != files.journal }, cache: cache,
+      identity: identity)
   }
 
   /// The tokens that the job began with, or those drawn now.

@@ -24,6 +24,7 @@ public struct ReportPage {
     \(headline)
     \(warnings)
     \(evaluations)
+    \(tasks)
     \(errors)
     \(experts)
     \(worstLinears)
@@ -141,6 +142,40 @@ public struct ReportPage {
       <thead><tr><th scope="col">Text</th><th scope="col">Tokens</th><th scope="col">Perplexity</th>\
       <th scope="col">Before</th><th scope="col">Ratio</th><th scope="col">Divergence</th>\
       <th scope="col">99 % below</th><th scope="col">Same token</th></tr></thead>
+      <tbody>
+      \(rows.joined(separator: "\n"))
+      </tbody>
+      </table>
+      </section>
+      """
+  }
+
+  private var tasks: String {
+    guard let tasks = report.tasks, !tasks.isEmpty else { return "" }
+    func percent(_ share: Double?) -> String { share.map { "\(fixed($0 * 100, 1)) %" } ?? "" }
+    let rows = tasks.map { evaluation in
+      let figures = evaluation.figures
+      let before =
+        figures.reference.map { "\(percent($0.accuracy)) ± \(fixed($0.accuracyError * 100, 1))" } ?? ""
+      let changes =
+        figures.lost.flatMap { lost in figures.gained.map { "−\(grouped(lost)), +\(grouped($0))" } } ?? ""
+      return """
+        <tr><th scope="row">\(escaped(evaluation.task))</th><td>\(grouped(figures.questions))</td>\
+        <td>\(percent(figures.model.accuracy)) ± \(fixed(figures.model.accuracyError * 100, 1))</td><td>\(before)</td>\
+        <td>\(changes)</td><td>\(percent(figures.model.normalizedAccuracy))</td>\
+        <td>\(percent(figures.reference?.normalizedAccuracy))</td></tr>
+        """
+    }
+    return """
+      <section>
+      <h2>Questions</h2>
+      <p class="hint">The share whose right answer is the likeliest one, or of last words those that greedy decoding says, with the
+      standard error; by the character: likelihoods divided by the answer's length. Lost and gained are questions that the model
+      had right before and has not now, and the other way round.</p>
+      <table>
+      <thead><tr><th scope="col">Task</th><th scope="col">Questions</th><th scope="col">Right</th>\
+      <th scope="col">Before</th><th scope="col">Lost, gained</th><th scope="col">By the character</th>\
+      <th scope="col">Before</th></tr></thead>
       <tbody>
       \(rows.joined(separator: "\n"))
       </tbody>

@@ -1,4 +1,5 @@
 import ActivationCache
+import Calibration
 import Checkpoint
 import Compute
 import Decoder
@@ -6,7 +7,7 @@ import Export
 import Tensors
 
 /// Evaluates a model out of core: one layer is resident, the hidden states of all windows are in the cache.
-public struct PerplexityEvaluation {
+public struct OutOfCoreEvaluation {
   private let model: DecoderModel
   private let reference: DecoderModel?
   private let backend: any ComputeBackend
@@ -36,13 +37,62 @@ public struct PerplexityEvaluation {
     self.holdsStates = holdsStates
   }
 
+  /// What the model says to every token but each window's first.
   /// - Parameters:
   ///   - windows: each of the model's sequence length
   ///   - progress: layers done, of how many
-  public func run(
-    _ windows: [[Int32]], progress: (_ done: Int, _ total: Int) -> Void = { _, _ in }
+  public func perplexity(
+    of windows: [[Int32]], progress: (_ done: Int, _ total: Int) -> Void = { _, _ in }
   ) throws -> Perplexity {
     let start = ContinuousClock.now
+    let length = model.sequenceLength
+    var losses = TokenLosses()
+    try run(windows, progress: progress) { index, logits in
+      for first in stride(from: 0, to: length - 1, by: Self.logitTokens) {
+        let last = min(first + Self.logitTokens, length - 1)
+        losses.add(
+          try logits(first..<last), targets: Array(windows[index][first + 1...last]), backend: backend)
+      }
+    }
+    return Perplexity(
+      perplexity: losses.perplexity, tokens: windows.count * length, windows: windows.count,
+      seconds: seconds(since: start), against: losses.divergence)
+  }
+
+  /// How the model answers.
+  /// - Parameters:
+  ///   - answers: each of the model's sequence length at most
+  ///   - progress: layers done, of how many
+  public func figures(
+    of answers: [TaskAnswer], progress: (_ done: Int, _ total: Int) -> Void = { _, _ in }
+  ) throws -> TaskFigures {
+    let start = ContinuousClock.now
+    // What stands behind an answer has no part in what is said to it.
+    let windows = answers.map {
+      $0.ids + Array(repeating: $0.ids[0], count: model.sequenceLength - $0.ids.count)
+    }
+    var scores = Array(repeating: [AnswerScore](), count: reference == nil ? 1 : 2)
+    try run(windows, progress: progress) { index, logits in
+      let answer = answers[index]
+      var parts = Array(repeating: AnswerScore(), count: scores.count)
+      for first in stride(from: answer.context - 1, to: answer.ids.count - 1, by: Self.logitTokens) {
+        let last = min(first + Self.logitTokens, answer.ids.count - 1)
+        let targets = Array(answer.ids[first + 1...last])
+        for (stream, rows) in try logits(first..<last).enumerated() {
+          parts[stream].add(rows, targets: targets, backend: backend)
+        }
+      }
+      for stream in scores.indices { scores[stream].append(parts[stream]) }
+    }
+    return TaskFigures(answers, scores, seconds: seconds(since: start))
+  }
+
+  /// Takes all windows through all layers, and then one by one to the heads.
+  /// - Parameter visit: gets a window's number, and what gives the logits of a range of its tokens, by each of the models
+  private func run(
+    _ windows: [[Int32]], progress: (_ done: Int, _ total: Int) -> Void,
+    visit: (_ window: Int, _ logits: (Range<Int>) throws -> [Matrix]) throws -> Void
+  ) throws {
     let perBatch = max(1, Self.batchTokens / model.sequenceLength)
     let batches = stride(from: 0, to: windows.count, by: perBatch).map {
       Array(windows[$0..<min($0 + perBatch, windows.count)])
@@ -56,11 +106,26 @@ public struct PerplexityEvaluation {
         progress(done, total)
       }
     }
-    let losses = try predict(batches, models)
+    let heads = try models.map { try $0.head() }
+    let length = model.sequenceLength
+    let buffers = models.map {
+      backend.makeMatrix(
+        rows: (batches.map(\.count).max() ?? 0) * length, columns: $0.description.hiddenSize)
+    }
+    for (number, batch) in batches.enumerated() {
+      for (stream, model) in models.enumerated() {
+        try read(
+          key(stream, model.description.layerCount, number),
+          into: buffers[stream].prefix(batch.count * length))
+      }
+      for row in batch.indices {
+        try visit(number * perBatch + row) { tokens in
+          let rows = row * length + tokens.lowerBound..<row * length + tokens.upperBound
+          return zip(heads, buffers).map { $0.logits($1.rows(rows)) }
+        }
+      }
+    }
     try backend.checkDevice()
-    return Perplexity(
-      perplexity: losses.perplexity, tokens: windows.count * model.sequenceLength, windows: windows.count,
-      seconds: seconds(since: start), against: losses.divergence)
   }
 
   private func key(_ stream: Int, _ layer: Int, _ batch: Int) -> HiddenStatesKey {
@@ -87,33 +152,6 @@ public struct PerplexityEvaluation {
       }
       done()
     }
-  }
-
-  /// What the models say to every token but each window's first.
-  private func predict(_ batches: [[[Int32]]], _ models: [DecoderModel]) throws -> TokenLosses {
-    var losses = TokenLosses()
-    let heads = try models.map { try $0.head() }
-    let length = model.sequenceLength
-    let buffers = models.map {
-      backend.makeMatrix(
-        rows: (batches.map(\.count).max() ?? 0) * length, columns: $0.description.hiddenSize)
-    }
-    for (number, batch) in batches.enumerated() {
-      for (stream, model) in models.enumerated() {
-        try read(
-          key(stream, model.description.layerCount, number),
-          into: buffers[stream].prefix(batch.count * length))
-      }
-      for (row, window) in batch.enumerated() {
-        for first in stride(from: 0, to: length - 1, by: Self.logitTokens) {
-          let last = min(first + Self.logitTokens, length - 1)
-          let rows = row * length + first..<row * length + last
-          let logits = zip(heads, buffers).map { $0.logits($1.rows(rows)) }
-          losses.add(logits, targets: Array(window[first + 1...last]), backend: backend)
-        }
-      }
-    }
-    return losses
   }
 
   private func read(_ key: HiddenStatesKey, into states: Matrix) throws {
