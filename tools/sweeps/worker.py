@@ -58,7 +58,7 @@ class WorkerSweep:
         check(status == 0, f"the next worker ended with {status}: {events[-1] if events else 'no word'}")
 
     def check_result(self) -> None:
-        compare(self.directory / "checkpoint", self.sweep.expected)
+        compare(self.directory / "result", self.sweep.expected)
 
     def points(self, calls: str) -> list[Point]:
         self.reset()
