@@ -37,12 +37,16 @@ struct DriftSum {
   /// - Parameters:
   ///   - original: overwritten
   ///   - layer: with the linear's weights as they were
-  func add(_ quantized: Reached, original: Reached, layer: DecoderLayer) {
+  ///   - weighing: multiplies rows by their tokens' weights
+  func add(
+    _ quantized: Reached, original: Reached, layer: DecoderLayer, weighing: (Matrix) -> Void
+  ) {
     backend.subtract(quantized.input, from: original.input)
     backend.subtract(quantized.residual, from: original.residual)
     // In units of the linear's output.
     if scale != 1 { backend.scale(original.residual, by: 1 / scale) }
     layer.addProduct(of: original.input, with: linear, to: original.residual)
+    weighing(original.residual)
     backend.accumulateCrossProduct(original.residual, quantized.input, operands: operands, into: sum)
   }
 

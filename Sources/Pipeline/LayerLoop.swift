@@ -44,6 +44,7 @@ final class LayerLoop {
   let scratchDirectory: String
   let batches: [Range<Int>]
   var streams: [Stream] { [quantized] + (original.map { [$0] } ?? []) }
+  private let firstTokenWeight: Float
   let experts: ExpertSettings
   let beforeReading: () throws -> Void
   let advanced: () -> Void
@@ -113,6 +114,7 @@ final class LayerLoop {
   ///   - states: where the states of all of them stand between two stages
   ///   - isResumable: whether another run may go on with what this one leaves in the cache
   ///   - experts: what those of mixtures are solved for
+  ///   - firstTokenWeight: how often a sequence's first token counts in the problems of linears, but for experts'
   ///   - beforeReading: called before a stage's weights are read
   ///   - advanced: called for every batch of every stage
   ///   - repeating: called for every layer that an earlier run had quantized and that is run once more, with the layer
@@ -122,6 +124,7 @@ final class LayerLoop {
     model: DecoderModel, original: DecoderModel?, originalSamples: Int, calibration: CalibrationSet,
     store: HiddenStatesStore, backend: any ComputeBackend, batchSamples: Int,
     states: StatesPlace = .cache, isResumable: Bool = false, experts: ExpertSettings = ExpertSettings(),
+    firstTokenWeight: Float = 1,
     beforeReading: @escaping () throws -> Void = {}, advanced: @escaping () -> Void = {},
     repeating: @escaping (_ layer: Int, _ until: Int) -> Void = { _, _ in }, begun: @escaping () -> Void = {}
   ) {
@@ -140,6 +143,7 @@ final class LayerLoop {
     scratchDirectory = FileSystem.parent(of: store.path)
     self.batches = batches
     self.experts = experts
+    self.firstTokenWeight = firstTokenWeight
     self.beforeReading = beforeReading
     self.advanced = advanced
     self.repeating = repeating
@@ -306,10 +310,24 @@ final class LayerLoop {
       }
       guard let gram else { continue }
       let input = times.measure(.forward) { first.quantized.input(of: first.stage, state) }
-      times.measure(.gram) { gram.accumulate(input) }
+      times.measure(.gram) { add(input, to: gram) }
     }
     for (_, transition) in transitions { try transition.finish() }
     return gram.map { Statistics(gram: $0, correction: nil) }
+  }
+
+  /// Adds a batch of inputs, in which a sequence's first token counts as often as its weight says.
+  private func add(_ input: Matrix, to gram: GramMatrix) {
+    scaleFirstTokens(of: input, by: firstTokenWeight.squareRoot())
+    gram.accumulate(input)
+    scaleFirstTokens(of: input, by: 1 / firstTokenWeight.squareRoot())
+  }
+
+  private func scaleFirstTokens(of states: Matrix, by factor: Float) {
+    if factor == 1 { return }
+    for row in Swift.stride(from: 0, to: states.rows, by: calibration.sequenceLength) {
+      backend.scale(states.rows(row..<row + 1), by: factor)
+    }
   }
 
   /// Runs a stage on every batch and adds up what the next one's problem is made of.
@@ -333,7 +351,7 @@ final class LayerLoop {
       advanced()
       let reached = try run(
         quantized, here.stage, here.quantized, next.stage, next.quantized, step, batch, samples)
-      if let gram { times.measure(.gram) { gram.accumulate(reached.input) } }
+      if let gram { times.measure(.gram) { add(reached.input, to: gram) } }
       guard let original, let layer = here.original, let nextLayer = next.original, let originalStep,
         original.batches.indices.contains(batch)
       else { continue }
@@ -342,7 +360,9 @@ final class LayerLoop {
       guard let sum, let gram else { continue }
       try times.measure(.gram) {
         // What the state held is in the cache by now: its memory takes the difference.
-        sum.add(reached, original: originalReached, layer: next.quantized)
+        sum.add(
+          reached, original: originalReached, layer: next.quantized,
+          weighing: { scaleFirstTokens(of: $0, by: firstTokenWeight) })
         if batch + 1 == original.batches.endIndex { correction = try sum.correction(gram: gram.values) }
       }
     }

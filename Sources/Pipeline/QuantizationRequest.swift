@@ -38,6 +38,8 @@ public struct QuantizationRequest: Sendable {
   /// Whether weights that nobody can have trained are an error, and not a warning.
   public var isStrict: Bool
   public var experts: ExpertSettings
+  /// How often a sequence's first token counts in the problems of linears, but for experts'.
+  public var firstTokenWeight = 1.0
   /// Whether a checkpoint may be quantized that is quantized already.
   public var allowsRequantizing: Bool
   /// Whether the residual stream is rotated before.

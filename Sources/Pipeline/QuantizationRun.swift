@@ -231,7 +231,7 @@ public final class QuantizationRun: Sendable {
         originalSamples: request.originalSamples, calibration: request.calibration, store: store,
         backend: backend, batchSamples: plan.batchSamples, states: plan.states,
         isResumable: request.resume != nil,
-        experts: request.experts,
+        experts: request.experts, firstTokenWeight: Float(request.firstTokenWeight),
         beforeReading: checkSource,
         advanced: { progress(.advanced) },
         repeating: { progress(.catchingUp(layer: $0, until: $1)) },

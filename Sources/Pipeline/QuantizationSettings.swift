@@ -98,6 +98,8 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
   /// The tokens that stand for all in an expert's Gram matrices beside its own, as a multiple of their width; nil for as
   /// many as it asks for.
   public var expertPrior: Double?
+  /// How often a sequence's first token counts in the problems of linears, in place of once, which nil is.
+  public var firstTokenWeight: Double?
   /// Whether a checkpoint may be quantized that is quantized already.
   public var allowRequantize: Bool {
     get { requantizing ?? false }
@@ -163,6 +165,11 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
       try require(
         expertPrior > 0 && expertPrior <= 100, "expert-prior", expertPrior,
         "tokens as a multiple of the width, above 0 and up to 100")
+    }
+    if let firstTokenWeight {
+      try require(
+        firstTokenWeight >= 1 && firstTokenWeight <= 10_000, "first-token-weight", firstTokenWeight,
+        "how often it counts, from 1 and up to 10000")
     }
     if let averageBits {
       try require(

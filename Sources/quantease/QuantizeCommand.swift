@@ -163,6 +163,7 @@ struct QuantizeCommand: ParsableCommand {
       experts: settings.experts, allowsRequantizing: settings.allowRequantize, rotation: settings.rotate,
       averageBits: settings.averageBits, bitChoices: settings.widths)
     request.importanceMatrix = imatrix
+    request.firstTokenWeight = settings.firstTokenWeight ?? 1
     let run: QuantizationRun
     do { run = try QuantizationRun(request, backend: backend, progress: progress.show(_:)) } catch let error
       as PipelineError

