@@ -1,3 +1,5 @@
+import SystemIO
+
 /// What calibration sequences are drawn from: a file, or several with their shares.
 ///
 /// As settings and orders write it, an element a file: `PATH`, or `PATH:WEIGHT`. Of one file of weight 1 it is the path alone.
@@ -24,8 +26,8 @@ public struct CalibrationSources: Sendable, Equatable, CustomStringConvertible {
     }
 
     public var description: String {
-      let isAmbiguous = path.lastIndex(of: ":").map { Double(path[path.index(after: $0)...]) != nil } ?? false
-      if weight == 1, !isAmbiguous { return path }
+      // A path may end as one with a weight does.
+      if weight == 1, File(path)?.path == path { return path }
       return "\(path):" + (weight == weight.rounded() && weight < 1e15 ? "\(Int(weight))" : "\(weight)")
     }
   }
@@ -43,11 +45,13 @@ public struct CalibrationSources: Sendable, Equatable, CustomStringConvertible {
 
   public var description: String { files.map(\.description).joined(separator: ", ") }
 
-  /// Without the directories, for people.
-  public var names: String {
-    files.map { File(path: String($0.path.split(separator: "/").last ?? ""), weight: $0.weight).description }
-      .joined(separator: ", ")
+  /// The same with other paths.
+  public func replacingPaths(_ change: (String) -> String) -> CalibrationSources {
+    CalibrationSources(files.map { File(path: change($0.path), weight: $0.weight) })
   }
+
+  /// Without the directories, for people.
+  public var names: String { replacingPaths(FileSystem.name(of:)).description }
 
   /// How many of so many sequences come from each file: in proportion to its weight, and what is left over from those that
   /// are the most short of it.

@@ -39,7 +39,7 @@ public struct QuantizationRequest: Sendable {
   public var isStrict: Bool
   public var experts: ExpertSettings
   /// How often a sequence's first token counts in the problems of linears, but for experts'.
-  public var firstTokenWeight = 1.0
+  public var firstTokenWeight: Double
   /// Whether a checkpoint may be quantized that is quantized already.
   public var allowsRequantizing: Bool
   /// Whether the residual stream is rotated before.
@@ -62,7 +62,8 @@ public struct QuantizationRequest: Sendable {
     states: StatesChoice = .auto, cacheType: DType? = nil, shardSizeLimit: Int = 5_000_000_000,
     resume: ResumePlace? = nil,
     symlinks: SymlinkPolicy = .follow, source: SourceFiles? = nil, isStrict: Bool = false,
-    experts: ExpertSettings = ExpertSettings(), allowsRequantizing: Bool = false,
+    experts: ExpertSettings = ExpertSettings(), firstTokenWeight: Double = 1,
+    allowsRequantizing: Bool = false,
     rotation: QuantizationSettings.Rotation = .off, averageBits: Double? = nil,
     bitChoices: Set<Int>? = nil
   ) {
@@ -85,6 +86,7 @@ public struct QuantizationRequest: Sendable {
     self.source = source
     self.isStrict = isStrict
     self.experts = experts
+    self.firstTokenWeight = firstTokenWeight
     self.allowsRequantizing = allowsRequantizing
     self.rotation = rotation
     self.averageBits = averageBits

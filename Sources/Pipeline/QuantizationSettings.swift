@@ -251,6 +251,9 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
         bits: averageBits.map { Int($0) } ?? mix?.name.standardType.blocks?.bits ?? bits)
   }
 
+  /// The weight that the settings come to.
+  public var resolvedFirstTokenWeight: Double { firstTokenWeight ?? 1 }
+
   /// The calibration sequences that also run through the original model.
   public var originalSamples: Int {
     resolvedTarget.originalSamples(share: resolvedTargetShare, of: samples)

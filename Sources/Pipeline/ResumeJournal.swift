@@ -99,7 +99,7 @@ final class ResumeJournal: Sendable {
   /// - Throws: ``FileError``
   static func head(of place: ResumePlace) throws -> Head? {
     for path in place.earlierJournals + [place.journal] {
-      if let head = try read(path, of: place)?.head { return head }
+      if let head = try open(path, of: place)?.head { return head }
     }
     return nil
   }
@@ -200,30 +200,39 @@ final class ResumeJournal: Sendable {
 
   // MARK: Reading
 
-  /// What a file holds of a job, up to the last record that is whole; nil where there is no such file, or it is another job's
-  /// or another version's.
-  private static func read(_ path: String, of place: ResumePlace) throws -> Contents? {
-    guard try FileSystem.exists(path) else { return nil }
-    let contents = read(try MappedFile(path: path, symlinks: .refuse), path)
-    guard let head = contents.head, head.identity == place.identity, head.version == Head.version
-    else { return nil }
-    return contents
+  /// A journal of a job, of which no more than the first record has been read.
+  private struct Opened {
+    let file: MappedFile
+    let head: Head
+    /// Where the first linear begins.
+    let end: Int
   }
 
-  private static func read(_ file: MappedFile, _ path: String) -> Contents {
+  /// - Returns: nil where there is no such file, or it is another job's or another version's
+  private static func open(_ path: String, of place: ResumePlace) throws -> Opened? {
+    guard try FileSystem.exists(path) else { return nil }
+    let file = try MappedFile(path: path, symlinks: .refuse)
+    guard let payload = payload(in: file, at: 0) else { return nil }
+    let head = file.withBytes(payload) { bytes in
+      var reader = JournalPayloadReader()
+      return reader.header(Head.self, of: bytes)
+    }
+    guard let head, head.identity == place.identity, head.version == Head.version else { return nil }
+    return Opened(file: file, head: head, end: payload.upperBound)
+  }
+
+  /// What a file holds of a job, up to the last record that is whole; nil where it is none of that job's.
+  private static func read(_ path: String, of place: ResumePlace) throws -> Contents? {
+    guard let opened = try open(path, of: place) else { return nil }
     var contents = Contents()
-    while let payload = payload(in: file, at: contents.end) {
-      let isSound = file.withBytes(payload) { bytes in
+    (contents.head, contents.end) = (opened.head, opened.end)
+    while let payload = payload(in: opened.file, at: contents.end) {
+      let row = opened.file.withBytes(payload) { bytes in
         var reader = JournalPayloadReader()
-        if contents.head == nil {
-          contents.head = reader.header(Head.self, of: bytes)
-          return contents.head != nil
-        }
-        guard let row = reader.header(LinearHead.self, of: bytes)?.row else { return false }
-        contents.linears.append(Record(row: row, path: path, start: contents.end))
-        return true
+        return reader.header(LinearHead.self, of: bytes)?.row
       }
-      guard isSound else { break }
+      guard let row else { break }
+      contents.linears.append(Record(row: row, path: path, start: contents.end))
       contents.end = payload.upperBound
     }
     return contents

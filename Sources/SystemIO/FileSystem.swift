@@ -143,7 +143,7 @@ public enum FileSystem {
 
   /// What a file holds from a place on, as far as is read at once; nothing behind its end. A file that another host appends to
   /// is opened anew for it, as that is when a network file system looks for news.
-  public static func contents(of path: String, from offset: Int, limit: Int = 1 << 22) throws(FileError)
+  public static func contents(of path: String, from offset: Int, limit: Int) throws(FileError)
     -> [UInt8]
   {
     try FileError.attempt(.read, path) { () throws(Errno) in

@@ -54,7 +54,7 @@ struct QuantizeCommand: ParsableCommand {
       .zst) or token ids (.safetensors). Given several times, each gives its share of the sequences, by its weight: \
       FILE or FILE:WEIGHT.
       """, valueName: "file"), completion: .file())
-  var calibration: [String]
+  var calibration: [CalibrationSources.File]
 
   @Option(help: "Decides which sequences are drawn.")
   var seed: UInt64 = 0
@@ -109,18 +109,9 @@ struct QuantizeCommand: ParsableCommand {
     try machine.validate()
     try options.validate()
     try settings.requirePossible()
-    if calibration.isEmpty {
-      throw ValidationError("--calibration is missing: name a text or a file of token ids")
-    }
-    if CalibrationSources(calibration) == nil {
-      throw ValidationError(
-        "--calibration \(calibration.joined(separator: " ")): expected FILE or FILE:WEIGHT, with a weight above 0"
-      )
-    }
   }
 
-  /// Validated.
-  private var sources: CalibrationSources { CalibrationSources(calibration) ?? CalibrationSources([]) }
+  private var sources: CalibrationSources { CalibrationSources(calibration) }
 
   private var settings: QuantizationSettings {
     var settings = QuantizationSettings(grid, solver, options, model: model)
@@ -160,10 +151,10 @@ struct QuantizeCommand: ParsableCommand {
         seed: seed),
       seed: seed, calibrationSources: sources, cacheDirectory: machine.cacheDir,
       memoryBudgetBytes: try options.memoryBudgetBytes, states: machine.states, isStrict: strict,
-      experts: settings.experts, allowsRequantizing: settings.allowRequantize, rotation: settings.rotate,
+      experts: settings.experts, firstTokenWeight: settings.resolvedFirstTokenWeight,
+      allowsRequantizing: settings.allowRequantize, rotation: settings.rotate,
       averageBits: settings.averageBits, bitChoices: settings.widths)
     request.importanceMatrix = imatrix
-    request.firstTokenWeight = settings.firstTokenWeight ?? 1
     let run: QuantizationRun
     do { run = try QuantizationRun(request, backend: backend, progress: progress.show(_:)) } catch let error
       as PipelineError
@@ -199,12 +190,11 @@ struct QuantizeCommand: ParsableCommand {
   /// Does the job as the daemon's worker does, with a journal.
   private func runResumably(in directory: String, begun: ProcessorKernels?) throws -> Report {
     let absolute = Self.absolute
-    var sources = sources
-    for index in sources.files.indices { sources.files[index].path = absolute(sources.files[index].path) }
     let job = try ResumableJob(
       JobOrder(
         id: FileSystem.name(of: absolute(output)), model: absolute(model), directory: directory,
-        cacheDirectory: machine.cacheDir.map(absolute) ?? directory, calibration: sources,
+        cacheDirectory: machine.cacheDir.map(absolute) ?? directory,
+        calibration: sources.replacingPaths(absolute),
         settings: settings, threads: machine.threads, device: machine.device.description,
         states: machine.states, memoryBytes: options.memory.map { Int($0 * 1e9) },
         python: Tokenizer().interpreter, ggufConverter: conversion.program.map(absolute)),

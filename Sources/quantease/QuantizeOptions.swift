@@ -352,6 +352,10 @@ extension QuantizationSettings.Rotation: ExpressibleByArgument {}
 
 extension StatesChoice: ExpressibleByArgument {}
 
+extension CalibrationSources.File: ExpressibleByArgument {
+  public init?(argument: String) { self.init(argument) }
+}
+
 extension QuantizationSettings.SolverName: ExpressibleByArgument {}
 
 extension QuantizationSettings.Preset: ExpressibleByArgument {}

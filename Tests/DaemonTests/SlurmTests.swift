@@ -8,10 +8,10 @@ import Testing
 extension SupervisorTests {
   /// The daemon's loop with Slurm as its queue; Slurm's commands are scripts, and so are the workers.
   @Suite struct SlurmTests {
-    private let loop: SupervisorTests
-    private let slurm: String
+    let loop: SupervisorTests
+    let slurm: String
     private let program: String
-    private let report: String
+    let report: String
 
     init() throws {
       loop = try SupervisorTests()
@@ -26,7 +26,7 @@ extension SupervisorTests {
 
     // MARK: Support
 
-    private var patience: Supervisor.Patience {
+    var patience: Supervisor.Patience {
       var patience = loop.patience
       (patience.look, patience.tail, patience.answer, patience.missing) = (
         .milliseconds(60), .milliseconds(20), .seconds(5), .milliseconds(150)
@@ -36,7 +36,7 @@ extension SupervisorTests {
     }
 
     /// A daemon whose workers run a script for `sh`; `$files` in it is the job's directory, and `say EVENT…` tells events.
-    private func supervisor(
+    func supervisor(
       _ script: String, parallel: Int = 4, patience: Supervisor.Patience? = nil, path: String? = nil
     ) throws -> Supervisor {
       let ready = """
@@ -73,10 +73,10 @@ extension SupervisorTests {
     }
 
     /// Has Slurm's jobs begin at once.
-    private func startsJobs() throws { try note("run", "") }
+    func startsJobs() throws { try note("run", "") }
 
     /// Has one of Slurm's jobs begin, or begin again.
-    private func startJob(_ number: Int, restarts: Int = 0) {
+    func startJob(_ number: Int, restarts: Int = 0) {
       _ = try? Process.run(
         URL(fileURLWithPath: "/usr/bin/env"),
         arguments: [
@@ -85,19 +85,19 @@ extension SupervisorTests {
         ] + (restarts > 0 ? ["\(restarts)"] : []))
     }
 
-    private func note(_ name: String, _ text: String) throws {
+    func note(_ name: String, _ text: String) throws {
       try AtomicFile.rewrite(Array(text.utf8), to: "\(slurm)/\(name)")
     }
 
-    private static let ids = (1...3).map { "20261123T23150\($0)Z-00a\($0)-model-\($0)" }
+    static let ids = (1...3).map { "20261123T23150\($0)Z-00a\($0)-model-\($0)" }
 
     /// Claimed checkpoints, the jobs in their order.
-    private func makeSources(_ count: Int = 1) throws {
+    func makeSources(_ count: Int = 1) throws {
       for id in Self.ids.prefix(count) { try loop.fixture.makeSource(id) }
     }
 
     /// A script's lines that leave a finished checkpoint.
-    private var finishing: String {
+    var finishing: String {
       """
       mkdir "$files/attempt.$n/checkpoint"
       cp \(report) "$files/attempt.$n/checkpoint/quantease_report.json"
@@ -106,19 +106,19 @@ extension SupervisorTests {
     }
 
     /// A script's line that waits for `go`, or for the end of the test.
-    private var waiting: String {
+    var waiting: String {
       "until [ -e \(slurm)/go ] || ! [ -e \(slurm) ]; do sleep 0.05; done"
     }
 
-    private func text(_ event: WorkerEvent) -> String {
+    func text(_ event: WorkerEvent) -> String {
       "'" + String(decoding: event.line().dropLast(), as: UTF8.self) + "'"
     }
 
-    private static let linear = WorkerEvent.linear(
+    static let linear = WorkerEvent.linear(
       .init(name: "a", layer: 0, relativeError: 0.5), secondsRemaining: 1)
 
     /// What `sbatch` was given, a job each.
-    private var submissions: [[String]] {
+    var submissions: [[String]] {
       get throws {
         try FileSystem.names(in: slurm).filter { $0.hasSuffix(".args") }.sorted().map {
           String(decoding: try FileSystem.contents(of: "\(slurm)/\($0)", limit: 1 << 16), as: UTF8.self)
@@ -189,7 +189,7 @@ extension SupervisorTests {
     }
 
     /// The row of a daemon that ended after it had given a job to Slurm.
-    private func saveRow(number: String?) throws -> SlurmJob {
+    func saveRow(number: String?) throws -> SlurmJob {
       var job = LedgerFixture.job(.running, id: Self.ids[0], name: "model-1")
       var slurm = SlurmJob(of: job.id, spool: loop.fixture.spool.root, earlierAttempts: 0)
       slurm.number = number
@@ -413,231 +413,6 @@ extension SupervisorTests {
       #expect(try submissions.count == 2)
       #expect(try FileSystem.exists("\(slurm)/1.cancelled"))
       #expect(supervisor.ledger.job(Self.ids[0])?.phase == .published)
-    }
-
-    // MARK: What nobody wants any more
-
-    @Test func `what is over when it is taken back is not asked for again and again`() throws {
-      try makeSources(2)
-      try startsJobs()
-      let supervisor = try supervisor(finishing)
-      try loop.run(supervisor) { snapshot in
-        snapshot.finished.count == 2 && supervisor.ledger.jobs.allSatisfy { $0.slurm == nil }
-      }
-      #expect(supervisor.slurm.unwanted.isEmpty)
-    }
-
-    @Test func `a job that goes on after it was cancelled is asked for until it is gone`() throws {
-      try makeSources()
-      try startsJobs()
-      try note("scancel.late", "")
-      let supervisor = try supervisor("sleep 30")
-      var rounds = 0
-      try loop.run(supervisor) { _ in
-        if rounds == 0, supervisor.ledger.job(Self.ids[0])?.slurm?.state == "RUNNING" {
-          rounds = 1
-          try? JobRequest(.cancel, job: Self.ids[0]).leave(in: loop.fixture.spool)
-        } else if rounds > 0, (try? FileSystem.exists("\(slurm)/1.asked")) == true {
-          rounds += 1
-          if rounds == 10 { try? FileSystem.removeTree("\(slurm)/scancel.late") }
-        }
-        return rounds > 0 && supervisor.ledger.job(Self.ids[0])?.slurm == nil
-      }
-      #expect(try FileSystem.exists("\(slurm)/1.cancelled"))
-    }
-
-    @Test func `a job in doubt is not taken for the one before it that is being cancelled`() throws {
-      try makeSources()
-      try startsJobs()
-      try note("scancel.late", "")
-      let supervisor = try supervisor("[ $n -gt 1 ] || exec sleep 30\n\(finishing)")
-      var step = 0
-      try loop.run(supervisor) { snapshot in
-        let job = supervisor.ledger.job(Self.ids[0])
-        if step == 0, job?.slurm?.state == "RUNNING" {
-          step = 1
-          try? note("sbatch.fail", "sbatch: error: Socket timed out on send/recv operation")
-          try? JobRequest(.pause, job: Self.ids[0]).leave(in: loop.fixture.spool)
-        } else if step == 1, job?.phase == .queued, job?.isHeld == true {
-          step = 2
-          try? JobRequest(.resume, job: Self.ids[0]).leave(in: loop.fixture.spool)
-        } else if step == 2, job?.pausedBecause?.contains("Socket timed out") == true {
-          step = 3
-          for file in ["sbatch.fail", "scancel.late"] { try? FileSystem.removeTree("\(slurm)/\(file)") }
-        }
-        return !snapshot.finished.isEmpty
-      }
-      #expect(step == 3)
-      #expect(try submissions.count == 2)
-      #expect(supervisor.ledger.job(Self.ids[0])?.phase == .published)
-    }
-
-    // MARK: Faults
-
-    @Test func `a job's silence begins when it does`() throws {
-      try makeSources()
-      var patience = patience
-      patience.silence = .milliseconds(400)
-      let supervisor = try supervisor("sleep 0.1\n\(finishing)", patience: patience)
-      let start = ContinuousClock.now
-      var isStarted = false
-      try loop.run(supervisor) { snapshot in
-        if !isStarted, ContinuousClock.now - start > .milliseconds(900), (try? submissions.isEmpty) == false {
-          isStarted = true
-          startJob(1)
-        }
-        return !snapshot.finished.isEmpty
-      }
-      #expect(supervisor.ledger.counters == .init(published: 1))
-    }
-
-    @Test func `what an attempt found that is over, the next one has not found`() throws {
-      try makeSources()
-      try startsJobs()
-      let before = FileSystem.join(loop.fixture.spool.output, "model-1")
-      try FileSystem.createDirectories(before)
-      let supervisor = try supervisor(
-        """
-        if [ $n = 1 ]; then say \(text(.identity("old"))) \(text(.reused(job: "earlier", output: before))); exec sleep 30; fi
-        \(waiting)
-        \(finishing)
-        """)
-      var isAgain = false
-      try loop.run(supervisor) { snapshot in
-        if !isAgain, supervisor.ledger.job(Self.ids[0])?.output == before {
-          isAgain = true
-          // Its host was cut off; Slurm starts the job elsewhere.
-          startJob(1, restarts: 1)
-          try? note("go", "")
-        }
-        return !snapshot.finished.isEmpty
-      }
-      #expect(supervisor.ledger.job(Self.ids[0])?.output == before + "-2")
-      #expect(supervisor.ledger.job(Self.ids[0])?.madeBy == nil)
-      #expect(try FileSystem.exists(before + "-2/quantease_report.json"))
-    }
-
-    @Test func `a published job is told of, though something of it could not be cleared away`() throws {
-      try makeSources()
-      try startsJobs()
-      try FileSystem.createDirectories(loop.configuration.hooks)
-      try AtomicFile.write("", to: "\(loop.configuration.hooks)/on-done")
-      let supervisor = try supervisor("rm -r \(loop.fixture.spool.done)\n\(finishing)")
-      try loop.run(supervisor) { _ in
-        (try? FileSystem.names(in: loop.fixture.spool.hookEvents))?.isEmpty == false
-      }
-      #expect(supervisor.ledger.job(Self.ids[0])?.phase == .published)
-    }
-
-    @Test
-    func `a job whose pause is over and that finds no free place is waited for, and not asked for on and on`()
-      throws
-    {
-      try makeSources(2)
-      try startsJobs()
-      let supervisor = try supervisor(
-        """
-        case "$files" in *model-1*) say \(text(.failed(JobFailure(.blocked, "no", code: 75)))); exit 75;; esac
-        \(waiting)
-        \(finishing)
-        """, parallel: 1)
-      var start: ContinuousClock.Instant?
-      var rounds = 0
-      try loop.run(supervisor) { snapshot in
-        guard supervisor.ledger.job(Self.ids[0])?.pausedBecause != nil,
-          supervisor.ledger.job(Self.ids[1])?.slurm?.state == "RUNNING"
-        else { return false }
-        rounds += 1
-        start = start ?? .now + .milliseconds(200)
-        return start.map { ContinuousClock.now > $0 + .milliseconds(800) } ?? false
-      }
-      // A look every 60 ms and one at events every 20, each with its commands' ends.
-      #expect(rounds < 400, "\(rounds)")
-      try note("go", "")
-    }
-
-    @Test func `a line of any length is heard`() throws {
-      try makeSources()
-      try startsJobs()
-      let linears = (0..<60_000).map { index in
-        WorkerEvent.Linear(
-          name: "model.layers.\(index / 800).mlp.experts.\(index % 800).down_proj.weight", layer: 0,
-          relativeError: 0.001)
-      }
-      let line = WorkerEvent.resumed(linears).line()
-      try #require(line.count > 1 << 22)
-      let file = try loop.fixture.directory.write(line, to: "resumed")
-      let supervisor = try supervisor("cat \(file) >> \"$files/attempt.$n/events\"; sleep 30")
-      try loop.run(supervisor) { _ in supervisor.ledger.job(Self.ids[0])?.linears.count == 60_000 }
-    }
-
-    @Test func `a warning that sbatch prints before the number is none`() {
-      let said =
-        "sbatch: warning: can't run 1 processes on 2 nodes, setting nnodes to 1\nsbatch: lua: ok\n4711;lab\n"
-      #expect(SlurmSubmission.number(in: said) == "4711")
-      #expect(SlurmSubmission.number(in: "12\n") == "12")
-      #expect(
-        SlurmSubmission.number(in: "sbatch: error: Batch job submission failed: 12 is no partition\n") == nil)
-    }
-
-    @Test func `a daemon without Slurm's commands says so of its jobs`() throws {
-      try makeSources()
-      _ = try saveRow(number: "1")
-      let supervisor = try supervisor("exit 1", path: "/nowhere")
-      try loop.run(supervisor) { _ in
-        supervisor.ledger.job(Self.ids[0])?.pausedBecause?.contains("squeue") == true
-      }
-    }
-
-    // MARK: Lists
-
-    @Test func `a name is one that Slurm's lists can hold, and no other job's`() {
-      let id = "20261123T231502Z-00a7-my|model\nof ünusual name"
-      let name = SlurmJob(of: id, spool: "/spool", earlierAttempts: 0).name
-      #expect(name.hasPrefix("quantease-20261123T231502Z-00a7-"))
-      #expect(name.allSatisfy { $0.isASCII && ($0.isLetter || $0.isNumber || $0 == "-") })
-      #expect(name != SlurmJob(of: id, spool: "/other", earlierAttempts: 0).name)
-      #expect(name != SlurmJob(of: id + "2", spool: "/spool", earlierAttempts: 0).name)
-    }
-
-    @Test func `an option that would hide a job from the daemon, or make several of it, is refused`() {
-      for option in [
-        "--gres=gpu:1", "--nodes=1", "-C", "--nice", "--mem-per-cpu=2G", "-q", "--wait-all-nodes=1",
-      ] {
-        #expect(SlurmSettings.isPossible(option: option), "\(option)")
-      }
-      for option in [
-        "gpu", "--clusters=a", "--clus=a", "-M", "-Mall", "--array=0-3", "-a0-3", "--job-name=x", "-J",
-        "--output=x",
-        "--dependency=singleton", "--no-requeue", "-", "--", "-Ha1-9", "--quiet", "-Q", "--test-only",
-      ] { #expect(!SlurmSettings.isPossible(option: option), "\(option)") }
-    }
-
-    @Test func `what squeue prints is read, and what is over is told from what waits`() throws {
-      let listing = SlurmListing(
-        """
-        12|RUNNING|None|node7|quantease-a
-        13|PENDING|Dependency||quantease-a
-        11|FAILED|BadConstraints||quantease-a
-        14|PENDING|Nodes required for job are DOWN, DRAINED or reserved for jobs in higher priority partitions||b
-        slurm_load_jobs error: what nobody expects
-        """)
-      #expect(listing.entries.count == 4)
-      #expect(listing.active(named: "quantease-a").map(\.number) == ["12", "13"])
-      #expect(listing.entries.first { $0.number == "11" }?.isOver == true)
-      #expect(listing.entries[0].reason == nil && listing.entries[0].node == "node7")
-      #expect(listing.entries[3].obstacle == nil)
-      for reason in ["JobHeldAdmin", "launch failed requeued held", "job requeued in held state"] {
-        let held = try #require(SlurmListing("5|PENDING|\(reason)||c").entries.first?.obstacle)
-        #expect(held.contains("'scontrol release 5'"))
-      }
-      let limit = try #require(SlurmListing("5|PENDING|PartitionTimeLimit||c").entries.first?.obstacle)
-      #expect(limit.contains("slurm-minutes"))
-      // Others' jobs end, and then it starts.
-      for reason in ["QOSMaxCpuPerUserLimit", "AssocGrpCpuLimit", "QOSGrpNodeLimit", "AssocMaxJobsLimit"] {
-        #expect(SlurmListing("5|PENDING|\(reason)||c").entries.first?.obstacle == nil, "\(reason)")
-      }
-      #expect(SlurmListing("5|PENDING|QOSMaxMemoryPerJob||c").entries.first?.obstacle != nil)
     }
   }
 }

@@ -118,8 +118,7 @@ def load_byte_level_tokenizer(file: Path) -> Tokenize:
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     first = []
     if tokenizer_setting(file.parent, "add_bos_token", False):
-        token = tokenizer_setting(file.parent, "bos_token", None)
-        token = token["content"] if isinstance(token, dict) else token
+        token = special_token(file.parent, "bos_token")
         identifier = None if token is None else tokenizer.token_to_id(token)
         if identifier is None:
             config = file.parent / "tokenizer_config.json"
@@ -293,6 +292,12 @@ def tokenizer_setting(model: Path, key: str, fallback, name: str = "tokenizer_co
     return fallback if value is None else value
 
 
+def special_token(model: Path, key: str, name: str = "tokenizer_config.json"):
+    """As it is spelt, which may stand with more that is said of it."""
+    token = tokenizer_setting(model, key, None, name)
+    return token["content"] if isinstance(token, dict) else token
+
+
 def decompressed(file: Path) -> bytes:
     """The content of a .zst file, by the package `zstandard` or else the command `zstd`."""
     damaged = Failure(DATA_ERROR, f"{file} is cut short or no zstd file", "compress the text anew")
@@ -321,26 +326,28 @@ def decompressed(file: Path) -> bytes:
     return b"".join(frames)
 
 
+def kind_of(file: Path) -> str:
+    return Path(file.name.removesuffix(".zst")).suffix
+
+
 def read_text(file: Path) -> str:
     """The whole content of the file. Line ends stay as they are."""
-    kind = Path(file.name.removesuffix(".zst")).suffix
-    if kind not in (".txt", ".jsonl"):
+    if kind_of(file) not in (".txt", ".jsonl"):
         raise Failure(DATA_ERROR, f"{file} is no .txt or .jsonl file, nor one of these as .zst", "rename it")
     try:
         content = decompressed(file) if file.suffix == ".zst" else file.read_bytes()
         # A byte order mark is no part of a text.
-        text = content.decode("utf-8").removeprefix("\ufeff")
+        return content.decode("utf-8").removeprefix("\ufeff")
     except OSError as error:
         raise Failure(NO_INPUT, f"{file}: {error.strerror}", "name a file that can be read") from None
     except UnicodeDecodeError as error:
         raise Failure(DATA_ERROR, f"{file}: no UTF-8 at byte {error.start}", "convert it to UTF-8") from None
-    return text
 
 
 def ids_of(file: Path, model: Path) -> list[int]:
     """The tokens of a text, or of conversations."""
     tokenize, text = load_tokenizer(model), read_text(file)
-    if Path(file.name.removesuffix(".zst")).suffix == ".txt":
+    if kind_of(file) == ".txt":
         return tokenize(text, True)
     lines = list(objects(text, file))
     if any(messages_of(line) is not None for _, line in lines):
@@ -485,9 +492,9 @@ def templates_of(model: Path) -> tuple[dict[str, str], dict[str, str]]:
         template = keys.get("tokenizer.chat_template")
         return ({"default": template} if isinstance(template, str) else {}), tokens
     for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
-        token = tokenizer_setting(model, name, None) or tokenizer_setting(model, name, None, "special_tokens_map.json")
+        token = special_token(model, name) or special_token(model, name, "special_tokens_map.json")
         if token is not None:
-            tokens[name] = token["content"] if isinstance(token, dict) else token
+            tokens[name] = token
     file = model / "chat_template.jinja"
     if file.is_file():
         return {"default": file.read_text("utf-8")}, tokens

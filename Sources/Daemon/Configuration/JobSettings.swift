@@ -23,11 +23,7 @@ public struct JobSettings: Codable, Sendable, Equatable {
 
   /// The calibration files of a job whose files are in `directory`, by absolute paths.
   public func calibration(in directory: String) -> CalibrationSources {
-    var sources = calibration
-    for index in sources.files.indices where !sources.files[index].path.hasPrefix("/") {
-      sources.files[index].path = FileSystem.join(directory, sources.files[index].path)
-    }
-    return sources
+    calibration.replacingPaths { $0.hasPrefix("/") ? $0 : FileSystem.join(directory, $0) }
   }
 
   /// Looks whether they are there.

@@ -57,7 +57,7 @@ public struct SlurmSettings: Sendable, Equatable {
     if !option.hasPrefix("--") { return "ABCGLNSpqtwxc".contains(option.dropFirst().first ?? "-") }
     let name = option.dropFirst(2).prefix { $0 != "=" }
     let own = [
-      "array", "clusters", "cluster", "dependency", "job-name", "output", "parsable", "wrap", "no-requeue",
+      "array", "clusters", "dependency", "job-name", "output", "parsable", "wrap", "no-requeue",
       "wait", "quiet", "test-only", "help", "usage", "version",
     ]
     // Long options may be cut short.

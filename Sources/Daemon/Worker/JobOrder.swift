@@ -37,7 +37,7 @@ public struct JobOrder: Codable, Sendable, Equatable {
   public var isShared: Bool?
   /// The number of the last attempt whose directory is gone; nil where none is.
   public var lastAttempt: Int?
-  /// Whether workers broke down that had made no progress: it may be the activation cache that breaks them.
+  /// Whether two workers broke down that had made no progress: it may be the activation cache that breaks them.
   public var forgetsCache: Bool?
 
   public init(

@@ -217,21 +217,21 @@ public struct JobWorker {
     let settings = order.settings
     let cache = try cachePlace(of: identity)
     defer { withExtendedLifetime(cache.lock) {} }
-    var request = QuantizationRequest(
-      model: model, output: files.staged, recipe: try settings.recipe(),
-      target: settings.resolvedTarget,
-      targetShare: settings.resolvedTargetShare, formats: settings.formats, calibration: calibration,
-      seed: settings.seed,
-      calibrationSources: order.calibration,
-      memoryBudgetBytes: try order.memoryBytes ?? ProcessMemory.availableBytes(),
-      states: order.states ?? .auto,
-      resume: try resumePlace(identity, cache: cache.path),
-      symlinks: symlinks, source: model == order.model ? order.source : nil, isStrict: settings.strict,
-      experts: settings.experts, allowsRequantizing: settings.allowRequantize,
-      rotation: settings.rotate, averageBits: settings.averageBits, bitChoices: settings.widths)
-    request.firstTokenWeight = settings.firstTokenWeight ?? 1
     let run = try QuantizationRun(
-      request, backend: backend,
+      QuantizationRequest(
+        model: model, output: files.staged, recipe: try settings.recipe(),
+        target: settings.resolvedTarget,
+        targetShare: settings.resolvedTargetShare, formats: settings.formats, calibration: calibration,
+        seed: settings.seed,
+        calibrationSources: order.calibration,
+        memoryBudgetBytes: try order.memoryBytes ?? ProcessMemory.availableBytes(),
+        states: order.states ?? .auto,
+        resume: try resumePlace(identity, cache: cache.path),
+        symlinks: symlinks, source: model == order.model ? order.source : nil, isStrict: settings.strict,
+        experts: settings.experts, firstTokenWeight: settings.resolvedFirstTokenWeight,
+        allowsRequantizing: settings.allowRequantize,
+        rotation: settings.rotate, averageBits: settings.averageBits, bitChoices: settings.widths),
+      backend: backend,
       progress: { event in
         switch event {
         case .step(let text): send(.step(text))
