@@ -43,6 +43,34 @@ struct JobLedgerTests {
     }
   }
 
+  @Test func `what is published has all of the job's log, and a sum of it`() throws {
+    try begun { ledger throws in
+      let result = ledger.files(of: Self.id).result
+      // What a worker has seen of it when it lists its files.
+      ledger.files(of: Self.id).log.write(.info, "queued", [])
+      try ledger.files(of: Self.id).log.copy(into: result)
+      try ChecksumManifest.write(into: result)
+      // What the daemon had not heard by then.
+      ledger.files(of: Self.id).log.write(.warning, "a word", [.layer(3)])
+      try ledger.publish(Self.id, summary: nil)
+    }
+    let output = spool.output + "/" + Self.name
+    let log = try FileSystem.contents(of: output + "/quantease_job.log", limit: 1 << 20)
+    #expect(String(decoding: log, as: UTF8.self).hasSuffix("Z warning: a word layer=3\n"))
+    #expect(try ChecksumManifest.problems(in: output) == [])
+  }
+
+  @Test func `a log that no worker knew of is listed with the files that it is published with`() throws {
+    try begun { ledger throws in
+      try ChecksumManifest.write(into: ledger.files(of: Self.id).result)
+      ledger.files(of: Self.id).log.write(.info, "queued", [])
+      try ledger.publish(Self.id, summary: nil)
+    }
+    let output = spool.output + "/" + Self.name
+    #expect(try FileSystem.exists(output + "/quantease_job.log"))
+    #expect(try ChecksumManifest.problems(in: output) == [])
+  }
+
   @Test func `a result that the disk refused is thrown away and made anew`() throws {
     try begun { ledger throws in
       ledger.synchronize = { path throws(FileError) in

@@ -181,6 +181,10 @@ public final class JobLedger {
         job.output = output
         job.summary = summary ?? job.summary
       }
+      // By the daemon, who alone has written all of it.
+      if try files(of: id).log.copy(into: checkpoint) {
+        try ChecksumManifest.update([JobLog.fileName], in: checkpoint)
+      }
       do { try synchronize(checkpoint) } catch {
         // A second try would succeed and mean nothing: the kernel has given those pages up. The journal makes the
         // result anew.

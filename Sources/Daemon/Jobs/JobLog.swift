@@ -17,10 +17,12 @@ struct JobLog {
   }
 
   /// Copies what there is into `directory`, in the place of what is there.
-  func copy(into directory: String) throws(FileError) {
-    guard try FileSystem.exists(path) else { return }
+  /// - Returns: whether there is anything
+  @discardableResult func copy(into directory: String) throws(FileError) -> Bool {
+    guard try FileSystem.exists(path) else { return false }
     let place = JobLog(directory: directory).path
     try FileSystem.removeTree(place)
     try FileSystem.copyFile(path, to: place)
+    return true
   }
 }

@@ -19,14 +19,17 @@ public enum ChecksumManifest {
     try AtomicFile.write(lines, to: FileSystem.join(directory, fileName))
   }
 
-  /// Digests some files anew that have been changed on purpose, if there is a manifest; one that cannot be read stays as it is.
+  /// Digests some files anew that have been changed or added on purpose, if there is a manifest; one that cannot be read stays
+  /// as it is.
   /// - Throws: ``FileError``
   public static func update(_ names: [String], in directory: String) throws {
     let path = FileSystem.join(directory, fileName)
     guard try FileSystem.exists(path),
       case .manifest(let manifest) = Manifest.read(path)
     else { return }
-    let lines = try manifest.entries.map { entry in
+    let known = Set(manifest.entries.map(\.path))
+    let added = names.filter { !known.contains($0) }.map { Manifest.Entry(path: $0, digest: "") }
+    let lines = try (manifest.entries + added).map { entry in
       guard names.contains(entry.path) else { return entry.line }
       let digest = try SHA256Digest.of(file: FileSystem.join(directory, entry.path), symlinks: .refuse)
       return Manifest.Entry(path: entry.path, digest: digest).line
