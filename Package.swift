@@ -58,8 +58,11 @@ let package = Package(
 
     .target(name: "CKernels"),
     .target(name: "CCUDA", linkerSettings: [.linkedLibrary("dl")]),
+    // Its shim is built by a site's mpicc, with tools/build-mpi, and opened where somebody asks for ranks.
+    .target(name: "CMPI", exclude: ["shim"], linkerSettings: [.linkedLibrary("dl")]),
     module("Tensors", []),
     module("SystemIO", ["CLinux", systemPackage]),
+    module("Collective", ["CMPI", "SystemIO"]),
     module("Checkpoint", ["Tensors", "SystemIO"]),
     module("ActivationCache", ["Tensors", "CLinux", "CLMDB", "CZstd"]),
     module("Quantization", ["Tensors"]),
@@ -79,8 +82,8 @@ let package = Package(
     module(
       "Pipeline",
       [
-        "Tensors", "SystemIO", "Checkpoint", "ActivationCache", "Compute", "Quantization", "Decoder",
-        "Calibration", "Solvers", "Export",
+        "Tensors", "SystemIO", "Collective", "Checkpoint", "ActivationCache", "Compute", "Quantization",
+        "Decoder", "Calibration", "Solvers", "Export",
       ]),
     module(
       "Evaluation",
@@ -88,8 +91,9 @@ let package = Package(
     module(
       "Daemon",
       [
-        "ActivationCache", "Calibration", "CCrypto", "Checkpoint", "CLMDB", "Compute", "Decoder", "Devices",
-        "Export",
+        "ActivationCache", "Calibration", "CCrypto", "Checkpoint", "CLMDB", "Collective", "Compute",
+        "Decoder",
+        "Devices", "Export",
         "Pipeline", "SystemIO", "Tensors",
         .product(name: "Yams", package: "Yams"),
       ]),
@@ -99,8 +103,8 @@ let package = Package(
     .executableTarget(
       name: "quanteased",
       dependencies: [
-        "ActivationCache", "Calibration", "Checkpoint", "Compute", "ComputeOpenBLAS", "Daemon", "Decoder",
-        "Devices",
+        "ActivationCache", "Calibration", "Checkpoint", "Collective", "Compute", "ComputeOpenBLAS", "Daemon",
+        "Decoder", "Devices",
         "Export", "Pipeline", "ProgramSupport", "Solvers", "SystemIO",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
       ],
@@ -108,8 +112,8 @@ let package = Package(
     .executableTarget(
       name: "quantease",
       dependencies: [
-        "ActivationCache", "Calibration", "Checkpoint", "Compute", "ComputeOpenBLAS", "Daemon", "Decoder",
-        "Devices",
+        "ActivationCache", "Calibration", "Checkpoint", "Collective", "Compute", "ComputeOpenBLAS", "Daemon",
+        "Decoder", "Devices",
         "Evaluation", "Export", "Pipeline", "ProgramSupport", "Quantization", "Solvers", "SystemIO",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
       ],
@@ -118,9 +122,12 @@ let package = Package(
       name: "CUDAOnCPU", dependencies: ["CCUDA", "COpenBLAS"], path: "Tests/CUDAOnCPU"),
     .target(
       name: "TestSupport",
-      dependencies: ["CCUDA", "CUDAOnCPU", "SystemIO", "Tensors", "Compute", "ComputeCUDA", "Quantization"],
+      dependencies: [
+        "CCUDA", "CUDAOnCPU", "Collective", "SystemIO", "Tensors", "Compute", "ComputeCUDA", "Quantization",
+      ],
       path: "Tests/TestSupport",
       swiftSettings: strict),
+    tests("CollectiveTests", ["Collective", "TestSupport"]),
     tests("SystemIOTests", ["SystemIO", "TestSupport", systemPackage]),
     tests("CheckpointTests", ["Checkpoint", "SystemIO", "Tensors", "TestSupport", systemPackage]),
     tests("ActivationCacheTests", ["ActivationCache", "Tensors"]),
@@ -148,7 +155,8 @@ let package = Package(
     tests(
       "PipelineTests",
       [
-        "Pipeline", "ActivationCache", "Calibration", "Checkpoint", "Compute", "ComputeOpenBLAS",
+        "Pipeline", "ActivationCache", "Calibration", "Checkpoint", "Collective", "Compute",
+        "ComputeOpenBLAS",
         "Decoder", "Evaluation", "Export", "Quantization", "Solvers", "SystemIO", "Tensors", "TestSupport",
       ]),
     tests(

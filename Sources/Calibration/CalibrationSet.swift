@@ -15,7 +15,7 @@ public struct CalibrationSet: Sendable {
     self.init(sequenceLength: sequenceLength, tokens: tokens, idRange: tokens.range)
   }
 
-  init(sequenceLength: Int, tokens: [Int32], idRange: ClosedRange<Int32>) {
+  public init(sequenceLength: Int, tokens: [Int32], idRange: ClosedRange<Int32>) {
     precondition(tokens.count % sequenceLength == 0, "sequences have one length")
     self.sequenceLength = sequenceLength
     self.tokens = tokens

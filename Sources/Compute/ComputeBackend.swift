@@ -70,8 +70,19 @@ public protocol LinearAlgebra: MatrixStorage {
   /// What is above the diagonal is left as it is: see ``symmetrize(_:)``.
   func accumulateGram(_ inputs: Matrix, operands: OperandType, into gram: Matrix)
 
+  /// The tiles in which ``accumulateGram(_:operands:into:)`` adds up a Gram matrix, the largest first. What a tile comes to
+  /// does not depend on which others are added up with it.
+  func gramTiles(order: Int, operands: OperandType) -> [GramTile]
+
+  /// Adds a batch of inputs to some of the ``gramTiles(order:operands:)``.
+  func accumulateGram(_ inputs: Matrix, operands: OperandType, into gram: Matrix, tiles: [GramTile])
+
   /// Adds AᵀB, A `[tokens, m]`, B `[tokens, n]`, to `product` `[m, n]`.
   func accumulateCrossProduct(_ a: Matrix, _ b: Matrix, operands: OperandType, into product: Matrix)
+
+  /// Adds some rows of AᵀB. What a range of rows comes to does not depend on which others are added up with it.
+  func accumulateCrossProduct(
+    _ a: Matrix, _ b: Matrix, operands: OperandType, into product: Matrix, rows: [Range<Int>])
 
   /// x A xᵀ of every row x.
   /// - Parameters:
@@ -120,9 +131,44 @@ public protocol LinearAlgebra: MatrixStorage {
   ///   - rows: X, `[m, n]`
   ///   - factor: R, `[n, n]`, upper triangle
   func solveCholesky(rows: Matrix, factor: Matrix)
+
+  /// The same for ranges of rows, each of which comes to what it comes to alone.
+  func solveCholesky(rows: Matrix, _ ranges: [Range<Int>], factor: Matrix)
+}
+
+/// A part of a Gram matrix: of its lower triangle, so no row is above a column.
+public struct GramTile: Sendable, Hashable {
+  public let rows: Range<Int>
+  public let columns: Range<Int>
+
+  public init(rows: Range<Int>, columns: Range<Int>) {
+    self.rows = rows
+    self.columns = columns
+  }
 }
 
 extension LinearAlgebra {
+  public func gramTiles(order: Int, operands: OperandType) -> [GramTile] {
+    [GramTile(rows: 0..<order, columns: 0..<order)]
+  }
+
+  public func accumulateGram(
+    _ inputs: Matrix, operands: OperandType, into gram: Matrix, tiles: [GramTile]
+  ) {
+    if !tiles.isEmpty { accumulateGram(inputs, operands: operands, into: gram) }
+  }
+
+  public func accumulateCrossProduct(
+    _ a: Matrix, _ b: Matrix, operands: OperandType, into product: Matrix, rows: [Range<Int>]
+  ) {
+    precondition(rows.reduce(0) { $0 + $1.count } == product.rows, "this backend adds up whole products")
+    accumulateCrossProduct(a, b, operands: operands, into: product)
+  }
+
+  public func solveCholesky(rows: Matrix, _ ranges: [Range<Int>], factor: Matrix) {
+    for range in ranges { solveCholesky(rows: rows.rows(range), factor: factor) }
+  }
+
   public func accumulateGram(_ inputs: Matrix, into gram: Matrix) {
     accumulateGram(inputs, operands: .float32, into: gram)
   }

@@ -77,14 +77,17 @@ extension OpenBLASBackend {
     }
   }
 
-  func accumulatePackedGram(_ inputs: Matrix, into gram: Matrix) {
+  /// The blocks that the tiles of a Gram matrix are pairs of.
+  func packedGramBlocks(order: Int) -> Division {
+    Division(order, blocksOfAtMost: BlockSize.rows, multipleOf: PackedOperand.panel)
+  }
+
+  func accumulatePackedGram(_ inputs: Matrix, into gram: Matrix, tiles: [GramTile]) {
     let kernels = packedKernels
     forEachPart(inputs.rows) { tokens in
       let (left, right) = packTransposes(of: inputs.rows(tokens), [.left, .right])
-      let tiles = SymmetricTiles(
-        Division(gram.rows, blocksOfAtMost: BlockSize.rows, multipleOf: PackedOperand.panel))
       team.run(chunks: tiles.count) { chunk in
-        let (columns, rows) = tiles[chunk]
+        let (columns, rows) = (tiles[chunk].columns, tiles[chunk].rows)
         left.multiply(
           rows: rows, right, columns: columns, into: gram.block(rows: rows, columns: columns), keeping: true,
           rows == columns ? qe_bf16_lower : qe_bf16_all, by: kernels)
@@ -92,12 +95,19 @@ extension OpenBLASBackend {
     }
   }
 
-  func accumulatePackedCrossProduct(_ a: Matrix, _ b: Matrix, into product: Matrix) {
+  func accumulatePackedCrossProduct(
+    _ a: Matrix, _ b: Matrix, into product: Matrix, rows ranges: [Range<Int>]
+  ) {
     let kernels = packedKernels
     forEachPart(a.rows) { tokens in
       let left = packTransposes(of: a.rows(tokens), [.left]).left
       let right = packTransposes(of: b.rows(tokens), [.right]).right
-      let blocks = Blocks(rows: product.rows, columns: product.columns).ranges
+      let blocks = ranges.flatMap { range in
+        precondition(range.lowerBound % PackedOperand.panel == 0, "a range of rows begins with a panel")
+        return Blocks(rows: range.count, columns: product.columns).ranges.map { rows, columns in
+          (range.lowerBound + rows.lowerBound..<range.lowerBound + rows.upperBound, columns)
+        }
+      }
       team.run(chunks: blocks.count) { chunk in
         let (rows, columns) = blocks[chunk]
         left.multiply(

@@ -53,14 +53,31 @@ extension OpenBLASBackend: LinearAlgebra {
   /// Every tile of the triangle is one task, which takes all tokens and adds to Σ in place: sums of their own for
   /// parts of the tokens would have to be made, and faulted in, for every batch.
   public func accumulateGram(_ inputs: Matrix, operands: OperandType, into gram: Matrix) {
-    let order = gram.rows
-    precondition(gram.columns == order && inputs.columns == order, "the Gram matrix has another order")
-    if operands == .bfloat16 { return accumulatePackedGram(inputs, into: gram) }
-    let evenly = order.dividedRoundingUp(by: ChunkSize.fewestGramBlocks)
-    let largest = min(max(evenly, ChunkSize.leastRows), ChunkSize.gramColumns)
-    let tiles = SymmetricTiles(Division(order, blocksOfAtMost: largest, multipleOf: 8))
+    let tiles = gramTiles(order: gram.rows, operands: operands)
+    accumulateGram(inputs, operands: operands, into: gram, tiles: tiles)
+  }
+
+  public func gramTiles(order: Int, operands: OperandType) -> [GramTile] {
+    let blocks: Division
+    if operands == .bfloat16 {
+      blocks = packedGramBlocks(order: order)
+    } else {
+      let evenly = order.dividedRoundingUp(by: ChunkSize.fewestGramBlocks)
+      let largest = min(max(evenly, ChunkSize.leastRows), ChunkSize.gramColumns)
+      blocks = Division(order, blocksOfAtMost: largest, multipleOf: 8)
+    }
+    let tiles = SymmetricTiles(blocks)
+    return (0..<tiles.count).map { GramTile(rows: tiles[$0].second, columns: tiles[$0].first) }
+  }
+
+  public func accumulateGram(
+    _ inputs: Matrix, operands: OperandType, into gram: Matrix, tiles: [GramTile]
+  ) {
+    precondition(
+      gram.columns == gram.rows && inputs.columns == gram.rows, "the Gram matrix has another order")
+    if operands == .bfloat16 { return accumulatePackedGram(inputs, into: gram, tiles: tiles) }
     team.run(chunks: tiles.count) { chunk in
-      let (columns, rows) = tiles[chunk]
+      let (columns, rows) = (tiles[chunk].columns, tiles[chunk].rows)
       let sum = gram.block(rows: rows, columns: columns)
       let left = inputs.block(rows: 0..<inputs.rows, columns: rows)
       if rows == columns {
@@ -73,10 +90,21 @@ extension OpenBLASBackend: LinearAlgebra {
   }
 
   public func accumulateCrossProduct(_ a: Matrix, _ b: Matrix, operands: OperandType, into product: Matrix) {
+    accumulateCrossProduct(a, b, operands: operands, into: product, rows: [0..<product.rows])
+  }
+
+  public func accumulateCrossProduct(
+    _ a: Matrix, _ b: Matrix, operands: OperandType, into product: Matrix, rows ranges: [Range<Int>]
+  ) {
     precondition(a.rows == b.rows, "A and B differ in their tokens")
     precondition(product.rows == a.columns && product.columns == b.columns, "the product has another shape")
-    if operands == .bfloat16 { return accumulatePackedCrossProduct(a, b, into: product) }
-    let rowBlocks = Division(product.rows, blocksOfAtMost: ChunkSize.crossRows, multipleOf: 8)
+    if operands == .bfloat16 { return accumulatePackedCrossProduct(a, b, into: product, rows: ranges) }
+    let rowBlocks = ranges.flatMap { range in
+      let blocks = Division(range.count, blocksOfAtMost: ChunkSize.crossRows, multipleOf: 8)
+      return (0..<blocks.count).map {
+        range.lowerBound + blocks[$0].lowerBound..<range.lowerBound + blocks[$0].upperBound
+      }
+    }
     let columnBlocks = Division(product.columns, blocksOfAtMost: ChunkSize.crossColumns, multipleOf: 8)
     team.run(chunks: rowBlocks.count * columnBlocks.count) { chunk in
       let rows = rowBlocks[chunk / columnBlocks.count]

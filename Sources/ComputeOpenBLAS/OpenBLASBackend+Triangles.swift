@@ -100,9 +100,16 @@ extension OpenBLASBackend {
   }
 
   public func solveCholesky(rows: Matrix, factor: Matrix) {
+    solveCholesky(rows: rows, [0..<rows.rows], factor: factor)
+  }
+
+  public func solveCholesky(rows: Matrix, _ ranges: [Range<Int>], factor: Matrix) {
     precondition(factor.rows == factor.columns, "only a square matrix is a Cholesky factor")
     precondition(rows.columns == factor.rows, "the factor has another order")
-    let blocks = Division(rows.rows, blocksOfAtMost: columnsPerTask)
+    let blocks = ranges.flatMap { range in
+      let blocks = Division(range.count, blocksOfAtMost: columnsPerTask)
+      return (0..<blocks.count).map { blocks[$0].shifted(by: range.lowerBound) }
+    }
     team.run(chunks: blocks.count) { chunk in
       let block = rows.rows(blocks[chunk]).whole
       block.divide(by: factor.whole, transposed: false)

@@ -46,6 +46,9 @@ public struct ModelDescription: Sendable {
   /// Whether some layer sends its tokens to experts.
   public var hasMixtures: Bool { layers.contains { $0.mixture != nil } }
 
+  /// The experts that a token of a layer goes through, but for a shared one; none without a mixture.
+  public func expertsPerToken(ofLayer index: Int) -> Int { layers[index].mixture?.perToken ?? 0 }
+
   /// What loads the model's experts one by one, as quantized ones are written.
   public var expertLoaders: ExpertLoaders { layers.lazy.compactMap { $0.mixture?.loaders }.first ?? .all }
 

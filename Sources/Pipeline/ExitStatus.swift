@@ -1,6 +1,7 @@
 import ActivationCache
 import Calibration
 import Checkpoint
+import Collective
 import Compute
 import Decoder
 import Export
@@ -21,6 +22,7 @@ public func sysexit(of error: any Error) -> Int32? {
   case let error as PipelineError: error.exitCode
   case let error as GGUFConversionError: error.exitCode
   case let error as CacheError: error.exitCode
+  case let error as RankError: error.exitCode
   case is DecoderError, is JSONError, is SourceChange: 65
   case is RecipeError, is SettingsError: 64
   case SolverError.nonFiniteObjective: 65

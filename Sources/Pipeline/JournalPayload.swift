@@ -1,9 +1,12 @@
 import Export
 import FoundationEssentials
+import Tensors
 
 /// The bytes of a record of a ``ResumeJournal``, put together.
 struct JournalPayload {
-  private(set) var bytes: [UInt8] = []
+  private var writer = ByteWriter()
+
+  var bytes: [UInt8] { writer.bytes }
 
   init() {}
 
@@ -13,9 +16,7 @@ struct JournalPayload {
     append(json.span)
   }
 
-  mutating func append<Value: BitwiseCopyable>(_ values: Span<Value>) {
-    unsafe values.withUnsafeBytes { unsafe bytes.append(contentsOf: $0) }
-  }
+  mutating func append<Value: BitwiseCopyable>(_ values: Span<Value>) { writer.append(values) }
 
   mutating func append(codes: [UInt8], bits: Int) {
     // A multiple of 32 codes fills whole words: parts then follow one another as if packed at once.
@@ -31,7 +32,7 @@ struct JournalPayload {
 
 /// Takes the bytes of a record apart; nil where they end too early.
 struct JournalPayloadReader {
-  private var offset = 0
+  private var reader = ByteReader()
 
   mutating func header<Header: Decodable>(_ type: Header.Type, of bytes: RawSpan) -> Header? {
     guard let count = values(UInt64.self, count: 1, of: bytes).flatMap({ Int(exactly: $0[0]) }),
@@ -43,14 +44,7 @@ struct JournalPayloadReader {
   mutating func values<Value: BitwiseCopyable>(
     _ type: Value.Type, count: Int, of bytes: RawSpan
   ) -> [Value]? {
-    let (byteCount, overflow) = count.multipliedReportingOverflow(by: MemoryLayout<Value>.stride)
-    guard !overflow, count >= 0, byteCount <= bytes.byteCount - offset else { return nil }
-    let part = bytes.extracting(offset..<offset + byteCount)
-    offset += byteCount
-    return unsafe [Value](unsafeUninitializedCapacity: count) { buffer, initialized in
-      unsafe part.withUnsafeBytes { unsafe UnsafeMutableRawBufferPointer(buffer).copyMemory(from: $0) }
-      initialized = count
-    }
+    reader.values(type, count: count, of: bytes)
   }
 
   mutating func codes(count: Int, bits: Int, of bytes: RawSpan) -> [UInt8]? {

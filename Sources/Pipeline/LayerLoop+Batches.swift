@@ -3,26 +3,21 @@ import Decoder
 
 // One batch of a stream on its way through a stage.
 extension LayerLoop {
-  /// Takes one batch of a stream through a stage and returns what it brings to the next one.
+  /// Takes one batch of a stream through a stage and returns what the next one reads of it.
   func run(
-    _ stream: Stream, _ stage: Stage, _ layer: DecoderLayer, _ next: Stage, _ nextLayer: DecoderLayer,
+    _ stream: Stream, _ stage: Stage, _ layer: DecoderLayer, _ next: Stage,
     _ step: StagedStates.Transition, _ batch: Int, _ samples: Range<Int>
-  ) throws -> DriftSum.Reached {
-    func reached(_ state: LayerState) -> DriftSum.Reached {
-      DriftSum.Reached(
-        input: times.measure(.forward) { nextLayer.input(of: next, state) }, residual: state.residual)
-    }
+  ) throws -> LayerState {
     if isTakingOver, try step.isWritten(batch: batch) {
       let tokens = samples.count * calibration.sequenceLength
-      let state = try times.measure(.cache) {
+      return try times.measure(.cache) {
         try step.readWritten(next.reads.union([next.inputSlot]), batch: batch, tokens: tokens)
       }
-      return reached(state)
     }
     let state = try run(
       stream, stage, layer, reading: stage.reads.union([next.inputSlot]), batch, samples)
     try store(state, by: step, batch, layer: layer.index, after: stage.title)
-    return reached(state)
+    return state
   }
 
   /// Takes one batch of a stream through a stage.
@@ -34,7 +29,9 @@ extension LayerLoop {
     var state = try times.measure(.cache) {
       try stream.states.read(slots, batch: batch, tokens: samples.count * calibration.sequenceLength)
     }
-    if batch + 1 < stream.batches.count { stream.states.prefetch(slots, batch: batch + 1) }
+    if batch + ranks.count < stream.batches.count {
+      stream.states.prefetch(slots, batch: batch + ranks.count)
+    }
     times.measure(.forward) {
       if stage.isRunAgain { return }
       guard stage.experts.isEmpty else { return addMixture(of: stream, samples, layer, to: state) }

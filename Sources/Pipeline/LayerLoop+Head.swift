@@ -1,6 +1,8 @@
 import Calibration
+import Collective
 import Decoder
 import Solvers
+import Tensors
 
 // What comes behind the last layer.
 extension LayerLoop {
@@ -11,17 +13,41 @@ extension LayerLoop {
   func headProblem(behind last: Position) throws -> LayerProblem {
     let model = quantized.model
     let head = try times.measure(.loading) { try model.headInput() }
-    let gram = GramMatrix(
-      inFeatures: model.description.head.width, operands: model.operands, backend: backend)
-    for (batch, samples) in batches.enumerated() {
-      advanced()
-      let state = try run(
-        quantized, last.stage, last.quantized, reading: last.stage.reads.union([.residual]), batch, samples)
-      let input = times.measure(.forward) { head(state.residual) }
+    let gram = makeGramMatrix(inFeatures: model.description.head.width, owning: ranks.owns)
+    func add(_ residual: Matrix) {
+      let input = times.measure(.forward) { head(residual) }
       times.measure(.gram) { gram.accumulate(input) }
-      try backend.checkDevice()
     }
+    // So many are under way at a time.
+    for round in Array(batches.indices).ranges(of: ranks.count) {
+      var own: [UInt8]?
+      if let batch = round.first(where: ranks.owns) {
+        advanced()
+        let state = try run(
+          quantized, last.stage, last.quantized, reading: last.stage.reads.union([.residual]), batch,
+          batches[batch])
+        if ranks.isAlone {
+          add(state.residual)
+        } else {
+          own = post(state.residual, label(batch), as: .float32)
+        }
+        try backend.checkDevice()
+      }
+      for batch in round where !ranks.isAlone {
+        let source = ranks.owner(of: batch)
+        add(
+          try receive(
+            source == ranks.rank ? own : nil, label(batch), from: source,
+            rows: batches[batch].count * calibration.sequenceLength,
+            columns: model.description.hiddenSize, .float32))
+      }
+    }
+    try exchange(gram, label(0))
     leave(last)
     return try backend.problem(gram.values, of: "the head", layer: model.description.layerCount)
+  }
+
+  private func label(_ number: Int) -> MessageLabel {
+    MessageLabel(.input, layer: quantized.model.description.layerCount, number: number)
   }
 }

@@ -48,44 +48,75 @@ extension LayerLoop {
   /// to the next stage.
   /// - Parameters:
   ///   - shared: the Gram matrix of what all experts read; nil if nothing is to be quantized
-  ///   - quantize: see ``run(knowing:_:)``
+  ///   - quantize: see ``run(knowing:_:collecting:head:)``
+  ///   - collect: likewise
   func runMixture(
     _ position: Position, shared: GramMatrix?, knowing known: (any KnownLinears)?,
-    _ quantize: Quantize
+    _ quantize: Quantize, _ collect: Collect
   ) throws {
     let (stage, layer) = (position.stage, position.quantized)
-    let output = try route(stage, layer, quantized)
+    let output = try route(position, layer, quantized)
     let originalOutput = try position.original.flatMap { original in
-      try self.original.map { try route(stage, original, $0) }
+      try self.original.map { try route(position, original, $0) }
     }
-    for (index, expert) in stage.experts.enumerated() {
-      advanced()
-      if let original = position.original, let originalOutput {
-        try run(expert, index, original, knowing: nil, addingTo: originalOutput)
-      }
+    /// Quantizes an expert, and leaves all of it loaded.
+    func solve(_ expert: Stage.Expert, _ index: Int) throws {
       let share = expert.number.map {
         ExpertShare(number: $0, tokens: output.routing.shares[index].tokens.count)
       }
-      try known?.restore(expert.expansion, in: layer)
       if let shared, known?.isKnown(expert.expansion, inLayer: layer.index) != true {
         let gram = times.measure(.gram) { expansionGram(expert, index, layer, output, shared) }
-        try solve(expert.expansion, in: layer, gram, share, quantize)
+        try self.solve(expert.expansion, in: layer, gram, share, quantize)
       }
       try load(expert.expansion, in: layer)
-      try known?.restore(expert.contraction, in: layer)
       if shared != nil, known?.isKnown(expert.contraction, inLayer: layer.index) != true {
         let gram = times.measure(.gram) { contractionGram(expert, index, layer, output) }
-        try solve(expert.contraction, in: layer, gram, share, quantize)
+        try self.solve(expert.contraction, in: layer, gram, share, quantize)
       }
       try load(expert.contraction, in: layer)
-      add(expert, index, layer, to: output)
-      for half in expert.halves {
-        layer.unload(half)
-        layer.forget(half)
+    }
+    // A round has an expert for each rank.
+    for first in stride(from: 0, to: stage.experts.count, by: ranks.count) {
+      let round = first..<min(first + ranks.count, stage.experts.count)
+      for index in round {
+        for half in stage.experts[index].halves {
+          try known?.restore(half, in: layer, on: ranks.owner(of: index))
+        }
+      }
+      var own: (quantized: ExpertRows?, original: ExpertRows?)
+      if let index = round.first(where: ranks.owns) {
+        advanced()
+        let expert = stage.experts[index]
+        try solve(expert, index)
+        own.quantized = make(expert, index, position, layer, output, quantized)
+        unload(expert, layer)
+        if let layer = position.original, let originalOutput, let original {
+          for half in expert.halves { try load(half, in: layer) }
+          own.original = make(expert, index, position, layer, originalOutput, original)
+          unload(expert, layer)
+        }
+      }
+      for index in round {
+        let expert = stage.experts[index]
+        for half in expert.halves where shared != nil && known?.isKnown(half, inLayer: layer.index) != true {
+          try collect(layer, half, ranks.owner(of: index))
+        }
+        try add(own.quantized, of: expert, index, position, layer, quantized, to: output)
+        if let layer = position.original, let originalOutput, let original {
+          try add(own.original, of: expert, index, position, layer, original, to: originalOutput)
+        }
       }
     }
     quantized.mixtureOutput = output
     self.original?.mixtureOutput = originalOutput
+  }
+
+  /// Gives the memory of an expert's weights back.
+  private func unload(_ expert: Stage.Expert, _ layer: DecoderLayer) {
+    for half in expert.halves {
+      layer.unload(half)
+      layer.forget(half)
+    }
   }
 
   /// Runs a mixture, of which nothing is to be quantized, on some of a stream's batches.
@@ -96,23 +127,19 @@ extension LayerLoop {
     let output = try route(stage, layer, stream, batches)
     for (index, expert) in stage.experts.enumerated() {
       advanced()
-      try run(expert, index, layer, knowing: known, addingTo: output)
-      for half in expert.halves { layer.forget(half) }
+      for half in expert.halves {
+        try known?.restore(half, in: layer)
+        try load(half, in: layer)
+      }
+      times.measure(.forward) {
+        normalizeRouted(before: expert, layer, output)
+        forEachOutput(of: expert, output.routing.shares[index], layer, output) { made, range in
+          layer.add(made, of: expert, output.routing.shares[index], range, to: output.sums)
+        }
+      }
+      unload(expert, layer)
     }
     stream.mixtureOutput = output
-  }
-
-  /// Adds what an expert makes of its tokens, with all of it in memory meanwhile.
-  private func run(
-    _ expert: Stage.Expert, _ index: Int, _ layer: DecoderLayer, knowing known: (any KnownLinears)?,
-    addingTo output: MixtureOutput
-  ) throws {
-    for half in expert.halves {
-      try known?.restore(half, in: layer)
-      try load(half, in: layer)
-    }
-    add(expert, index, layer, to: output)
-    for half in expert.halves { layer.unload(half) }
   }
 
   private func solve(
@@ -130,36 +157,68 @@ extension LayerLoop {
   private func route(
     _ stage: Stage, _ layer: DecoderLayer, _ stream: Stream, _ chosen: [Int]
   ) throws -> MixtureOutput {
-    let length = calibration.sequenceLength
-    let output = try MixtureOutput(
-      tokens: (stream.batches.last?.upperBound ?? 0) * length, hiddenSize: stage.hiddenSize,
-      experts: stage.experts.count, directory: scratchDirectory)
+    let output = try makeOutput(stage, stream)
     for batch in chosen {
       advanced()
-      let samples = batches[batch]
-      let state = try times.measure(.cache) {
-        try stream.states.read([.residual], batch: batch, tokens: samples.count * length)
+      route(try residual(batch, of: stream), batch, stage, layer, output)
+    }
+    return output
+  }
+
+  private func makeOutput(_ stage: Stage, _ stream: Stream) throws -> MixtureOutput {
+    try MixtureOutput(
+      tokens: (stream.batches.last?.upperBound ?? 0) * calibration.sequenceLength,
+      hiddenSize: stage.hiddenSize, experts: stage.experts.count, directory: scratchDirectory)
+  }
+
+  private func residual(_ batch: Int, of stream: Stream) throws -> LayerState {
+    try times.measure(.cache) {
+      try stream.states.read(
+        [.residual], batch: batch, tokens: batches[batch].count * calibration.sequenceLength)
+    }
+  }
+
+  private func route(
+    _ state: LayerState, _ batch: Int, _ stage: Stage, _ layer: DecoderLayer, _ output: MixtureOutput
+  ) {
+    times.measure(.forward) {
+      let input = layer.mixtureInput(of: stage, state)
+      let first = batches[batch].lowerBound * calibration.sequenceLength
+      backend.withHostMatrix(input, for: .reading) {
+        output.inputs.rows(first..<first + $0.rows).copy(from: $0)
       }
-      times.measure(.forward) {
-        let input = layer.mixtureInput(of: stage, state)
-        let tokens = samples.lowerBound * length..<samples.upperBound * length
-        backend.withHostMatrix(input, for: .reading) { output.inputs.rows(tokens).copy(from: $0) }
-        output.routing.append(layer.route(input), offset: tokens.lowerBound)
+      output.routing.append(layer.route(input), offset: first)
+    }
+  }
+
+  /// The same for every batch that is still to be taken further, on all ranks: an expert's tokens are whoever's.
+  private func route(_ position: Position, _ layer: DecoderLayer, _ stream: Stream) throws -> MixtureOutput {
+    let step = stream.states.peek(through: position.stage)
+    let own = try stream.ownBatches.filter { try !step.isWritten(batch: $0) }
+    if ranks.isAlone { return try route(position.stage, layer, stream, own) }
+    let output = try makeOutput(position.stage, stream)
+    let chosen = try gather(own, label(.holdings, of: position, -1)).joined().sorted()
+    var bytes: [Int: [UInt8]] = [:]
+    // So many are under way at a time.
+    for round in chosen.ranges(of: ranks.count) {
+      for batch in chosen[round] where ranks.owns(batch) {
+        advanced()
+        bytes[batch] = post(try residual(batch, of: stream).residual, label(.input, of: position, batch))
+      }
+      for batch in chosen[round] {
+        let residual = try receive(
+          bytes.removeValue(forKey: batch), label(.input, of: position, batch), from: ranks.owner(of: batch),
+          rows: batches[batch].count * calibration.sequenceLength, columns: position.stage.hiddenSize,
+          quantized.states.elementType)
+        route(LayerState(residual: residual), batch, position.stage, layer, output)
       }
     }
     return output
   }
 
-  /// The same for every batch that is still to be taken further.
-  private func route(_ stage: Stage, _ layer: DecoderLayer, _ stream: Stream) throws -> MixtureOutput {
-    let step = stream.states.peek(through: stage)
-    return try route(
-      stage, layer, stream, stream.batches.indices.filter { try !step.isWritten(batch: $0) })
-  }
-
   /// Lends the rows that an expert reads, some at a time.
   /// - Parameter body: gets `[count, hiddenSize]`, and which of the tokens they are
-  private func forEachChunk(
+  func forEachChunk(
     of share: Routing.Share, _ expert: Stage.Expert, _ layer: DecoderLayer, _ output: MixtureOutput,
     _ body: (_ rows: Matrix, _ range: Range<Int>) -> Void
   ) {
@@ -171,7 +230,7 @@ extension LayerLoop {
     }
   }
 
-  private static func chunks(of tokens: Int) -> [Range<Int>] {
+  static func chunks(of tokens: Int) -> [Range<Int>] {
     stride(from: 0, to: tokens, by: chunkTokens).map { $0..<min($0 + chunkTokens, tokens) }
   }
 
@@ -253,17 +312,20 @@ extension LayerLoop {
   /// Tokens from all over for the second half, as a multiple of its width.
   static let priorTokens = 2
 
-  /// Adds what an expert makes of its tokens.
-  private func add(_ expert: Stage.Expert, _ index: Int, _ layer: DecoderLayer, to output: MixtureOutput) {
-    times.measure(.forward) {
-      let share = output.routing.shares[index]
-      for range in Self.chunks(of: output.sums.rows) {
-        layer.normalizeRouted(output.sums.rows(range), before: expert)
-      }
-      forEachChunk(of: share, expert, layer, output) { rows, range in
-        let made = layer.output(of: expert, intermediate: layer.intermediate(of: expert, rows))
-        layer.add(made, of: expert, share, range, to: output.sums)
-      }
+  /// Normalizes what the experts before the shared one have made together.
+  func normalizeRouted(before expert: Stage.Expert, _ layer: DecoderLayer, _ output: MixtureOutput) {
+    for range in Self.chunks(of: output.sums.rows) {
+      layer.normalizeRouted(output.sums.rows(range), before: expert)
+    }
+  }
+
+  /// Lends what an expert, all of which is loaded, makes of its tokens, some at a time.
+  func forEachOutput(
+    of expert: Stage.Expert, _ share: Routing.Share, _ layer: DecoderLayer, _ output: MixtureOutput,
+    _ body: (_ made: Matrix, _ range: Range<Int>) -> Void
+  ) {
+    forEachChunk(of: share, expert, layer, output) { rows, range in
+      body(layer.output(of: expert, intermediate: layer.intermediate(of: expert, rows)), range)
     }
   }
 }

@@ -1,3 +1,4 @@
+import Collective
 import Decoder
 
 // Where the loop goes on with what an earlier one has left in the cache, and the batches that are missing there.
@@ -17,7 +18,7 @@ extension LayerLoop {
     var best = (index: 0, steps: all * open)
     let starts = places.indices.filter { $0 < open && places[$0].number == 0 }
     for index in starts + [open] where index > 0 {
-      let missing = try streams.reduce(0) { try $0 + stand($1, before: index, places).count }
+      let missing = try streams.reduce(0) { try $0 + lost($1, before: index, places).count }
       let passesMixture = places[..<index].contains { !$0.stage.experts.isEmpty }
       if missing > 0, passesMixture, !isDivisible { continue }
       let steps = missing * index + all * (open - index)
@@ -28,13 +29,62 @@ extension LayerLoop {
       try quantized.states.clear()
       return 0
     }
-    let missing = try streams.map { try stand($0, before: best.index, places) }
+    let missing = try streams.map { try lost($0, before: best.index, places) }
     for stream in streams {
       try stream.states.removeAll(beyond: stream.states.peek(through: places[best.index - 1].stage))
     }
-    let walks = zip(streams, missing).filter { !$1.isEmpty }
+    try deal(before: best.index, places)
+    // Every rank walks where one of them has to, as they tell one another the weights on the way.
+    let walks = zip(streams, missing).filter { !$1.isEmpty }.map { ($0, $1.filter(ranks.owns)) }
     if !walks.isEmpty { try walk(walks, places[..<(best.index - 1)], knowing: known, repeating) }
     return best.index
+  }
+
+  /// Brings a stream before a stage.
+  /// - Returns: the batches that no rank has there
+  private func lost(_ stream: Stream, before index: Int, _ places: [Place]) throws -> [Int] {
+    let held = try stand(stream, before: index, places)
+    if ranks.isAlone { return stream.batches.indices.filter { !held.contains($0) } }
+    let all = Set(try gather(Array(held), MessageLabel(.holdings, number: index)).joined())
+    return stream.batches.indices.filter { !all.contains($0) }
+  }
+
+  /// Sends the batches that a rank holds and that are another one's, as the job went on with more ranks, or fewer.
+  private func deal(before index: Int, _ places: [Place]) throws {
+    if ranks.isAlone { return }
+    for stream in streams {
+      let held = try stand(stream, before: index, places)
+      let step = stream.states.peek(through: places[index - 1].stage)
+      let holders = try gather(Array(held), MessageLabel(.holdings, number: index)).map(Set.init)
+      // One from each at a time, and nobody begins the next round before all have ended this one.
+      var left = stream.batches.indices.compactMap { batch -> (batch: Int, source: Int)? in
+        if holders[ranks.owner(of: batch)].contains(batch) { return nil }
+        return holders.firstIndex { $0.contains(batch) }.map { (batch, $0) }
+      }
+      while !left.isEmpty {
+        var sources: Set<Int> = []
+        let round = left.filter { sources.insert($0.source).inserted }
+        let batches = Set(round.map(\.batch))
+        left.removeAll { batches.contains($0.batch) }
+        for (batch, source) in round { try deal(batch, from: source, of: stream, step) }
+        _ = try ranks.gather([], MessageLabel(.holdings, number: index))
+      }
+    }
+  }
+
+  private func deal(
+    _ batch: Int, from source: Int, of stream: Stream, _ step: StagedStates.Transition
+  ) throws {
+    let (label, owner) = (MessageLabel(.states, number: batch), ranks.owner(of: batch))
+    let tokens = batches[batch].count * calibration.sequenceLength
+    if source == ranks.rank {
+      ranks.post(try stream.states.bytes(ofBatch: batch, beyond: step, tokens: tokens), label, to: owner)
+    } else if owner == ranks.rank {
+      let bytes = try ranks.receive(label, from: source)
+      guard try stream.states.take(bytes, asBatch: batch, beyond: step, tokens: tokens) else {
+        throw ranks.unlike(label, from: source)
+      }
+    }
   }
 
   /// Whether mixtures can be run on some batches alone. What they make of a token may otherwise depend, in the last bit, on
@@ -42,9 +92,9 @@ extension LayerLoop {
   private var isDivisible: Bool { backend.computesRowsAlike(for: quantized.model.operands) }
 
   /// Brings a stream before a stage.
-  /// - Returns: the batches that the cache holds neither on the near side of the stage before it nor, where that is of use,
-  ///   on the far side
-  private func stand(_ stream: Stream, before index: Int, _ places: [Place]) throws -> [Int] {
+  /// - Returns: the batches that the cache holds on the near side of the stage before it or, where that is of use, on the far
+  ///   side
+  private func stand(_ stream: Stream, before index: Int, _ places: [Place]) throws -> Set<Int> {
     stream.states.reset()
     stream.states.skip(stream.states.embeddingTransition())
     for place in places[..<(index - 1)] {
@@ -52,10 +102,14 @@ extension LayerLoop {
     }
     let step = stream.states.peek(through: places[index - 1].stage)
     let isOver = try stream.batches.indices.map { try step.isWritten(batch: $0) }
-    let isOfUse = isDivisible || places[index - 1].stage.experts.isEmpty || !isOver.contains(false)
-    return try stream.batches.indices.filter {
-      try !(isOfUse && isOver[$0]) && !stream.states.holds(batch: $0)
+    var isOfUse = isDivisible || places[index - 1].stage.experts.isEmpty
+    if !isOfUse {
+      let over = stream.batches.indices.filter { isOver[$0] }
+      let all = ranks.isAlone ? over : try gather(over, MessageLabel(.holdings, number: index)).flatMap { $0 }
+      isOfUse = Set(all).count == stream.batches.count
     }
+    return Set(
+      try stream.batches.indices.filter { try isOfUse && isOver[$0] || stream.states.holds(batch: $0) })
   }
 
   private typealias Walk = (stream: Stream, batches: [Int])

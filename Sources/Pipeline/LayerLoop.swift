@@ -1,5 +1,6 @@
 import ActivationCache
 import Calibration
+import Collective
 import Compute
 import Decoder
 import Solvers
@@ -25,8 +26,14 @@ extension Target {
 protocol KnownLinears {
   /// Whether nothing of a stage is left to quantize.
   func isKnown(_ stage: Stage, inLayer index: Int) -> Bool
-  /// Gives those linears of a stage that are known the weights that they were quantized to.
-  func restore(_ stage: Stage, in layer: DecoderLayer) throws
+  /// Gives those linears of a stage that are known the weights that they were quantized to. Every rank calls it for the same
+  /// stages in the same order.
+  /// - Parameter rank: the one whose layer it is for; nil for all
+  func restore(_ stage: Stage, in layer: DecoderLayer, on rank: Int?) throws
+}
+
+extension KnownLinears {
+  func restore(_ stage: Stage, in layer: DecoderLayer) throws { try restore(stage, in: layer, on: nil) }
 }
 
 /// Walks through a model stage by stage: one decoder layer resident, the calibration set's states in the
@@ -43,6 +50,13 @@ final class LayerLoop {
   /// Where files without names are made.
   let scratchDirectory: String
   let batches: [Range<Int>]
+  /// The processes that the batches are dealt to, and the linears' rows.
+  let ranks: Ranks
+  /// The rank that each sequence's batch is with.
+  let sequenceOwners: [Int]
+  /// Rows of a linear that one rank works on at a time.
+  private let panelRows: Int
+  private let solvesWhole: (String) -> Bool
   var streams: [Stream] { [quantized] + (original.map { [$0] } ?? []) }
   private let firstTokenWeight: Float
   let experts: ExpertSettings
@@ -59,6 +73,9 @@ final class LayerLoop {
     _ layer: DecoderLayer, _ stage: Stage, _ problem: LayerProblem, _ expert: ExpertShare?
   ) throws -> Void
 
+  /// Takes in what another rank has made of an expert's linears.
+  typealias Collect = (_ layer: DecoderLayer, _ half: Stage, _ rank: Int) throws -> Void
+
   /// The expert whose linears are quantized, and the tokens that reach it.
   struct ExpertShare {
     let number: Int
@@ -71,15 +88,18 @@ final class LayerLoop {
     let states: StagedStates
     /// The batches that it runs, of all the first ones.
     let batches: ArraySlice<Range<Int>>
+    /// Those that this rank runs.
+    let ownBatches: [Int]
     /// What the mixture at hand makes of all tokens.
     var mixtureOutput: MixtureOutput?
 
     init(
       model: DecoderModel, store: HiddenStatesStore, number: Int, batches: ArraySlice<Range<Int>>,
-      backend: any ComputeBackend, place: StatesPlace, storesLayerStarts: Bool
+      ranks: Ranks, backend: any ComputeBackend, place: StatesPlace, storesLayerStarts: Bool
     ) {
       self.model = model
       self.batches = batches
+      ownBatches = batches.indices.filter(ranks.owns)
       states = StagedStates(
         store: store, stream: number, description: model.description, backend: backend, place: place,
         storesLayerStarts: storesLayerStarts)
@@ -88,6 +108,8 @@ final class LayerLoop {
 
   /// The stage of a layer that every stream has reached.
   struct Position {
+    /// Of the layer's stages.
+    let number: Int
     let stage: Stage
     let quantized: DecoderLayer
     let original: DecoderLayer?
@@ -111,10 +133,13 @@ final class LayerLoop {
   ///   - original: a second instance of the model, whose weights stay as they are; nil for ``Target/layer``
   ///   - originalSamples: the sequences that run through it, too, the first ones
   ///   - batchSamples: sequences that are computed at a time
+  ///   - panelRows: rows of a linear that are summed up, or solved, at a time
+  ///   - ranks: the processes that share the work
   ///   - states: where the states of all of them stand between two stages
   ///   - isResumable: whether another run may go on with what this one leaves in the cache
   ///   - experts: what those of mixtures are solved for
   ///   - firstTokenWeight: how often a sequence's first token counts in the problems of linears, but for experts'
+  ///   - solvesWhole: whether a linear, by its name, is solved by one rank as a whole
   ///   - beforeReading: called before a stage's weights are read
   ///   - advanced: called for every batch of every stage
   ///   - repeating: called for every layer that an earlier run had quantized and that is run once more, with the layer
@@ -123,21 +148,29 @@ final class LayerLoop {
   init(
     model: DecoderModel, original: DecoderModel?, originalSamples: Int, calibration: CalibrationSet,
     store: HiddenStatesStore, backend: any ComputeBackend, batchSamples: Int,
+    panelRows: Int = MemoryPlan.panelRows, ranks: Ranks = .alone,
     states: StatesPlace = .cache, isResumable: Bool = false, experts: ExpertSettings = ExpertSettings(),
-    firstTokenWeight: Float = 1,
+    firstTokenWeight: Float = 1, solvesWhole: @escaping (String) -> Bool = { _ in false },
     beforeReading: @escaping () throws -> Void = {}, advanced: @escaping () -> Void = {},
     repeating: @escaping (_ layer: Int, _ until: Int) -> Void = { _, _ in }, begun: @escaping () -> Void = {}
   ) {
     let batches = calibration.batches(
       of: batchSamples, endingAt: original == nil ? calibration.samples : originalSamples)
     quantized = Stream(
-      model: model, store: store, number: 0, batches: batches[...], backend: backend, place: states,
+      model: model, store: store, number: 0, batches: batches[...], ranks: ranks, backend: backend,
+      place: states,
       storesLayerStarts: isResumable)
     self.original = original.map {
       Stream(
         model: $0, store: store, number: 1, batches: batches.prefix { $0.upperBound <= originalSamples },
-        backend: backend, place: states, storesLayerStarts: isResumable)
+        ranks: ranks, backend: backend, place: states, storesLayerStarts: isResumable)
     }
+    self.ranks = ranks
+    sequenceOwners = batches.enumerated().flatMap { batch, samples in
+      samples.map { _ in ranks.owner(of: batch) }
+    }
+    self.panelRows = panelRows
+    self.solvesWhole = solvesWhole
     self.calibration = calibration
     self.backend = backend
     scratchDirectory = FileSystem.parent(of: store.path)
@@ -156,11 +189,13 @@ final class LayerLoop {
   ///     left in the cache, and takes the batches that are missing there through the layers once more.
   ///   - quantize: replaces the weights of a stage's linears in the layer, given their problem, without a ridge; those
   ///     that it leaves stay as the checkpoint has them
+  ///   - collect: called on all ranks, in the experts' order, for those that one of them has quantized
   ///   - quantizeHead: gets the problem of what turns the last hidden states into logits, when all layers are done; nil
   ///     if that is not to be quantized
   func run(
     knowing known: (any KnownLinears)? = nil,
-    _ quantize: Quantize, head quantizeHead: ((LayerProblem) throws -> Void)? = nil
+    _ quantize: Quantize, collecting collect: Collect = { _, _, _ in },
+    head quantizeHead: ((LayerProblem) throws -> Void)? = nil
   ) throws {
     let description = quantized.model.description
     let places = (0..<description.layerCount).flatMap { layer in
@@ -183,7 +218,7 @@ final class LayerLoop {
         try known?.restore(last.stage, in: last.quantized)
         try load(last.stage, in: last.quantized)
       } else {
-        try runMixture(last, shared: nil, knowing: known, quantize)
+        try runMixture(last, shared: nil, knowing: known, quantize, collect)
       }
       here = last
     }
@@ -205,7 +240,7 @@ final class LayerLoop {
         position, from: here, beginsLayer: place.number == 0, gathering: index >= open)
       if let here { leave(here) }
       guard position.stage.experts.isEmpty else {
-        try runMixture(position, shared: statistics?.gram, knowing: known, quantize)
+        try runMixture(position, shared: statistics?.gram, knowing: known, quantize, collect)
         here = position
         continue
       }
@@ -270,11 +305,26 @@ final class LayerLoop {
 
   func position(_ layers: Layers, _ stage: Int) -> Position {
     Position(
-      stage: layers.quantized.stages[stage], quantized: layers.quantized, original: layers.original)
+      number: stage, stage: layers.quantized.stages[stage], quantized: layers.quantized,
+      original: layers.original)
   }
 
-  func makeGramMatrix(_ stage: Stage) -> GramMatrix {
-    GramMatrix(inFeatures: stage.inFeatures, operands: quantized.model.operands, backend: backend)
+  func makeGramMatrix(_ stage: Stage) -> GramMatrix { makeGramMatrix(inFeatures: stage.inFeatures) }
+
+  func makeGramMatrix(inFeatures: Int, owning owns: (Int) -> Bool = { _ in true }) -> GramMatrix {
+    GramMatrix(inFeatures: inFeatures, operands: quantized.model.operands, backend: backend, owning: owns)
+  }
+
+  /// The rows of a linear that this rank sums up the drift of, and solves.
+  private func ownPanels(of linear: LayerLinear, in layer: DecoderLayer) -> [Range<Int>] {
+    // A device has no use for parts.
+    if backend.deviceMemory != nil { return [0..<linear.outFeatures] }
+    let panels = stride(from: 0, to: linear.outFeatures, by: panelRows).map {
+      $0..<min($0 + panelRows, linear.outFeatures)
+    }
+    // Of the linears of its stage it is the first and the only one.
+    if solvesWhole(layer.moduleName(of: linear)) { return ranks.owns(0) ? panels : [] }
+    return panels.indices.filter(ranks.owns).map { panels[$0] }
   }
 
   /// Takes every batch to a stage, from the one before it or from the embedding.
@@ -289,12 +339,12 @@ final class LayerLoop {
   /// Embeds the calibration set and adds up the first stage's Gram matrix. Both streams share the embeddings, unless the
   /// quantized model has others.
   private func embed(into first: Position, gathering: Bool) throws -> Statistics? {
-    let gram = gathering ? makeGramMatrix(first.stage) : nil
+    let gram = gathering ? makeGramMatrix(inFeatures: first.stage.inFeatures, owning: ranks.owns) : nil
     let transitions = streams.map {
       ($0.batches.indices, $0.states.embeddingTransition())
     }
-    for (batch, samples) in batches.enumerated() {
-      advanced()
+    try gather(into: gram, of: first) { batch in
+      let samples = batches[batch]
       let state = LayerState(
         residual: try times.measure(.embedding) {
           try quantized.model.embed(calibration.tokens(of: samples))
@@ -308,16 +358,14 @@ final class LayerLoop {
           : state
         try store(own, by: transition, batch, layer: 0, after: "the embedding")
       }
-      guard let gram else { continue }
-      let input = times.measure(.forward) { first.quantized.input(of: first.stage, state) }
-      times.measure(.gram) { add(input, to: gram) }
+      return Contribution(state: state)
     }
     for (_, transition) in transitions { try transition.finish() }
     return gram.map { Statistics(gram: $0, correction: nil) }
   }
 
   /// Adds a batch of inputs, in which a sequence's first token counts as often as its weight says.
-  private func add(_ input: Matrix, to gram: GramMatrix) {
+  func add(_ input: Matrix, to gram: GramMatrix) {
     scaleFirstTokens(of: input, by: firstTokenWeight.squareRoot())
     gram.accumulate(input)
     scaleFirstTokens(of: input, by: 1 / firstTokenWeight.squareRoot())
@@ -334,12 +382,14 @@ final class LayerLoop {
   private func advance(
     _ here: Position, to next: Position, beginsLayer: Bool, gathering: Bool
   ) throws -> Statistics? {
-    let gram = gathering ? makeGramMatrix(next.stage) : nil
+    let gram = gathering ? makeGramMatrix(inFeatures: next.stage.inFeatures, owning: ranks.owns) : nil
     let sum =
       original == nil || gram == nil
       ? nil
       : next.stage.residualScale.map {
-        DriftSum(next.stage.linears[0], scale: $0, operands: quantized.model.operands, backend: backend)
+        DriftSum(
+          next.stage.linears[0], scale: $0, operands: quantized.model.operands, backend: backend,
+          panels: ownPanels(of: next.stage.linears[0], in: next.quantized))
       }
     var correction: Matrix?
     if let layer = here.original, here.stage.experts.isEmpty { try load(here.stage, in: layer) }
@@ -347,23 +397,36 @@ final class LayerLoop {
     if sum != nil { try load(next.stage, in: next.quantized) }
     let step = quantized.states.transition(through: here.stage, beginsLayer: beginsLayer)
     let originalStep = original?.states.transition(through: here.stage, beginsLayer: beginsLayer)
-    for (batch, samples) in batches.enumerated() {
-      advanced()
-      let reached = try run(
-        quantized, here.stage, here.quantized, next.stage, next.quantized, step, batch, samples)
-      if let gram { times.measure(.gram) { add(reached.input, to: gram) } }
+    try gather(into: gram, of: next, drifting: sum == nil ? 0 : original?.batches.count ?? 0) { batch in
+      let samples = batches[batch]
+      var contribution = Contribution(
+        state: try run(quantized, here.stage, here.quantized, next.stage, step, batch, samples))
       guard let original, let layer = here.original, let nextLayer = next.original, let originalStep,
         original.batches.indices.contains(batch)
-      else { continue }
-      let originalReached = try run(
-        original, here.stage, layer, next.stage, nextLayer, originalStep, batch, samples)
-      guard let sum, let gram else { continue }
-      try times.measure(.gram) {
+      else { return contribution }
+      let originalState = try run(original, here.stage, layer, next.stage, originalStep, batch, samples)
+      guard let sum else { return contribution }
+      contribution.input = times.measure(.forward) {
+        next.quantized.input(of: next.stage, contribution.state)
+      }
+      let (input, residual) = (contribution.input, contribution.state.residual)
+      let originalInput = times.measure(.forward) { nextLayer.input(of: next.stage, originalState) }
+      contribution.drift = times.measure(.gram) {
         // What the state held is in the cache by now: its memory takes the difference.
-        sum.add(
-          reached, original: originalReached, layer: next.quantized,
-          weighing: { scaleFirstTokens(of: $0, by: firstTokenWeight) })
-        if batch + 1 == original.batches.endIndex { correction = try sum.correction(gram: gram.values) }
+        let drift = sum.drift(
+          DriftSum.Reached(input: input ?? originalInput, residual: residual),
+          original: DriftSum.Reached(input: originalInput, residual: originalState.residual),
+          layer: next.quantized)
+        scaleFirstTokens(of: drift, by: firstTokenWeight)
+        return drift
+      }
+      return contribution
+    } added: { batch, input, drift in
+      guard let sum, let gram, let original, let drift else { return }
+      times.measure(.gram) { sum.add(drift, input) }
+      if batch + 1 == original.batches.endIndex {
+        try exchange(gram, of: next)
+        correction = try times.measure(.gram) { try sum.correction(gram: gram.values) }
       }
     }
     try step.finish()

@@ -76,6 +76,8 @@ public struct MemoryPlan: Sendable, Equatable {
     /// were no faster there.
     static let batchTokens = 1_024
     var batchTokens = Work.batchTokens
+    /// Rows of a linear that are solved at a time on the processor.
+    var panelRows = MemoryPlan.panelRows
 
     /// Sequences of a batch on the processor.
     var batchSamples: Int { batch(of: batchTokens) }
@@ -106,7 +108,7 @@ public struct MemoryPlan: Sendable, Equatable {
   public init(_ work: Work, budget: Budget) throws(PipelineError) {
     guard budget.deviceBytes != nil else {
       self = try MemoryPlan(
-        work, batchSamples: work.batchSamples, panelRows: Self.panelRows, budget: budget)
+        work, batchSamples: work.batchSamples, panelRows: work.panelRows, budget: budget)
       return
     }
     if let plan = Self.keepingStatesOnDevice(work, budget) {

@@ -43,6 +43,8 @@ struct PhaseTimes {
     case cache
     case export
     case loading
+    /// For what other ranks send.
+    case waiting
   }
 
   private(set) var seconds: [Phase: Double] = [:]

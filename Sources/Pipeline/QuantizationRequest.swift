@@ -51,6 +51,8 @@ public struct QuantizationRequest: Sendable {
   public var bitChoices: Set<Int>?
   /// Tokens of a batch on the processor; tests have smaller ones.
   var batchTokens = MemoryPlan.Work.batchTokens
+  /// Rows of a linear that are solved at a time on the processor; tests have fewer.
+  var panelRows = MemoryPlan.panelRows
   /// Where an importance matrix for llama-quantize is written beside the result; nil for none.
   public var importanceMatrix: String?
 

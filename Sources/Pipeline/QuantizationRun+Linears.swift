@@ -1,4 +1,5 @@
 import Checkpoint
+import Collective
 import Compute
 import Decoder
 import Export
@@ -18,14 +19,37 @@ extension QuantizationRun {
     let weights: Matrix
     let treatment: Treatment
     let problem: LayerProblem
-    let draft: LinearDraft
+    let work: Work
     let warnings: [String]
     let seconds: Double
   }
 
+  /// What this rank does of a linear.
+  enum Work {
+    /// All of it.
+    case whole(LinearDraft)
+    /// Its own panels of rows, by the numbers that they have among the stage's.
+    case panels([Range<Int>], first: Int, LinearDraft)
+    /// Another rank's.
+    case none(owner: Int)
+  }
+
+  /// Whether one rank solves a linear: its rows are not each on its own.
+  func isSolvedWhole(_ treatment: Treatment) -> Bool { !(treatment.quantizer is any LayerSolver) }
+
+  /// Begins a linear that is this rank's alone.
   func begin(
     _ name: String, _ description: LayerLinear, _ weights: Matrix, _ treatment: Treatment,
     _ stageProblem: LayerProblem
+  ) throws -> BegunLinear {
+    var number = 0
+    return try begin(name, description, weights, treatment, stageProblem, number: &number, by: .alone)
+  }
+
+  /// - Parameter number: of its first panel among the stage's, raised by those that it has
+  func begin(
+    _ name: String, _ description: LayerLinear, _ weights: Matrix, _ treatment: Treatment,
+    _ stageProblem: LayerProblem, number: inout Int, by ranks: Ranks
   ) throws -> BegunLinear {
     let start = ContinuousClock.now
     // Every solver has a damping of its own, and a rule may name another one.
@@ -35,12 +59,31 @@ extension QuantizationRun {
       if request.isStrict { throw PipelineError.zeroWeights(tensor: "\(name).weight", rows: rows) }
       warnings.append(PipelineError.zeroNote("\(name).weight", rows))
     }
-    let draft = try treatment.quantizer.draft(
-      weights, problem: problem, format: treatment.gridFormat, backend: backend, panelRows: plan.panelRows)
     return BegunLinear(
       name: name, description: description, weights: weights, treatment: treatment, problem: problem,
-      draft: draft,
+      work: try work(weights, treatment, problem, number: &number, by: ranks),
       warnings: warnings, seconds: (ContinuousClock.now - start).seconds)
+  }
+
+  private func work(
+    _ weights: Matrix, _ treatment: Treatment, _ problem: LayerProblem, number: inout Int, by ranks: Ranks
+  ) throws -> Work {
+    let first = number
+    guard !ranks.isAlone, let solver = treatment.quantizer as? any LayerSolver else {
+      number += 1
+      guard ranks.owns(first) else { return .none(owner: ranks.owner(of: first)) }
+      return .whole(
+        try treatment.quantizer.draft(
+          weights, problem: problem, format: treatment.gridFormat, backend: backend,
+          panelRows: plan.panelRows))
+    }
+    let panels = weights.panels(of: plan.panelRows)
+    number += panels.count
+    return .panels(
+      panels, first: first,
+      try solver.draft(
+        weights, problem: problem, format: treatment.gridFormat, backend: backend,
+        panels: panels.indices.filter { ranks.owns(first + $0) }.map { panels[$0] }))
   }
 
   /// What the result will have in the place of tokens' embeddings, which the layers are solved for; nil where it has the
@@ -130,13 +173,60 @@ extension QuantizationRun {
     return warnings
   }
 
+  /// Brings a linear to its end, on all ranks.
   func finish(
-    _ linear: BegunLinear, layer: Int
-  ) throws -> (solution: LayerSolution, row: Report.Linear) {
+    _ linear: BegunLinear, layer: Int, by ranks: Ranks = .alone
+  ) throws -> (linear: QuantizedLinear, row: Report.Linear) {
     let start = ContinuousClock.now
-    let solution = try linear.treatment.quantizer.finish(
-      linear.draft, name: linear.name, weights: linear.weights, problem: linear.problem, backend: backend,
-      panelRows: plan.panelRows)
+    let label = MessageLabel(.linear, layer: layer)
+    let solution: LayerSolution
+    switch linear.work {
+    case .none(let owner):
+      guard let done = ResumeJournal.linear(ofPayload: try ranks.receive(label, from: owner)) else {
+        throw ranks.unlike(label, from: owner)
+      }
+      return done
+    case .whole(let draft):
+      solution = try linear.treatment.quantizer.finish(
+        draft, name: linear.name, weights: linear.weights, problem: linear.problem, backend: backend,
+        panelRows: plan.panelRows)
+    case .panels(let panels, let first, let draft):
+      solution = try finish(linear, draft, panels, first: first, layer: layer, by: ranks)
+    }
+    let done = (linear: solution.linear, row: row(of: linear, solution, layer: layer, since: start))
+    if case .whole = linear.work, !ranks.isAlone {
+      ranks.postToAll(try ResumeJournal.payload(of: done.linear, row: done.row).bytes, label)
+    }
+    return done
+  }
+
+  /// Solves this rank's panels, and has those of the others from them.
+  private func finish(
+    _ linear: BegunLinear, _ draft: LinearDraft, _ panels: [Range<Int>], first: Int, layer: Int,
+    by ranks: Ranks
+  ) throws -> LayerSolution {
+    guard let solver = linear.treatment.quantizer as? any LayerSolver else {
+      preconditionFailure("panels are solved each on its own")
+    }
+    let own = panels.indices.filter { ranks.owns(first + $0) }
+    solver.finish(
+      draft, weights: linear.weights, problem: linear.problem, backend: backend,
+      panels: own.map { panels[$0] })
+    func label(_ panel: Int) -> MessageLabel { MessageLabel(.rows, layer: layer, number: first + panel) }
+    for panel in own {
+      ranks.postToAll(draft.bytes(ofPanel: panels[panel], backend: backend), label(panel))
+    }
+    for panel in panels.indices where !ranks.owns(first + panel) {
+      let source = ranks.owner(of: first + panel)
+      guard draft.take(try ranks.receive(label(panel), from: source), panel: panels[panel], backend: backend)
+      else { throw ranks.unlike(label(panel), from: source) }
+    }
+    return try solver.solution(of: draft, name: linear.name, panels: panels, backend: backend)
+  }
+
+  private func row(
+    of linear: BegunLinear, _ solution: LayerSolution, layer: Int, since start: ContinuousClock.Instant
+  ) -> Report.Linear {
     let warnings =
       linear.warnings
       + Self.warnings(
@@ -147,7 +237,7 @@ extension QuantizationRun {
       linear.treatment, relativeError: solution.relativeError, layer: layer,
       seconds: linear.seconds + (ContinuousClock.now - start).seconds)
     row.warnings = warnings.isEmpty ? nil : warnings
-    return (solution, row)
+    return row
   }
 
   private func row(

@@ -1,6 +1,7 @@
 import ActivationCache
 import Calibration
 import Checkpoint
+import Collective
 import Compute
 import Decoder
 import Export
@@ -21,6 +22,8 @@ public final class QuantizationRun: Sendable {
   let checkpoint: CheckpointReader
   private let source: SourceFiles
   let backend: any ComputeBackend
+  /// The processes that share the work. The first one alone has a journal, and an output.
+  let ranks: Ranks
   private let modelType: DType
   let operands: OperandType
   let resolved: Recipe.Resolved
@@ -29,6 +32,8 @@ public final class QuantizationRun: Sendable {
   /// What a GGUF file will hold; nil for another format.
   let outline: GGUFOutline?
   private let journal: ResumeJournal?
+  /// What the first rank knows of earlier runs.
+  private let opening: RunOpening
   /// What was rotated, and why; nil where nobody asked for a rotation.
   let rotation: Report.Rotation?
   /// The bits that were chosen for each linear; nil where they are as the recipe says.
@@ -39,21 +44,29 @@ public final class QuantizationRun: Sendable {
   private struct Unpublished {
     var output: StagingDirectory?
     var cache: HiddenStatesStore?
+    /// The right to a rank's cache.
+    var lock: FileLock?
     /// Nothing is made or published any more.
     var isDiscarded = false
     /// The output stands in its place.
     var isPublished = false
   }
 
-  /// - Parameter progress: what is told of a trial, if one is asked for
+  /// - Parameters:
+  ///   - ranks: the processes that share the work, each of which makes a run of the same request
+  ///   - progress: what is told of a trial, if one is asked for
   /// - Throws: an error that names the file or tensor, if the request cannot be met.
   public init(
-    _ request: QuantizationRequest, backend: any ComputeBackend,
+    _ request: QuantizationRequest, backend: any ComputeBackend, ranks: Ranks = .alone,
     progress: (ProgressEvent) -> Void = { _ in }
   ) throws {
     let report = request.isOneFile ? Report.Place(beside: request.output) : nil
     let outputs = [request.output] + (report.map { [$0.path, $0.page] } ?? [])
-    for path in outputs + (request.importanceMatrix.map { [$0] } ?? []) {
+    precondition(
+      ranks.isAlone || backend.deviceMemory == nil && request.importanceMatrix == nil,
+      "several ranks compute on processors, and sum up no importance matrix")
+    self.ranks = ranks
+    for path in outputs + (request.importanceMatrix.map { [$0] } ?? []) where ranks.isChief {
       if try FileSystem.exists(path) { throw PipelineError.outputExists(path) }
     }
     if let directory = request.importanceMatrix.map(FileSystem.parent(of:)), !FileSystem.isWritable(directory)
@@ -61,10 +74,15 @@ public final class QuantizationRun: Sendable {
       throw FileError(path: directory, operation: .create, errno: .permissionDenied)
     }
     source = try request.source ?? Self.sourceFiles(of: request.model, symlinks: request.symlinks)
-    journal = try request.resume.map(ResumeJournal.init)
+    journal = ranks.isChief ? try request.resume.map(ResumeJournal.init) : nil
+    opening = try RunOpening(journal, of: request.resume).shared(by: ranks)
     var request = request
     if request.rotation == .auto {
-      let decision = try journal?.head?.rotation ?? RotationTrial.decision(request, backend, progress)
+      let decision =
+        try opening.head?.rotation
+        ?? ranks.share(MessageLabel(.decision)) { [request] in
+          try RotationTrial.decision(request, backend, progress)
+        }
       progress(.step("rotation \(decision)"))
       request.rotation = decision.chosen == QuantizationSettings.Rotation.residual.rawValue ? .residual : .off
       rotation = decision
@@ -76,6 +94,12 @@ public final class QuantizationRun: Sendable {
       request.model, symlinks: request.symlinks, allowingRequantizing: request.allowsRequantizing,
       rotation: request.rotation, threads: backend.threads)
     try checkpoint.check(source)
+    if !ranks.isAlone {
+      try ranks.agree(on: "kernels", backend.kernels(for: .bfloat16))
+      try ranks.agree(
+        on: "a checkpoint with the checksum",
+        try checkpoint.fingerprint(of: request.model, symlinks: request.symlinks))
+    }
     for id in [request.calibration.idRange.lowerBound, request.calibration.idRange.upperBound]
     where !(0..<description.vocabularySize).contains(Int(id)) {
       throw DecoderError.tokenOutsideVocabulary(token: id, vocabulary: description.vocabularySize)
@@ -93,7 +117,10 @@ public final class QuantizationRun: Sendable {
         averageBits: averageBits, resolved, of: description, in: checkpoint, formats: request.formats,
         widths: request.bitChoices)
       let decision =
-        try journal?.head?.allocation ?? AllocationTrial.decision(request, problem, backend, progress)
+        try opening.head?.allocation
+        ?? ranks.share(MessageLabel(.decision)) { [request] in
+          try AllocationTrial.decision(request, problem, backend, progress)
+        }
       progress(.step("\(decision)"))
       try resolved.choose(decision.choices, of: problem.units)
       allocation = decision
@@ -119,14 +146,24 @@ public final class QuantizationRun: Sendable {
       stateBytes: (request.cacheType ?? modelType).byteWidth, states: request.states,
       isRotated: request.rotation != .off, solvesHead: resolved.head != nil)
     work.batchTokens = request.batchTokens
-    self.work = work
+    work.panelRows = request.panelRows
     let budget = MemoryPlan.Budget(hostBytes: request.memoryBudgetBytes, of: backend)
-    if let head = journal?.head {
-      plan = try MemoryPlan(
+    let head = opening.head
+    func plan(_ work: MemoryPlan.Work) throws -> MemoryPlan {
+      guard let head else { return try MemoryPlan(work, budget: budget) }
+      return try MemoryPlan(
         work, batchSamples: head.batchSamples, panelRows: head.panelRows, budget: budget)
-    } else {
-      plan = try MemoryPlan(work, budget: budget)
     }
+    var ownPlan = try plan(work)
+    // What a rank leaves is of use to the others if all leave the same.
+    if try ranks.gather(ownPlan.states == .cache ? [1] : [0], MessageLabel(.opening)).contains([1]),
+      ownPlan.states != .cache
+    {
+      work.states = .cache
+      ownPlan = try plan(work)
+    }
+    self.work = work
+    self.plan = ownPlan
   }
 
   /// The files of a checkpoint's directory, or of a GGUF model by one of its files.
@@ -180,7 +217,7 @@ public final class QuantizationRun: Sendable {
   public var linearCount: Int { treatments.count }
 
   /// Those that are done, in order; before ``run(progress:)``, those of earlier runs.
-  public var resumedLinears: [Report.Linear] { journal?.rows ?? [] }
+  public var resumedLinears: [Report.Linear] { journal?.rows ?? opening.rows }
 
   /// Runs to the end and publishes the output.
   /// - Returns: the report that stands beside the checkpoint.
@@ -200,22 +237,24 @@ public final class QuantizationRun: Sendable {
     let knownCount = resumedLinears.count
     let memory = PeakMemorySampler()
     let (staging, store) = try makeFiles()
-    defer { unpublished.withLock { ($0.output, $0.cache) = (nil, nil) } }
+    defer { unpublished.withLock { ($0.output, $0.cache, $0.lock) = (nil, nil, nil) } }
+    // What another job has left would be taken for this one's.
+    if request.resume != nil, opening.head == nil { try store.removeAll() }
     let linears = exportedLinears
     let others = others
-    let export = try CheckpointExport(
-      source: checkpoint, linears: linears + outside + others.linears, formats: request.formats,
-      directory: staging.path,
-      shardSizeLimit: request.shardSizeLimit,
-      leavingOut: Set(request.calibrationSources.files.map { FileSystem.name(of: $0.path) }),
-      besides: others.towers, traits: traits, mix: request.recipe.mix ?? GGUFMix(.q4_K_M))
+    let export = try staging.map { staging in
+      try CheckpointExport(
+        source: checkpoint, linears: linears + outside + others.linears, formats: request.formats,
+        directory: staging.path,
+        shardSizeLimit: request.shardSizeLimit,
+        leavingOut: Set(request.calibrationSources.files.map { FileSystem.name(of: $0.path) }),
+        besides: others.towers, traits: traits, mix: request.recipe.mix ?? GGUFMix(.q4_K_M))
+    }
     let isUnusual = description.hasMixtures || allocation != nil
-    for support in export.runtimes where isUnusual && !support.loads {
+    for support in export?.runtimes ?? [] where isUnusual && !support.loads {
       progress(.warning("\(support)"))
     }
     if let request = request.resume, let journal, !journal.hasBegun {
-      // What another job has left would be taken for this one's.
-      if journal.head == nil { try store.removeAll() }
       let head =
         journal.head
         ?? ResumeJournal.Head(
@@ -229,9 +268,10 @@ public final class QuantizationRun: Sendable {
         model: try model(sequenceLength: length, roundingTokens: roundTokens),
         original: request.target == .original ? try model(sequenceLength: length) : nil,
         originalSamples: request.originalSamples, calibration: request.calibration, store: store,
-        backend: backend, batchSamples: plan.batchSamples, states: plan.states,
-        isResumable: request.resume != nil,
+        backend: backend, batchSamples: plan.batchSamples, panelRows: plan.panelRows, ranks: ranks,
+        states: plan.states, isResumable: request.resume != nil,
         experts: request.experts, firstTokenWeight: Float(request.firstTokenWeight),
+        solvesWhole: { [treatments] name in treatments[name].map(self.isSolvedWhole) ?? false },
         beforeReading: checkSource,
         advanced: { progress(.advanced) },
         repeating: { progress(.catchingUp(layer: $0, until: $1)) },
@@ -252,10 +292,13 @@ public final class QuantizationRun: Sendable {
     var devicePeaks: [MemoryPlan.Phase: Int] = [:]
     var mostPinned = 0
 
-    let known = journal.map {
-      JournalledLinears(
-        journal: $0, treatments: treatments, description: description, backend: backend)
-    }
+    let names = LinearNames(resumedLinears.map(\.name))
+    let known =
+      request.resume == nil
+      ? nil
+      : JournalledLinears(
+        journal: journal, ranks: ranks, names: names, treatments: treatments, description: description,
+        backend: backend)
     if let journal, !journal.rows.isEmpty {
       if let earlier = journal.head?.kernels, earlier != kernels {
         progress(
@@ -266,11 +309,11 @@ public final class QuantizationRun: Sendable {
       progress(.step("going on after \(journal.rows.count) of \(treatments.count) linears"))
       for row in journal.rows {
         guard let linear = try journal.linear(row.name) else { continue }
-        try exportTimes.measure(.export) { try export.write(linear) }
+        try exportTimes.measure(.export) { try export?.write(linear) }
         progress(.advanced)
       }
-      rows = journal.rows
     }
+    rows = resumedLinears
 
     // What a trial took is no phase's.
     _ = backend.deviceMemory?.lap()
@@ -281,7 +324,31 @@ public final class QuantizationRun: Sendable {
       if let device = backend.deviceMemory { devicePeaks[phase, default: 0].raise(to: device.lap()) }
     }
 
-    /// Drafts all linears of a stage, which share a factor of Σ, and then brings one after the other to its end.
+    /// Writes what a linear has come to, and tells of it.
+    func keep(_ linear: QuantizedLinear, _ row: Report.Linear, layer: Int, isBeside: Bool) throws {
+      try exportTimes.measure(.export) {
+        try writes.add { [journal, row] in
+          try export?.write(linear)
+          try journal?.append(linear, row: row)
+        }
+        if !isBeside { try writes.finish() }
+      }
+      // Of what is written beside the work it is told when the next one is: whoever is told takes it for safe.
+      if let event = untold.take() { progress(event) }
+      rows.append(row)
+      names.insert(row.name)
+      for warning in row.warnings ?? [] { progress(.warning(warning)) }
+      let event = ProgressEvent.linear(
+        LinearProgress(
+          name: linear.name, layer: layer, layerCount: description.layerCount,
+          relativeError: row.relativeError, linearsDone: rows.count,
+          linearCount: treatments.count, linearsResumed: knownCount,
+          elapsed: ContinuousClock.now - newWorkStart))
+      if isBeside { untold = event } else { progress(event) }
+    }
+
+    /// Drafts all linears of a stage, which share a factor of Σ, and then brings one after the other to its end. Ranks share
+    /// the rows of a stage's linears; an expert's are one rank's.
     func quantize(
       _ layer: DecoderLayer, _ stage: Stage, _ stageProblem: LayerProblem, _ expert: LayerLoop.ExpertShare?
     ) throws {
@@ -300,38 +367,43 @@ public final class QuantizationRun: Sendable {
           importance?.add(tensor.storedName, energies: stageProblem.inputEnergies)
         }
       }
+      let isOwn = !layer.stages.contains { $0.experts.isEmpty && $0.linears.names == stage.linears.names }
+      let ranks = isOwn ? Ranks.alone : ranks
       let done = Set(rows.map(\.name))
+      var panels = 0
       var begun = try stage.linears.compactMap { linear -> BegunLinear? in
         let name = layer.moduleName(of: linear)
         guard let treatment = treatments[name], !done.contains(name) else { return nil }
         let weights = try exportTimes.measure(.loading) { try layer.storedWeights(of: linear) }
-        return try begin(name, linear, weights, treatment, stageProblem)
+        return try begin(name, linear, weights, treatment, stageProblem, number: &panels, by: ranks)
       }
       while !begun.isEmpty {
         // Its weights go before those that it has become are made.
-        let linear = begun[0].description
-        var (solution, row) = try finish(begun.removeFirst(), layer: layer.index)
+        let description = begun[0].description
+        var (linear, row) = try finish(begun.removeFirst(), layer: layer.index, by: ranks)
         try backend.checkDevice()
         (row.expert, row.tokens) = (expert?.number, expert?.tokens)
-        layer.replaceWeights(of: linear, by: solution.linear, backend: backend)
-        try exportTimes.measure(.export) {
-          try writes.add { [linear = solution.linear, journal, row] in
-            try export.write(linear)
-            try journal?.append(linear, row: row)
-          }
-          if !isBeside { try writes.finish() }
+        layer.replaceWeights(of: description, by: linear, backend: backend)
+        if isOwn, !self.ranks.isChief {
+          self.ranks.post(
+            try ResumeJournal.payload(of: linear, row: row).bytes,
+            MessageLabel(.linear, layer: layer.index), to: 0)
+        } else {
+          try keep(linear, row, layer: layer.index, isBeside: isBeside)
         }
-        // Of what is written beside the work it is told when the next one is: whoever is told takes it for safe.
-        if let event = untold.take() { progress(event) }
-        rows.append(row)
-        for warning in row.warnings ?? [] { progress(.warning(warning)) }
-        let event = ProgressEvent.linear(
-          LinearProgress(
-            name: solution.linear.name, layer: layer.index, layerCount: description.layerCount,
-            relativeError: solution.relativeError, linearsDone: rows.count,
-            linearCount: treatments.count, linearsResumed: knownCount,
-            elapsed: ContinuousClock.now - newWorkStart))
-        if isBeside { untold = event } else { progress(event) }
+      }
+    }
+
+    /// Takes in what another rank has made of an expert's linears.
+    func collect(_ layer: DecoderLayer, _ half: Stage, _ rank: Int) throws {
+      let label = MessageLabel(.linear, layer: layer.index)
+      for name in half.linears.map(layer.moduleName(of:)) where treatments[name] != nil {
+        defer { names.insert(name) }
+        guard rank != 0, ranks.isChief, !names.contains(name) else { continue }
+        guard let done = ResumeJournal.linear(ofPayload: try ranks.receive(label, from: rank)) else {
+          throw ranks.unlike(label, from: rank)
+        }
+        try keep(done.linear, done.row, layer: layer.index, isBeside: false)
       }
     }
 
@@ -343,6 +415,8 @@ public final class QuantizationRun: Sendable {
       if !description.hasTiedHead, let tensor = checkpoint.tensors["\(head.linear.name).weight"] {
         importance?.add(tensor.storedName, energies: problem.inputEnergies)
       }
+      // Its rows are one rank's, as few runs have them.
+      guard let export else { return }
       headRow = try solve(head, problem) { rows, firstRow in
         progress(.advanced)
         try exportTimes.measure(.export) { try export.write(rows, firstRow: firstRow) }
@@ -360,12 +434,14 @@ public final class QuantizationRun: Sendable {
       defer { times.merge(loop.times.byName) { $0 + $1 } }
       let result = Result {
         try loop.run(
-          knowing: known, quantize, head: head.map { head in { try quantizeHead(head, $0) } })
+          knowing: known, quantize, collecting: collect,
+          head: head.map { head in { try quantizeHead(head, $0) } })
       }
       try exportTimes.measure(.export) { try writes.finish() }
       if let event = untold.take() { progress(event) }
       try result.get()
     }
+    guard let export, let staging else { return try receiveReport(removing: store) }
     progress(.step("writing the other tensors and files"))
     for linear in rounded {
       try round(linear) { rows, firstRow in
@@ -427,6 +503,15 @@ public final class QuantizationRun: Sendable {
       // The result stands: a full disk costs this file alone.
       do { try importance?.write(to: path) } catch { progress(.warning("no importance matrix: \(error)")) }
     }
+    try ranks.share(report)
+    return report
+  }
+
+  /// What the first rank has published, when it has.
+  private func receiveReport(removing store: HiddenStatesStore) throws -> Report {
+    let report = try Report(json: try ranks.receive(MessageLabel(.report), from: 0))
+    if request.resume != nil { try store.destroy() }
+    try FileSystem.removeTree("\(store.path).lock")
     return report
   }
 
@@ -443,9 +528,14 @@ public final class QuantizationRun: Sendable {
   private func mendingCache(
     _ store: HiddenStatesStore, _ progress: (ProgressEvent) -> Void, _ body: () throws -> Void
   ) throws {
-    for attempt in 1..<Self.cacheAttempts where journal != nil {
+    for attempt in 1..<Self.cacheAttempts where journal != nil || !ranks.isChief {
       do { return try body() } catch let error as CacheError {
         guard let key = error.damaged else { throw error }
+        // The others are elsewhere: all begin again, and go on with what they have.
+        if !ranks.isAlone {
+          if request.resume != nil { try store.remove(key) }
+          throw error
+        }
         progress(.warning("\(error); what it held is computed again"))
         if attempt + 1 < Self.cacheAttempts { try store.remove(key) } else { try store.removeAll() }
       }
@@ -464,12 +554,16 @@ public final class QuantizationRun: Sendable {
     ])
   }
 
-  private func makeFiles() throws -> (StagingDirectory, HiddenStatesStore) {
+  private func makeFiles() throws -> (StagingDirectory?, HiddenStatesStore) {
     try unpublished.withLock { files in
       guard !files.isDiscarded else { throw PipelineError.interrupted }
-      let staging = try StagingDirectory(for: request.output)
+      let staging = ranks.isChief ? try StagingDirectory(for: request.output) : nil
+      let path = request.resume?.cache ?? cachePath
+      let own = ranks.isChief ? path : opening.cache(path, of: ranks.rank)
+      // A rank of before may be at work still, on a host that was cut off.
+      if !ranks.isChief { files.lock = try FileLock(path: "\(own).lock", purpose: "working on \(path)") }
       let store = try HiddenStatesStore(
-        path: request.resume?.cache ?? cachePath, elementType: request.cacheType ?? modelType,
+        path: own, elementType: request.cacheType ?? modelType,
         threads: backend.threads, isKept: request.resume != nil)
       (files.output, files.cache) = (staging, store)
       return (staging, store)

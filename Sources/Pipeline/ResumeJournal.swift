@@ -124,6 +124,16 @@ final class ResumeJournal: Sendable {
 
   /// Writes a linear and returns when it is on the disk.
   func append(_ linear: QuantizedLinear, row: Report.Linear) throws {
+    let payload = try Self.payload(of: linear, row: row)
+    try contents.withLock { contents in
+      let start = contents.end
+      contents.end = try write(payload, at: start)
+      contents.linears.append(Record(row: row, path: path, start: start))
+    }
+  }
+
+  /// A linear's payload, which ranks also send one another.
+  static func payload(of linear: QuantizedLinear, row: Report.Linear) throws -> JournalPayload {
     var payload = try JournalPayload(
       header: LinearHead(
         row: row, scaleTypes: linear.grid.format.scaleTypes.map(\.rawValue),
@@ -140,24 +150,48 @@ final class ResumeJournal: Sendable {
       payload.append(columns.span)
     case nil: break
     }
-    try contents.withLock { contents in
-      let start = contents.end
-      contents.end = try write(payload, at: start)
-      contents.linears.append(Record(row: row, path: path, start: start))
-    }
+    return payload
+  }
+
+  /// A linear and its row, of a payload; nil for bytes that are none.
+  static func linear(ofPayload bytes: [UInt8]) -> (linear: QuantizedLinear, row: Report.Linear)? {
+    var reader = JournalPayloadReader()
+    guard let row = unsafe reader.header(LinearHead.self, of: bytes.span.bytes)?.row,
+      let linear = unsafe linear(bytes.span.bytes)
+    else { return nil }
+    return (linear, row)
   }
 
   /// A linear that is done; nil if it is not.
   /// - Throws: ``PipelineError/damagedJournal(path:linear:)`` if its record is not what was written
   func linear(_ name: String) throws -> QuantizedLinear? {
+    try withPayload(name) { payload in
+      guard let linear = Self.linear(payload), linear.name == name else { return nil }
+      return linear
+    }
+  }
+
+  /// The payload of a linear that is done.
+  /// - Throws: as ``linear(_:)``
+  func payload(_ name: String) throws -> [UInt8] {
+    let bytes = try withPayload(name) { payload in
+      var reader = ByteReader()
+      return reader.values(UInt8.self, count: payload.byteCount, of: payload)
+    }
+    guard let bytes else { preconditionFailure("\(name) is done") }
+    return bytes
+  }
+
+  /// - Parameter body: nil for what is no linear's
+  private func withPayload<Value>(_ name: String, _ body: (RawSpan) -> Value?) throws -> Value? {
     guard let record = contents.withLock({ contents in contents.linears.first { $0.name == name } }) else {
       return nil
     }
     let mapped = try MappedFile(path: record.path, symlinks: .refuse)
     guard let payload = Self.payload(in: mapped, at: record.start),
-      let linear = mapped.withBytes(payload, { Self.linear($0) }), linear.name == name
+      let value = mapped.withBytes(payload, body)
     else { throw PipelineError.damagedJournal(path: record.path, linear: name) }
-    return linear
+    return value
   }
 
   /// Whether a linear is done.

@@ -125,7 +125,21 @@ public struct RunPlan: Sendable {
     throws
     -> TimePlan
   {
-    try TimeTrial(plan: self, memory: memory, backend: backend, cacheDirectory: directory).run()
+    try timePlans(
+      [RankShare(count: 1)], backend: backend, memory: memory, cacheDirectory: directory)[0]
+  }
+
+  /// The same for several numbers of processes that share the work, each on a machine like this one, by one trial.
+  public func timePlans(
+    _ ranks: [RankShare], backend: any ComputeBackend, memory: MemoryPlan, cacheDirectory directory: String
+  ) throws -> [TimePlan] {
+    try TimeTrial(plan: self, memory: memory, backend: backend, cacheDirectory: directory).run(ranks: ranks)
+  }
+
+  /// The batches of the calibration set.
+  func batchCount(_ size: Int) -> Int {
+    let original = settings.originalSamples
+    return [original, settings.samples - original].reduce(0) { $0 + ($1 + size - 1) / size }
   }
 
   /// What the choice of every linear's bits takes before the run, of the memory that matrices are in; nil where bits are as the

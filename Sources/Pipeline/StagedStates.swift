@@ -49,6 +49,9 @@ final class StagedStates {
   /// Buffers that states are read into, reused from batch to batch.
   private var buffers: [Slot: Matrix] = [:]
 
+  /// What the states' values are rounded to.
+  var elementType: DType { store.elementType }
+
   private let backend: any ComputeBackend
   private let place: StatesPlace
   /// Where a device keeps them; nil without one, and where they are in the cache.
@@ -225,6 +228,39 @@ final class StagedStates {
       guard isStored, let first = after.map({ states.key($0.key, $0.value, 0).stage }).min() else { return }
       try states.store.removeAll(ofStream: states.stream, stages: 0..<first)
     }
+  }
+
+  /// What there is of a batch, behind a step if it is there already, or else before it: for another rank's cache.
+  func bytes(ofBatch batch: Int, beyond step: Transition, tokens: Int) throws -> [UInt8] {
+    let isOver = try step.isWritten(batch: batch)
+    let versions = isOver ? step.after : versions
+    let state = try read(Set(versions.keys), versions: versions, batch: batch, tokens: tokens)
+    var writer = ByteWriter()
+    writer.append([UInt8(isOver ? 1 : 0)])
+    for slot in Slot.allCases where versions[slot] != nil {
+      guard let matrix = state[slot] else { preconditionFailure("what is held can be read") }
+      writer.append(backend.withHostMatrix(matrix, for: .reading) { $0.bytes(as: elementType) })
+    }
+    return writer.bytes
+  }
+
+  /// Stores what another rank's ``bytes(ofBatch:beyond:tokens:)`` made.
+  /// - Returns: false for bytes of another size
+  func take(_ bytes: [UInt8], asBatch batch: Int, beyond step: Transition, tokens: Int) throws -> Bool {
+    var reader = ByteReader()
+    guard let isOver = reader.values(UInt8.self, count: 1, of: bytes) else { return false }
+    let versions = isOver == [1] ? step.after : versions
+    for slot in Slot.allCases {
+      guard let version = versions[slot] else { continue }
+      let matrix = Matrix(rows: tokens, columns: version.columns)
+      guard
+        let values = reader.values(
+          UInt8.self, count: matrix.count * elementType.byteWidth, of: bytes)
+      else { return false }
+      matrix.take(values, as: elementType)
+      try store.write(matrix, key: key(slot, version, batch))
+    }
+    return true
   }
 
   private func write(

@@ -19,6 +19,8 @@ public struct TimePlan: Sendable {
     case cache
     /// Reading the checkpoint and writing the result.
     case files
+    /// What several ranks tell one another.
+    case network
   }
 
   public let secondsPerPhase: [Phase: Double]
@@ -52,19 +54,36 @@ struct TimeTrial {
 
   private var operands: OperandType { backend.operandType(for: plan.modelType) }
 
-  func run() throws -> TimePlan {
-    let work = plan.work(operands)
-    let tokens = Double(work.samples * work.sequenceLength)
-    let originalTokens = Double(work.originalSamples * work.sequenceLength)
-    var seconds: [TimePlan.Phase: Double] = [:]
+  /// What was found out by trying, on one machine.
+  private final class Costs {
+    var forward: [Int: ForwardCost] = [:]
     var solvers: [Int: SolverCost] = [:]
-    let cache = try cacheCost()
+    var cache: (write: Double, read: Double)?
+  }
+
+  /// - Parameter counts: of the processes that share the work, a plan for each
+  func run(ranks counts: [RankShare] = [RankShare(count: 1)]) throws -> [TimePlan] {
+    let costs = Costs()
+    return try counts.map { try run(costs, $0) }
+  }
+
+  private func run(_ costs: Costs, _ ranks: RankShare) throws -> TimePlan {
+    let work = plan.work(operands)
+    // Of the batches the rank with the most has so many.
+    let batches = plan.batchCount(memory.batchSamples)
+    let share = ranks.largest(of: batches)
+    let tokens = Double(work.samples * work.sequenceLength) * share
+    let originalTokens = Double(work.originalSamples * work.sequenceLength) * share
+    var seconds: [TimePlan.Phase: Double] = [:]
+    let cache = try costs.cache ?? cacheCost()
+    costs.cache = cache
     seconds[.cache] = cache.write * Double(plan.model.hiddenSize) * (tokens + originalTokens)
     let kinds = Dictionary(grouping: plan.model.layers.indices, by: kind)
     var triedTokens = 0
     for layers in kinds.values.sorted(by: { $0[0] < $1[0] }) {
       let stages = plan.model.stages(ofLayer: layers[0])
-      let trial = try forwardCost(ofLayer: layers[0])
+      let trial = try costs.forward[layers[0]] ?? forwardCost(ofLayer: layers[0])
+      costs.forward[layers[0]] = trial
       triedTokens = max(triedTokens, trial.tokens)
       let count = Double(layers.count)
       seconds[.forward, default: 0] += count * trial.forward * (tokens + originalTokens)
@@ -80,10 +99,15 @@ struct TimeTrial {
         seconds[.cache, default: 0] +=
           count * (tokens + originalTokens) * (cache.write * Double(written) + cache.read * Double(read))
         for half in stage.halves {
-          let cost = try solvers[half.inFeatures] ?? solverCost(half, layer: layers[0])
-          solvers[half.inFeatures] = cost
+          let cost = try costs.solvers[half.inFeatures] ?? solverCost(half, layer: layers[0])
+          costs.solvers[half.inFeatures] = cost
           let rows = half.linears.reduce(0) { $0 + $1.outFeatures }
-          seconds[.solver, default: 0] += count * (cost.perStage + cost.perRow * Double(rows))
+          // Every rank has a factor of its own, and an expert is one rank's.
+          let panels = half.linears.flatMap { panelSizes(of: $0.outFeatures) }
+          let share =
+            stage.experts.isEmpty ? ranks.largest(of: panels) : ranks.largest(of: stage.experts.count)
+          let ofAll = stage.experts.isEmpty ? 1 : share
+          seconds[.solver, default: 0] += count * (cost.perStage * ofAll + cost.perRow * Double(rows) * share)
         }
         let mixture = mixtureProducts(stage, perToken: trial.experts)
         seconds[.forward, default: 0] +=
@@ -92,15 +116,24 @@ struct TimeTrial {
           count * trial.secondsPerSquare * (mixture.squaresPerToken * tokens + mixture.squaresOnce)
       }
     }
+    seconds = seconds.mapValues { $0 / ranks.speed }
     seconds[.files] =
       Double(plan.inputBytes) / Self.bytesReadPerSecond + Double(plan.resultBytes)
       / Self.bytesWrittenPerSecond
+    if ranks.count > 1 {
+      seconds[.network] =
+        Double(plan.traffic(operands, backend).received(by: ranks.count)) / ranks.bytesPerSecond
+    }
     return TimePlan(
       secondsPerPhase: seconds,
       basis:
         "a trial here: \(kinds.count == 1 ? "a layer" : "\(kinds.count) kinds of layer") with weights by chance on "
         + "\(triedTokens) tokens, the solver on \(Self.rows.many) rows, by \(backend.kernels(for: operands)); disks as "
         + "local ones usually are")
+  }
+
+  private func panelSizes(of rows: Int) -> [Int] {
+    stride(from: 0, to: rows, by: memory.panelRows).map { min(memory.panelRows, rows - $0) }
   }
 
   /// What makes a layer take the time that it takes.

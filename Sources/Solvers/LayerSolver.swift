@@ -51,11 +51,62 @@ public final class LinearDraft {
   var outliers: SparseRows?
   /// What the same solver comes to without outliers, where that is to be compared.
   var plain: (codes: [UInt8], grid: Grid)?
+  /// What each panel that is done has come to, by its first row.
+  private var figures: [Int: PanelFigures] = [:]
 
   init(_ format: GridFormat, outFeatures: Int, inFeatures: Int, backend: any ComputeBackend) {
     codes = .uninitialized(count: outFeatures * inFeatures)
     grid = backend.makeGrid(format, outFeatures: outFeatures, inFeatures: inFeatures)
   }
+
+  fileprivate subscript(panel: Range<Int>) -> PanelFigures {
+    get {
+      guard let figures = figures[panel.lowerBound] else { preconditionFailure("a panel is not done") }
+      return figures
+    }
+    set { figures[panel.lowerBound] = newValue }
+  }
+
+  /// What ``take(_:panel:backend:)`` makes a panel of another draft of the same linear the same as this one's by.
+  public func bytes(ofPanel panel: Range<Int>, backend: any ComputeBackend) -> [UInt8] {
+    var writer = ByteWriter()
+    let figures = self[panel]
+    writer.append([figures.objective, figures.scale, figures.rounding])
+    for matrix in grid.rows(panel).matrices {
+      backend.withHostMatrix(matrix, for: .reading) { $0.withSpan { writer.append($0) } }
+    }
+    let (codes, range) = (codes, codes(of: panel))
+    writer.append(codes.span.extracting(range))
+    return writer.bytes
+  }
+
+  /// - Returns: false for bytes of another shape
+  public func take(_ bytes: [UInt8], panel: Range<Int>, backend: any ComputeBackend) -> Bool {
+    var reader = ByteReader()
+    guard let figures = reader.values(Double.self, count: 3, of: bytes) else { return false }
+    self[panel] = PanelFigures(objective: figures[0], scale: figures[1], rounding: figures[2])
+    for matrix in grid.rows(panel).matrices {
+      guard let values = reader.values(Float.self, count: matrix.count, of: bytes) else { return false }
+      backend.withHostMatrix(matrix, for: .writing) {
+        $0.copy(from: Matrix(rows: matrix.rows, columns: matrix.columns, values))
+      }
+    }
+    let range = codes(of: panel)
+    guard let codes = reader.values(UInt8.self, count: range.count, of: bytes) else { return false }
+    self.codes.replaceSubrange(range, with: codes)
+    return true
+  }
+
+  private func codes(of panel: Range<Int>) -> Range<Int> {
+    panel.lowerBound * grid.inFeatures..<panel.upperBound * grid.inFeatures
+  }
+}
+
+/// What the rows of a panel have come to: f(Ŵ), f(0), and f of rounding to nearest where that is looked at.
+private struct PanelFigures {
+  var objective = 0.0
+  var scale = 0.0
+  var rounding = 0.0
 }
 
 /// A method that moves the weights of one linear onto an integer grid, row by row.
@@ -109,9 +160,27 @@ extension LayerSolver {
   public func draft(
     _ weights: Matrix, problem: LayerProblem, format: GridFormat, backend: any ComputeBackend, panelRows: Int
   ) throws -> LinearDraft {
+    try draft(
+      weights, problem: problem, format: format, backend: backend, panels: weights.panels(of: panelRows))
+  }
+
+  public func finish(
+    _ draft: LinearDraft, name: String, weights: Matrix, problem: LayerProblem, backend: any ComputeBackend,
+    panelRows: Int
+  ) throws -> LayerSolution {
+    let panels = weights.panels(of: panelRows)
+    finish(draft, weights: weights, problem: problem, backend: backend, panels: panels)
+    return try solution(of: draft, name: name, panels: panels, backend: backend)
+  }
+
+  /// The first step for some panels; their rows alone are chosen, each panel on its own.
+  public func draft(
+    _ weights: Matrix, problem: LayerProblem, format: GridFormat, backend: any ComputeBackend,
+    panels: [Range<Int>]
+  ) throws -> LinearDraft {
     let draft = LinearDraft(
       format, outFeatures: weights.rows, inFeatures: weights.columns, backend: backend)
-    for rows in weights.panels(of: panelRows) {
+    for rows in panels {
       let codes = backend.makeMatrix(rows: rows.count, columns: weights.columns)
       try start(
         problem.target(of: weights.rows(rows), rows: rows), problem: problem, grid: draft.grid.rows(rows),
@@ -121,14 +190,13 @@ extension LayerSolver {
     return draft
   }
 
+  /// The second step for some panels.
   public func finish(
-    _ draft: LinearDraft, name: String, weights: Matrix, problem: LayerProblem, backend: any ComputeBackend,
-    panelRows: Int
-  ) throws -> LayerSolution {
-    var objective = 0.0
-    var scale = 0.0
-    var rounding = 0.0
-    for rows in weights.panels(of: panelRows) {
+    _ draft: LinearDraft, weights: Matrix, problem: LayerProblem, backend: any ComputeBackend,
+    panels: [Range<Int>]
+  ) {
+    for rows in panels {
+      var figures = PanelFigures()
       let panel = weights.rows(rows)
       let grid = draft.grid.rows(rows)
       let panelCodes = backend.makeMatrix(rows: rows.count, columns: weights.columns)
@@ -136,13 +204,27 @@ extension LayerSolver {
       let target = problem.target(of: panel, rows: rows)
       let images = descend(target, problem: problem, grid: grid, codes: panelCodes, backend: backend)
       backend.downloadCodes(panelCodes, to: &draft.codes, firstRow: rows.lowerBound)
-      scale += problem.objective(of: target, images: images)
+      figures.scale = problem.objective(of: target, images: images)
       if mayBeWorseThanRounding {
-        rounding += roundingObjective(target, problem: problem, format: grid.format, backend: backend)
+        figures.rounding = roundingObjective(target, problem: problem, format: grid.format, backend: backend)
       }
       backend.dequantize(panelCodes, grid: grid, into: panelCodes)
       backend.subtract(panelCodes, from: target)
-      objective += problem.objective(of: target)
+      figures.objective = problem.objective(of: target)
+      draft[rows] = figures
+    }
+  }
+
+  /// What the panels of a draft, which are all done, have come to together.
+  /// - Throws: ``SolverError/nonFiniteObjective(linear:)``
+  public func solution(
+    of draft: LinearDraft, name: String, panels: [Range<Int>], backend: any ComputeBackend
+  ) throws(SolverError) -> LayerSolution {
+    var (objective, scale, rounding) = (0.0, 0.0, 0.0)
+    for figures in panels.map({ draft[$0] }) {
+      objective += figures.objective
+      scale += figures.scale
+      rounding += figures.rounding
     }
     guard objective.isFinite && scale.isFinite else { throw SolverError.nonFiniteObjective(linear: name) }
     var solution = LayerSolution(

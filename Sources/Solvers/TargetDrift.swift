@@ -18,10 +18,11 @@ public enum TargetDrift {
   ///   - sum: E Xᵀ, `[outFeatures, inFeatures]`; its memory takes the result
   ///   - gram: X Xᵀ of the sample in the lower triangle and on the diagonal, `[inFeatures, inFeatures]`, which stay as
   ///     they are; above the diagonal it is overwritten
+  ///   - rows: the rows that the result is wanted of, each range on its own
   /// - Returns: nil where the sample's inputs are all zero
   /// - Throws: ``SolverError/notPositiveDefinite(ridge:)``
   public static func correction(
-    sum: Matrix, gram: Matrix, backend: any ComputeBackend
+    sum: Matrix, gram: Matrix, rows: [Range<Int>], backend: any ComputeBackend
   ) throws(SolverError) -> Matrix? {
     let diagonal = backend.diagonal(of: gram)
     let ridge = diagonal.ridge(damping)
@@ -32,7 +33,7 @@ public enum TargetDrift {
     do { try backend.factorizeCholesky(gram) } catch {
       throw .notPositiveDefinite(ridge: ridge)
     }
-    backend.solveCholesky(rows: sum, factor: gram)
+    backend.solveCholesky(rows: sum, rows, factor: gram)
     return sum
   }
 }

@@ -1,5 +1,6 @@
 import Calibration
 import Checkpoint
+import Collective
 import Compute
 import ComputeOpenBLAS
 import Decoder
@@ -229,6 +230,50 @@ final class ResumeBench {
       memoryBudgetBytes: memoryBudgetBytes ?? budgetBytes, states: states, by: backend)
   }
 
+  /// Runs of so many ranks on one job.
+  /// - Parameters:
+  ///   - name: of the directory that the runs keep what they have done in, for later ones to go on with; nil for none
+  ///   - panelRows: rows of a linear that a rank solves at a time
+  ///   - failing: the rank that throws ``Interruption`` when it has begun so many panels
+  /// - Returns: by rank, what the job came to, and the bytes that the rank has sent by what they were
+  func rankedRun(
+    _ count: Int, keepingIn name: String? = nil, identity: String = "job", panelRows: Int = 32,
+    failing: (rank: Int, panels: Int)? = nil, changing change: (inout QuantizationRequest) -> Void = { _ in },
+    of changeOfRank: @escaping @Sendable (Int, inout QuantizationRequest) -> Void = { _, _ in }
+  ) throws -> [Result<(result: RunResult, sent: [MessageLabel.Kind: Int], resumed: Int), any Error>] {
+    runs += 1
+    let output = directory.file("ranked-\(runs)/output")
+    try FileSystem.createDirectories(FileSystem.parent(of: output))
+    var request = request(output: output, resume: name.map { place($0, identity) })
+    request.panelRows = panelRows
+    change(&request)
+    return withRanks(count) { [test, request] ranks in
+      var request = request
+      // As a process has one of its own.
+      let backend = OpenBLASBackend(
+        threads: 1, bfloat16: test.settings.precision == .auto ? .best ?? .converting : nil)
+      changeOfRank(ranks.rank, &request)
+      if let failing, failing.rank == ranks.rank {
+        request.recipe.standard.solver = FailingSolver(request.recipe.standard.solver, after: failing.panels)
+      }
+      let run = try QuantizationRun(request, backend: backend, ranks: ranks)
+      let resumed = run.resumedLinears.count
+      let report = try run.run { _ in }
+      return (
+        RunResult(
+          files: ranks.isChief ? try Self.files(of: output) : [:], rows: report.linears.map(\.withoutTime)),
+        ranks.bytesSent, resumed
+      )
+    }
+  }
+
+  /// What its ranks tell one another, by the formulas.
+  func traffic() throws -> RankTraffic {
+    var settings = test.settings
+    (settings.samples, settings.sequenceLength) = (Self.samples, Self.sequenceLength)
+    return try RunPlan(model: test.path, settings: settings, symlinks: .follow).traffic(backend: backend)
+  }
+
   /// A run that throws ``Interruption`` when so many linears are done; its files are in `failing/`.
   func failingRun(after linears: Int) throws {
     var request = request(output: directory.file("failing/output"), resume: place("failing", "job"))
@@ -345,7 +390,9 @@ final class ResumeBench {
       model: test.path, output: output, recipe: recipe,
       target: test.settings.resolvedTarget, targetShare: test.settings.resolvedTargetShare,
       formats: test.settings.formats, calibration: calibration, seed: 0, calibrationSources: "tokens",
-      memoryBudgetBytes: budgetBytes, states: states, resume: resume, rotation: test.settings.rotate,
+      memoryBudgetBytes: budgetBytes, states: states, resume: resume,
+      experts: test.settings.experts, firstTokenWeight: test.settings.resolvedFirstTokenWeight,
+      rotation: test.settings.rotate,
       averageBits: test.settings.averageBits, bitChoices: test.settings.widths)
     request.batchTokens = Self.batchSamples * Self.sequenceLength
     return request
@@ -370,6 +417,43 @@ extension Report.Linear {
     var row = self
     row.seconds = 0
     return row
+  }
+}
+
+/// A solver that gives up when it is to begin another panel.
+private struct FailingSolver: LayerSolver {
+  private final class Countdown: Sendable {
+    let left: Mutex<Int>
+    init(_ count: Int) { left = Mutex(count) }
+  }
+
+  private let solver: any LayerSolver
+  private let countdown: Countdown
+
+  init(_ solver: any LayerSolver, after panels: Int) {
+    self.solver = solver
+    countdown = Countdown(panels)
+  }
+
+  var name: String { solver.name }
+  var damping: Float { solver.damping }
+  var mayBeWorseThanRounding: Bool { solver.mayBeWorseThanRounding }
+
+  func start(
+    _ target: Matrix, problem: LayerProblem, grid: Grid, into codes: Matrix, backend: any ComputeBackend
+  ) throws {
+    let left = countdown.left.withLock { left in
+      left -= 1
+      return left
+    }
+    if left < 0 { throw Interruption() }
+    try solver.start(target, problem: problem, grid: grid, into: codes, backend: backend)
+  }
+
+  func descend(
+    _ target: Matrix, problem: LayerProblem, grid: Grid, codes: Matrix, backend: any ComputeBackend
+  ) -> Matrix? {
+    solver.descend(target, problem: problem, grid: grid, codes: codes, backend: backend)
   }
 }
 

@@ -15,7 +15,7 @@ struct TargetDriftTests {
     // X Xᵀ = 2 I, so that the mean diagonal and with it λ is 2: half of E = 2 X is what the regression gives.
     let gram = Matrix(rows: 2, columns: 2, [2, 0, 0, 2])
     let correction = try TargetDrift.correction(
-      sum: Matrix(rows: 2, columns: 2, [4, 0, 0, 4]), gram: gram, backend: Self.backend)
+      sum: Matrix(rows: 2, columns: 2, [4, 0, 0, 4]), gram: gram, rows: [0..<2], backend: Self.backend)
     let problem = LayerProblem(gram: gram, correction: correction, backend: Self.backend)
     let weights = Matrix(rows: 2, columns: 2, [1, 2, 3, 4])
     #expect(problem.target(of: weights, rows: 0..<2).elements == [2, 2, 3, 5])
@@ -25,7 +25,8 @@ struct TargetDriftTests {
 
   @Test func `a sample whose inputs are all zero corrects nothing`() throws {
     let zero = { Matrix(rows: 3, columns: 3) }
-    let correction = try TargetDrift.correction(sum: zero(), gram: zero(), backend: Self.backend)
+    let correction = try TargetDrift.correction(
+      sum: zero(), gram: zero(), rows: [0..<2], backend: Self.backend)
     #expect(correction == nil)
     let problem = LayerProblem(gram: zero(), damping: 0.01, correction: correction, backend: Self.backend)
     let weights = Matrix(rows: 3, columns: 3, (1...9).map { Float($0) })
@@ -39,7 +40,8 @@ struct TargetDriftTests {
     let before = gram.elements
     let sum = Matrix(rows: 5, columns: 40)
     sum.fill(1)
-    let correction = try TargetDrift.correction(sum: sum, gram: gram, backend: Self.backend)
+    let correction = try TargetDrift.correction(
+      sum: sum, gram: gram, rows: [0..<sum.rows], backend: Self.backend)
     #expect(try #require(correction).firstNonFinite == nil)
     // The sum goes on with the batches of the quantized model alone.
     for row in 0..<40 { for column in 0...row { #expect(gram[row, column] == before[row * 40 + column]) } }

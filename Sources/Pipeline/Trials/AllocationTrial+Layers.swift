@@ -74,10 +74,10 @@ extension AllocationTrial {
         (try run.begin(name, linear, weights, standard(treatment, unit), problem), unit, trials))
     }
     return try begun.map { linear, unit, trials in
-      let solution = try run.finish(linear, layer: layer.index).solution
+      let quantized = try run.finish(linear, layer: layer.index).linear
       return Disturbance(unit: unit, linears: [linear.description], errors: try trials.errors()) {
         [backend] in
-        layer.replaceWeights(of: linear.description, by: solution.linear, backend: backend)
+        layer.replaceWeights(of: linear.description, by: quantized, backend: backend)
       }
     }
   }

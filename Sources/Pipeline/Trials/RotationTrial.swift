@@ -127,8 +127,8 @@ struct RotationTrial {
       return try run.begin(name, linear, layer.storedWeights(of: linear), treatment, problem)
     }
     for linear in begun {
-      let solution = try run.finish(linear, layer: layer.index).solution
-      layer.replaceWeights(of: linear.description, by: solution.linear, backend: backend)
+      let quantized = try run.finish(linear, layer: layer.index).linear
+      layer.replaceWeights(of: linear.description, by: quantized, backend: backend)
     }
   }
 }

@@ -116,7 +116,7 @@ struct OutlierSearch {
 
 extension Matrix {
   /// The row ranges of panels of at most `rows` rows.
-  func panels(of rows: Int) -> [Range<Int>] {
+  public func panels(of rows: Int) -> [Range<Int>] {
     stride(from: 0, to: self.rows, by: rows).map { $0..<min($0 + rows, self.rows) }
   }
 }

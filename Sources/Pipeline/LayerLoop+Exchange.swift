@@ -1,0 +1,271 @@
+import Calibration
+import Collective
+import Compute
+import Decoder
+import Tensors
+
+// What ranks tell one another of a stage. Batches are dealt to the ranks, and so are a Gram matrix's tiles: each rank adds
+// all tokens to its own tiles, batch after batch as one machine would, and the sums have the same bits on any number of
+// ranks.
+extension LayerLoop {
+  /// What a batch brings to a stage.
+  struct Contribution {
+    /// What the stage reads is in it.
+    let state: LayerState
+    /// What its linears read, if it has been made.
+    var input: Matrix?
+    /// What the residual stream lacks, where both models have run.
+    var drift: Matrix?
+  }
+
+  /// Runs this rank's batches and adds what all bring to a stage.
+  ///
+  /// Ranks work by rounds, a batch each. What a round brings is on its way while the next one is computed.
+  /// - Parameters:
+  ///   - gram: that of the stage; nil if nothing is wanted of it
+  ///   - drifting: so many batches, the first ones, bring a drift, too
+  ///   - run: what a batch brings
+  ///   - added: called in the batches' order after each was added, with what the stage's linears read of it
+  func gather(
+    into gram: GramMatrix?, of next: Position, drifting: Int = 0,
+    _ run: (_ batch: Int) throws -> Contribution,
+    added: (_ batch: Int, _ input: Matrix, _ drift: Matrix?) throws -> Void = { _, _, _ in }
+  ) throws {
+    func add(_ batch: Int, _ input: Matrix, _ drift: Matrix?) throws {
+      guard let gram else { return }
+      times.measure(.gram) { self.add(input, to: gram) }
+      try added(batch, input, drift)
+    }
+    func input(_ contribution: Contribution) -> Matrix {
+      contribution.input
+        ?? times.measure(.forward) { next.quantized.input(of: next.stage, contribution.state) }
+    }
+    if ranks.isAlone {
+      for batch in batches.indices {
+        advanced()
+        let contribution = try run(batch)
+        if gram != nil { try add(batch, input(contribution), contribution.drift) }
+      }
+      return
+    }
+    var pending: (batches: Range<Int>, own: [[UInt8]])?
+    func addPending() throws {
+      guard let (round, own) = pending.take() else { return }
+      // All of a round is there before any is added: behind the last drift the ranks send something else.
+      let received = try round.map { batch in
+        try ranks.owns(batch) ? own : receive(batch, of: next, hasDrift: batch < drifting)
+      }
+      for (batch, parts) in zip(round, received) {
+        let state = try state(parts[0], batch, of: next)
+        let drift = try parts.dropFirst().first.map { try self.drift($0, batch, of: next) }
+        try add(batch, next.quantized.input(of: next.stage, state), drift)
+      }
+    }
+    for first in stride(from: 0, to: batches.count, by: ranks.count) {
+      let round = first..<min(first + ranks.count, batches.count)
+      // Behind the last drift comes an exchange of its own, ahead of what the next round sends.
+      if pending?.batches.contains(drifting - 1) == true { try addPending() }
+      var own: [[UInt8]] = []
+      if let batch = round.first(where: ranks.owns) {
+        advanced()
+        let contribution = try run(batch)
+        if gram != nil { own = post(contribution, batch, of: next) }
+      }
+      try addPending()
+      if gram != nil { pending = (round, own) }
+    }
+    try addPending()
+    if let gram { try exchange(gram, of: next) }
+  }
+
+  func label(_ kind: MessageLabel.Kind, of place: Position, _ number: Int) -> MessageLabel {
+    MessageLabel(kind, layer: place.quantized.index, stage: place.number, number: number)
+  }
+
+  /// Sends what a batch of this rank brings to all others.
+  /// - Returns: what was sent
+  private func post(_ contribution: Contribution, _ batch: Int, of next: Position) -> [[UInt8]] {
+    guard let slot = contribution.state[next.stage.inputSlot] else {
+      preconditionFailure("a stage's input is there")
+    }
+    var parts = [post(slot, label(.input, of: next, batch))]
+    if let drift = contribution.drift {
+      parts.append(post(drift, label(.drift, of: next, batch), as: .float32))
+    }
+    return parts
+  }
+
+  /// Sends a matrix to all others.
+  /// - Parameter type: what its values are rounded to; that of states if nil
+  /// - Returns: what was sent
+  func post(_ matrix: Matrix, _ label: MessageLabel, as type: DType? = nil) -> [UInt8] {
+    let bytes = backend.withHostMatrix(matrix, for: .reading) {
+      $0.bytes(as: type ?? quantized.states.elementType)
+    }
+    ranks.postToAll(bytes, label)
+    return bytes
+  }
+
+  /// A matrix that a rank sends.
+  /// - Parameter known: its bytes, if they are here already
+  func receive(
+    _ known: [UInt8]?, _ label: MessageLabel, from source: Int, rows: Int, columns: Int, _ type: DType
+  ) throws -> Matrix {
+    let bytes = try known ?? times.measure(.waiting) { try ranks.receive(label, from: source) }
+    let host = Matrix(rows: rows, columns: columns)
+    guard bytes.count == host.count * type.byteWidth else { throw ranks.unlike(label, from: source) }
+    host.take(bytes, as: type)
+    return backend.upload(host)
+  }
+
+  /// Numbers of every rank, in the ranks' order.
+  func gather(_ own: [Int], _ label: MessageLabel) throws -> [[Int]] {
+    try ranks.gather(
+      own.flatMap { number in
+        (0..<8).map { UInt8(truncatingIfNeeded: number >> (8 * $0)) }
+      }, label
+    ).map { bytes in
+      stride(from: 0, to: bytes.count - bytes.count % 8, by: 8).map { start in
+        (0..<8).reduce(0) { $0 | Int(bytes[start + $1]) << (8 * $1) }
+      }
+    }
+  }
+
+  /// What a batch of another rank brings to a stage, as that one has sent it.
+  private func receive(_ batch: Int, of next: Position, hasDrift: Bool) throws -> [[UInt8]] {
+    try ([.input] + (hasDrift ? [.drift] : [])).map { kind in
+      try times.measure(.waiting) {
+        try ranks.receive(label(kind, of: next, batch), from: ranks.owner(of: batch))
+      }
+    }
+  }
+
+  private func state(_ bytes: [UInt8], _ batch: Int, of next: Position) throws -> LayerState {
+    let slot = next.stage.inputSlot
+    var state = LayerState(residual: Matrix(rows: 0, columns: 0))
+    state[slot] = try receive(
+      bytes, label(.input, of: next, batch), from: ranks.owner(of: batch),
+      rows: batches[batch].count * calibration.sequenceLength, columns: next.stage.columns(of: slot),
+      quantized.states.elementType)
+    return state
+  }
+
+  private func drift(_ bytes: [UInt8], _ batch: Int, of next: Position) throws -> Matrix {
+    try receive(
+      bytes, label(.drift, of: next, batch), from: ranks.owner(of: batch),
+      rows: batches[batch].count * calibration.sequenceLength, columns: next.stage.hiddenSize, .float32)
+  }
+
+  /// So many elements of tiles are under way at a time.
+  private static let elementsUnderWay = 1 << 24
+
+  /// Has every rank know all tiles of a Gram matrix.
+  func exchange(_ gram: GramMatrix, of place: Position) throws {
+    try exchange(gram, label(.gram, of: place, 0))
+  }
+
+  func exchange(_ gram: GramMatrix, _ place: MessageLabel) throws {
+    if ranks.isAlone { return }
+    func label(_ tile: Int) -> MessageLabel {
+      MessageLabel(.gram, layer: place.layer, stage: place.stage, number: tile)
+    }
+    try times.measure(.waiting) {
+      var first = 0
+      while first < gram.tiles.count {
+        var (last, elements) = (first, 0)
+        while last < gram.tiles.count, elements < Self.elementsUnderWay {
+          elements += gram.tiles[last].rows.count * gram.tiles[last].columns.count
+          last += 1
+        }
+        try backend.withHostMatrix(gram.values, for: .changing) { host in
+          for tile in first..<last where ranks.owns(tile) {
+            ranks.postToAll(host.bytes(of: gram.tiles[tile]), label(tile))
+          }
+          for tile in first..<last where !ranks.owns(tile) {
+            let source = ranks.owner(of: tile)
+            guard host.take(try ranks.receive(label(tile), from: source), as: gram.tiles[tile]) else {
+              throw ranks.unlike(label(tile), from: source)
+            }
+          }
+        }
+        first = last
+      }
+    }
+  }
+}
+
+extension [Int] {
+  /// The places of runs of at most `count` elements, one after the other.
+  func ranges(of count: Int) -> [Range<Int>] {
+    stride(from: 0, to: self.count, by: count).map { $0..<Swift.min($0 + count, self.count) }
+  }
+}
+
+extension Ranks {
+  /// A message that does not hold what its label promises.
+  func unlike(_ label: MessageLabel, from source: Int) -> RankError {
+    .unexpected(name(source), expected: "\(label)", found: "\(label) of another size")
+  }
+}
+
+extension Matrix {
+  /// The elements, which are values of that type.
+  func bytes(as type: DType) -> [UInt8] {
+    var writer = ByteWriter()
+    withSpan { span in
+      switch type {
+      case .bfloat16:
+        writer.append(span.indices.map { span[$0].bfloat16Bits })
+      case .float16: writer.append(span.indices.map { span[$0].float16Bits })
+      default: writer.append(span)
+      }
+    }
+    return writer.bytes
+  }
+
+  /// - Parameter bytes: as many elements as the matrix has
+  func take(_ bytes: [UInt8], as type: DType) {
+    var reader = ByteReader()
+    func fill<Value: BitwiseCopyable>(_ value: (Value) -> Float) {
+      guard let values = reader.values(Value.self, count: count, of: bytes) else {
+        preconditionFailure("the bytes are the matrix's")
+      }
+      withMutableSpan { span in for place in values.indices { span[place] = value(values[place]) } }
+    }
+    switch type {
+    case .bfloat16: fill { (bits: UInt16) in Float(bfloat16Bits: bits) }
+    case .float16: fill { (bits: UInt16) in Float(float16Bits: bits) }
+    default: fill { (value: Float) in value }
+    }
+  }
+
+  fileprivate func bytes(of tile: GramTile) -> [UInt8] {
+    var writer = ByteWriter()
+    withSpan { span in
+      for row in tile.rows {
+        writer.append(
+          span.extracting(row * columns + tile.columns.lowerBound..<row * columns + tile.columns.upperBound))
+      }
+    }
+    return writer.bytes
+  }
+
+  /// - Returns: false for bytes of another size
+  fileprivate func take(_ bytes: [UInt8], as tile: GramTile) -> Bool {
+    var reader = ByteReader()
+    guard bytes.count == tile.rows.count * tile.columns.count * MemoryLayout<Float>.stride else {
+      return false
+    }
+    for row in tile.rows {
+      guard let values = reader.values(Float.self, count: tile.columns.count, of: bytes) else {
+        return false
+      }
+      withMutableSpan { span in
+        for (place, value) in values.enumerated() {
+          span[row * columns + tile.columns.lowerBound + place] = value
+        }
+      }
+    }
+    return true
+  }
+}
