@@ -36,10 +36,13 @@ struct PlanCommand: ParsableCommand {
   @OptionGroup(title: "Machine") var machine: MachineOptions
   @OptionGroup(title: "Conversion") var conversion: ConverterOptions
 
+  @OptionGroup(title: "Many hosts") var hosts: HostsOptions
+
   @Flag(help: "Print JSON.")
   var json = false
 
   func validate() throws {
+    try hosts.validate()
     try machine.validate()
     try options.validate()
     try settings.requirePossible()
@@ -58,10 +61,42 @@ struct PlanCommand: ParsableCommand {
       backend: machine.backend(isExact: settings.precision == .exact) {
         Console.note("quantease: warning: \($0)")
       },
-      budgetBytes: options.memoryBudgetBytes, states: machine.states,
+      budgetBytes: options.memoryBudgetBytes, states: machine.states, hosts: hosts.shares,
       places: Needs.Places(output: place, journal: nil, cache: machine.cacheDir ?? place))
     if json { return try Console.json(needs) }
     for line in needs.lines { try Console.line(line) }
+  }
+}
+
+struct HostsOptions: ParsableArguments {
+  @Option(
+    name: .customLong("ranks"),
+    help: ArgumentHelp(
+      "Also say how long the run would take on so many hosts like this one: 1,2,4,8.", valueName: "counts"))
+  var counts: String?
+
+  @Option(
+    help: ArgumentHelp("Gigabits a second between these hosts, in each direction.", valueName: "gigabits"))
+  var network = 10.0
+
+  @Option(
+    help: ArgumentHelp("How many times as fast as this machine each of these hosts is.", valueName: "factor"))
+  var speed = 1.0
+
+  /// With what one of them alone would take before the others.
+  var shares: [RankShare] {
+    numbers.isEmpty
+      ? [] : ([1] + numbers).map { RankShare(count: $0, gigabitsPerSecond: network, speed: speed) }
+  }
+
+  private var numbers: [Int] { (counts ?? "").split(separator: ",").compactMap { Int($0) } }
+
+  func validate() throws {
+    guard network > 0, speed > 0 else { throw ValidationError("--network and --speed must be above 0") }
+    guard let counts else { return }
+    guard numbers.count == counts.split(separator: ",", omittingEmptySubsequences: false).count,
+      numbers.allSatisfy({ $0 > 0 })
+    else { throw ValidationError("--ranks \(counts) is no list of numbers from 1, such as 1,2,4") }
   }
 }
 
@@ -104,10 +139,21 @@ struct Needs: Encodable {
   let seconds: Double?
   let secondsPerPhase: [String: Double]?
   let basis: String?
+  /// On several hosts; empty where nobody asked.
+  let ranks: [Hosts]
   /// The types of a GGUF file.
   let gguf: GGUFOutline?
   /// What the choice of bits takes before the run, of the memory that matrices are in; nil where none is made.
   let allocationBytes: Int?
+
+  struct Hosts: Encodable {
+    let ranks: Int
+    let seconds: Double
+    let efficiency: Double
+    /// By each of them.
+    let receivedBytes: Int
+    let networkSeconds: Double
+  }
 
   private let title: String
   /// Whether there are experts, whose inputs and outputs are in the cache's directory wherever states are.
@@ -118,11 +164,15 @@ struct Needs: Encodable {
       memoryBytes,
       memoryBytesPerPhase
     case deviceMemoryBytes, deviceMemoryBytesPerPhase, deviceMemoryBudgetBytes, states
-    case memoryBudgetBytes, memoryShortage, seconds, secondsPerPhase, basis, gguf,
+    case memoryBudgetBytes, memoryShortage, seconds, secondsPerPhase, basis, ranks, gguf,
       allocationBytes
   }
 
-  init(_ plan: RunPlan, backend: any ComputeBackend, budgetBytes: Int, states: StatesChoice, places: Places)
+  init(
+    _ plan: RunPlan, backend: any ComputeBackend, budgetBytes: Int, states: StatesChoice,
+    hosts: [RankShare] = [],
+    places: Places
+  )
     throws
   {
     let settings = plan.settings
@@ -166,12 +216,22 @@ struct Needs: Encodable {
     let directory = try FileSystem.nearestExisting(places.cache)
     let place = FileSystem.isWritable(directory) ? directory : FileManager.default.temporaryDirectory.path
     // Operations of a GPU return before they are done: what the trial measures says nothing of it.
-    let time =
+    let times =
       backend.deviceMemory != nil
       ? nil
       : try memory.map {
-        try plan.timePlan(backend: backend, memory: $0, cacheDirectory: place)
+        try plan.timePlans(
+          [RankShare(count: 1)] + hosts, backend: backend, memory: $0, cacheDirectory: place)
       }
+    let time = times?.first
+    let traffic = plan.traffic(backend: backend)
+    // What one of them would take.
+    let one = times.flatMap { $0.count > 1 ? $0[1].seconds : nil } ?? 0
+    ranks = zip(hosts.dropFirst(), (times ?? []).dropFirst(2)).map { host, own in
+      Hosts(
+        ranks: host.count, seconds: own.seconds, efficiency: one / (Double(host.count) * own.seconds),
+        receivedBytes: traffic.received(by: host.count), networkSeconds: own.secondsPerPhase[.network] ?? 0)
+    }
     seconds = time?.seconds
     secondsPerPhase = time.map { time in
       Dictionary(uniqueKeysWithValues: time.secondsPerPhase.map { ($0.rawValue, $1) })
@@ -229,6 +289,17 @@ struct Needs: Encodable {
     guard let seconds, let secondsPerPhase, let basis else { return lines }
     let parts = secondsPerPhase.sorted { $0.value > $1.value }.map { "\($0.key) \(Console.time($0.value))" }
     lines.append("time     about \(Console.time(seconds)) (\(parts.joined(separator: ", ")))")
+    for host in ranks {
+      let name = host.ranks == 1 ? "1 host" : "\(host.ranks) hosts"
+      let traffic =
+        host.ranks == 1
+        ? ""
+        : ", \(Int((100 * host.efficiency).rounded())) % efficient; each receives "
+          + "\(Console.bytes(host.receivedBytes)) in \(Console.time(host.networkSeconds))"
+      lines.append(
+        name.padding(toLength: 9, withPad: " ", startingAt: 0) + "about \(Console.time(host.seconds))"
+          + traffic)
+    }
     return lines + ["basis    \(basis)"]
   }
 }

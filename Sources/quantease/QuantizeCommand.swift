@@ -1,6 +1,7 @@
 import ArgumentParser
 import Calibration
 import Checkpoint
+import Collective
 import Compute
 import ComputeOpenBLAS
 import Daemon
@@ -60,6 +61,7 @@ struct QuantizeCommand: ParsableCommand {
   var seed: UInt64 = 0
 
   @OptionGroup(title: "Machine") var machine: MachineOptions
+  @OptionGroup(title: "Many hosts") var hosts: RankOptions
   @OptionGroup(title: "Conversion") var conversion: ConverterOptions
 
   @Flag(
@@ -106,6 +108,19 @@ struct QuantizeCommand: ParsableCommand {
     if imatrix != nil, resume != nil {
       throw ValidationError("--imatrix does not go with --resume: its sums are those of one process")
     }
+    if hosts.ranks > 1 {
+      // What would be done by one process alone, or on a device, which has no use for others.
+      if imatrix != nil {
+        throw ValidationError("--imatrix does not go with --ranks: its sums are one process's")
+      }
+      if conversion.converter != nil, settings.isGGUF, !CheckpointReader.isGGUF(model) {
+        throw ValidationError("--ranks takes a GGUF file, and converts none: convert it before")
+      }
+      if case .cuda = machine.device {
+        throw ValidationError("--ranks computes on processors: leave --device out")
+      }
+    }
+    try hosts.validate()
     try machine.validate()
     try options.validate()
     try settings.requirePossible()
@@ -121,19 +136,66 @@ struct QuantizeCommand: ParsableCommand {
   }
 
   func run() throws {
-    if let resume {
-      let directory = Self.absolute(resume)
-      let begun = ProcessorKernels.take(begun: try JobWorker.kernels(ofJobIn: directory))
-      return try print(runResumably(in: directory, begun: begun))
+    // The library's kernels are chosen before there are other threads.
+    let directory = resume.map(Self.absolute)
+    let begun = ProcessorKernels.take(begun: try directory.flatMap(JobWorker.kernels(ofJobIn:)))
+    try hosts.run { ranks in
+      if !ranks.isAlone {
+        let encoder = JSONEncoder()
+        encoder.outputFormatting = [.sortedKeys]
+        try ranks.agree(on: "quantease", Producer.version)
+        try ranks.agree(on: "the settings", String(decoding: try encoder.encode(settings), as: UTF8.self))
+      }
+      guard ranks.isChief else { return try follow(ranks, directory, begun) }
+      if let directory {
+        let report = try runResumably(in: directory, begun: begun, ranks)
+        // Where there was nothing to do, the others still wait for it.
+        if !ranks.isAlone, ranks.bytesSent[.tokens] == nil { _ = try ranks.share(nil as CalibrationSet?) }
+        return try print(report)
+      }
+      try runAtOnce(ranks)
     }
-    KernelSet.useBest()
+  }
+
+  /// Works as one of the ranks that are not the first one, which has the calibration set, the journal and the output.
+  /// - Parameter directory: where the job is kept, or its cache on this host
+  private func follow(_ ranks: Ranks, _ directory: String?, _ begun: ProcessorKernels?) throws {
+    guard let calibration = try ranks.share(nil as CalibrationSet?) else { return }
+    ProcessMemory.returnLargeBlocks()
+    var request = try request(calibration, model: model)
+    if let directory {
+      let place = machine.cacheDir.map(Self.absolute) ?? directory
+      if try FileSystem.isNetworked(FileSystem.nearestExisting(place)) {
+        throw ResumableJobError.networkedCache(place)
+      }
+      try FileSystem.createDirectories(place)
+      request.resume = ResumePlace(
+        journal: "", cache: FileSystem.join(place, FileSystem.name(of: output)), identity: "")
+    }
+    let backend = try machine.processor(isExact: options.precision == .exact, begun: begun)
+    _ = try QuantizationRun(request, backend: backend, ranks: ranks).run { _ in }
+  }
+
+  private func request(_ calibration: CalibrationSet, model: String) throws -> QuantizationRequest {
+    QuantizationRequest(
+      model: model, output: output,
+      recipe: try settings.recipe(), target: settings.resolvedTarget,
+      targetShare: settings.resolvedTargetShare, formats: settings.formats, calibration: calibration,
+      seed: seed, calibrationSources: sources, cacheDirectory: machine.cacheDir,
+      memoryBudgetBytes: try options.memoryBudgetBytes, states: machine.states, isStrict: strict,
+      experts: settings.experts, firstTokenWeight: settings.resolvedFirstTokenWeight,
+      allowsRequantizing: settings.allowRequantize, rotation: settings.rotate,
+      averageBits: settings.averageBits, bitChoices: settings.widths)
+  }
+
+  private func runAtOnce(_ ranks: Ranks) throws {
     if try FileSystem.exists(output) { throw PipelineError.outputExists(output) }
     ProcessMemory.returnLargeBlocks()
     try QuantizationRun.open(
       model, symlinks: .follow, allowingRequantizing: settings.allowRequantize, rotation: settings.rotate)
     let progress = ProgressLine()
     if let warning = KernelSet.warning { progress.show(.warning(warning)) }
-    let backend = try machine.backend(isExact: options.precision == .exact) { progress.show(.warning($0)) }
+    let backend = try backend(ranks) { progress.show(.warning($0)) }
     progress.show(.step("reading \(sources)"))
     let rows = try TokenRows.all(of: sources, model: model)
     let unfinished = Unfinished()
@@ -142,21 +204,16 @@ struct QuantizeCommand: ParsableCommand {
     let converted = try convert(progress, unfinished)
     // It stays, hidden, if it cannot be removed: the result is what counts.
     defer { try? converted?.discard() }
-    var request = QuantizationRequest(
-      model: converted.map { FileSystem.join($0.path, convertedName) } ?? model, output: output,
-      recipe: try settings.recipe(), target: settings.resolvedTarget,
-      targetShare: settings.resolvedTargetShare, formats: settings.formats,
-      calibration: try CalibrationSet(
-        drawing: options.samples, sequenceLength: options.sequenceLength, from: sources, rows: rows,
-        seed: seed),
-      seed: seed, calibrationSources: sources, cacheDirectory: machine.cacheDir,
-      memoryBudgetBytes: try options.memoryBudgetBytes, states: machine.states, isStrict: strict,
-      experts: settings.experts, firstTokenWeight: settings.resolvedFirstTokenWeight,
-      allowsRequantizing: settings.allowRequantize, rotation: settings.rotate,
-      averageBits: settings.averageBits, bitChoices: settings.widths)
+    let calibration = try CalibrationSet(
+      drawing: options.samples, sequenceLength: options.sequenceLength, from: sources, rows: rows, seed: seed)
+    _ = try ranks.share(calibration)
+    var request = try request(
+      calibration, model: converted.map { FileSystem.join($0.path, convertedName) } ?? model)
     request.importanceMatrix = imatrix
     let run: QuantizationRun
-    do { run = try QuantizationRun(request, backend: backend, progress: progress.show(_:)) } catch let error
+    do {
+      run = try QuantizationRun(request, backend: backend, ranks: ranks, progress: progress.show(_:))
+    } catch let error
       as PipelineError
       where error.isLackOfMemory && backend.deviceMemory != nil && machine.device == .auto
     {
@@ -169,6 +226,15 @@ struct QuantizeCommand: ParsableCommand {
     let report = try run.run(progress: progress.show(_:))
     progress.close()
     try print(report)
+  }
+
+  private func backend(
+    _ ranks: Ranks, begun: ProcessorKernels? = nil, warn: (String) -> Void
+  ) throws -> any ComputeBackend {
+    let isExact = options.precision == .exact
+    return ranks.isAlone
+      ? try machine.backend(isExact: isExact, begun: begun, warn: warn)
+      : try machine.processor(isExact: isExact, begun: begun)
   }
 
   private var convertedName: String {
@@ -188,7 +254,9 @@ struct QuantizeCommand: ParsableCommand {
   }
 
   /// Does the job as the daemon's worker does, with a journal.
-  private func runResumably(in directory: String, begun: ProcessorKernels?) throws -> Report {
+  private func runResumably(
+    in directory: String, begun: ProcessorKernels?, _ ranks: Ranks
+  ) throws -> Report {
     let absolute = Self.absolute
     let job = try ResumableJob(
       JobOrder(
@@ -206,15 +274,14 @@ struct QuantizeCommand: ParsableCommand {
     ProcessMemory.returnLargeBlocks()
     let progress = ProgressLine()
     if let warning = KernelSet.warning { progress.show(.warning(warning)) }
-    let isExact = options.precision == .exact
-    var backend = try machine.backend(isExact: isExact, begun: begun) { progress.show(.warning($0)) }
+    var backend = try backend(ranks, begun: begun) { progress.show(.warning($0)) }
     if machine.device == .auto, let shortage = job.shortage(on: backend) {
       progress.show(.warning(DeviceChoice.withoutGPU(shortage)))
-      backend = try machine.processor(isExact: isExact, begun: begun)
+      backend = try machine.processor(isExact: options.precision == .exact, begun: begun)
     }
     let interruption = try Interruption(saying: "interrupted; the same command goes on") { true }
     let report = try withExtendedLifetime(interruption) {
-      try job.run(by: backend, send: progress.show(telling:))
+      try job.run(by: backend, ranks: ranks, send: progress.show(telling:))
     }
     progress.close()
     return report
