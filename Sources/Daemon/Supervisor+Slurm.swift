@@ -52,7 +52,7 @@ extension Supervisor {
         "--parsable", "--job-name=\(entry.name)", "--comment=quantease:\(entry.name)",
         "--dependency=singleton",
         "--requeue", "--open-mode=append", "--output=\(FileSystem.join(directory, "slurm.log"))",
-        "--export=NONE", "--propagate=NONE", "--chdir=/", "--nodes=1", "--ntasks-per-node=1",
+        "--export=NONE", "--propagate=NONE", "--chdir=/", "--ntasks-per-node=1",
         "--cpus-per-task=\(configuration.threads)",
       ] + configuration.slurm.arguments
     slurm.runs[job.id] = SlurmQueue.Run()
@@ -60,7 +60,10 @@ extension Supervisor {
       job.id,
       try command(
         program,
-        ["enqueue", order, configuration.slurm.program ?? ThisProcess.program]
+        [
+          "enqueue", order, configuration.slurm.program ?? ThisProcess.program, "--mpi",
+          configuration.slurm.mpi ?? SlurmSettings.standardMPI,
+        ]
           + (configuration.slurm.timeLimit == .planned ? ["--plan-time"] : []) + ["--"] + options)
     )
     tell(

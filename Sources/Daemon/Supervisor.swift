@@ -1,3 +1,4 @@
+import Checkpoint
 import FoundationEssentials
 import SystemIO
 
@@ -254,7 +255,9 @@ public final class Supervisor {
     // A job keeps the settings that it was begun with, whatever the configuration says by now.
     let earlier = try earlierOrder(of: job.id)
     let settings =
-      try earlier.map { JobSettings(calibration: $0.calibration, settings: $0.settings) }
+      try earlier.map {
+        JobSettings(calibration: $0.calibration, ranks: $0.ranks ?? 1, settings: $0.settings)
+      }
       ?? self.settings(of: source)
     try FileSystem.createDirectories(files.directory)
     // Two workers have broken down without getting any further: it may be the cache that breaks them.
@@ -269,6 +272,10 @@ public final class Supervisor {
       ggufConverter: configuration.ggufConverter)
     if configuration.queue == .slurm {
       (order.isShared, order.lastAttempt) = (true, job.lastAttempt)
+      // A file that a converter makes stands on its host alone.
+      let isConverted =
+        settings.settings.isGGUF && configuration.ggufConverter != nil && !CheckpointReader.isGGUF(source)
+      order.ranks = settings.ranks > 1 && !isConverted ? settings.ranks : nil
       order.forgetsCache = job.attempts > 1 ? true : nil
     }
     try order.write(to: files.order)

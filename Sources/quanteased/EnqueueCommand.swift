@@ -15,6 +15,9 @@ struct EnqueueCommand: ParsableCommand {
   @Argument(help: "The program that the job's host runs.")
   var program: String
 
+  @Option(help: "The plug-in of srun that starts a job's ranks.")
+  var mpi = SlurmSettings.standardMPI
+
   @Flag(help: "Tell Slurm how long it may take.")
   var planTime = false
 
@@ -26,8 +29,9 @@ struct EnqueueCommand: ParsableCommand {
     if planTime { KernelSet.useBest() }
     func send(_ event: WorkerEvent) { try? StandardOutput.write(event.line()) }
     do {
-      try SlurmSubmission(order: order, arguments: options, program: program, plansTime: planTime, send: send)
-        .run()
+      try SlurmSubmission(
+        order: order, arguments: options, program: program, mpi: mpi, plansTime: planTime, send: send
+      ).run()
     } catch {
       let failure = JobFailure(error)
       send(.failed(failure))

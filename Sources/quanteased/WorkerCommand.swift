@@ -1,10 +1,14 @@
 import ArgumentParser
+import Calibration
+import Collective
 import Compute
 import ComputeOpenBLAS
 import Daemon
 import Devices
 import Dispatch
+import Export
 import Foundation
+import Pipeline
 import Synchronization
 import SystemIO
 
@@ -24,34 +28,77 @@ struct WorkerCommand: ParsableCommand {
     let begun = ProcessorKernels.take(begun: try JobWorker.kernels(ofJobIn: order.directory))
     ProcessMemory.returnLargeBlocks()
     var attempt: JobAttempt?
-    if isShared {
+    let count = order.ranks ?? 1
+    // Of a job's ranks the first one is who the daemon hears of. Slurm says which that is before MPI does.
+    let isChief = count == 1 || ProcessEnvironment.process.value("SLURM_PROCID") == "0"
+    if isShared, isChief {
       attempt = try JobAttempt.begin(in: order.directory, after: order.lastAttempt ?? 0)
       // Whatever the job becomes from now on retires this attempt; until now it may have become something else.
       order = try JobOrder(path: path)
     }
-    let output = WorkerOutput(file: attempt?.events)
-    if let warning = KernelSet.warning { output.send(.warning(warning)) }
+    let output = isChief ? WorkerOutput(file: attempt?.events) : nil
+    func send(_ event: WorkerEvent) { output?.send(event) }
+    if let warning = KernelSet.warning { send(.warning(warning)) }
+    var ranks = Ranks.alone
     do {
+      ranks = try Ranks.mpi(count, library: ProcessEnvironment.process.value("QUANTEASE_MPI"))
       let device = order.deviceChoice
       let isExact = order.settings.precision == .exact
+      if count > 1 {
+        let backend = try DeviceChoice.processor.backend(
+          threads: order.threads, isExact: isExact, begun: begun
+        ) { _ in }
+        try work(order, backend, ranks, attempt, output)
+        return try ranks.end()
+      }
       var backend = try device.backend(threads: order.threads, isExact: isExact, begun: begun) {
-        output.send(.warning($0))
+        send(.warning($0))
       }
       if device == .auto, let shortage = JobWorker.shortage(of: order, on: backend) {
-        output.send(.warning(DeviceChoice.withoutGPU(shortage)))
+        send(.warning(DeviceChoice.withoutGPU(shortage)))
         backend = try DeviceChoice.processor.backend(
           threads: order.threads, isExact: isExact, begun: begun
         ) { _ in }
       }
-      output.watch(backend)
-      try JobWorker(order, backend: backend, attempt: attempt, restart: Self.restart, send: output.send).run()
+      output?.watch(backend)
+      try JobWorker(order, backend: backend, attempt: attempt, restart: Self.restart, send: send).run()
     } catch {
       // What another one goes on with has not failed.
-      if let attempt, attempt.isOutdated { throw ExitCode(EX_TEMPFAIL) }
+      if let attempt, attempt.isOutdated {
+        ranks.abandon(reason: "another attempt goes on", status: EX_TEMPFAIL)
+        throw ExitCode(EX_TEMPFAIL)
+      }
       let failure = JobFailure(error)
-      output.send(.failed(failure))
+      // What a host lacks is waited for, whichever of them it is.
+      let isPassing = failure.kind == .blocked || failure.kind == .noSpace
+      ranks.abandon(reason: "\(error)", status: isPassing ? EX_TEMPFAIL : failure.code)
+      send(.failed(failure))
       throw ExitCode(failure.code)
     }
+  }
+
+  /// Does the job as one of its ranks.
+  /// - Parameter output: the first one's
+  private func work(
+    _ order: JobOrder, _ backend: any ComputeBackend, _ ranks: Ranks, _ attempt: JobAttempt?,
+    _ output: WorkerOutput?
+  ) throws {
+    guard (output != nil) == ranks.isChief else {
+      throw JobFailure(
+        .blocked,
+        "MPI calls \(ranks.rank) what Slurm calls \(ProcessEnvironment.process.value("SLURM_PROCID") ?? "nothing"): look at "
+          + "'slurm-mpi', and at which MPI tools/build-mpi was run with", code: 78)
+    }
+    try ranks.agree(on: "quantease", Producer.version)
+    let encoder = JSONEncoder()
+    encoder.outputFormatting = [.sortedKeys]
+    try ranks.agree(on: "the job", order.id)
+    try ranks.agree(on: "the settings", String(decoding: try encoder.encode(order.settings), as: UTF8.self))
+    guard let output else { return try JobWorker.follow(order, by: backend, ranks: ranks) }
+    output.watch(backend)
+    try JobWorker(order, backend: backend, attempt: attempt, ranks: ranks, send: output.send).run()
+    // Where there was nothing to do, the others still wait for it.
+    if ranks.bytesSent[.tokens] == nil { _ = try ranks.share(nil as CalibrationSet?) }
   }
 }
 

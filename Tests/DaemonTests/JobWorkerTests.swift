@@ -85,14 +85,10 @@ struct JobWorkerTests {
     #expect(try OutputVerification.problems(of: bench.files.result) == [])
   }
 
-  @Test func `the result says whose it is, and has the job's log`() throws {
-    try FileSystem.createDirectories(bench.files.directory)
-    bench.files.log.write(.warning, "a word", [.layer(3)])
+  @Test func `the result says whose it is`() throws {
     try bench.work()
     let report = try Report(directory: bench.files.result)
     #expect(report.job == bench.order.id && report.identity == bench.identity && report.identity != nil)
-    let log = try FileSystem.contents(of: bench.files.result + "/quantease_job.log", limit: 1 << 20)
-    #expect(String(decoding: log, as: UTF8.self).hasSuffix("Z warning: a word layer=3\n"))
     #expect(try OutputVerification.problems(of: bench.files.result) == [])
   }
 

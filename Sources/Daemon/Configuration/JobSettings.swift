@@ -10,14 +10,17 @@ public struct JobSettings: Codable, Sendable, Equatable {
   public var calibration: CalibrationSources
   /// The greater before the smaller.
   public var priority: Int
+  /// Hosts that share the job, where the queue has hosts to give.
+  public var ranks: Int
   public var settings: QuantizationSettings
 
   public init(
     calibration: CalibrationSources = CalibrationSources([]), priority: Int = 0,
-    settings: QuantizationSettings = QuantizationSettings()
+    ranks: Int = 1, settings: QuantizationSettings = QuantizationSettings()
   ) {
     self.calibration = calibration
     self.priority = priority
+    self.ranks = ranks
     self.settings = settings
   }
 

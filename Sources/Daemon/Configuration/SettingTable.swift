@@ -54,6 +54,7 @@ enum SettingTable {
         "a list of sbatch's options, such as [--gres=gpu:1], without those that the daemon gives itself",
       "Queue slurm: more options of sbatch, each one word that begins with a dash.",
       parse: { SlurmSettings.isPossible(option: $0) ? $0 : nil }, show: { $0 }),
+    .name("slurm-mpi", \.slurm.mpi, "Queue slurm: srun's plug-in for jobs of several ranks; pmix if empty."),
     .value(
       "slurm-program", \.slurm.program, expected: "an absolute path",
       "Queue slurm: quanteased on the nodes; empty is where this one stands.",
@@ -110,6 +111,9 @@ enum SettingTable {
     .integer(
       "priority", \.priority, -1_000_000...1_000_000,
       "Jobs with a greater one come first; the job at work is not interrupted."),
+    .integer(
+      "ranks", \.ranks, 1...1_000,
+      "Queue slurm: hosts that share the job by MPI. The result is the same, to the byte."),
     .integer("bits", \.settings.bits, 2...8, "Bits per weight: 2 to 6, or 8."),
     .integer(
       "group-size", \.settings.groupSize, -1...(1 << 24),

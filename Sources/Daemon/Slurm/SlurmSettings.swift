@@ -13,6 +13,8 @@ public struct SlurmSettings: Sendable, Equatable {
   public var account: String?
   public var qos: String?
   public var constraint: String?
+  /// The plug-in of srun by which ranks find one another; nil for PMIx.
+  public var mpi: String?
   public var timeLimit = TimeLimit.partition
   /// More options of sbatch, each as one word.
   public var options: [String] = []
@@ -20,6 +22,8 @@ public struct SlurmSettings: Sendable, Equatable {
   public var program: String?
 
   public init() {}
+
+  public static let standardMPI = "pmix"
 
   /// When Slurm ends a job, which then goes on in another turn.
   public enum TimeLimit: Sendable, Equatable {

@@ -9,6 +9,7 @@ public struct SlurmSubmission {
   private let orderPath: String
   private let arguments: [String]
   private let program: String
+  private let mpi: String
   private let plansTime: Bool
   private let send: (WorkerEvent) -> Void
 
@@ -16,15 +17,17 @@ public struct SlurmSubmission {
   ///   - order: the path of the job's order
   ///   - arguments: of sbatch, all but what the job needs
   ///   - program: what the worker's host is to run
+  ///   - mpi: the plug-in of srun that starts a job's ranks
   ///   - plansTime: whether Slurm is to know how long it may take
   ///   - send: takes every event
   public init(
-    order: String, arguments: [String], program: String, plansTime: Bool,
+    order: String, arguments: [String], program: String, mpi: String, plansTime: Bool,
     send: @escaping (WorkerEvent) -> Void
   ) {
     orderPath = order
     self.arguments = arguments
     self.program = program
+    self.mpi = mpi
     self.plansTime = plansTime
     self.send = send
   }
@@ -40,8 +43,16 @@ public struct SlurmSubmission {
       hasConverter: order.ggufConverter != nil)
     if order.memoryBytes == nil { order.memoryBytes = try Self.memory(plan, order) }
     try order.write(to: orderPath)
-    var needs = ["--mem=\(Self.mebibytes((order.memoryBytes ?? 0) + Self.spareBytes))M"]
+    // Before the site's own options, which may put several ranks on a host.
+    let ranks = order.ranks ?? 1
+    var needs = [
+      "--mem=\(Self.mebibytes((order.memoryBytes ?? 0) + Self.spareBytes + plan.rankBytes(ranks)))M"
+    ]
     if plansTime { needs.append("--time=\(try Self.minutes(plan, order))") }
+    let nodes = ["--nodes=\(ranks)"] + (ranks > 1 ? ["--ntasks=\(ranks)"] : [])
+    func sbatch(_ needs: [String]) throws -> (status: Int32, text: String) {
+      try self.sbatch(nodes + arguments + needs, script(ranks: ranks))
+    }
     var answer = try sbatch(needs + ["--tmp=\(Self.mebibytes(plan.cacheBytes))M"])
     if answer.status != 0, answer.text.contains("Temporary disk") {
       // Clusters that do not say what their nodes have refuse whoever asks for some.
@@ -99,14 +110,16 @@ public struct SlurmSubmission {
   }
 
   /// Of this process's group, so that whoever ends that ends it, too: Slurm must not get what was taken back.
-  private func sbatch(_ needs: [String]) throws -> (status: Int32, text: String) {
+  private func sbatch(
+    _ arguments: [String], _ script: String
+  ) throws -> (status: Int32, text: String) {
     let file = FileSystem.join(FileSystem.parent(of: orderPath), "slurm.sh")
     try AtomicFile.rewrite(Array(script.utf8), to: file)
     let environment = ProcessInfo.processInfo.environment
     let process: ChildProcess
     do {
       process = try ChildProcess(
-        SlurmCommand.path(of: "sbatch", environment), arguments: arguments + needs + [file],
+        SlurmCommand.path(of: "sbatch", environment), arguments: arguments + [file],
         environment: environment, readsErrors: true)
     } catch {
       throw JobFailure(.blocked, SlurmCommand.absence(of: "sbatch", error), code: 69)
@@ -122,14 +135,20 @@ public struct SlurmSubmission {
   }
 
   /// What a node runs: as the user that submits, whose environment there may be anything or nothing.
-  private var script: String {
-    """
-    #!/bin/sh
-    PATH=/usr/local/bin:/usr/bin:/bin HOME=/
-    export PATH HOME
-    exec \(Self.quoted(program)) worker \(Self.quoted(orderPath))
+  private func script(ranks: Int) -> String {
+    // The job itself may have no environment; a rank that is killed ends the others.
+    let launch =
+      ranks > 1
+      ? "SLURM_EXPORT_ENV=ALL; export SLURM_EXPORT_ENV\nexec srun --mpi=\(Self.quoted(mpi)) --kill-on-bad-exit=1 "
+        + "--cpus-per-task=\"$SLURM_CPUS_PER_TASK\" "
+      : "exec "
+    return """
+      #!/bin/sh
+      PATH=/usr/local/bin:/usr/bin:/bin HOME=/
+      export PATH HOME
+      \(launch)\(Self.quoted(program)) worker \(Self.quoted(orderPath))
 
-    """
+      """
   }
 
   private static func quoted(_ text: String) -> String {

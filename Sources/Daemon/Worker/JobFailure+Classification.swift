@@ -1,5 +1,6 @@
 import ActivationCache
 import Calibration
+import Collective
 import Compute
 import Foundation
 import Pipeline
@@ -31,6 +32,10 @@ extension JobFailure {
     case PipelineError.damagedJournal: self.init(.broken, text, code: code)
     case PipelineError.notEnoughMemory: self.init(.blocked, text, code: code)
     case is any DeviceError: self.init(.blocked, text, code: code)
+    // Another rank's failure is as good as its status; what keeps ranks apart is the hosts' matter.
+    case RankError.failed(_, _, 65): self.init(.job, text, code: code)
+    case RankError.failed(_, _, EX_TEMPFAIL): self.init(.blocked, text, code: code)
+    case is RankError: self.init(code == 78 ? .blocked : .broken, text, code: code)
     // EX_UNAVAILABLE: a program is missing here, or what it needs.
     case _ where code == 69: self.init(.blocked, text, code: code)
     default: self.init(.job, text, code: code)

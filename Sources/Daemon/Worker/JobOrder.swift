@@ -37,6 +37,8 @@ public struct JobOrder: Codable, Sendable, Equatable {
   public var isShared: Bool?
   /// The number of the last attempt whose directory is gone; nil where none is.
   public var lastAttempt: Int?
+  /// Processes that share the job, which srun starts; nil for one.
+  public var ranks: Int?
   /// Whether two workers broke down that had made no progress: it may be the activation cache that breaks them.
   public var forgetsCache: Bool?
 

@@ -1,5 +1,6 @@
 import Calibration
 import Checkpoint
+import Collective
 import Compute
 import Export
 import Pipeline
@@ -19,17 +20,20 @@ public struct JobWorker {
   private let lock: FileLock?
   private let attempt: JobAttempt?
   private let restart: () -> Void
+  private let ranks: Ranks
 
   /// - Parameters:
   ///   - isNetworked: whether a directory is on a file system whose times of change cannot be relied on
   ///   - symlinks: whether the checkpoint's files may be links: not where strangers put them
   ///   - lock: the job's, if somebody holds it for this worker; else the worker waits for it
   ///   - attempt: this one, where other workers may be at the job; nil where the lock keeps them away
+  ///   - ranks: the processes that share the work; this is the first one, and the others wait for its calibration set
   ///   - restart: has the work begin anew by the kernels that the job was begun with; it returns where that cannot be
   ///   - send: takes every event
   public init(
     _ order: JobOrder, backend: any ComputeBackend, symlinks: SymlinkPolicy = .refuse,
     holding lock: FileLock? = nil, attempt: JobAttempt? = nil,
+    ranks: Ranks = .alone,
     isNetworked: @escaping (String) throws -> Bool = { try FileSystem.isNetworked($0) },
     restart: @escaping () -> Void = {},
     send: @escaping (WorkerEvent) -> Void
@@ -41,6 +45,7 @@ public struct JobWorker {
     self.lock = lock
     self.attempt = attempt
     self.restart = restart
+    self.ranks = ranks
     self.send = send
     files = JobFiles(order.directory, attempt: attempt)
   }
@@ -72,6 +77,40 @@ public struct JobWorker {
       journal: files.journal, earlierJournals: JobAttempt.journals(in: directory), cache: "",
       identity: storedIdentity(files)
     ).kernels
+  }
+
+  /// Works as one of the ranks of a job that are not the first one.
+  /// - Throws: as ``run()``
+  public static func follow(_ order: JobOrder, by backend: any ComputeBackend, ranks: Ranks) throws {
+    guard let calibration = try ranks.share(nil as CalibrationSet?) else { return }
+    if try FileSystem.isNetworked(FileSystem.nearestExisting(order.cacheDirectory)) {
+      throw ResumableJobError.networkedCache(order.cacheDirectory)
+    }
+    try FileSystem.createDirectories(order.cacheDirectory)
+    let files = JobFiles(order.directory)
+    var request = try request(order, calibration, model: order.model, output: files.staged, symlinks: .refuse)
+    request.resume = ResumePlace(
+      journal: "", cache: FileSystem.join(order.cacheDirectory, order.id), identity: "")
+    request.source = order.source
+    _ = try QuantizationRun(request, backend: backend, ranks: ranks).run { _ in }
+  }
+
+  private static func request(
+    _ order: JobOrder, _ calibration: CalibrationSet, model: String, output: String, symlinks: SymlinkPolicy
+  ) throws -> QuantizationRequest {
+    let settings = order.settings
+    return QuantizationRequest(
+      model: model, output: output, recipe: try settings.recipe(),
+      target: settings.resolvedTarget,
+      targetShare: settings.resolvedTargetShare, formats: settings.formats, calibration: calibration,
+      seed: settings.seed,
+      calibrationSources: order.calibration,
+      memoryBudgetBytes: try order.memoryBytes ?? ProcessMemory.availableBytes(),
+      states: order.states ?? .auto,
+      symlinks: symlinks, isStrict: settings.strict,
+      experts: settings.experts, firstTokenWeight: settings.resolvedFirstTokenWeight,
+      allowsRequantizing: settings.allowRequantize,
+      rotation: settings.rotate, averageBits: settings.averageBits, bitChoices: settings.widths)
   }
 
   /// Works until the finished checkpoint stands in the job's directory, complete, verified and on the disk.
@@ -106,7 +145,6 @@ public struct JobWorker {
       report.job = order.id
       report.identity = result
       try report.write(to: Report.Place(directory: files.staged))
-      try files.log.copy(into: files.staged)
       try ChecksumManifest.write(into: files.staged) { send(.advanced) }
       try FileSystem.synchronize(files.staged)
     }
@@ -214,24 +252,15 @@ public struct JobWorker {
       try FileSystem.removeTree(FileSystem.join(files.own, name))
     }
     send(.step("checking the checkpoint"))
-    let settings = order.settings
     let cache = try cachePlace(of: identity)
     defer { withExtendedLifetime(cache.lock) {} }
+    _ = try ranks.share(calibration)
+    var request = try Self.request(
+      order, calibration, model: model, output: files.staged, symlinks: symlinks)
+    request.resume = try resumePlace(identity, cache: cache.path)
+    request.source = model == order.model ? order.source : nil
     let run = try QuantizationRun(
-      QuantizationRequest(
-        model: model, output: files.staged, recipe: try settings.recipe(),
-        target: settings.resolvedTarget,
-        targetShare: settings.resolvedTargetShare, formats: settings.formats, calibration: calibration,
-        seed: settings.seed,
-        calibrationSources: order.calibration,
-        memoryBudgetBytes: try order.memoryBytes ?? ProcessMemory.availableBytes(),
-        states: order.states ?? .auto,
-        resume: try resumePlace(identity, cache: cache.path),
-        symlinks: symlinks, source: model == order.model ? order.source : nil, isStrict: settings.strict,
-        experts: settings.experts, firstTokenWeight: settings.resolvedFirstTokenWeight,
-        allowsRequantizing: settings.allowRequantize,
-        rotation: settings.rotate, averageBits: settings.averageBits, bitChoices: settings.widths),
-      backend: backend,
+      request, backend: backend, ranks: ranks,
       progress: { event in
         switch event {
         case .step(let text): send(.step(text))
@@ -331,16 +360,8 @@ public struct JobWorker {
   /// The activation cache's file. Its name holds the machine's start: one that was written before is not to be
   /// trusted, since nobody waited for it to reach the disk.
   private func cachePlace(of job: String) throws -> CachePlace {
-    // A service may see nothing of /proc but processes; its unit then passes the identity on. Where nobody knows
-    // it, no cache is taken over.
-    let identity =
-      ProcessEnvironment.process.value("QUANTEASE_BOOT_ID")
-      ?? (try? FileSystem.contents(of: "/proc/sys/kernel/random/boot_id", limit: 128)).map {
-        String(decoding: $0, as: UTF8.self)
-      } ?? "process \(ThisProcess.identifier)"
-    let boot = identity.filter { $0.isLetter || $0.isNumber }.prefix(8)
     // With what makes the job this one: on a host that it comes back to there may be states of what it was before a retry.
-    let name = "\(order.id).\(boot)-\(spoolMark)-\(job.prefix(8))\(Self.cacheSuffix)"
+    let name = "\(order.id).\(MachineStart.mark)-\(spoolMark)-\(job.prefix(8))\(Self.cacheSuffix)"
     // The daemon looks at its own host's.
     if attempt != nil, try isNetworked(FileSystem.nearestExisting(order.cacheDirectory)) {
       throw JobFailure(

@@ -1,5 +1,6 @@
 import Calibration
 import Checkpoint
+import Collective
 import Compute
 import Export
 import FoundationEssentials
@@ -129,9 +130,12 @@ public struct ResumableJob {
   }
 
   /// Works until the result stands in its place, complete, verified and on the disk.
-  public func run(by backend: any ComputeBackend, send: @escaping (WorkerEvent) -> Void) throws -> Report {
+  /// - Parameter ranks: the processes that share the work, of which this is the first
+  public func run(
+    by backend: any ComputeBackend, ranks: Ranks = .alone, send: @escaping (WorkerEvent) -> Void
+  ) throws -> Report {
     try requireOneFileSystem()
-    try JobWorker(order, backend: backend, symlinks: .follow, holding: lock, send: send).run()
+    try JobWorker(order, backend: backend, symlinks: .follow, holding: lock, ranks: ranks, send: send).run()
     let report = try Report(directory: files.result)
     try AtomicFile.write(report.identity ?? "", to: finishedFile)
     try FileSystem.move(files.result, to: output)
