@@ -215,8 +215,13 @@ extension Matrix {
     withSpan { span in
       switch type {
       case .bfloat16:
-        writer.append(span.indices.map { span[$0].bfloat16Bits })
-      case .float16: writer.append(span.indices.map { span[$0].float16Bits })
+        var bits = [UInt16](repeating: 0, count: count)
+        for place in span.indices { bits[place] = unsafe span[unchecked: place].bfloat16Bits }
+        writer.append(bits)
+      case .float16:
+        var bits = [UInt16](repeating: 0, count: count)
+        for place in span.indices { bits[place] = unsafe span[unchecked: place].float16Bits }
+        writer.append(bits)
       default: writer.append(span)
       }
     }
@@ -226,16 +231,24 @@ extension Matrix {
   /// - Parameter bytes: as many elements as the matrix has
   func take(_ bytes: [UInt8], as type: DType) {
     var reader = ByteReader()
-    func fill<Value: BitwiseCopyable>(_ value: (Value) -> Float) {
-      guard let values = reader.values(Value.self, count: count, of: bytes) else {
+    func values<Value: BitwiseCopyable>(_ type: Value.Type) -> [Value] {
+      guard let values = reader.values(type, count: count, of: bytes) else {
         preconditionFailure("the bytes are the matrix's")
       }
-      withMutableSpan { span in for place in values.indices { span[place] = value(values[place]) } }
+      return values
     }
     switch type {
-    case .bfloat16: fill { (bits: UInt16) in Float(bfloat16Bits: bits) }
-    case .float16: fill { (bits: UInt16) in Float(float16Bits: bits) }
-    default: fill { (value: Float) in value }
+    case .bfloat16:
+      let bits = values(UInt16.self)
+      withMutableSpan { span in
+        for place in bits.indices { unsafe span[unchecked: place] = Float(bfloat16Bits: bits[place]) }
+      }
+    case .float16:
+      let bits = values(UInt16.self)
+      withMutableSpan { span in
+        for place in bits.indices { unsafe span[unchecked: place] = Float(float16Bits: bits[place]) }
+      }
+    default: copy(from: Matrix(rows: rows, columns: columns, values(Float.self)))
     }
   }
 
@@ -260,10 +273,10 @@ extension Matrix {
       guard let values = reader.values(Float.self, count: tile.columns.count, of: bytes) else {
         return false
       }
+      let first = row * columns + tile.columns.lowerBound
       withMutableSpan { span in
-        for (place, value) in values.enumerated() {
-          span[row * columns + tile.columns.lowerBound + place] = value
-        }
+        precondition(first >= 0 && first + values.count <= span.count, "the tile is the matrix's")
+        for place in values.indices { unsafe span[unchecked: first + place] = values[place] }
       }
     }
     return true

@@ -324,7 +324,8 @@ final class LayerLoop {
     }
     // Of the linears of its stage it is the first and the only one.
     if solvesWhole(layer.moduleName(of: linear)) { return ranks.owns(0) ? panels : [] }
-    return panels.indices.filter(ranks.owns).map { panels[$0] }
+    var dealer = PanelDealer(ranks: ranks.count)
+    return zip(panels, dealer.owners(of: panels)).filter { $1 == ranks.rank }.map(\.0)
   }
 
   /// Takes every batch to a stage, from the one before it or from the embedding.

@@ -28,8 +28,8 @@ extension QuantizationRun {
   enum Work {
     /// All of it.
     case whole(LinearDraft)
-    /// Its own panels of rows, by the numbers that they have among the stage's.
-    case panels([Range<Int>], first: Int, LinearDraft)
+    /// Its own panels of rows, and who has which; with the number that the first has among the stage's.
+    case panels([Range<Int>], owners: [Int], first: Int, LinearDraft)
     /// Another rank's.
     case none(owner: Int)
   }
@@ -42,14 +42,14 @@ extension QuantizationRun {
     _ name: String, _ description: LayerLinear, _ weights: Matrix, _ treatment: Treatment,
     _ stageProblem: LayerProblem
   ) throws -> BegunLinear {
-    var number = 0
-    return try begin(name, description, weights, treatment, stageProblem, number: &number, by: .alone)
+    var dealer = PanelDealer(ranks: 1)
+    return try begin(name, description, weights, treatment, stageProblem, dealer: &dealer, by: .alone)
   }
 
-  /// - Parameter number: of its first panel among the stage's, raised by those that it has
+  /// - Parameter dealer: of the stage's panels
   func begin(
     _ name: String, _ description: LayerLinear, _ weights: Matrix, _ treatment: Treatment,
-    _ stageProblem: LayerProblem, number: inout Int, by ranks: Ranks
+    _ stageProblem: LayerProblem, dealer: inout PanelDealer, by ranks: Ranks
   ) throws -> BegunLinear {
     let start = ContinuousClock.now
     // Every solver has a damping of its own, and a rule may name another one.
@@ -61,29 +61,30 @@ extension QuantizationRun {
     }
     return BegunLinear(
       name: name, description: description, weights: weights, treatment: treatment, problem: problem,
-      work: try work(weights, treatment, problem, number: &number, by: ranks),
+      work: try work(weights, treatment, problem, dealer: &dealer, by: ranks),
       warnings: warnings, seconds: (ContinuousClock.now - start).seconds)
   }
 
   private func work(
-    _ weights: Matrix, _ treatment: Treatment, _ problem: LayerProblem, number: inout Int, by ranks: Ranks
+    _ weights: Matrix, _ treatment: Treatment, _ problem: LayerProblem, dealer: inout PanelDealer,
+    by ranks: Ranks
   ) throws -> Work {
-    let first = number
     guard !ranks.isAlone, let solver = treatment.quantizer as? any LayerSolver else {
-      number += 1
-      guard ranks.owns(first) else { return .none(owner: ranks.owner(of: first)) }
+      let owner = dealer.owner(ofRows: weights.rows)
+      if owner != ranks.rank { return .none(owner: owner) }
       return .whole(
         try treatment.quantizer.draft(
           weights, problem: problem, format: treatment.gridFormat, backend: backend,
           panelRows: plan.panelRows))
     }
     let panels = weights.panels(of: plan.panelRows)
-    number += panels.count
+    let first = dealer.count
+    let owners = dealer.owners(of: panels)
     return .panels(
-      panels, first: first,
+      panels, owners: owners, first: first,
       try solver.draft(
         weights, problem: problem, format: treatment.gridFormat, backend: backend,
-        panels: panels.indices.filter { ranks.owns(first + $0) }.map { panels[$0] }))
+        panels: panels.indices.filter { owners[$0] == ranks.rank }.map { panels[$0] }))
   }
 
   /// What the result will have in the place of tokens' embeddings, which the layers are solved for; nil where it has the
@@ -190,8 +191,8 @@ extension QuantizationRun {
       solution = try linear.treatment.quantizer.finish(
         draft, name: linear.name, weights: linear.weights, problem: linear.problem, backend: backend,
         panelRows: plan.panelRows)
-    case .panels(let panels, let first, let draft):
-      solution = try finish(linear, draft, panels, first: first, layer: layer, by: ranks)
+    case .panels(let panels, let owners, let first, let draft):
+      solution = try finish(linear, draft, panels, owners: owners, first: first, layer: layer, by: ranks)
     }
     let done = (linear: solution.linear, row: row(of: linear, solution, layer: layer, since: start))
     if case .whole = linear.work, !ranks.isAlone {
@@ -202,13 +203,13 @@ extension QuantizationRun {
 
   /// Solves this rank's panels, and has those of the others from them.
   private func finish(
-    _ linear: BegunLinear, _ draft: LinearDraft, _ panels: [Range<Int>], first: Int, layer: Int,
-    by ranks: Ranks
+    _ linear: BegunLinear, _ draft: LinearDraft, _ panels: [Range<Int>], owners: [Int], first: Int,
+    layer: Int, by ranks: Ranks
   ) throws -> LayerSolution {
     guard let solver = linear.treatment.quantizer as? any LayerSolver else {
       preconditionFailure("panels are solved each on its own")
     }
-    let own = panels.indices.filter { ranks.owns(first + $0) }
+    let own = panels.indices.filter { owners[$0] == ranks.rank }
     solver.finish(
       draft, weights: linear.weights, problem: linear.problem, backend: backend,
       panels: own.map { panels[$0] })
@@ -216,8 +217,8 @@ extension QuantizationRun {
     for panel in own {
       ranks.postToAll(draft.bytes(ofPanel: panels[panel], backend: backend), label(panel))
     }
-    for panel in panels.indices where !ranks.owns(first + panel) {
-      let source = ranks.owner(of: first + panel)
+    for panel in panels.indices where owners[panel] != ranks.rank {
+      let source = owners[panel]
       guard draft.take(try ranks.receive(label(panel), from: source), panel: panels[panel], backend: backend)
       else { throw ranks.unlike(label(panel), from: source) }
     }

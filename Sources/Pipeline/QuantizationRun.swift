@@ -370,12 +370,12 @@ public final class QuantizationRun: Sendable {
       let isOwn = !layer.stages.contains { $0.experts.isEmpty && $0.linears.names == stage.linears.names }
       let ranks = isOwn ? Ranks.alone : ranks
       let done = Set(rows.map(\.name))
-      var panels = 0
+      var dealer = PanelDealer(ranks: ranks.count)
       var begun = try stage.linears.compactMap { linear -> BegunLinear? in
         let name = layer.moduleName(of: linear)
         guard let treatment = treatments[name], !done.contains(name) else { return nil }
         let weights = try exportTimes.measure(.loading) { try layer.storedWeights(of: linear) }
-        return try begin(name, linear, weights, treatment, stageProblem, number: &panels, by: ranks)
+        return try begin(name, linear, weights, treatment, stageProblem, dealer: &dealer, by: ranks)
       }
       while !begun.isEmpty {
         // Its weights go before those that it has become are made.

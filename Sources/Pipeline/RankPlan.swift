@@ -27,13 +27,32 @@ public struct RankShare: Sendable {
     things == 0 ? 0 : Double((things + count - 1) / count) / Double(things)
   }
 
-  /// Of things of several sizes.
-  func largest(of sizes: [Int]) -> Double {
-    var sums = [Int](repeating: 0, count: count)
-    for (number, size) in sizes.enumerated() { sums[number % count] += size }
-    let all = sizes.reduce(0, +)
-    return all == 0 ? 0 : Double(sums.max() ?? 0) / Double(all)
+  /// Of panels of rows.
+  func largest(of panels: [Int]) -> Double {
+    var dealer = PanelDealer(ranks: count)
+    for panel in panels { _ = dealer.owner(ofRows: panel) }
+    let all = panels.reduce(0, +)
+    return all == 0 ? 0 : Double(dealer.rows.max() ?? 0) / Double(all)
   }
+}
+
+/// Deals the panels of a stage's linears: each to the rank that has the fewest rows so far. All ranks come to the same.
+struct PanelDealer {
+  /// By rank.
+  private(set) var rows: [Int]
+  /// Panels that are dealt.
+  private(set) var count = 0
+
+  init(ranks: Int) { rows = [Int](repeating: 0, count: ranks) }
+
+  mutating func owner(ofRows panel: Int) -> Int {
+    let owner = rows.indices.min { rows[$0] < rows[$1] } ?? 0
+    rows[owner] += panel
+    count += 1
+    return owner
+  }
+
+  mutating func owners(of panels: [Range<Int>]) -> [Int] { panels.map { owner(ofRows: $0.count) } }
 }
 
 /// What the ranks of a job tell one another, in bytes.
