@@ -96,7 +96,21 @@ final class Courier: Sendable {
       state.waitingBytes += bytes.count
     }
     posted.signal()
-    while state.withLock({ !$0.isOver && $0.waitingBytes > Self.mostWaitingBytes }) { drained.wait() }
+    while mustWait { _ = drained.wait(timeout: .now() + .seconds(1)) }
+  }
+
+  /// Whether more waits to be sent than may. What fails meanwhile is heard of by the next who receives.
+  private var mustWait: Bool {
+    state.withLock { state in
+      guard !state.isOver, state.failure == nil, state.waitingBytes > Self.mostWaitingBytes else {
+        return false
+      }
+      let silent = others.first { ContinuousClock.now - state.lastHeard[$0] > patience }
+      state.failure = silent.map {
+        .silent(name($0), missing: "room for what it is sent", seconds: Int(patience.components.seconds))
+      }
+      return silent == nil
+    }
   }
 
   /// Waits for the next message of a rank, which has to be the one that is expected.

@@ -1,3 +1,4 @@
+import ActivationCache
 import Export
 import FoundationEssentials
 import Tensors
@@ -12,11 +13,13 @@ struct JournalPayload {
 
   init(header: some Encodable) throws {
     let json = Array(try JSONEncoder().encode(header))
-    append([UInt64(json.count)].span)
-    append(json.span)
+    append([UInt64(json.count)])
+    append(json)
   }
 
   mutating func append<Value: BitwiseCopyable>(_ values: Span<Value>) { writer.append(values) }
+
+  mutating func append<Value: BitwiseCopyable>(_ values: [Value]) { writer.append(values) }
 
   mutating func append(codes: [UInt8], bits: Int) {
     // A multiple of 32 codes fills whole words: parts then follow one another as if packed at once.
@@ -25,7 +28,7 @@ struct JournalPayload {
       var words = [UInt32](repeating: 0, count: wordCount(codes: part.count, bits: bits))
       var span = words.mutableSpan
       pack(part, bits: bits, into: &span)
-      append(words.span)
+      append(words)
     }
   }
 }
@@ -56,4 +59,9 @@ struct JournalPayloadReader {
     unpack(words.span, bits: bits, count: count, into: &span)
     return codes
   }
+}
+
+/// The checksum of an array's bytes, which are kept until it is known.
+func arrayChecksum(_ bytes: [UInt8], seed: UInt64 = 0) -> UInt64 {
+  unsafe bytes.withUnsafeBytes { unsafe checksum(of: RawSpan(_unsafeBytes: $0), seed: seed) }
 }

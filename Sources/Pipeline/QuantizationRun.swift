@@ -75,7 +75,8 @@ public final class QuantizationRun: Sendable {
     }
     source = try request.source ?? Self.sourceFiles(of: request.model, symlinks: request.symlinks)
     journal = ranks.isChief ? try request.resume.map(ResumeJournal.init) : nil
-    opening = try RunOpening(journal, of: request.resume).shared(by: ranks)
+    opening = try RunOpening(journal, of: request.resume, by: backend.kernels(for: .bfloat16)).shared(
+      by: ranks)
     var request = request
     if request.rotation == .auto {
       let decision =
@@ -561,7 +562,10 @@ public final class QuantizationRun: Sendable {
       let path = request.resume?.cache ?? cachePath
       let own = ranks.isChief ? path : opening.cache(path, of: ranks.rank)
       // A rank of before may be at work still, on a host that was cut off.
-      if !ranks.isChief { files.lock = try FileLock(path: "\(own).lock", purpose: "working on \(path)") }
+      if !ranks.isChief {
+        try FileSystem.createDirectories(FileSystem.parent(of: own))
+        files.lock = try FileLock(path: "\(own).lock", purpose: "working on \(path)")
+      }
       let store = try HiddenStatesStore(
         path: own, elementType: request.cacheType ?? modelType,
         threads: backend.threads, isKept: request.resume != nil)

@@ -142,12 +142,12 @@ final class ResumeJournal: Sendable {
     payload.append(codes: linear.codes, bits: linear.grid.format.bitWidth.rawValue)
     switch linear.outliers {
     case .unstructured(let values, let columns, let rowOffsets):
-      payload.append(values.span)
-      payload.append(columns.span)
-      payload.append(rowOffsets.span)
+      payload.append(values)
+      payload.append(columns)
+      payload.append(rowOffsets)
     case .structured(let values, let columns):
-      payload.append(values.span)
-      payload.append(columns.span)
+      payload.append(values)
+      payload.append(columns)
     case nil: break
     }
     return payload
@@ -155,11 +155,14 @@ final class ResumeJournal: Sendable {
 
   /// A linear and its row, of a payload; nil for bytes that are none.
   static func linear(ofPayload bytes: [UInt8]) -> (linear: QuantizedLinear, row: Report.Linear)? {
-    var reader = JournalPayloadReader()
-    guard let row = unsafe reader.header(LinearHead.self, of: bytes.span.bytes)?.row,
-      let linear = unsafe linear(bytes.span.bytes)
-    else { return nil }
-    return (linear, row)
+    unsafe bytes.withUnsafeBytes { raw in
+      let payload = unsafe RawSpan(_unsafeBytes: raw)
+      var reader = JournalPayloadReader()
+      guard let row = reader.header(LinearHead.self, of: payload)?.row, let linear = linear(payload) else {
+        return nil
+      }
+      return (linear, row)
+    }
   }
 
   /// A linear that is done; nil if it is not.
@@ -205,8 +208,8 @@ final class ResumeJournal: Sendable {
   private func write(_ payload: JournalPayload, at start: Int) throws -> Int {
     let bytes = payload.bytes
     var preamble = JournalPayload()
-    preamble.append(Self.magic.span)
-    preamble.append([UInt64(bytes.count), unsafe checksum(of: bytes.span.bytes)].span)
+    preamble.append(Self.magic)
+    preamble.append([UInt64(bytes.count), arrayChecksum(bytes)])
     try file.write(bytes, at: start + Self.preambleByteCount)
     try file.write(preamble.bytes, at: start)
     do { try file.synchronize() } catch {

@@ -17,11 +17,12 @@ struct RunOpening: Codable {
   /// What tells the job from all others, whose states may be in a rank's cache.
   private var job: String
 
-  init(_ journal: ResumeJournal?, of place: ResumePlace?) {
+  /// - Parameter kernels: what computes
+  init(_ journal: ResumeJournal?, of place: ResumePlace?, by kernels: String) {
     head = journal?.head
     rows = journal?.rows ?? []
-    let words = Array("\(place?.identity ?? "") \(place?.cache ?? "")".utf8)
-    job = String(unsafe checksum(of: words.span.bytes), radix: 36)
+    let words = Array("\(place?.identity ?? "") \(kernels)".utf8)
+    job = String(arrayChecksum(words), radix: 36)
   }
 
   /// Where a rank that is not the first one has its cache. In the name are the machine's start, since nobody waited for what
@@ -77,11 +78,11 @@ extension CheckpointReader {
   /// samples, for ranks that each have a copy: of two models, or of one that was not copied to its end, it differs.
   func fingerprint(of path: String, symlinks: SymlinkPolicy) throws -> String {
     let sample = 1 << 12
-    var sum = unsafe checksum(of: Array(configuration.compactText.utf8).span.bytes)
+    var sum = arrayChecksum(Array(configuration.compactText.utf8))
     for name in tensorNames.sorted() {
       guard let tensor = tensors[name] else { continue }
       let head = "\(name) \(tensor.shape) \(tensor.dtype)"
-      sum = unsafe checksum(of: Array(head.utf8).span.bytes, seed: sum)
+      sum = arrayChecksum(Array(head.utf8), seed: sum)
     }
     let (directory, names) = try Self.files(of: path, symlinks: symlinks)
     let endings = [".safetensors", ".gguf", ".bin", ".pt", ".pth"]

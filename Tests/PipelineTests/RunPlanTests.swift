@@ -31,9 +31,33 @@ struct RunPlanTests {
     let plan = try plan(fixture)
     let memory = try plan.memoryPlan(backend: backend, budgetBytes: 1 << 34)
     let time = try plan.timePlan(backend: backend, memory: memory, cacheDirectory: directory.path)
-    for phase in TimePlan.Phase.allCases { #expect(time.secondsPerPhase[phase] ?? 0 > 0, "\(phase)") }
+    for phase in TimePlan.Phase.allCases where phase != .network {
+      #expect(time.secondsPerPhase[phase] ?? 0 > 0, "\(phase)")
+    }
+    #expect(time.secondsPerPhase[.network] == nil)
     #expect(time.seconds < 3_600)
     #expect(try FileSystem.names(in: directory.path) == [])
+  }
+
+  @Test func `more hosts take less time, and send one another what the formulas say`() throws {
+    let directory = try TemporaryDirectory()
+    let backend = OpenBLASBackend(threads: 2)
+    let plan = try plan("mixtral")
+    let memory = try plan.memoryPlan(backend: backend, budgetBytes: 1 << 34)
+    let times = try plan.timePlans(
+      [1, 2, 4].map { RankShare(count: $0, gigabitsPerSecond: 8) }, backend: backend, memory: memory,
+      cacheDirectory: directory.path)
+    let traffic = plan.traffic(backend: backend)
+    for (time, count) in zip(times, [1, 2, 4]) {
+      let seconds = Double(traffic.received(by: count)) / 0.9e9
+      #expect(abs((time.secondsPerPhase[.network] ?? 0) - seconds) < 1e-9)
+      // By one trial: all but the disks' and the network's part is a share of it.
+      for phase in [TimePlan.Phase.forward, .gram, .cache] {
+        #expect(
+          time.secondsPerPhase[phase] ?? 0 >= (times[0].secondsPerPhase[phase] ?? 0) / Double(count) * 0.999)
+      }
+    }
+    #expect((times[2].secondsPerPhase[.solver] ?? 0) < (times[0].secondsPerPhase[.solver] ?? 0))
   }
 
   @Test func `more of the same takes longer in proportion`() throws {

@@ -88,9 +88,11 @@ public struct JobWorker {
     }
     try FileSystem.createDirectories(order.cacheDirectory)
     let files = JobFiles(order.directory)
+    // Where a cache may have broken workers, each attempt has another one.
+    let forgetting = order.forgetsCache == true ? ".\(order.lastAttempt ?? 0)-\(ThisProcess.identifier)" : ""
     var request = try request(order, calibration, model: order.model, output: files.staged, symlinks: .refuse)
     request.resume = ResumePlace(
-      journal: "", cache: FileSystem.join(order.cacheDirectory, order.id), identity: "")
+      journal: "", cache: FileSystem.join(order.cacheDirectory, order.id + forgetting), identity: "")
     request.source = order.source
     _ = try QuantizationRun(request, backend: backend, ranks: ranks).run { _ in }
   }
@@ -373,7 +375,10 @@ public struct JobWorker {
     try FileSystem.createDirectories(order.cacheDirectory)
     let path = FileSystem.join(order.cacheDirectory, name)
     guard let attempt else {
-      try Self.removeCaches(of: order.id, in: order.cacheDirectory) { !$0.hasPrefix(name) }
+      // Those of other ranks on this host are theirs.
+      try Self.removeCaches(of: order.id, in: order.cacheDirectory) {
+        !$0.hasPrefix(name) && !$0.contains(".rank")
+      }
       return CachePlace(path: path, lock: nil)
     }
     try removeAbandonedCaches()
