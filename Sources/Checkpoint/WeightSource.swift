@@ -74,7 +74,7 @@ extension WeightSource {
     let rows = found.count > 1 ? found[0] : 1
     let columns = (found.count > 1 ? found.dropFirst() : found[...]).reduce(1, *)
     let panelRows = max(1, 1_048_576 / max(columns, 1))
-    return (columns, stride(from: 0, to: rows, by: panelRows).map { $0..<min($0 + panelRows, rows) })
+    return (columns, (0..<rows).parts(of: panelRows))
   }
 
   /// A vector of `count` elements.

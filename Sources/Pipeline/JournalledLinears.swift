@@ -95,6 +95,6 @@ extension DecoderLayer {
 extension QuantizedLinear {
   /// Its rows, some at a time.
   fileprivate func panels(of rows: Int) -> [Range<Int>] {
-    stride(from: 0, to: outFeatures, by: rows).map { $0..<min($0 + rows, outFeatures) }
+    (0..<outFeatures).parts(of: rows)
   }
 }

@@ -61,8 +61,7 @@ extension LayerLoop {
         try add(batch, next.quantized.input(of: next.stage, state), drift)
       }
     }
-    for first in stride(from: 0, to: batches.count, by: ranks.count) {
-      let round = first..<min(first + ranks.count, batches.count)
+    for round in batches.indices.parts(of: ranks.count) {
       // Behind the last drift comes an exchange of its own, ahead of what the next round sends.
       if pending?.batches.contains(drifting - 1) == true { try addPending() }
       var own: [[UInt8]] = []
@@ -98,7 +97,7 @@ extension LayerLoop {
   /// Sends a matrix to all others.
   /// - Parameter type: what its values are rounded to; that of states if nil
   /// - Returns: what was sent
-  func post(_ matrix: Matrix, _ label: MessageLabel, as type: DType? = nil) -> [UInt8] {
+  private func post(_ matrix: Matrix, _ label: MessageLabel, as type: DType? = nil) -> [UInt8] {
     let bytes = backend.withHostMatrix(matrix, for: .reading) {
       $0.bytes(as: type ?? quantized.states.elementType)
     }
@@ -118,16 +117,45 @@ extension LayerLoop {
     return backend.upload(host)
   }
 
+  /// Has every rank know a matrix of each of some batches, of which each makes those of its own; one of each rank is under way at
+  /// a time.
+  /// - Parameters:
+  ///   - chosen: the batches, in order
+  ///   - columns: of the matrices, which have a row for every token
+  ///   - type: what their values are rounded to
+  ///   - make: called for this rank's batches
+  ///   - take: called for all batches, in order
+  func shareEach(
+    _ chosen: [Int], columns: Int, as type: DType, _ label: (_ batch: Int) -> MessageLabel,
+    make: (_ batch: Int) throws -> Matrix, take: (_ batch: Int, Matrix) throws -> Void
+  ) throws {
+    for round in chosen.indices.parts(of: ranks.count) {
+      var own: [Int: [UInt8]] = [:]
+      for batch in chosen[round] where ranks.owns(batch) {
+        advanced()
+        let matrix = try make(batch)
+        if ranks.isAlone {
+          try take(batch, matrix)
+        } else {
+          own[batch] = post(matrix, label(batch), as: type)
+        }
+      }
+      for batch in chosen[round] where !ranks.isAlone {
+        let rows = batches[batch].count * calibration.sequenceLength
+        try take(
+          batch,
+          receive(own[batch], label(batch), from: ranks.owner(of: batch), rows: rows, columns: columns, type))
+      }
+    }
+  }
+
   /// Numbers of every rank, in the ranks' order.
   func gather(_ own: [Int], _ label: MessageLabel) throws -> [[Int]] {
-    try ranks.gather(
-      own.flatMap { number in
-        (0..<8).map { UInt8(truncatingIfNeeded: number >> (8 * $0)) }
-      }, label
-    ).map { bytes in
-      stride(from: 0, to: bytes.count - bytes.count % 8, by: 8).map { start in
-        (0..<8).reduce(0) { $0 | Int(bytes[start + $1]) << (8 * $1) }
-      }
+    var writer = ByteWriter()
+    writer.append(own)
+    return try ranks.gather(writer.bytes, label).map { bytes in
+      var reader = ByteReader()
+      return reader.values(Int.self, count: bytes.count / MemoryLayout<Int>.stride, of: bytes) ?? []
     }
   }
 
@@ -191,13 +219,6 @@ extension LayerLoop {
         first = last
       }
     }
-  }
-}
-
-extension [Int] {
-  /// The places of runs of at most `count` elements, one after the other.
-  func ranges(of count: Int) -> [Range<Int>] {
-    stride(from: 0, to: self.count, by: count).map { $0..<Swift.min($0 + count, self.count) }
   }
 }
 

@@ -17,12 +17,14 @@ extension LayerLoop {
     _ output: MixtureOutput,
     _ stream: Stream
   ) -> ExpertRows {
-    times.measure(.forward) {
+    if ranks.isAlone {
+      add(expert, index, layer, to: output)
+      return []
+    }
+    return times.measure(.forward) {
       let share = output.routing.shares[index]
       var own: ExpertRows = []
-      if ranks.isAlone { normalizeRouted(before: expert, layer, output) }
       forEachOutput(of: expert, share, layer, output) { made, range in
-        if ranks.isAlone { return layer.add(made, of: expert, share, range, to: output.sums) }
         backend.withHostMatrix(made, for: .reading) { host in
           for rank in 0..<ranks.count {
             let places = places(of: share, range, on: rank)

@@ -2,7 +2,6 @@ import Calibration
 import Collective
 import Decoder
 import Solvers
-import Tensors
 
 // What comes behind the last layer.
 extension LayerLoop {
@@ -14,33 +13,17 @@ extension LayerLoop {
     let model = quantized.model
     let head = try times.measure(.loading) { try model.headInput() }
     let gram = makeGramMatrix(inFeatures: model.description.head.width, owning: ranks.owns)
-    func add(_ residual: Matrix) {
+    try shareEach(
+      Array(batches.indices), columns: model.description.hiddenSize, as: .float32, label
+    ) { batch in
+      let state = try run(
+        quantized, last.stage, last.quantized, reading: last.stage.reads.union([.residual]), batch,
+        batches[batch])
+      return state.residual
+    } take: { _, residual in
       let input = times.measure(.forward) { head(residual) }
       times.measure(.gram) { gram.accumulate(input) }
-    }
-    // So many are under way at a time.
-    for round in Array(batches.indices).ranges(of: ranks.count) {
-      var own: [UInt8]?
-      if let batch = round.first(where: ranks.owns) {
-        advanced()
-        let state = try run(
-          quantized, last.stage, last.quantized, reading: last.stage.reads.union([.residual]), batch,
-          batches[batch])
-        if ranks.isAlone {
-          add(state.residual)
-        } else {
-          own = post(state.residual, label(batch), as: .float32)
-        }
-        try backend.checkDevice()
-      }
-      for batch in round where !ranks.isAlone {
-        let source = ranks.owner(of: batch)
-        add(
-          try receive(
-            source == ranks.rank ? own : nil, label(batch), from: source,
-            rows: batches[batch].count * calibration.sequenceLength,
-            columns: model.description.hiddenSize, .float32))
-      }
+      try backend.checkDevice()
     }
     try exchange(gram, label(0))
     leave(last)

@@ -76,8 +76,7 @@ extension LayerLoop {
       try load(expert.contraction, in: layer)
     }
     // A round has an expert for each rank.
-    for first in stride(from: 0, to: stage.experts.count, by: ranks.count) {
-      let round = first..<min(first + ranks.count, stage.experts.count)
+    for round in stage.experts.indices.parts(of: ranks.count) {
       for index in round {
         for half in stage.experts[index].halves {
           try known?.restore(half, in: layer, on: ranks.owner(of: index))
@@ -131,12 +130,7 @@ extension LayerLoop {
         try known?.restore(half, in: layer)
         try load(half, in: layer)
       }
-      times.measure(.forward) {
-        normalizeRouted(before: expert, layer, output)
-        forEachOutput(of: expert, output.routing.shares[index], layer, output) { made, range in
-          layer.add(made, of: expert, output.routing.shares[index], range, to: output.sums)
-        }
-      }
+      add(expert, index, layer, to: output)
       unload(expert, layer)
     }
     stream.mixtureOutput = output
@@ -195,23 +189,15 @@ extension LayerLoop {
   private func route(_ position: Position, _ layer: DecoderLayer, _ stream: Stream) throws -> MixtureOutput {
     let step = stream.states.peek(through: position.stage)
     let own = try stream.ownBatches.filter { try !step.isWritten(batch: $0) }
-    if ranks.isAlone { return try route(position.stage, layer, stream, own) }
     let output = try makeOutput(position.stage, stream)
-    let chosen = try gather(own, label(.holdings, of: position, -1)).joined().sorted()
-    var bytes: [Int: [UInt8]] = [:]
-    // So many are under way at a time.
-    for round in chosen.ranges(of: ranks.count) {
-      for batch in chosen[round] where ranks.owns(batch) {
-        advanced()
-        bytes[batch] = post(try residual(batch, of: stream).residual, label(.input, of: position, batch))
-      }
-      for batch in chosen[round] {
-        let residual = try receive(
-          bytes.removeValue(forKey: batch), label(.input, of: position, batch), from: ranks.owner(of: batch),
-          rows: batches[batch].count * calibration.sequenceLength, columns: position.stage.hiddenSize,
-          quantized.states.elementType)
-        route(LayerState(residual: residual), batch, position.stage, layer, output)
-      }
+    let chosen = ranks.isAlone ? own : try gather(own, label(.holdings, of: position, -1)).joined().sorted()
+    try shareEach(
+      chosen, columns: position.stage.hiddenSize, as: quantized.states.elementType,
+      { label(.input, of: position, $0) }
+    ) { batch in
+      try residual(batch, of: stream).residual
+    } take: { batch, residual in
+      route(LayerState(residual: residual), batch, position.stage, layer, output)
     }
     return output
   }
@@ -231,7 +217,7 @@ extension LayerLoop {
   }
 
   static func chunks(of tokens: Int) -> [Range<Int>] {
-    stride(from: 0, to: tokens, by: chunkTokens).map { $0..<min($0 + chunkTokens, tokens) }
+    (0..<tokens).parts(of: chunkTokens)
   }
 
   /// Σ of an expert's first half: of its own tokens, and of the mean token as often as it is of use. An expert that few
@@ -311,6 +297,17 @@ extension LayerLoop {
 
   /// Tokens from all over for the second half, as a multiple of its width.
   static let priorTokens = 2
+
+  /// Adds what an expert, all of which is loaded, makes of its tokens.
+  func add(_ expert: Stage.Expert, _ index: Int, _ layer: DecoderLayer, to output: MixtureOutput) {
+    times.measure(.forward) {
+      let share = output.routing.shares[index]
+      normalizeRouted(before: expert, layer, output)
+      forEachOutput(of: expert, share, layer, output) { made, range in
+        layer.add(made, of: expert, share, range, to: output.sums)
+      }
+    }
+  }
 
   /// Normalizes what the experts before the shared one have made together.
   func normalizeRouted(before expert: Stage.Expert, _ layer: DecoderLayer, _ output: MixtureOutput) {

@@ -319,9 +319,7 @@ final class LayerLoop {
   private func ownPanels(of linear: LayerLinear, in layer: DecoderLayer) -> [Range<Int>] {
     // A device has no use for parts.
     if backend.deviceMemory != nil { return [0..<linear.outFeatures] }
-    let panels = stride(from: 0, to: linear.outFeatures, by: panelRows).map {
-      $0..<min($0 + panelRows, linear.outFeatures)
-    }
+    let panels = (0..<linear.outFeatures).parts(of: panelRows)
     // Of the linears of its stage it is the first and the only one.
     if solvesWhole(layer.moduleName(of: linear)) { return ranks.owns(0) ? panels : [] }
     var dealer = PanelDealer(ranks: ranks.count)
@@ -407,17 +405,17 @@ final class LayerLoop {
       else { return contribution }
       let originalState = try run(original, here.stage, layer, next.stage, originalStep, batch, samples)
       guard let sum else { return contribution }
-      contribution.input = times.measure(.forward) {
-        next.quantized.input(of: next.stage, contribution.state)
+      func reached(_ state: LayerState, _ layer: DecoderLayer) -> DriftSum.Reached {
+        DriftSum.Reached(
+          input: times.measure(.forward) { layer.input(of: next.stage, state) }, residual: state.residual)
       }
-      let (input, residual) = (contribution.input, contribution.state.residual)
-      let originalInput = times.measure(.forward) { nextLayer.input(of: next.stage, originalState) }
+      let reached = (
+        quantized: reached(contribution.state, next.quantized), original: reached(originalState, nextLayer)
+      )
+      contribution.input = reached.quantized.input
       contribution.drift = times.measure(.gram) {
         // What the state held is in the cache by now: its memory takes the difference.
-        let drift = sum.drift(
-          DriftSum.Reached(input: input ?? originalInput, residual: residual),
-          original: DriftSum.Reached(input: originalInput, residual: originalState.residual),
-          layer: next.quantized)
+        let drift = sum.drift(reached.quantized, original: reached.original, layer: next.quantized)
         scaleFirstTokens(of: drift, by: firstTokenWeight)
         return drift
       }

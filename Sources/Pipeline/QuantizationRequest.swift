@@ -97,6 +97,22 @@ public struct QuantizationRequest: Sendable {
 }
 
 extension QuantizationRequest {
+  /// What a job's settings ask for.
+  /// - Throws: ``RecipeError``
+  public init(
+    _ settings: QuantizationSettings, model: String, output: String, calibration: CalibrationSet,
+    from sources: CalibrationSources, memoryBudgetBytes: Int, states: StatesChoice
+  ) throws {
+    self.init(
+      model: model, output: output, recipe: try settings.recipe(), target: settings.resolvedTarget,
+      targetShare: settings.resolvedTargetShare, formats: settings.formats, calibration: calibration,
+      seed: settings.seed, calibrationSources: sources, memoryBudgetBytes: memoryBudgetBytes, states: states,
+      isStrict: settings.strict, experts: settings.experts,
+      firstTokenWeight: settings.resolvedFirstTokenWeight,
+      allowsRequantizing: settings.allowRequantize, rotation: settings.rotate,
+      averageBits: settings.averageBits, bitChoices: settings.widths)
+  }
+
   /// Whether the result is one file, with its report beside it.
   var isOneFile: Bool { GGUFFiles.isGGUF(output) }
 

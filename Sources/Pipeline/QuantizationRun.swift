@@ -24,33 +24,21 @@ public final class QuantizationRun: Sendable {
   let backend: any ComputeBackend
   /// The processes that share the work. The first one alone has a journal, and an output.
   let ranks: Ranks
-  private let modelType: DType
+  let modelType: DType
   let operands: OperandType
   let resolved: Recipe.Resolved
   /// What memory is planned for.
   let work: MemoryPlan.Work
   /// What a GGUF file will hold; nil for another format.
   let outline: GGUFOutline?
-  private let journal: ResumeJournal?
+  let journal: ResumeJournal?
   /// What the first rank knows of earlier runs.
-  private let opening: RunOpening
+  let opening: RunOpening
   /// What was rotated, and why; nil where nobody asked for a rotation.
   let rotation: Report.Rotation?
   /// The bits that were chosen for each linear; nil where they are as the recipe says.
   let allocation: Report.Allocation?
-  private let unpublished = Mutex(Unpublished())
-
-  /// What an unfinished run has on the disk.
-  private struct Unpublished {
-    var output: StagingDirectory?
-    var cache: HiddenStatesStore?
-    /// The right to a rank's cache.
-    var lock: FileLock?
-    /// Nothing is made or published any more.
-    var isDiscarded = false
-    /// The output stands in its place.
-    var isPublished = false
-  }
+  let unpublished = Mutex(Unpublished())
 
   /// - Parameters:
   ///   - ranks: the processes that share the work, each of which makes a run of the same request
@@ -165,37 +153,6 @@ public final class QuantizationRun: Sendable {
     }
     self.work = work
     self.plan = ownPlan
-  }
-
-  /// The files of a checkpoint's directory, or of a GGUF model by one of its files.
-  public static func sourceFiles(of model: String, symlinks: SymlinkPolicy) throws -> SourceFiles {
-    let files = try CheckpointReader.files(of: model, symlinks: symlinks)
-    return try SourceFiles(named: files.names, in: files.directory, symlinks: symlinks)
-  }
-
-  /// Opens a checkpoint and looks whether it is one that can be quantized, which takes no time: what cannot be is to be
-  /// told before a text is tokenized for it.
-  @discardableResult
-  public static func open(
-    _ model: String, symlinks: SymlinkPolicy, allowingRequantizing isAllowed: Bool,
-    rotation: QuantizationSettings.Rotation, threads: Int = 1
-  ) throws -> (CheckpointReader, ModelDescription) {
-    var checkpoint = try CheckpointReader.open(model, symlinks: symlinks)
-    if let method = checkpoint.configuration["quantization_config"]?["quant_method"]?.string,
-      !checkpoint.isScaled
-    {
-      guard isAllowed else { throw PipelineError.alreadyQuantized(method: method) }
-      checkpoint = try PackedCheckpoint(checkpoint, symlinks: symlinks).unpacked
-    }
-    let description = try ModelDescription(checking: checkpoint, source: checkpoint)
-    let blocks = description.requiredTensors.lazy.compactMap { checkpoint.tensors[$0.name]?.blocks }
-    if !isAllowed, let type = blocks.first(where: { _ in true }) {
-      throw PipelineError.alreadyQuantized(method: type.name)
-    }
-    guard rotation == .residual else { return (checkpoint, description) }
-    // Of here on it is a model like any other.
-    checkpoint = try RotatedWeights(checkpoint, description, threads: threads).checkpoint
-    return (checkpoint, try ModelDescription(checking: checkpoint, source: checkpoint))
   }
 
   var treatments: [String: Treatment] { resolved.linears }
@@ -519,72 +476,6 @@ public final class QuantizationRun: Sendable {
   /// - Throws: ``SourceChange``: what has been read and what is still to come may be of two checkpoints.
   private func checkSource() throws {
     try source.check(in: checkpoint.directory, symlinks: request.symlinks)
-  }
-
-  /// A cache that is damaged as often as this lies on a device that will not get better.
-  private static let cacheAttempts = 4
-
-  /// Runs `body`, and again if a value of the cache turns out to be damaged: it is deleted, and what its batch lacks by that
-  /// is computed from the journal. Before the last attempt all goes, as whatever else is damaged would take one more.
-  private func mendingCache(
-    _ store: HiddenStatesStore, _ progress: (ProgressEvent) -> Void, _ body: () throws -> Void
-  ) throws {
-    for attempt in 1..<Self.cacheAttempts where journal != nil || !ranks.isChief {
-      do { return try body() } catch let error as CacheError {
-        guard let key = error.damaged else { throw error }
-        // The others are elsewhere: all begin again, and go on with what they have.
-        if !ranks.isAlone {
-          if request.resume != nil { try store.remove(key) }
-          throw error
-        }
-        progress(.warning("\(error); what it held is computed again"))
-        if attempt + 1 < Self.cacheAttempts { try store.remove(key) } else { try store.removeAll() }
-      }
-    }
-    try body()
-  }
-
-  /// Publishes the file alone, and the report beside it.
-  private func publishFile(of staging: StagingDirectory) throws {
-    let place = Report.Place(beside: request.output)
-    let files = try GGUFFiles.models(among: FileSystem.names(in: staging.path))
-    precondition(files.count == 1, "the output has one model")
-    try staging.publish([
-      (Report.fileName, place.fileName), (ReportPage.fileName, place.pageName),
-      (files[0], FileSystem.name(of: request.output)),
-    ])
-  }
-
-  private func makeFiles() throws -> (StagingDirectory?, HiddenStatesStore) {
-    try unpublished.withLock { files in
-      guard !files.isDiscarded else { throw PipelineError.interrupted }
-      let staging = ranks.isChief ? try StagingDirectory(for: request.output) : nil
-      let path = request.resume?.cache ?? cachePath
-      let own = ranks.isChief ? path : opening.cache(path, of: ranks.rank)
-      // A rank of before may be at work still, on a host that was cut off.
-      if !ranks.isChief {
-        try FileSystem.createDirectories(FileSystem.parent(of: own))
-        files.lock = try FileLock(path: "\(own).lock", purpose: "working on \(path)")
-      }
-      let store = try HiddenStatesStore(
-        path: own, elementType: request.cacheType ?? modelType,
-        threads: backend.threads, isKept: request.resume != nil)
-      (files.output, files.cache) = (staging, store)
-      return (staging, store)
-    }
-  }
-
-  /// Removes what an unfinished run has on the disk, for a process that is about to end; any thread may call it.
-  /// - Returns: false if the output was published before
-  public func discard() -> Bool {
-    unpublished.withLock { files in
-      if files.isPublished { return false }
-      files.isDiscarded = true
-      // The process ends whether or not its files could be removed.
-      try? files.cache?.destroy()
-      _ = files.output?.abandon()
-      return true
-    }
   }
 }
 

@@ -28,10 +28,10 @@ public struct RankShare: Sendable {
   }
 
   /// Of panels of rows.
-  func largest(of panels: [Int]) -> Double {
+  func largest(of panels: [Range<Int>]) -> Double {
     var dealer = PanelDealer(ranks: count)
-    for panel in panels { _ = dealer.owner(ofRows: panel) }
-    let all = panels.reduce(0, +)
+    _ = dealer.owners(of: panels)
+    let all = dealer.rows.reduce(0, +)
     return all == 0 ? 0 : Double(dealer.rows.max() ?? 0) / Double(all)
   }
 }

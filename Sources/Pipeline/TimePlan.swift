@@ -103,7 +103,7 @@ struct TimeTrial {
           costs.solvers[half.inFeatures] = cost
           let rows = half.linears.reduce(0) { $0 + $1.outFeatures }
           // Every rank has a factor of its own, and an expert is one rank's.
-          let panels = half.linears.flatMap { panelSizes(of: $0.outFeatures) }
+          let panels = half.linears.flatMap { (0..<$0.outFeatures).parts(of: memory.panelRows) }
           let share =
             stage.experts.isEmpty ? ranks.largest(of: panels) : ranks.largest(of: stage.experts.count)
           let ofAll = stage.experts.isEmpty ? 1 : share
@@ -130,10 +130,6 @@ struct TimeTrial {
         "a trial here: \(kinds.count == 1 ? "a layer" : "\(kinds.count) kinds of layer") with weights by chance on "
         + "\(triedTokens) tokens, the solver on \(Self.rows.many) rows, by \(backend.kernels(for: operands)); disks as "
         + "local ones usually are")
-  }
-
-  private func panelSizes(of rows: Int) -> [Int] {
-    stride(from: 0, to: rows, by: memory.panelRows).map { min(memory.panelRows, rows - $0) }
   }
 
   /// What makes a layer take the time that it takes.

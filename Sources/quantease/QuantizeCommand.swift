@@ -140,17 +140,11 @@ struct QuantizeCommand: ParsableCommand {
     let directory = resume.map(Self.absolute)
     let begun = ProcessorKernels.take(begun: try directory.flatMap(JobWorker.kernels(ofJobIn:)))
     try hosts.run { ranks in
-      if !ranks.isAlone {
-        let encoder = JSONEncoder()
-        encoder.outputFormatting = [.sortedKeys]
-        try ranks.agree(on: "quantease", Producer.version)
-        try ranks.agree(on: "the settings", String(decoding: try encoder.encode(settings), as: UTF8.self))
-      }
+      try ranks.agree(on: settings)
       guard ranks.isChief else { return try follow(ranks, directory, begun) }
       if let directory {
         let report = try runResumably(in: directory, begun: begun, ranks)
-        // Where there was nothing to do, the others still wait for it.
-        if !ranks.isAlone, ranks.bytesSent[.tokens] == nil { _ = try ranks.share(nil as CalibrationSet?) }
+        try ranks.dismissIdle()
         return try print(report)
       }
       try runAtOnce(ranks)
@@ -160,32 +154,22 @@ struct QuantizeCommand: ParsableCommand {
   /// Works as one of the ranks that are not the first one, which has the calibration set, the journal and the output.
   /// - Parameter directory: where the job is kept, or its cache on this host
   private func follow(_ ranks: Ranks, _ directory: String?, _ begun: ProcessorKernels?) throws {
-    guard let calibration = try ranks.share(nil as CalibrationSet?) else { return }
-    ProcessMemory.returnLargeBlocks()
-    var request = try request(calibration, model: model)
-    if let directory {
-      let place = machine.cacheDir.map(Self.absolute) ?? directory
-      if try FileSystem.isNetworked(FileSystem.nearestExisting(place)) {
-        throw ResumableJobError.networkedCache(place)
-      }
-      try FileSystem.createDirectories(place)
-      request.resume = ResumePlace(
-        journal: "", cache: FileSystem.join(place, FileSystem.name(of: output)), identity: "")
-    }
     let backend = try machine.processor(isExact: options.precision == .exact, begun: begun)
-    _ = try QuantizationRun(request, backend: backend, ranks: ranks).run { _ in }
+    let cache = directory.map {
+      FileSystem.join(machine.cacheDir.map(Self.absolute) ?? $0, FileSystem.name(of: output))
+    }
+    try ranks.follow(by: backend, cache: cache) { calibration in
+      ProcessMemory.returnLargeBlocks()
+      return try request(calibration, model: model)
+    }
   }
 
   private func request(_ calibration: CalibrationSet, model: String) throws -> QuantizationRequest {
-    QuantizationRequest(
-      model: model, output: output,
-      recipe: try settings.recipe(), target: settings.resolvedTarget,
-      targetShare: settings.resolvedTargetShare, formats: settings.formats, calibration: calibration,
-      seed: seed, calibrationSources: sources, cacheDirectory: machine.cacheDir,
-      memoryBudgetBytes: try options.memoryBudgetBytes, states: machine.states, isStrict: strict,
-      experts: settings.experts, firstTokenWeight: settings.resolvedFirstTokenWeight,
-      allowsRequantizing: settings.allowRequantize, rotation: settings.rotate,
-      averageBits: settings.averageBits, bitChoices: settings.widths)
+    var request = try QuantizationRequest(
+      settings, model: model, output: output, calibration: calibration, from: sources,
+      memoryBudgetBytes: options.memoryBudgetBytes, states: machine.states)
+    request.cacheDirectory = machine.cacheDir
+    return request
   }
 
   private func runAtOnce(_ ranks: Ranks) throws {

@@ -33,9 +33,8 @@ struct RankOptions: ParsableArguments {
     } catch {
       // What was heard of another rank is said by that one.
       if let error = error as? RankError, case .failed = error { throw error }
-      let name = ranks.isAlone ? "" : "\(ranks.name(ranks.rank)): "
       ranks.abandon(reason: "\(error)", status: sysexit(of: error) ?? sysexit(ofDaemon: error) ?? 70)
-      if !name.isEmpty { Console.note("\(name)gives up") }
+      if !ranks.isAlone { Console.note("\(ranks.name(ranks.rank)): gives up") }
       throw error
     }
   }

@@ -6,7 +6,6 @@ import ComputeOpenBLAS
 import Daemon
 import Devices
 import Dispatch
-import Export
 import Foundation
 import Pipeline
 import Synchronization
@@ -89,16 +88,12 @@ struct WorkerCommand: ParsableCommand {
         "MPI calls \(ranks.rank) what Slurm calls \(ProcessEnvironment.process.value("SLURM_PROCID") ?? "nothing"): look at "
           + "'slurm-mpi', and at which MPI tools/build-mpi was run with", code: 78)
     }
-    try ranks.agree(on: "quantease", Producer.version)
-    let encoder = JSONEncoder()
-    encoder.outputFormatting = [.sortedKeys]
     try ranks.agree(on: "the job", order.id)
-    try ranks.agree(on: "the settings", String(decoding: try encoder.encode(order.settings), as: UTF8.self))
+    try ranks.agree(on: order.settings)
     guard let output else { return try JobWorker.follow(order, by: backend, ranks: ranks) }
     output.watch(backend)
     try JobWorker(order, backend: backend, attempt: attempt, ranks: ranks, send: output.send).run()
-    // Where there was nothing to do, the others still wait for it.
-    if ranks.bytesSent[.tokens] == nil { _ = try ranks.share(nil as CalibrationSet?) }
+    try ranks.dismissIdle()
   }
 }
 

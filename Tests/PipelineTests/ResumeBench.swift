@@ -254,7 +254,8 @@ final class ResumeBench {
         threads: 1, bfloat16: test.settings.precision == .auto ? .best ?? .converting : nil)
       changeOfRank(ranks.rank, &request)
       if let failing, failing.rank == ranks.rank {
-        request.recipe.standard.solver = FailingSolver(request.recipe.standard.solver, after: failing.panels)
+        request.recipe.standard.solver = InterruptedSolver(
+          request.recipe.standard.solver, afterPanels: failing.panels)
       }
       let run = try QuantizationRun(request, backend: backend, ranks: ranks)
       let resumed = run.resumedLinears.count
@@ -277,7 +278,8 @@ final class ResumeBench {
   /// A run that throws ``Interruption`` when so many linears are done; its files are in `failing/`.
   func failingRun(after linears: Int) throws {
     var request = request(output: directory.file("failing/output"), resume: place("failing", "job"))
-    request.recipe.standard.solver = InterruptedSolver(request.recipe.standard.solver, after: linears)
+    request.recipe.standard.solver = InterruptedSolver(
+      request.recipe.standard.solver, afterLinears: linears)
     _ = try run(request) { _ in }
   }
 
@@ -420,56 +422,30 @@ extension Report.Linear {
   }
 }
 
-/// A solver that gives up when it is to begin another panel.
-private struct FailingSolver: LayerSolver {
-  private final class Countdown: Sendable {
-    let left: Mutex<Int>
-    init(_ count: Int) { left = Mutex(count) }
-  }
-
-  private let solver: any LayerSolver
-  private let countdown: Countdown
-
-  init(_ solver: any LayerSolver, after panels: Int) {
-    self.solver = solver
-    countdown = Countdown(panels)
-  }
-
-  var name: String { solver.name }
-  var damping: Float { solver.damping }
-  var mayBeWorseThanRounding: Bool { solver.mayBeWorseThanRounding }
-
-  func start(
-    _ target: Matrix, problem: LayerProblem, grid: Grid, into codes: Matrix, backend: any ComputeBackend
-  ) throws {
-    let left = countdown.left.withLock { left in
-      left -= 1
-      return left
-    }
-    if left < 0 { throw Interruption() }
-    try solver.start(target, problem: problem, grid: grid, into: codes, backend: backend)
-  }
-
-  func descend(
-    _ target: Matrix, problem: LayerProblem, grid: Grid, codes: Matrix, backend: any ComputeBackend
-  ) -> Matrix? {
-    solver.descend(target, problem: problem, grid: grid, codes: codes, backend: backend)
-  }
-}
-
 /// A solver that gives up on the way.
 private struct InterruptedSolver: LayerSolver {
   private final class Countdown: Sendable {
-    let left: Mutex<Int>
+    private let left: Mutex<Int>
+
     init(_ count: Int) { left = Mutex(count) }
+
+    func count() throws {
+      let isOver = left.withLock { left in
+        left -= 1
+        return left < 0
+      }
+      if isOver { throw Interruption() }
+    }
   }
 
   private let solver: any LayerSolver
-  private let countdown: Countdown
+  private let panels: Countdown
+  private let linears: Countdown
 
-  init(_ solver: any LayerSolver, after linears: Int) {
+  /// Gives up when it is to begin another panel, or to bring another linear to its end.
+  init(_ solver: any LayerSolver, afterPanels panels: Int = .max, afterLinears linears: Int = .max) {
     self.solver = solver
-    countdown = Countdown(linears)
+    (self.panels, self.linears) = (Countdown(panels), Countdown(linears))
   }
 
   var name: String { solver.name }
@@ -479,6 +455,7 @@ private struct InterruptedSolver: LayerSolver {
   func start(
     _ target: Matrix, problem: LayerProblem, grid: Grid, into codes: Matrix, backend: any ComputeBackend
   ) throws {
+    try panels.count()
     try solver.start(target, problem: problem, grid: grid, into: codes, backend: backend)
   }
 
@@ -492,11 +469,7 @@ private struct InterruptedSolver: LayerSolver {
     _ draft: LinearDraft, name: String, weights: Matrix, problem: LayerProblem, backend: any ComputeBackend,
     panelRows: Int
   ) throws -> LayerSolution {
-    let isOver = countdown.left.withLock { left in
-      left -= 1
-      return left < 0
-    }
-    if isOver { throw Interruption() }
+    try linears.count()
     return try solver.finish(
       draft, name: name, weights: weights, problem: problem, backend: backend, panelRows: panelRows)
   }

@@ -82,37 +82,26 @@ public struct JobWorker {
   /// Works as one of the ranks of a job that are not the first one.
   /// - Throws: as ``run()``
   public static func follow(_ order: JobOrder, by backend: any ComputeBackend, ranks: Ranks) throws {
-    guard let calibration = try ranks.share(nil as CalibrationSet?) else { return }
-    if try FileSystem.isNetworked(FileSystem.nearestExisting(order.cacheDirectory)) {
-      throw ResumableJobError.networkedCache(order.cacheDirectory)
-    }
-    try FileSystem.createDirectories(order.cacheDirectory)
-    let files = JobFiles(order.directory)
     // Where a cache may have broken workers, each attempt has another one.
     let forgetting = order.forgetsCache == true ? ".\(order.lastAttempt ?? 0)-\(ThisProcess.identifier)" : ""
-    var request = try request(order, calibration, model: order.model, output: files.staged, symlinks: .refuse)
-    request.resume = ResumePlace(
-      journal: "", cache: FileSystem.join(order.cacheDirectory, order.id + forgetting), identity: "")
-    request.source = order.source
-    _ = try QuantizationRun(request, backend: backend, ranks: ranks).run { _ in }
+    let cache = FileSystem.join(order.cacheDirectory, order.id + forgetting)
+    try ranks.follow(by: backend, cache: cache) { calibration in
+      let staged = JobFiles(order.directory).staged
+      var request = try request(
+        order, calibration, model: order.model, output: staged, symlinks: .refuse)
+      request.source = order.source
+      return request
+    }
   }
 
   private static func request(
     _ order: JobOrder, _ calibration: CalibrationSet, model: String, output: String, symlinks: SymlinkPolicy
   ) throws -> QuantizationRequest {
-    let settings = order.settings
-    return QuantizationRequest(
-      model: model, output: output, recipe: try settings.recipe(),
-      target: settings.resolvedTarget,
-      targetShare: settings.resolvedTargetShare, formats: settings.formats, calibration: calibration,
-      seed: settings.seed,
-      calibrationSources: order.calibration,
-      memoryBudgetBytes: try order.memoryBytes ?? ProcessMemory.availableBytes(),
-      states: order.states ?? .auto,
-      symlinks: symlinks, isStrict: settings.strict,
-      experts: settings.experts, firstTokenWeight: settings.resolvedFirstTokenWeight,
-      allowsRequantizing: settings.allowRequantize,
-      rotation: settings.rotate, averageBits: settings.averageBits, bitChoices: settings.widths)
+    var request = try QuantizationRequest(
+      order.settings, model: model, output: output, calibration: calibration, from: order.calibration,
+      memoryBudgetBytes: order.memoryBytes ?? ProcessMemory.availableBytes(), states: order.states ?? .auto)
+    request.symlinks = symlinks
+    return request
   }
 
   /// Works until the finished checkpoint stands in the job's directory, complete, verified and on the disk.

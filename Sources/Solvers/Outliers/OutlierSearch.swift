@@ -117,7 +117,7 @@ struct OutlierSearch {
 extension Matrix {
   /// The row ranges of panels of at most `rows` rows.
   public func panels(of rows: Int) -> [Range<Int>] {
-    stride(from: 0, to: self.rows, by: rows).map { $0..<min($0 + rows, self.rows) }
+    (0..<self.rows).parts(of: rows)
   }
 }
 

@@ -1,0 +1,38 @@
+import Checkpoint
+import Decoder
+import Export
+import SystemIO
+
+// What is looked at before a run begins.
+extension QuantizationRun {
+  /// The files of a checkpoint's directory, or of a GGUF model by one of its files.
+  public static func sourceFiles(of model: String, symlinks: SymlinkPolicy) throws -> SourceFiles {
+    let files = try CheckpointReader.files(of: model, symlinks: symlinks)
+    return try SourceFiles(named: files.names, in: files.directory, symlinks: symlinks)
+  }
+
+  /// Opens a checkpoint and looks whether it is one that can be quantized, which takes no time: what cannot be is to be
+  /// told before a text is tokenized for it.
+  @discardableResult
+  public static func open(
+    _ model: String, symlinks: SymlinkPolicy, allowingRequantizing isAllowed: Bool,
+    rotation: QuantizationSettings.Rotation, threads: Int = 1
+  ) throws -> (CheckpointReader, ModelDescription) {
+    var checkpoint = try CheckpointReader.open(model, symlinks: symlinks)
+    if let method = checkpoint.configuration["quantization_config"]?["quant_method"]?.string,
+      !checkpoint.isScaled
+    {
+      guard isAllowed else { throw PipelineError.alreadyQuantized(method: method) }
+      checkpoint = try PackedCheckpoint(checkpoint, symlinks: symlinks).unpacked
+    }
+    let description = try ModelDescription(checking: checkpoint, source: checkpoint)
+    let blocks = description.requiredTensors.lazy.compactMap { checkpoint.tensors[$0.name]?.blocks }
+    if !isAllowed, let type = blocks.first(where: { _ in true }) {
+      throw PipelineError.alreadyQuantized(method: type.name)
+    }
+    guard rotation == .residual else { return (checkpoint, description) }
+    // Of here on it is a model like any other.
+    checkpoint = try RotatedWeights(checkpoint, description, threads: threads).checkpoint
+    return (checkpoint, try ModelDescription(checking: checkpoint, source: checkpoint))
+  }
+}
