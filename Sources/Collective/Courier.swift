@@ -11,12 +11,12 @@ final class Courier: Sendable {
   private struct Outgoing {
     let rank: Int
     let label: MessageLabel
-    let bytes: [UInt8]
+    let bytes: MessageBytes
   }
 
   private struct Incoming {
     let label: MessageLabel
-    let bytes: [UInt8]
+    let bytes: MessageBytes
   }
 
   private struct State {
@@ -90,7 +90,7 @@ final class Courier: Sendable {
   func rename(_ all: [RankName]) { names.withLock { $0 = all } }
 
   /// Sends without waiting for anybody to receive.
-  func post(_ label: MessageLabel, _ bytes: [UInt8], to rank: Int) {
+  func post(_ label: MessageLabel, _ bytes: MessageBytes, to rank: Int) {
     state.withLock { state in
       state.outgoing.append(Outgoing(rank: rank, label: label, bytes: bytes))
       state.waitingBytes += bytes.count
@@ -114,7 +114,7 @@ final class Courier: Sendable {
   }
 
   /// Waits for the next message of a rank, which has to be the one that is expected.
-  func receive(_ label: MessageLabel, from rank: Int) throws(RankError) -> [UInt8] {
+  func receive(_ label: MessageLabel, from rank: Int) throws(RankError) -> MessageBytes {
     let message = try wait(for: rank, missing: label) { state in
       state.inbox[rank].isEmpty ? nil : state.inbox[rank].removeFirst()
     }
@@ -128,7 +128,7 @@ final class Courier: Sendable {
   func end() throws(RankError) {
     // At once, so that nothing is sent behind it.
     state.withLock { state in
-      state.outgoing += others.map { Outgoing(rank: $0, label: MessageLabel(.ended), bytes: []) }
+      state.outgoing += others.map { Outgoing(rank: $0, label: MessageLabel(.ended), bytes: .none) }
       state.isEnding = true
     }
     posted.signal()
@@ -140,7 +140,8 @@ final class Courier: Sendable {
   func abandon(reason: String, status: Int32) {
     var bytes = unsafe withUnsafeBytes(of: status.littleEndian) { unsafe Array($0) }
     bytes += Array(reason.utf8)
-    for other in others { post(MessageLabel(.failed), bytes, to: other) }
+    let message = MessageBytes(bytes)
+    for other in others { post(MessageLabel(.failed), message, to: other) }
     state.withLock { $0.isAbandoned = true }
     posted.signal()
     // Whoever is to hear it may be gone.
@@ -186,7 +187,7 @@ final class Courier: Sendable {
         }
         if !isLeaving, ContinuousClock.now - lastBeat > Self.heartbeat {
           lastBeat = .now
-          outgoing += others.map { Outgoing(rank: $0, label: MessageLabel(.alive), bytes: []) }
+          outgoing += others.map { Outgoing(rank: $0, label: MessageLabel(.alive), bytes: .none) }
         }
         var hasMoved = !outgoing.isEmpty
         senders += outgoing.map { Sender($0.label, $0.bytes, to: $0.rank) }
@@ -212,7 +213,9 @@ final class Courier: Sendable {
           if hasMoved { heard(receiver) }
         }
         receivers.removeAll(where: \.hasEnded)
-        if try isOver(senders.isEmpty, receivers.isEmpty, transport) { return }
+        if try isOver(senders.isEmpty, receivers.isEmpty, transport) {
+          return keepForever(senders, receivers)
+        }
         pause = hasMoved ? Self.shortestPause : min(2 * pause, Self.longestPause)
         if !hasMoved { _ = posted.wait(timeout: .now() + .microseconds(pause)) }
       }
@@ -228,11 +231,15 @@ final class Courier: Sendable {
         state.failure = state.failure ?? error
         state.isOver = true
       }
-      // The transport may still write what it was to receive, until the process ends.
-      for receiver in receivers { _ = unsafe Unmanaged.passRetained(receiver) }
+      keepForever(senders, receivers)
       arrived.signal()
       drained.signal()
     }
+  }
+
+  /// The transport may still read and write what it was to send and receive, until the process ends.
+  private func keepForever(_ senders: [Sender], _ receivers: [Receiver]) {
+    for object in senders as [AnyObject] + receivers { _ = unsafe Unmanaged.passRetained(object) }
   }
 
   private func heard(_ receiver: Receiver) {
@@ -241,11 +248,12 @@ final class Courier: Sendable {
     state.withLock { $0.lastHeard[receiver.rank] = .now }
   }
 
-  private func take(_ label: MessageLabel, _ bytes: [UInt8], from rank: Int) {
+  private func take(_ label: MessageLabel, _ bytes: MessageBytes, from rank: Int) {
     state.withLock { state in
       switch label.kind {
       case .alive: break
       case .failed:
+        let bytes = bytes.array
         let status =
           bytes.count >= 4 ? bytes.prefix(4).reversed().reduce(Int32(0)) { $0 << 8 | Int32($1) } : 70
         state.failure =
@@ -311,57 +319,27 @@ private final class Start: Sendable {
   }
 }
 
-/// Memory that a transport may read or write until a request is done.
-@safe private final class StableBytes {
-  let memory: UnsafeMutableRawBufferPointer
-  let count: Int
-
-  init(byteCount: Int) {
-    count = byteCount
-    unsafe memory = .allocate(byteCount: byteCount, alignment: 64)
-  }
-
-  convenience init(_ bytes: [UInt8]) {
-    self.init(byteCount: bytes.count)
-    unsafe memory.copyBytes(from: bytes)
-  }
-
-  deinit { unsafe memory.deallocate() }
-
-  /// A message goes in pieces, as transports count in 32 bits.
-  func piece(at offset: Int) -> UnsafeMutableRawBufferPointer {
-    unsafe UnsafeMutableRawBufferPointer(
-      rebasing: memory[offset..<min(offset + 1 << 30, memory.count)])
-  }
-
-  var array: [UInt8] { unsafe Array(memory) }
-}
-
 /// A message on its way out: its header, and then its bytes.
 private final class Sender {
   let rank: Int
   let byteCount: Int
   private(set) var isDone = false
-  private let header: [UInt8]
-  private var bytes: [UInt8]
-  /// Copies that stay where they are, once it is the message's turn.
-  private var parts: [StableBytes] = []
+  /// Header and bytes.
+  private let parts: [MessageBytes]
   private var requests: [Int] = []
 
-  init(_ label: MessageLabel, _ bytes: [UInt8], to rank: Int) {
+  init(_ label: MessageLabel, _ bytes: MessageBytes, to rank: Int) {
     self.rank = rank
-    self.bytes = bytes
     byteCount = bytes.count
-    header = MessageHeader(label, byteCount: bytes.count).words.flatMap { word in
+    let header = MessageHeader(label, byteCount: bytes.count).words.flatMap { word in
       (0..<8).map { UInt8(truncatingIfNeeded: word >> (8 * $0)) }
     }
+    parts = [MessageBytes(header)] + (bytes.count == 0 ? [] : [bytes])
   }
 
   /// - Returns: whether anything got on
   func advance(_ transport: any RankTransport) throws(RankError) -> Bool {
     if requests.isEmpty {
-      parts = [StableBytes(header)] + (bytes.isEmpty ? [] : [StableBytes(bytes)])
-      bytes = []
       for part in parts {
         var offset = 0
         while offset < part.count {
@@ -386,8 +364,8 @@ private final class Receiver {
   let rank: Int
   var hasMoved = false
   private(set) var hasEnded = false
-  private var header = StableBytes(byteCount: MessageHeader.byteCount)
-  private var body: (header: MessageHeader, bytes: StableBytes, offset: Int)?
+  private var header = MessageBytes(uninitializedCount: MessageHeader.byteCount)
+  private var body: (header: MessageHeader, bytes: MessageBytes, offset: Int)?
   private var request: Int?
 
   init(from rank: Int) { self.rank = rank }
@@ -395,7 +373,7 @@ private final class Receiver {
   /// - Returns: a message that has come whole
   func advance(
     _ transport: any RankTransport, hasMoved: inout Bool
-  ) throws(RankError) -> (label: MessageLabel, bytes: [UInt8])? {
+  ) throws(RankError) -> (label: MessageLabel, bytes: MessageBytes)? {
     while !hasEnded {
       guard let request else {
         request = try unsafe transport.receive(
@@ -416,12 +394,12 @@ private final class Receiver {
           throw .unexpected(
             RankName(rank: rank, host: ""), expected: "a header", found: "bytes that are none")
         }
-        body = (header, StableBytes(byteCount: header.byteCount), 0)
+        body = (header, MessageBytes(uninitializedCount: header.byteCount), 0)
       }
       guard let body, body.offset == body.bytes.count else { continue }
       self.body = nil
       if body.header.label.kind == .ended { hasEnded = true }
-      return (body.header.label, body.bytes.array)
+      return (body.header.label, body.bytes)
     }
     return nil
   }

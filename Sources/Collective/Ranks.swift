@@ -96,6 +96,10 @@ public final class Ranks: Sendable {
 
   /// Sends to another rank without waiting.
   public func post(_ bytes: [UInt8], _ label: MessageLabel, to rank: Int) {
+    post(MessageBytes(bytes), label, to: rank)
+  }
+
+  public func post(_ bytes: MessageBytes, _ label: MessageLabel, to rank: Int) {
     guard let courier else { preconditionFailure("there is nobody else") }
     sent.withLock { $0[label.kind, default: 0] += bytes.count }
     courier.post(label, bytes, to: rank)
@@ -104,6 +108,10 @@ public final class Ranks: Sendable {
   /// Waits for the next message of another rank.
   /// - Throws: ``RankError``
   public func receive(_ label: MessageLabel, from rank: Int) throws(RankError) -> [UInt8] {
+    try receiveMessage(label, from: rank).array
+  }
+
+  public func receiveMessage(_ label: MessageLabel, from rank: Int) throws(RankError) -> MessageBytes {
     guard let courier else { preconditionFailure("there is nobody else") }
     return try courier.receive(label, from: rank)
   }
@@ -111,7 +119,9 @@ public final class Ranks: Sendable {
   // MARK: All
 
   /// Sends to all others without waiting.
-  public func postToAll(_ bytes: [UInt8], _ label: MessageLabel) {
+  public func postToAll(_ bytes: [UInt8], _ label: MessageLabel) { postToAll(MessageBytes(bytes), label) }
+
+  public func postToAll(_ bytes: MessageBytes, _ label: MessageLabel) {
     for other in others { post(bytes, label, to: other) }
   }
 

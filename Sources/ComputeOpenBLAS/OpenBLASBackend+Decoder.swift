@@ -7,7 +7,10 @@ private let elementsPerChunk = 1 << 15
 
 extension OpenBLASBackend: DecoderOperations {
   public func linear(_ inputs: Matrix, _ products: [LinearProduct]) {
-    for product in products { product.checkShapes(inputs: inputs) }
+    for product in products {
+      product.checkShapes(inputs: inputs)
+      counter.add(.linear, inputs.rows * inputs.columns * product.outputs.columns)
+    }
     multiplyPacked(inputs, products.filter { $0.weights.operands == .bfloat16 })
     for product in products where product.weights.operands == .float32 {
       runProduct(rows: inputs.rows, columns: product.outputs.columns) { rows, columns in

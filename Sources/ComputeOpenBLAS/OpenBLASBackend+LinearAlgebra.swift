@@ -75,6 +75,7 @@ extension OpenBLASBackend: LinearAlgebra {
   ) {
     precondition(
       gram.columns == gram.rows && inputs.columns == gram.rows, "the Gram matrix has another order")
+    counter.add(.gram, inputs.rows * tiles.reduce(0) { $0 + $1.products })
     if operands == .bfloat16 { return accumulatePackedGram(inputs, into: gram, tiles: tiles) }
     team.run(chunks: tiles.count) { chunk in
       let (columns, rows) = (tiles[chunk].columns, tiles[chunk].rows)
@@ -98,6 +99,7 @@ extension OpenBLASBackend: LinearAlgebra {
   ) {
     precondition(a.rows == b.rows, "A and B differ in their tokens")
     precondition(product.rows == a.columns && product.columns == b.columns, "the product has another shape")
+    counter.add(.crossProduct, a.rows * product.columns * ranges.reduce(0) { $0 + $1.count })
     if operands == .bfloat16 { return accumulatePackedCrossProduct(a, b, into: product, rows: ranges) }
     let rowBlocks = ranges.flatMap { range in
       let blocks = Division(range.count, blocksOfAtMost: ChunkSize.crossRows, multipleOf: 8)

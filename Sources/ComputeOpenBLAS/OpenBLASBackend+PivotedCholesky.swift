@@ -16,6 +16,7 @@ extension OpenBLASBackend {
     let size = matrix.rows
     precondition(matrix.columns == size, "only a square matrix has a Cholesky factor")
     precondition(first.count == size && (0...size).contains(leading), "there are not as many rows")
+    counter.add(.factor, ProductCounter.factor(order: size))
     var order = first
     if first.elementsEqual(0..<size) {
       symmetrize(matrix)

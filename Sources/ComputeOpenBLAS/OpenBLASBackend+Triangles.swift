@@ -53,6 +53,7 @@ extension OpenBLASBackend {
   public func factorizeCholesky(_ matrix: Matrix) throws(ComputeError) {
     let order = matrix.rows
     precondition(matrix.columns == order, "only a square matrix has a Cholesky factor")
+    counter.add(.factor, ProductCounter.factor(order: order))
     let panels = Division(order, blocksOfAtMost: columnsPerPanel)
     for panel in (0..<panels.count).map({ panels[$0] }) {
       let corner = matrix.block(rows: panel, columns: panel)
@@ -106,6 +107,7 @@ extension OpenBLASBackend {
   public func solveCholesky(rows: Matrix, _ ranges: [Range<Int>], factor: Matrix) {
     precondition(factor.rows == factor.columns, "only a square matrix is a Cholesky factor")
     precondition(rows.columns == factor.rows, "the factor has another order")
+    counter.add(.solution, factor.rows * factor.rows * ranges.reduce(0) { $0 + $1.count })
     let blocks = ranges.flatMap { range in
       let blocks = Division(range.count, blocksOfAtMost: columnsPerTask)
       return (0..<blocks.count).map { blocks[$0].shifted(by: range.lowerBound) }

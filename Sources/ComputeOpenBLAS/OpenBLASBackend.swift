@@ -8,6 +8,8 @@ import Compute
 public struct OpenBLASBackend: HostMemoryBackend {
   let team: ThreadTeam
   let bfloat16: BFloat16Kernels?
+  /// What has been multiplied so far.
+  public let counter = ProductCounter()
 
   /// - Parameters:
   ///   - threads: how many threads an operation may use, at least 1

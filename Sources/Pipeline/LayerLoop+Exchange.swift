@@ -48,7 +48,7 @@ extension LayerLoop {
       }
       return
     }
-    var pending: (batches: Range<Int>, own: [[UInt8]])?
+    var pending: (batches: Range<Int>, own: [MessageBytes])?
     func addPending() throws {
       guard let (round, own) = pending.take() else { return }
       // All of a round is there before any is added: behind the last drift the ranks send something else.
@@ -64,7 +64,7 @@ extension LayerLoop {
     for round in batches.indices.parts(of: ranks.count) {
       // Behind the last drift comes an exchange of its own, ahead of what the next round sends.
       if pending?.batches.contains(drifting - 1) == true { try addPending() }
-      var own: [[UInt8]] = []
+      var own: [MessageBytes] = []
       if let batch = round.first(where: ranks.owns) {
         advanced()
         let contribution = try run(batch)
@@ -83,7 +83,7 @@ extension LayerLoop {
 
   /// Sends what a batch of this rank brings to all others.
   /// - Returns: what was sent
-  private func post(_ contribution: Contribution, _ batch: Int, of next: Position) -> [[UInt8]] {
+  private func post(_ contribution: Contribution, _ batch: Int, of next: Position) -> [MessageBytes] {
     guard let slot = contribution.state[next.stage.inputSlot] else {
       preconditionFailure("a stage's input is there")
     }
@@ -97,24 +97,29 @@ extension LayerLoop {
   /// Sends a matrix to all others.
   /// - Parameter type: what its values are rounded to; that of states if nil
   /// - Returns: what was sent
-  private func post(_ matrix: Matrix, _ label: MessageLabel, as type: DType? = nil) -> [UInt8] {
-    let bytes = backend.withHostMatrix(matrix, for: .reading) {
-      $0.bytes(as: type ?? quantized.states.elementType)
+  private func post(_ matrix: Matrix, _ label: MessageLabel, as type: DType? = nil) -> MessageBytes {
+    let message = times.measure(.exchange) {
+      backend.withHostMatrix(matrix, for: .reading) {
+        $0.message(as: type ?? quantized.states.elementType)
+      }
     }
-    ranks.postToAll(bytes, label)
-    return bytes
+    ranks.postToAll(message, label)
+    return message
   }
 
   /// A matrix that a rank sends.
-  /// - Parameter known: its bytes, if they are here already
+  /// - Parameter known: what it sends, if that is here already
   func receive(
-    _ known: [UInt8]?, _ label: MessageLabel, from source: Int, rows: Int, columns: Int, _ type: DType
+    _ known: MessageBytes?, _ label: MessageLabel, from source: Int, rows: Int, columns: Int, _ type: DType
   ) throws -> Matrix {
-    let bytes = try known ?? times.measure(.waiting) { try ranks.receive(label, from: source) }
-    let host = Matrix(rows: rows, columns: columns)
-    guard bytes.count == host.count * type.byteWidth else { throw ranks.unlike(label, from: source) }
-    host.take(bytes, as: type)
-    return backend.upload(host)
+    let message = try known ?? times.measure(.waiting) { try ranks.receiveMessage(label, from: source) }
+    let matrix = backend.makeMatrix(rows: rows, columns: columns)
+    try times.measure(.exchange) {
+      try backend.withHostMatrix(matrix, for: .writing) { host in
+        if !host.take(message, as: type) { throw ranks.unlike(label, from: source) }
+      }
+    }
+    return matrix
   }
 
   /// Has every rank know a matrix of each of some batches, of which each makes those of its own; one of each rank is under way at
@@ -130,7 +135,7 @@ extension LayerLoop {
     make: (_ batch: Int) throws -> Matrix, take: (_ batch: Int, Matrix) throws -> Void
   ) throws {
     for round in chosen.indices.parts(of: ranks.count) {
-      var own: [Int: [UInt8]] = [:]
+      var own: [Int: MessageBytes] = [:]
       for batch in chosen[round] where ranks.owns(batch) {
         advanced()
         let matrix = try make(batch)
@@ -160,27 +165,27 @@ extension LayerLoop {
   }
 
   /// What a batch of another rank brings to a stage, as that one has sent it.
-  private func receive(_ batch: Int, of next: Position, hasDrift: Bool) throws -> [[UInt8]] {
+  private func receive(_ batch: Int, of next: Position, hasDrift: Bool) throws -> [MessageBytes] {
     try ([.input] + (hasDrift ? [.drift] : [])).map { kind in
       try times.measure(.waiting) {
-        try ranks.receive(label(kind, of: next, batch), from: ranks.owner(of: batch))
+        try ranks.receiveMessage(label(kind, of: next, batch), from: ranks.owner(of: batch))
       }
     }
   }
 
-  private func state(_ bytes: [UInt8], _ batch: Int, of next: Position) throws -> LayerState {
+  private func state(_ message: MessageBytes, _ batch: Int, of next: Position) throws -> LayerState {
     let slot = next.stage.inputSlot
     var state = LayerState(residual: Matrix(rows: 0, columns: 0))
     state[slot] = try receive(
-      bytes, label(.input, of: next, batch), from: ranks.owner(of: batch),
+      message, label(.input, of: next, batch), from: ranks.owner(of: batch),
       rows: batches[batch].count * calibration.sequenceLength, columns: next.stage.columns(of: slot),
       quantized.states.elementType)
     return state
   }
 
-  private func drift(_ bytes: [UInt8], _ batch: Int, of next: Position) throws -> Matrix {
+  private func drift(_ message: MessageBytes, _ batch: Int, of next: Position) throws -> Matrix {
     try receive(
-      bytes, label(.drift, of: next, batch), from: ranks.owner(of: batch),
+      message, label(.drift, of: next, batch), from: ranks.owner(of: batch),
       rows: batches[batch].count * calibration.sequenceLength, columns: next.stage.hiddenSize, .float32)
   }
 
@@ -207,11 +212,11 @@ extension LayerLoop {
         }
         try backend.withHostMatrix(gram.values, for: .changing) { host in
           for tile in first..<last where ranks.owns(tile) {
-            ranks.postToAll(host.bytes(of: gram.tiles[tile]), label(tile))
+            ranks.postToAll(host.message(of: gram.tiles[tile]), label(tile))
           }
           for tile in first..<last where !ranks.owns(tile) {
             let source = ranks.owner(of: tile)
-            guard host.take(try ranks.receive(label(tile), from: source), as: gram.tiles[tile]) else {
+            guard host.take(try ranks.receiveMessage(label(tile), from: source), as: gram.tiles[tile]) else {
               throw ranks.unlike(label(tile), from: source)
             }
           }
@@ -226,80 +231,5 @@ extension Ranks {
   /// A message that does not hold what its label promises.
   func unlike(_ label: MessageLabel, from source: Int) -> RankError {
     .unexpected(name(source), expected: "\(label)", found: "\(label) of another size")
-  }
-}
-
-extension Matrix {
-  /// The elements, which are values of that type.
-  func bytes(as type: DType) -> [UInt8] {
-    var writer = ByteWriter()
-    withSpan { span in
-      switch type {
-      case .bfloat16:
-        var bits = [UInt16](repeating: 0, count: count)
-        for place in span.indices { bits[place] = unsafe span[unchecked: place].bfloat16Bits }
-        writer.append(bits)
-      case .float16:
-        var bits = [UInt16](repeating: 0, count: count)
-        for place in span.indices { bits[place] = unsafe span[unchecked: place].float16Bits }
-        writer.append(bits)
-      default: writer.append(span)
-      }
-    }
-    return writer.bytes
-  }
-
-  /// - Parameter bytes: as many elements as the matrix has
-  func take(_ bytes: [UInt8], as type: DType) {
-    var reader = ByteReader()
-    func values<Value: BitwiseCopyable>(_ type: Value.Type) -> [Value] {
-      guard let values = reader.values(type, count: count, of: bytes) else {
-        preconditionFailure("the bytes are the matrix's")
-      }
-      return values
-    }
-    switch type {
-    case .bfloat16:
-      let bits = values(UInt16.self)
-      withMutableSpan { span in
-        for place in bits.indices { unsafe span[unchecked: place] = Float(bfloat16Bits: bits[place]) }
-      }
-    case .float16:
-      let bits = values(UInt16.self)
-      withMutableSpan { span in
-        for place in bits.indices { unsafe span[unchecked: place] = Float(float16Bits: bits[place]) }
-      }
-    default: copy(from: Matrix(rows: rows, columns: columns, values(Float.self)))
-    }
-  }
-
-  fileprivate func bytes(of tile: GramTile) -> [UInt8] {
-    var writer = ByteWriter()
-    withSpan { span in
-      for row in tile.rows {
-        writer.append(
-          span.extracting(row * columns + tile.columns.lowerBound..<row * columns + tile.columns.upperBound))
-      }
-    }
-    return writer.bytes
-  }
-
-  /// - Returns: false for bytes of another size
-  fileprivate func take(_ bytes: [UInt8], as tile: GramTile) -> Bool {
-    var reader = ByteReader()
-    guard bytes.count == tile.rows.count * tile.columns.count * MemoryLayout<Float>.stride else {
-      return false
-    }
-    for row in tile.rows {
-      guard let values = reader.values(Float.self, count: tile.columns.count, of: bytes) else {
-        return false
-      }
-      let first = row * columns + tile.columns.lowerBound
-      withMutableSpan { span in
-        precondition(first >= 0 && first + values.count <= span.count, "the tile is the matrix's")
-        for place in values.indices { unsafe span[unchecked: first + place] = values[place] }
-      }
-    }
-    return true
   }
 }

@@ -34,7 +34,7 @@ extension LayerLoop {
             if rank == ranks.rank {
               own.append(rows)
             } else {
-              ranks.post(rows.bytes(as: .float32), outputLabel(index, position, stream), to: rank)
+              ranks.post(rows.message(as: .float32), outputLabel(index, position, stream), to: rank)
             }
           }
         }

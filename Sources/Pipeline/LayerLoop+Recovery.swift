@@ -78,10 +78,10 @@ extension LayerLoop {
     let (label, owner) = (MessageLabel(.states, number: batch), ranks.owner(of: batch))
     let tokens = batches[batch].count * calibration.sequenceLength
     if source == ranks.rank {
-      ranks.post(try stream.states.bytes(ofBatch: batch, beyond: step, tokens: tokens), label, to: owner)
+      ranks.post(try stream.states.message(ofBatch: batch, beyond: step, tokens: tokens), label, to: owner)
     } else if owner == ranks.rank {
-      let bytes = try ranks.receive(label, from: source)
-      guard try stream.states.take(bytes, asBatch: batch, beyond: step, tokens: tokens) else {
+      let message = try ranks.receiveMessage(label, from: source)
+      guard try stream.states.take(message, asBatch: batch, beyond: step, tokens: tokens) else {
         throw ranks.unlike(label, from: source)
       }
     }

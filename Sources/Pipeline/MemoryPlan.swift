@@ -13,7 +13,7 @@ public struct MemoryPlan: Sendable, Equatable {
 
   /// Sequences that the forward pass computes at a time.
   public let batchSamples: Int
-  /// Rows of a linear that the solver works on at a time, and that it decides on together when to stop.
+  /// Rows of a linear that the solver works on at a time, and that it decides on together when to stop, at most.
   public let panelRows: Int
   /// The peak of every phase in the host's memory, over all stages.
   public let bytesPerPhase: [Phase: Int]
@@ -31,6 +31,10 @@ public struct MemoryPlan: Sendable, Equatable {
   /// On the processor always the same, as the rows of a panel stop together: bits must not follow from memory. Larger
   /// panels were no faster.
   public static let panelRows = 512
+  /// Ranks share a linear's panels: of a narrow one there are as many, of one size if they can be.
+  private static let panelsOfNarrow = [4, 6]
+  /// Panels are whole blocks of operands in 16 bits.
+  private static let rowsOfBlock = 32
   /// Rows are what a device works on at once.
   static let preferredPanelRowsOnDevice = 16_384
   private static let leastLargePanelRows = 1_024
@@ -239,6 +243,20 @@ public struct MemoryPlan: Sendable, Equatable {
 
   /// Shorter sequences tell little of a model's attention.
   private static let leastUsefulLength = 256
+
+  /// Rows of a linear's panels on the processor.
+  static func panelRows(of outFeatures: Int, most: Int = panelRows) -> Int {
+    let heights = panelsOfNarrow.map { count in
+      (count, (max(outFeatures, 1) + count * rowsOfBlock - 1) / (count * rowsOfBlock) * rowsOfBlock)
+    }
+    let even = heights.first { $0 * $1 == outFeatures }
+    return min((even ?? heights[0]).1, most)
+  }
+
+  /// Rows of a linear's panels.
+  func panelRows(of outFeatures: Int) -> Int {
+    deviceBytesPerPhase == nil ? Self.panelRows(of: outFeatures, most: panelRows) : panelRows
+  }
 
   /// Rows of the head that are solved at a time, each time with a factor of its own: as many whole panels as make that cheap.
   static func headRows(_ model: ModelDescription, panelRows: Int) -> Int {

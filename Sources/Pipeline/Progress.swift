@@ -43,7 +43,9 @@ struct PhaseTimes {
     case cache
     case export
     case loading
-    /// For what other ranks send.
+    /// Making messages of a batch's states for other ranks, and matrices of theirs.
+    case exchange
+    /// For what other ranks send of states and Gram matrices.
     case waiting
   }
 

@@ -19,9 +19,9 @@ extension QuantizationRun {
     let weights: Matrix
     let treatment: Treatment
     let problem: LayerProblem
-    let work: Work
+    var work: Work
     let warnings: [String]
-    let seconds: Double
+    var seconds: Double
   }
 
   /// What this rank does of a linear.
@@ -32,10 +32,9 @@ extension QuantizationRun {
     case panels([Range<Int>], owners: [Int], first: Int, LinearDraft)
     /// Another rank's.
     case none(owner: Int)
+    /// This rank's, and done.
+    case done(QuantizedLinear, Report.Linear)
   }
-
-  /// Whether one rank solves a linear: its rows are not each on its own.
-  func isSolvedWhole(_ treatment: Treatment) -> Bool { !(treatment.quantizer is any LayerSolver) }
 
   /// Begins a linear that is this rank's alone.
   func begin(
@@ -75,9 +74,9 @@ extension QuantizationRun {
       return .whole(
         try treatment.quantizer.draft(
           weights, problem: problem, format: treatment.gridFormat, backend: backend,
-          panelRows: plan.panelRows))
+          panelRows: plan.panelRows(of: weights.rows)))
     }
-    let panels = weights.panels(of: plan.panelRows)
+    let panels = weights.panels(of: plan.panelRows(of: weights.rows))
     let first = dealer.count
     let owners = dealer.owners(of: panels)
     return .panels(
@@ -174,55 +173,76 @@ extension QuantizationRun {
     return warnings
   }
 
+  /// Does what this rank has to do of a linear, and sends it to the others. All linears of a stage come so far before one is
+  /// brought to its end: nobody waits for a rank that has more of the first one.
+  func solveOwn(_ linear: inout BegunLinear, layer: Int, by ranks: Ranks) throws {
+    let start = ContinuousClock.now
+    switch linear.work {
+    case .none, .done: return
+    case .whole(let draft):
+      let done = try finishWhole(linear, draft, layer: layer)
+      ranks.postToAll(
+        try ResumeJournal.payload(of: done.linear, row: done.row).bytes, MessageLabel(.linear, layer: layer))
+      linear.work = .done(done.linear, done.row)
+    case .panels(let panels, let owners, let first, let draft):
+      let own = panels.indices.filter { owners[$0] == ranks.rank }
+      solver(of: linear).finish(
+        draft, weights: linear.weights, problem: linear.problem, backend: backend,
+        panels: own.map { panels[$0] })
+      for panel in own {
+        ranks.postToAll(
+          draft.bytes(ofPanel: panels[panel], backend: backend), rowsLabel(layer: layer, first + panel))
+      }
+    }
+    linear.seconds += (ContinuousClock.now - start).seconds
+  }
+
   /// Brings a linear to its end, on all ranks.
   func finish(
     _ linear: BegunLinear, layer: Int, by ranks: Ranks = .alone
   ) throws -> (linear: QuantizedLinear, row: Report.Linear) {
-    let start = ContinuousClock.now
-    let label = MessageLabel(.linear, layer: layer)
-    let solution: LayerSolution
     switch linear.work {
     case .none(let owner):
+      let label = MessageLabel(.linear, layer: layer)
       guard let done = ResumeJournal.linear(ofPayload: try ranks.receive(label, from: owner)) else {
         throw ranks.unlike(label, from: owner)
       }
       return done
-    case .whole(let draft):
-      solution = try linear.treatment.quantizer.finish(
-        draft, name: linear.name, weights: linear.weights, problem: linear.problem, backend: backend,
-        panelRows: plan.panelRows)
+    case .done(let solved, let row): return (solved, row)
+    case .whole(let draft): return try finishWhole(linear, draft, layer: layer)
     case .panels(let panels, let owners, let first, let draft):
-      solution = try finish(linear, draft, panels, owners: owners, first: first, layer: layer, by: ranks)
+      let start = ContinuousClock.now
+      for panel in panels.indices where owners[panel] != ranks.rank {
+        let (label, source) = (rowsLabel(layer: layer, first + panel), owners[panel])
+        guard
+          draft.take(try ranks.receive(label, from: source), panel: panels[panel], backend: backend)
+        else { throw ranks.unlike(label, from: source) }
+      }
+      let solution = try solver(of: linear).solution(
+        of: draft, name: linear.name, panels: panels, backend: backend)
+      return (solution.linear, row(of: linear, solution, layer: layer, since: start))
     }
-    let done = (linear: solution.linear, row: row(of: linear, solution, layer: layer, since: start))
-    if case .whole = linear.work, !ranks.isAlone {
-      ranks.postToAll(try ResumeJournal.payload(of: done.linear, row: done.row).bytes, label)
-    }
-    return done
   }
 
-  /// Solves this rank's panels, and has those of the others from them.
-  private func finish(
-    _ linear: BegunLinear, _ draft: LinearDraft, _ panels: [Range<Int>], owners: [Int], first: Int,
-    layer: Int, by ranks: Ranks
-  ) throws -> LayerSolution {
+  private func finishWhole(
+    _ linear: BegunLinear, _ draft: LinearDraft, layer: Int
+  ) throws -> (linear: QuantizedLinear, row: Report.Linear) {
+    let start = ContinuousClock.now
+    let solution = try linear.treatment.quantizer.finish(
+      draft, name: linear.name, weights: linear.weights, problem: linear.problem, backend: backend,
+      panelRows: plan.panelRows(of: linear.weights.rows))
+    return (solution.linear, row(of: linear, solution, layer: layer, since: start))
+  }
+
+  private func solver(of linear: BegunLinear) -> any LayerSolver {
     guard let solver = linear.treatment.quantizer as? any LayerSolver else {
       preconditionFailure("panels are solved each on its own")
     }
-    let own = panels.indices.filter { owners[$0] == ranks.rank }
-    solver.finish(
-      draft, weights: linear.weights, problem: linear.problem, backend: backend,
-      panels: own.map { panels[$0] })
-    func label(_ panel: Int) -> MessageLabel { MessageLabel(.rows, layer: layer, number: first + panel) }
-    for panel in own {
-      ranks.postToAll(draft.bytes(ofPanel: panels[panel], backend: backend), label(panel))
-    }
-    for panel in panels.indices where owners[panel] != ranks.rank {
-      let source = owners[panel]
-      guard draft.take(try ranks.receive(label(panel), from: source), panel: panels[panel], backend: backend)
-      else { throw ranks.unlike(label(panel), from: source) }
-    }
-    return try solver.solution(of: draft, name: linear.name, panels: panels, backend: backend)
+    return solver
+  }
+
+  private func rowsLabel(layer: Int, _ panel: Int) -> MessageLabel {
+    MessageLabel(.rows, layer: layer, number: panel)
   }
 
   private func row(

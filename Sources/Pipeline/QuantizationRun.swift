@@ -229,7 +229,7 @@ public final class QuantizationRun: Sendable {
         backend: backend, batchSamples: plan.batchSamples, panelRows: plan.panelRows, ranks: ranks,
         states: plan.states, isResumable: request.resume != nil,
         experts: request.experts, firstTokenWeight: Float(request.firstTokenWeight),
-        solvesWhole: { [treatments] name in treatments[name].map(self.isSolvedWhole) ?? false },
+        solvesWhole: { [treatments] name in treatments[name]?.isSolvedWhole ?? false },
         beforeReading: checkSource,
         advanced: { progress(.advanced) },
         repeating: { progress(.catchingUp(layer: $0, until: $1)) },
@@ -334,6 +334,12 @@ public final class QuantizationRun: Sendable {
         guard let treatment = treatments[name], !done.contains(name) else { return nil }
         let weights = try exportTimes.measure(.loading) { try layer.storedWeights(of: linear) }
         return try begin(name, linear, weights, treatment, stageProblem, dealer: &dealer, by: ranks)
+      }
+      if !ranks.isAlone {
+        for place in begun.indices {
+          try solveOwn(&begun[place], layer: layer.index, by: ranks)
+          progress(.advanced)
+        }
       }
       while !begun.isEmpty {
         // Its weights go before those that it has become are made.

@@ -27,12 +27,10 @@ public struct RankShare: Sendable {
     things == 0 ? 0 : Double((things + count - 1) / count) / Double(things)
   }
 
-  /// Of panels of rows.
-  func largest(of panels: [Range<Int>]) -> Double {
-    var dealer = PanelDealer(ranks: count)
-    _ = dealer.owners(of: panels)
-    let all = dealer.rows.reduce(0, +)
-    return all == 0 ? 0 : Double(dealer.rows.max() ?? 0) / Double(all)
+  /// Of rows, of which each rank has so many.
+  func largest(ofRows rows: [Int]) -> Double {
+    let all = rows.reduce(0, +)
+    return all == 0 ? 0 : Double(rows.max() ?? 0) / Double(all)
   }
 }
 
@@ -85,7 +83,8 @@ extension RunPlan {
   }
 
   /// About what a rank of so many holds at the most of what it is sent, beside what one process takes: inputs of two rounds,
-  /// and of what a shared expert makes its own tokens' rows.
+  /// and of what a shared expert makes its own tokens' rows. The others' codes of a stage stand in for its own, which have room in
+  /// ``MemoryPlan`` already.
   public func rankBytes(_ count: Int) -> Int {
     if count == 1 { return 0 }
     let work = work(.float32)
@@ -129,7 +128,7 @@ extension RunPlan {
     guard let treatment = treatments[model.layerPrefix(layer) + linear.name] else { return 0 }
     let grid = Grid(
       format: treatment.gridFormat, outFeatures: linear.outFeatures, inFeatures: linear.inFeatures)
-    let panels = (linear.outFeatures + MemoryPlan.panelRows - 1) / MemoryPlan.panelRows
+    let panels = (0..<linear.outFeatures).parts(of: MemoryPlan.panelRows(of: linear.outFeatures)).count
     return linear.outFeatures * linear.inFeatures + 4 * grid.matrices.reduce(0) { $0 + $1.count } + 24
       * panels
   }

@@ -17,6 +17,9 @@ public struct Treatment: Sendable {
     self.outliers = outliers
   }
 
+  /// Whether one rank solves a linear so treated: its rows are not each on its own.
+  var isSolvedWhole: Bool { !(quantizer is any LayerSolver) }
+
   /// What carries the treatment out.
   public var quantizer: any LinearQuantizer {
     guard let outliers else { return solver }

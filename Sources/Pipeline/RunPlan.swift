@@ -137,9 +137,9 @@ public struct RunPlan: Sendable {
   }
 
   /// The batches of the calibration set.
-  func batchCount(_ size: Int) -> Int {
-    let original = settings.originalSamples
-    return [original, settings.samples - original].reduce(0) { $0 + ($1 + size - 1) / size }
+  func batches(of size: Int) -> [Range<Int>] {
+    let original = work(.float32).originalSamples
+    return (0..<original).parts(of: size) + (original..<settings.samples).parts(of: size)
   }
 
   /// What the choice of every linear's bits takes before the run, of the memory that matrices are in; nil where bits are as the

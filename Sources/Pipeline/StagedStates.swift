@@ -1,4 +1,5 @@
 import ActivationCache
+import Collective
 import Compute
 import Decoder
 import Tensors
@@ -230,37 +231,54 @@ final class StagedStates {
     }
   }
 
-  /// What there is of a batch, behind a step if it is there already, or else before it: for another rank's cache.
-  func bytes(ofBatch batch: Int, beyond step: Transition, tokens: Int) throws -> [UInt8] {
+  /// What there is of a batch, behind a step if it is there already, or else before it: for another rank's cache. The last
+  /// byte says which.
+  func message(ofBatch batch: Int, beyond step: Transition, tokens: Int) throws -> MessageBytes {
     let isOver = try step.isWritten(batch: batch)
     let versions = isOver ? step.after : versions
     let state = try read(Set(versions.keys), versions: versions, batch: batch, tokens: tokens)
-    var writer = ByteWriter()
-    writer.append([UInt8(isOver ? 1 : 0)])
-    for slot in Slot.allCases where versions[slot] != nil {
-      guard let matrix = state[slot] else { preconditionFailure("what is held can be read") }
-      writer.append(backend.withHostMatrix(matrix, for: .reading) { $0.bytes(as: elementType) })
+    let places = places(versions, tokens: tokens)
+    return unsafe MessageBytes(count: places.byteCount + 1) { bytes in
+      for (slot, _, range) in places.slots {
+        guard let matrix = state[slot] else { preconditionFailure("what is held can be read") }
+        backend.withHostMatrix(matrix, for: .reading) {
+          unsafe $0.encode(as: elementType, into: UnsafeMutableRawBufferPointer(rebasing: bytes[range]))
+        }
+      }
+      unsafe bytes[places.byteCount] = isOver ? 1 : 0
     }
-    return writer.bytes
   }
 
-  /// Stores what another rank's ``bytes(ofBatch:beyond:tokens:)`` made.
-  /// - Returns: false for bytes of another size
-  func take(_ bytes: [UInt8], asBatch batch: Int, beyond step: Transition, tokens: Int) throws -> Bool {
-    var reader = ByteReader()
-    guard let isOver = reader.values(UInt8.self, count: 1, of: bytes) else { return false }
-    let versions = isOver == [1] ? step.after : versions
-    for slot in Slot.allCases {
-      guard let version = versions[slot] else { continue }
-      let matrix = Matrix(rows: tokens, columns: version.columns)
-      guard
-        let values = reader.values(
-          UInt8.self, count: matrix.count * elementType.byteWidth, of: bytes)
-      else { return false }
-      matrix.take(values, as: elementType)
-      try store.write(matrix, key: key(slot, version, batch))
+  /// Stores what another rank's ``message(ofBatch:beyond:tokens:)`` made.
+  /// - Returns: false for a message of another size
+  func take(_ message: MessageBytes, asBatch batch: Int, beyond step: Transition, tokens: Int) throws -> Bool
+  {
+    try unsafe message.withUnsafeBytes { bytes in
+      guard let isOver = unsafe bytes.last else { return false }
+      let places = places(isOver == 1 ? step.after : versions, tokens: tokens)
+      guard bytes.count == places.byteCount + 1 else { return false }
+      for (slot, version, range) in places.slots {
+        let matrix = Matrix(uninitializedRows: tokens, columns: version.columns)
+        unsafe matrix.decode(UnsafeRawBufferPointer(rebasing: bytes[range]), as: elementType)
+        try store.write(matrix, key: key(slot, version, batch))
+      }
+      return true
     }
-    return true
+  }
+
+  /// Where the slots of a batch stand in a message.
+  private func places(
+    _ versions: [Slot: Version], tokens: Int
+  ) -> (slots: [(Slot, Version, Range<Int>)], byteCount: Int) {
+    var end = 0
+    let slots = Slot.allCases.compactMap { slot in
+      versions[slot].map { version in
+        let start = end
+        end += tokens * version.columns * elementType.byteWidth
+        return (slot, version, start..<end)
+      }
+    }
+    return (slots, end)
   }
 
   private func write(

@@ -70,7 +70,7 @@ struct TimeTrial {
   private func run(_ costs: Costs, _ ranks: RankShare) throws -> TimePlan {
     let work = plan.work(operands)
     // Of the batches the rank with the most has so many.
-    let batches = plan.batchCount(memory.batchSamples)
+    let batches = plan.batches(of: memory.batchSamples).count
     let share = ranks.largest(of: batches)
     let tokens = Double(work.samples * work.sequenceLength) * share
     let originalTokens = Double(work.originalSamples * work.sequenceLength) * share
@@ -103,13 +103,14 @@ struct TimeTrial {
           costs.solvers[half.inFeatures] = cost
           let rows = half.linears.reduce(0) { $0 + $1.outFeatures }
           // Every rank has a factor of its own, and an expert is one rank's.
-          let panels = half.linears.flatMap { (0..<$0.outFeatures).parts(of: memory.panelRows) }
           let share =
-            stage.experts.isEmpty ? ranks.largest(of: panels) : ranks.largest(of: stage.experts.count)
+            stage.experts.isEmpty
+            ? ranks.largest(ofRows: plan.rows(of: stage, layer: layers[0], ranks: ranks.count))
+            : ranks.largest(of: stage.experts.count)
           let ofAll = stage.experts.isEmpty ? 1 : share
           seconds[.solver, default: 0] += count * (cost.perStage * ofAll + cost.perRow * Double(rows) * share)
         }
-        let mixture = mixtureProducts(stage, perToken: trial.experts)
+        let mixture = plan.mixtureProducts(stage, perToken: trial.experts)
         seconds[.forward, default: 0] +=
           count * trial.secondsPerProduct * (mixture.perToken * tokens + mixture.once)
         seconds[.gram, default: 0] +=
@@ -136,29 +137,6 @@ struct TimeTrial {
   private func kind(_ index: Int) -> String {
     let linears = plan.model.linears(ofLayer: index).map { "\($0.name) \($0.outFeatures) \($0.inFeatures)" }
     return (linears + [plan.model.attentionKind(ofLayer: index)]).joined(separator: ",")
-  }
-
-  /// Of a layer's experts, multiplications and additions that are done besides running each token once through them and
-  /// adding up what they all read: the first half is run once more for the second one's Gram matrix, some tokens from all
-  /// over with it, and every half has a matrix of its own.
-  private func mixtureProducts(
-    _ stage: Stage, perToken experts: Int
-  ) -> (perToken: Double, once: Double, squaresPerToken: Double, squaresOnce: Double) {
-    var products = (perToken: 0.0, once: 0.0, squaresPerToken: 0.0, squaresOnce: 0.0)
-    let routed = stage.experts.count { $0.number != nil }
-    for expert in stage.experts {
-      // Tokens are spread over all of them.
-      let share = expert.number == nil ? 1 : Double(experts) / Double(routed)
-      let weights = Double(expert.expansion.linears.reduce(0) { $0 + $1.outFeatures * $1.inFeatures })
-      let (outer, inner) = (Double(expert.expansion.inFeatures), Double(expert.contraction.inFeatures))
-      let others = Double(LayerLoop.priorTokens) * inner
-      products.perToken += share * weights
-      products.once += others * weights
-      let isOwn = plan.settings.expertGram == .own
-      products.squaresPerToken += share * (inner * inner + (isOwn ? outer * outer : 0))
-      products.squaresOnce += others * inner * inner
-    }
-    return products
   }
 
   // MARK: Trials

@@ -31,6 +31,12 @@ enum Console {
     ByteCountFormatStyle(style: .decimal).format(Int64(count))
   }
 
+  static func operations(_ count: Double) -> String {
+    let units = [(1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP")]
+    let (size, name) = units.first { count >= $0.0 } ?? (1e9, "GFLOP")
+    return String(format: "%.1f ", count / size) + name
+  }
+
   static func time(_ seconds: Double) -> String {
     let whole = Int(seconds.rounded())
     return whole < 3_600

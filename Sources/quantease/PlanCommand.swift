@@ -152,6 +152,9 @@ struct Needs: Encodable {
     let efficiency: Double
     /// By each of them.
     let receivedBytes: Int
+    /// Of the one that has most: multiplications and additions, and memory at the peak.
+    let operations: Double
+    let memoryBytes: Int
     let networkSeconds: Double
   }
 
@@ -230,7 +233,10 @@ struct Needs: Encodable {
     ranks = zip(hosts.dropFirst(), (times ?? []).dropFirst(2)).map { host, own in
       Hosts(
         ranks: host.count, seconds: own.seconds, efficiency: one / (Double(host.count) * own.seconds),
-        receivedBytes: traffic.received(by: host.count), networkSeconds: own.secondsPerPhase[.network] ?? 0)
+        receivedBytes: traffic.received(by: host.count),
+        operations: plan.products(ranks: host.count, backend: backend).operations,
+        memoryBytes: (memory?.peakBytes ?? 0) + plan.rankBytes(host.count),
+        networkSeconds: own.secondsPerPhase[.network] ?? 0)
     }
     seconds = time?.seconds
     secondsPerPhase = time.map { time in
@@ -291,13 +297,15 @@ struct Needs: Encodable {
     lines.append("time     about \(Console.time(seconds)) (\(parts.joined(separator: ", ")))")
     for host in ranks {
       let name = host.ranks == 1 ? "1 host" : "\(host.ranks) hosts"
+      let efficiency = host.ranks == 1 ? "" : ", \(Int((100 * host.efficiency).rounded())) % efficient"
       let traffic =
         host.ranks == 1
         ? ""
-        : ", \(Int((100 * host.efficiency).rounded())) % efficient; each receives "
-          + "\(Console.bytes(host.receivedBytes)) in \(Console.time(host.networkSeconds))"
+        : "; each receives \(Console.bytes(host.receivedBytes)) in \(Console.time(host.networkSeconds))"
       lines.append(
         name.padding(toLength: 9, withPad: " ", startingAt: 0) + "about \(Console.time(host.seconds))"
+          + efficiency
+          + ", \(Console.operations(host.operations)) and \(Console.bytes(host.memoryBytes)) of memory"
           + traffic)
     }
     return lines + ["basis    \(basis)"]

@@ -1,5 +1,6 @@
 import Checkpoint
 import Decoder
+import Tensors
 import TestSupport
 import Testing
 
@@ -17,6 +18,14 @@ struct MemoryPlanTests {
     #expect(try plan(samples: 128, sequenceLength: 300, budget: .max).batchSamples == 3)
     #expect(try plan(samples: 3, sequenceLength: 16, budget: .max).batchSamples == 3)
     #expect(try plan(samples: 3, sequenceLength: 10_000, budget: .max).batchSamples == 1)
+  }
+
+  @Test(arguments: [
+    (32, [32]), (64, [32, 32]), (192, [32, 32, 32, 32, 32, 32]), (576, [96, 96, 96, 96, 96, 96]),
+    (1_024, [256, 256, 256, 256]), (2_000, [512, 512, 512, 464]), (2_048, [512, 512, 512, 512]),
+    (2_304, [384, 384, 384, 384, 384, 384]), (5_120, Array(repeating: 512, count: 10)),
+  ]) func `panels are of one size if they can be`(_ rows: Int, _ expected: [Int]) {
+    #expect((0..<rows).parts(of: MemoryPlan.panelRows(of: rows)).map(\.count) == expected)
   }
 
   @Test func `on the processor sizes are the same for any memory, and a plan keeps within it`() throws {

@@ -48,13 +48,27 @@ struct RankedRunTests {
   }
 
   @Test(arguments: [
+    ResumeCase("llama-bf16-sharded"), ResumeCase("llama", "outliers") { $0.outliers = 0.02 },
+    ResumeCase("falcon-7b"), ResumeCase("mixtral"),
+  ]) func `the journal has the same codes, grids and errors, whatever the number of ranks`(
+    _ test: ResumeCase
+  ) throws {
+    let bench = try ResumeBench(test)
+    let journals = try (1...4).map { count in
+      _ = try bench.rankedRun(count, keepingIn: "kept-\(count)")[0].get()
+      return try bench.journalled(in: "kept-\(count)")
+    }
+    for journal in journals { #expect(journal == journals[0] && !journal.isEmpty) }
+  }
+
+  @Test(arguments: [
     ResumeCase("llama-bf16-sharded"), ResumeCase("llama", "target layer") { $0.target = .layer },
     ResumeCase("llama", "groups") { $0.groupSize = 16 },
     ResumeCase("falcon-7b", "all samples as target") { $0.targetShare = 1 }, ResumeCase("bloom"),
     ResumeCase("deepseek-v3-dense"), ResumeCase("mixtral"),
   ]) func `ranks send as many bytes as the formulas say`(_ test: ResumeCase) throws {
     let bench = try ResumeBench(test)
-    let expected = try bench.traffic()
+    let expected = try bench.rankedPlan().traffic(backend: bench.backend)
     for count in [2, 3] {
       let sent = try bench.rankedRun(count, panelRows: MemoryPlan.panelRows).map { try $0.get().sent }
       func all(_ kind: MessageLabel.Kind) -> Int { sent.reduce(0) { $0 + ($1[kind] ?? 0) } }
@@ -62,6 +76,31 @@ struct RankedRunTests {
       #expect(all(.drift) == (count - 1) * expected.drifts)
       #expect(all(.gram) == (count - 1) * expected.grams)
       #expect(all(.rows) == (count - 1) * expected.rows)
+    }
+  }
+
+  @Test(arguments: [
+    ResumeCase("llama-bf16-sharded"), ResumeCase("llama", "target layer") { $0.target = .layer },
+    ResumeCase("llama", "exact") { $0.precision = .exact },
+    ResumeCase("falcon-7b", "all samples as target") { $0.targetShare = 1 }, ResumeCase("falcon-40b"),
+    ResumeCase("opt-pre"), ResumeCase("bloom"), ResumeCase("deepseek-v3-dense"), ResumeCase("olmo2"),
+    ResumeCase("llama", "outliers") { $0.outliers = 0.02 },
+    ResumeCase("llama-bf16-sharded", "GPTQ") { $0.solver = .gptq },
+  ]) func `ranks multiply as much as the formulas say`(_ test: ResumeCase) throws {
+    let bench = try ResumeBench(test)
+    let plan = try bench.rankedPlan()
+    for count in 1...4 {
+      let results = try bench.rankedRun(count, panelRows: MemoryPlan.panelRows)
+      for (rank, result) in results.enumerated() {
+        let found = try result.get().products
+        let expected = plan.products(
+          of: rank, of: count, batchSamples: ResumeBench.batchSamples, backend: bench.backend)
+        let place = "rank \(rank) of \(count)"
+        #expect(found[.linear, default: 0] == expected.forward, "\(place)")
+        #expect(found[.gram, default: 0] == expected.gram, "\(place)")
+        #expect(found[.crossProduct, default: 0] + found[.solution, default: 0] == expected.drift, "\(place)")
+        #expect(found[.factor, default: 0] == expected.factors, "\(place)")
+      }
     }
   }
 

@@ -80,12 +80,12 @@ final class ResumeBench {
   private let calibration: CalibrationSet
   private let budgetBytes: Int
   private let states: StatesChoice
-  private let backend: any ComputeBackend
+  let backend: any ComputeBackend
   private var runs = 0
   private var expected: RunResult?
 
   private static let samples = 8
-  private static let batchSamples = 2
+  static let batchSamples = 2
   private static let sequenceLength = 16
 
   /// - Parameters:
@@ -235,12 +235,12 @@ final class ResumeBench {
   ///   - name: of the directory that the runs keep what they have done in, for later ones to go on with; nil for none
   ///   - panelRows: rows of a linear that a rank solves at a time
   ///   - failing: the rank that throws ``Interruption`` when it has begun so many panels
-  /// - Returns: by rank, what the job came to, and the bytes that the rank has sent by what they were
+  /// - Returns: by rank
   func rankedRun(
     _ count: Int, keepingIn name: String? = nil, identity: String = "job", panelRows: Int = 32,
     failing: (rank: Int, panels: Int)? = nil, changing change: (inout QuantizationRequest) -> Void = { _ in },
     of changeOfRank: @escaping @Sendable (Int, inout QuantizationRequest) -> Void = { _, _ in }
-  ) throws -> [Result<(result: RunResult, sent: [MessageLabel.Kind: Int], resumed: Int), any Error>] {
+  ) throws -> [Result<RankedRun, any Error>] {
     runs += 1
     let output = directory.file("ranked-\(runs)/output")
     try FileSystem.createDirectories(FileSystem.parent(of: output))
@@ -260,19 +260,40 @@ final class ResumeBench {
       let run = try QuantizationRun(request, backend: backend, ranks: ranks)
       let resumed = run.resumedLinears.count
       let report = try run.run { _ in }
-      return (
-        RunResult(
+      return RankedRun(
+        result: RunResult(
           files: ranks.isChief ? try Self.files(of: output) : [:], rows: report.linears.map(\.withoutTime)),
-        ranks.bytesSent, resumed
-      )
+        sent: ranks.bytesSent, products: backend.counter.values, resumed: resumed)
     }
   }
 
-  /// What its ranks tell one another, by the formulas.
-  func traffic() throws -> RankTraffic {
+  /// What a rank has made of a job.
+  struct RankedRun {
+    let result: RunResult
+    /// Bytes, by what they were.
+    let sent: [MessageLabel.Kind: Int]
+    let products: [ProductCounter.Kind: Int]
+    /// Linears that were done before.
+    let resumed: Int
+  }
+
+  /// What the journal of runs that kept what they did holds of every linear, without the time that it took.
+  func journalled(in name: String) throws -> [String: [UInt8]] {
+    let journal = try ResumeJournal(place(name, "job"))
+    return try Dictionary(
+      uniqueKeysWithValues: journal.rows.map { row in
+        guard let known = ResumeJournal.linear(ofPayload: try journal.payload(row.name)) else {
+          preconditionFailure("a whole record can be read")
+        }
+        return (row.name, try ResumeJournal.payload(of: known.linear, row: known.row.withoutTime).bytes)
+      })
+  }
+
+  /// The plan of what its ranks do.
+  func rankedPlan() throws -> RunPlan {
     var settings = test.settings
     (settings.samples, settings.sequenceLength) = (Self.samples, Self.sequenceLength)
-    return try RunPlan(model: test.path, settings: settings, symlinks: .follow).traffic(backend: backend)
+    return try RunPlan(model: test.path, settings: settings, symlinks: .follow)
   }
 
   /// A run that throws ``Interruption`` when so many linears are done; its files are in `failing/`.
