@@ -12,7 +12,10 @@ struct JournalPayload {
   init() {}
 
   init(header: some Encodable) throws {
-    let json = Array(try JSONEncoder().encode(header))
+    let encoder = JSONEncoder()
+    // In the same order every time: but for seconds, the records of a job have the same bytes whoever writes them.
+    encoder.outputFormatting = .sortedKeys
+    let json = Array(try encoder.encode(header))
     append([UInt64(json.count)])
     append(json)
   }

@@ -249,7 +249,7 @@ public struct MemoryPlan: Sendable, Equatable {
     let heights = panelsOfNarrow.map { count in
       (count, (max(outFeatures, 1) + count * rowsOfBlock - 1) / (count * rowsOfBlock) * rowsOfBlock)
     }
-    let even = heights.first { $0 * $1 == outFeatures }
+    let even = heights.first { $0 * $1 == outFeatures && $1 <= most }
     return min((even ?? heights[0]).1, most)
   }
 
