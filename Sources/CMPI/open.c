@@ -18,16 +18,17 @@ int quantease_mpi_open(const char *path, struct quantease_mpi *table, char *mess
     snprintf(message, capacity, "%s is no library that tools/build-mpi made", path);
     return -1;
   }
+  table->version = QUANTEASE_MPI_VERSION;
   int error = start(table);
-  if (error) {
-    snprintf(message, capacity, "MPI_Init_thread failed with code %d", error);
-    return error;
-  }
   if (table->version != QUANTEASE_MPI_VERSION) {
     snprintf(
         message, capacity, "%s is of version %d, and this program of %d: run tools/build-mpi again", path,
         table->version, QUANTEASE_MPI_VERSION);
     return -1;
+  }
+  if (error) {
+    snprintf(message, capacity, "MPI_Init_thread failed with code %d", error);
+    return error;
   }
   return 0;
 }

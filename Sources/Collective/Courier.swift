@@ -31,6 +31,7 @@ final class Courier: Sendable {
     var isAbandoned = false
     var isOver = false
     var failure: RankError?
+    var whenOneFails: (@Sendable (RankError) -> Void)?
   }
 
   let rank: Int
@@ -122,6 +123,15 @@ final class Courier: Sendable {
       throw .unexpected(name(rank), expected: "\(label)", found: "\(message.label)")
     }
     return message.bytes
+  }
+
+  /// Has a function called when another rank tells of a failure, whatever this one is doing; on the thread that hears of it.
+  func whenOneFails(_ body: @escaping @Sendable (RankError) -> Void) {
+    let known = state.withLock { state in
+      state.whenOneFails = body
+      return state.failure
+    }
+    if let known { body(known) }
   }
 
   /// Ends the thread once every rank has got this far.
@@ -249,20 +259,23 @@ final class Courier: Sendable {
   }
 
   private func take(_ label: MessageLabel, _ bytes: MessageBytes, from rank: Int) {
-    state.withLock { state in
+    let tell: (() -> Void)? = state.withLock { state in
       switch label.kind {
       case .alive: break
       case .failed:
         let bytes = bytes.array
         let status =
           bytes.count >= 4 ? bytes.prefix(4).reversed().reduce(Int32(0)) { $0 << 8 | Int32($1) } : 70
-        state.failure =
-          state.failure
-          ?? .failed(
-            name(rank), reason: String(decoding: bytes.dropFirst(4), as: UTF8.self), status: status)
+        if state.failure != nil { return nil }
+        let failure = RankError.failed(
+          name(rank), reason: String(decoding: bytes.dropFirst(4), as: UTF8.self), status: status)
+        state.failure = failure
+        return state.whenOneFails.map { body in { body(failure) } }
       default: state.inbox[rank].append(Incoming(label: label, bytes: bytes))
       }
+      return nil
     }
+    tell?()
     arrived.signal()
   }
 

@@ -162,6 +162,10 @@ public final class Ranks: Sendable {
   /// - Throws: ``RankError``
   public func end() throws(RankError) { try courier?.end() }
 
+  /// Has a function called once another rank tells that it gives up, however long this one computes: it may be ended with the
+  /// other before it would hear of that.
+  public func whenOneFails(_ body: @escaping @Sendable (RankError) -> Void) { courier?.whenOneFails(body) }
+
   /// Tells the others that this rank gives up, and why: they give up with the same reason.
   public func abandon(reason: String, status: Int32) {
     courier?.abandon(reason: reason, status: status)

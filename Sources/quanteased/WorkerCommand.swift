@@ -41,6 +41,8 @@ struct WorkerCommand: ParsableCommand {
     var ranks = Ranks.alone
     do {
       ranks = try Ranks.mpi(count, library: ProcessEnvironment.process.value("QUANTEASE_MPI"))
+      // Slurm ends all ranks when one has ended, whatever the first one is doing.
+      ranks.whenOneFails { output?.send(.failed(JobFailure($0))) }
       let device = order.deviceChoice
       let isExact = order.settings.precision == .exact
       if count > 1 {
@@ -68,13 +70,19 @@ struct WorkerCommand: ParsableCommand {
         throw ExitCode(EX_TEMPFAIL)
       }
       let failure = JobFailure(error)
-      // What a host lacks is waited for, whichever of them it is.
-      let isPassing = failure.kind == .blocked || failure.kind == .noSpace
-      ranks.abandon(reason: "\(error)", status: isPassing ? EX_TEMPFAIL : failure.code)
+      // Before any other rank hears of it, ends and has all ended.
       send(.failed(failure))
+      ranks.abandon(reason: "\(error)", status: failure.statusAmongRanks)
+      if output == nil {
+        StandardError.write(Array("\(ranks.name(ranks.rank)): \(error)\n".utf8))
+        Thread.sleep(forTimeInterval: Self.secondsToTell)
+      }
       throw ExitCode(failure.code)
     }
   }
+
+  /// So long the first rank has for telling the daemon what it hears of another one, which ends then.
+  private static let secondsToTell = 2.0
 
   /// Does the job as one of its ranks.
   /// - Parameter output: the first one's
@@ -112,7 +120,8 @@ private final class WorkerOutput: Sendable {
   private let pace: Duration
   /// When the daemon was last told that the work goes on.
   private let lastAdvance = Mutex(ContinuousClock.now)
-  private let isWriting = Mutex(())
+  /// Held while an event is written: whether that was the last one.
+  private let isOver = Mutex(false)
 
   /// - Parameter file: where events are appended; nil for standard output
   init(file: String?) {
@@ -129,7 +138,12 @@ private final class WorkerOutput: Sendable {
       }
       guard isNews else { return }
     }
-    isWriting.withLock { _ in
+    isOver.withLock { isOver in
+      if isOver { return }
+      switch event {
+      case .finished, .failed: isOver = true
+      default: break
+      }
       if let file {
         do throws(FileError) { try OutputFile.append(event.line(), to: file, isMaking: false) } catch {
           // The attempt's directory is gone: its result is published, or nothing can come of it any more.

@@ -1,4 +1,5 @@
 import Glibc
+import Synchronization
 import TestSupport
 import Testing
 
@@ -82,6 +83,20 @@ struct RanksTests {
       #expect(error?.description.contains("no space on /cache") == true, "\(String(describing: error))")
       #expect(error?.exitCode == 70)
     }
+  }
+
+  @Test func `a rank that computes hears at once that another one gives up`() throws {
+    struct Fault: Error, CustomStringConvertible { let description = "no space on /cache" }
+    let heard = Mutex<[RankError]>([])
+    _ = withRanks(3) { ranks in
+      if ranks.rank == 1 { throw Fault() }
+      guard ranks.rank == 0 else { return _ = try ranks.receive(Self.label(0), from: 1) }
+      ranks.whenOneFails { error in heard.withLock { $0.append(error) } }
+      // Receives nothing.
+      for _ in 0..<1_000 where heard.withLock(\.isEmpty) { usleep(10_000) }
+    }
+    let errors = heard.withLock { $0 }
+    #expect(errors.count == 1 && errors[0].description.contains("no space on /cache"), "\(errors)")
   }
 
   @Test func `a rank that is silent is named with what is missing, and for how long`() throws {

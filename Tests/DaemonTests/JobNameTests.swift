@@ -31,11 +31,14 @@ struct JobNameTests {
   func `every file that is named after a job has a possible name`(_ character: Character) {
     let name = String(repeating: character, count: 255 / String(character).utf8.count)
     let id = JobName.identifier(for: name, at: time, random: 7)
-    let names = ["\(id).0123456789abcdef.activations.mdb-lock", ".cancel.\(id).01234567.tmp"]
+    let names = [
+      "\(id).0123456789abcdef.activations.mdb-lock", ".cancel.\(id).01234567.tmp",
+      "\(id).ranks-0123-100-4194304.01234567-0123456789abc.rank1000.activations.mdb-lock",
+    ]
     for name in names { #expect(name.utf8.count <= 255, "\(name)") }
     // Whole characters, and nearly as many as there is room for.
     #expect(name.hasPrefix(JobName.name(of: id)))
-    #expect(JobName.name(of: id).utf8.count > 150)
+    #expect(JobName.name(of: id).utf8.count > 130)
   }
 
   @Test func `identifiers are in the order of the claims`() {

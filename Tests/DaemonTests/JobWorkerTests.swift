@@ -210,6 +210,28 @@ struct JobWorkerTests {
     #expect(try !FileSystem.exists(bench.files.result))
   }
 
+  @Test func `caches of ranks are removed where their jobs are over, and those of others stay`() throws {
+    let bench = try WorkerBench()
+    let order = bench.order
+    let jobs = FileSystem.parent(of: order.directory)
+    // A job's name may have dots.
+    try FileSystem.createDirectories(FileSystem.join(jobs, "llama-3.1.at-work"))
+    try FileSystem.createDirectories(order.cacheDirectory)
+    let stems = ["llama-3.1.at-work", "llama-3.1.over"].map { JobWorker.followersCache(of: $0, order) }
+    let names =
+      stems.flatMap {
+        ["\($0).4f0c-1a2b.rank1.activations.mdb", "\($0)7-4711.4f0c-1a2b.rank2.activations.mdb-lock"]
+      }
+      + ["another.ranks-zzzz-.4f0c-1a2b.rank1.activations.mdb"]
+    for name in names {
+      try AtomicFile.write("", to: FileSystem.join(order.cacheDirectory, name))
+    }
+    try JobWorker.removeAbandonedCaches(order)
+    #expect(
+      try FileSystem.names(in: order.cacheDirectory).sorted()
+        == names.filter { $0.contains("at-work") || $0.contains("zzzz") }.sorted())
+  }
+
   @Test func `a cache of an earlier start of the machine is not used`() throws {
     try FileSystem.createDirectories(bench.order.cacheDirectory)
     let names = ["job.0000.activations.mdb", "job.0000.activations.mdb-lock", "job-2.0000.activations.mdb"]

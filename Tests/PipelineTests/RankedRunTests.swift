@@ -144,6 +144,24 @@ struct RankedRunTests {
     #expect(result.result.files == expected.files && result.resumed > 0)
   }
 
+  @Test(arguments: [true, false]) func `a job goes on without the cache of a rank, lost or damaged`(
+    isLost: Bool
+  ) throws {
+    let bench = try ResumeBench(ResumeCase("llama-bf16-sharded"))
+    let expected = try bench.rankedRun(1)[0].get().result
+    _ = try bench.rankedRun(3, keepingIn: "kept", failing: (0, 6))
+    let cache = try #require(try bench.rankCache(1, in: "kept"))
+    if isLost { try FileSystem.removeTree(cache) } else { ResumeBench.damage(cache) }
+    var results = try bench.rankedRun(3, keepingIn: "kept")
+    // What is damaged ends all ranks, and is gone when they are started again.
+    if !isLost {
+      for result in results { #expect(throws: (any Error).self) { try result.get() } }
+      results = try bench.rankedRun(3, keepingIn: "kept")
+    }
+    let chief = try results[0].get()
+    #expect(chief.result.files == expected.files && chief.resumed > 0)
+  }
+
   @Test(arguments: ["config.json", "model.safetensors"])
   func `a copy of the checkpoint that is another one is refused`(
     file: String

@@ -277,6 +277,12 @@ final class ResumeBench {
     let resumed: Int
   }
 
+  /// The cache that a rank has left where runs kept what they did.
+  func rankCache(_ rank: Int, in name: String) throws -> String? {
+    try FileSystem.names(in: directory.file(name))
+      .first { $0.hasSuffix(".rank\(rank).activations.mdb") }.map { directory.file("\(name)/\($0)") }
+  }
+
   /// What the journal of runs that kept what they did holds of every linear, without the time that it took.
   func journalled(in name: String) throws -> [String: [UInt8]] {
     let journal = try ResumeJournal(place(name, "job"))
@@ -319,7 +325,7 @@ final class ResumeBench {
   }
 
   /// Flips a bit in every value, in place.
-  private static func damage(_ path: String) {
+  static func damage(_ path: String) {
     guard let bytes = try? FileSystem.contents(of: path, limit: 1 << 30),
       let file = FileHandle(forUpdatingAtPath: path)
     else { return }

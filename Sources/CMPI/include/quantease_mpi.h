@@ -27,7 +27,8 @@ struct quantease_mpi {
   int (*finish)(void);
 };
 
-// The function that the library exports. Initialises MPI and fills the table.
+// The function that the library exports. Initialises MPI and fills the table, whose version is what the program asks for; a
+// library of another one only says its own there, as its table may be longer.
 #define QUANTEASE_MPI_START "quantease_mpi_start"
 typedef int (*quantease_mpi_start_function)(struct quantease_mpi *table);
 

@@ -41,6 +41,9 @@ static int poll_request(int request, int *done) {
 static int finish(void) { return MPI_Finalize(); }
 
 int quantease_mpi_start(struct quantease_mpi *table) {
+  int asked = table->version;
+  table->version = QUANTEASE_MPI_VERSION;
+  if (asked != QUANTEASE_MPI_VERSION) return -1;
   int threads, length;
   char library[MPI_MAX_LIBRARY_VERSION_STRING];
   int error = MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &threads);
@@ -51,7 +54,6 @@ int quantease_mpi_start(struct quantease_mpi *table) {
   MPI_Get_library_version(library, &length);
   library[strcspn(library, ",\n")] = 0;
   snprintf(table->library, sizeof table->library, "%.255s", library);
-  table->version = QUANTEASE_MPI_VERSION;
   table->send = start_send;
   table->receive = start_receive;
   table->poll = poll_request;

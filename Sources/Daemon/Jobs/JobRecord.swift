@@ -108,9 +108,9 @@ extension [JobRecord] {
 
 /// A job's identifier: when it was claimed, four digits against chance, and the name of the drop.
 public enum JobName {
-  /// A file's name may have 255 bytes, and an identifier stands in longer ones: that of the lock beside the job's
-  /// activation cache adds 44 bytes to its own 22.
-  private static let nameByteLimit = 180
+  /// A file's name may have 255 bytes, and an identifier stands in longer ones: that of the lock beside the
+  /// activation cache of a job's rank adds 77 bytes to its own 22.
+  private static let nameByteLimit = 156
 
   public static func identifier(for name: String, at time: Date, random: UInt16) -> String {
     let digits = String(random, radix: 16)

@@ -32,8 +32,10 @@ extension JobFailure {
     case PipelineError.damagedJournal: self.init(.broken, text, code: code)
     case PipelineError.notEnoughMemory: self.init(.blocked, text, code: code)
     case is any DeviceError: self.init(.blocked, text, code: code)
-    // Another rank's failure is as good as its status; what keeps ranks apart is the hosts' matter.
-    case RankError.failed(_, _, 65): self.init(.job, text, code: code)
+    // A host's disks, not the job's.
+    case ResumableJobError.networkedCache: self.init(.blocked, text, code: code)
+    // Another rank's failure is as good as its status (see `statusAmongRanks`); what keeps ranks apart is the hosts' matter.
+    case RankError.failed(_, _, EX_DATAERR): self.init(.job, text, code: code)
     case RankError.failed(_, _, EX_TEMPFAIL): self.init(.blocked, text, code: code)
     case is RankError: self.init(code == 78 ? .blocked : .broken, text, code: code)
     // EX_UNAVAILABLE: a program is missing here, or what it needs.
@@ -44,6 +46,16 @@ extension JobFailure {
 }
 
 extension JobFailure {
+  /// What a rank tells the others, whose failure is of the same kind. A rank that has died has an exit code of what passes, and
+  /// is a breakdown nevertheless, however many ranks notice it before the first one does.
+  public var statusAmongRanks: Int32 {
+    switch kind {
+    case .job: EX_DATAERR
+    case .blocked, .noSpace: EX_TEMPFAIL
+    case .broken: EX_SOFTWARE
+    }
+  }
+
   /// An error's text as it helps in a job, which has settings in place of a command's options.
   static func inJobWords(_ text: String) -> String {
     let keys = Set(SettingTable.job.map(\.key))

@@ -83,8 +83,9 @@ public struct JobWorker {
   /// - Throws: as ``run()``
   public static func follow(_ order: JobOrder, by backend: any ComputeBackend, ranks: Ranks) throws {
     // Where a cache may have broken workers, each attempt has another one.
-    let forgetting = order.forgetsCache == true ? ".\(order.lastAttempt ?? 0)-\(ThisProcess.identifier)" : ""
-    let cache = FileSystem.join(order.cacheDirectory, order.id + forgetting)
+    let forgetting = order.forgetsCache == true ? "\(order.lastAttempt ?? 0)-\(ThisProcess.identifier)" : ""
+    let cache = FileSystem.join(order.cacheDirectory, followersCache(of: order.id, order) + forgetting)
+    try removeAbandonedCaches(order)
     try ranks.follow(by: backend, cache: cache) { calibration in
       let staged = JobFiles(order.directory).staged
       var request = try request(
@@ -352,7 +353,8 @@ public struct JobWorker {
   /// trusted, since nobody waited for it to reach the disk.
   private func cachePlace(of job: String) throws -> CachePlace {
     // With what makes the job this one: on a host that it comes back to there may be states of what it was before a retry.
-    let name = "\(order.id).\(MachineStart.mark)-\(spoolMark)-\(job.prefix(8))\(Self.cacheSuffix)"
+    let name =
+      "\(order.id).\(MachineStart.mark)-\(Self.spoolMark(of: order))-\(job.prefix(8))\(Self.cacheSuffix)"
     // The daemon looks at its own host's.
     if attempt != nil, try isNetworked(FileSystem.nearestExisting(order.cacheDirectory)) {
       throw JobFailure(
@@ -370,7 +372,7 @@ public struct JobWorker {
       }
       return CachePlace(path: path, lock: nil)
     }
-    try removeAbandonedCaches()
+    try Self.removeAbandonedCaches(order)
     let lock = try lock(ofCache: path)
     if lock != nil, order.forgetsCache == true {
       for suffix in ["", "-lock"] { try FileSystem.removeTree(path + suffix) }
@@ -397,20 +399,36 @@ public struct JobWorker {
   private static let cacheSuffix = ".activations.mdb"
 
   /// Tells this spool's caches from others' on the same host.
-  private var spoolMark: String {
+  private static func spoolMark(of order: JobOrder) -> String {
     var digest = SHA256Digest()
     digest.update(FileSystem.parent(of: order.directory))
     return String(digest.finish().prefix(4))
   }
 
+  /// What the names of caches begin with that ranks have which are not the first one.
+  static func followersCache(of job: String, _ order: JobOrder) -> String {
+    job + followersMark(spoolMark(of: order))
+  }
+
+  private static func followersMark(_ spoolMark: String) -> String { ".ranks-\(spoolMark)-" }
+
   /// Removes what jobs have left on this host that are over, or that went on elsewhere to their end.
-  private func removeAbandonedCaches() throws {
+  static func removeAbandonedCaches(_ order: JobOrder) throws {
     let jobs = FileSystem.parent(of: order.directory)
+    let mark = spoolMark(of: order)
+    func job(ofCache name: String) -> String? {
+      guard let end = name.range(of: cacheSuffix, options: .backwards)?.lowerBound else { return nil }
+      if let follower = name.range(of: followersMark(mark), options: .backwards) {
+        return String(name[..<follower.lowerBound])
+      }
+      guard let dot = name[..<end].lastIndex(of: "."), name[dot..<end].contains("-\(mark)-") else {
+        return nil
+      }
+      return String(name[..<dot])
+    }
+    guard try FileSystem.kind(of: order.cacheDirectory) == .directory else { return }
     for name in try FileSystem.names(in: order.cacheDirectory) {
-      guard let end = name.range(of: Self.cacheSuffix, options: .backwards)?.lowerBound,
-        let dot = name[..<end].lastIndex(of: "."), name[dot..<end].contains("-\(spoolMark)-"),
-        try !FileSystem.exists(FileSystem.join(jobs, String(name[..<dot])))
-      else { continue }
+      guard let job = job(ofCache: name), try !FileSystem.exists(FileSystem.join(jobs, job)) else { continue }
       try FileSystem.removeTree(FileSystem.join(order.cacheDirectory, name))
     }
   }
