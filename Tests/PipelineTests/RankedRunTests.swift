@@ -1,3 +1,4 @@
+import ActivationCache
 import Collective
 import Decoder
 import Export
@@ -151,11 +152,11 @@ struct RankedRunTests {
     let expected = try bench.rankedRun(1)[0].get().result
     _ = try bench.rankedRun(3, keepingIn: "kept", failing: (0, 6))
     let cache = try #require(try bench.rankCache(1, in: "kept"))
-    if isLost { try FileSystem.removeTree(cache) } else { ResumeBench.damage(cache) }
+    if isLost { try FileSystem.removeTree(cache) } else { #expect(ResumeBench.damage(cache) > 0) }
     var results = try bench.rankedRun(3, keepingIn: "kept")
-    // What is damaged ends all ranks, and is gone when they are started again.
-    if !isLost {
-      for result in results { #expect(throws: (any Error).self) { try result.get() } }
+    // What is damaged may end all ranks, and is gone when they are started again.
+    if case .failure(let error) = results[1] {
+      #expect(!isLost && error is CacheError, "\(error)")
       results = try bench.rankedRun(3, keepingIn: "kept")
     }
     let chief = try results[0].get()

@@ -325,15 +325,18 @@ final class ResumeBench {
   }
 
   /// Flips a bit in every value, in place.
-  static func damage(_ path: String) {
+  /// - Returns: how many there are
+  @discardableResult static func damage(_ path: String) -> Int {
     guard let bytes = try? FileSystem.contents(of: path, limit: 1 << 30),
       let file = FileHandle(forUpdatingAtPath: path)
-    else { return }
-    for place in valueBytes(inDatabase: bytes) {
+    else { return 0 }
+    let places = valueBytes(inDatabase: bytes)
+    for place in places {
       try? file.seek(toOffset: UInt64(place))
       try? file.write(contentsOf: [bytes[place] ^ 16])
     }
     try? file.close()
+    return places.count
   }
 
   private func watchedRun(
