@@ -1,12 +1,12 @@
 import Tensors
 
-/// Converts weights to fp32.
+/// Converts weights, or what else has elements of their types, to fp32.
 ///
 /// - Parameters:
 ///   - bytes: Elements of type `dtype`, a float type of checkpoints or their scales; at any alignment.
 ///   - panel: As many elements as `bytes` holds.
 /// - Returns: Whether every element is finite.
-func convertWeights(_ bytes: RawSpan, _ dtype: DType, into panel: inout MutableSpan<Float>) -> Bool {
+public func convertWeights(_ bytes: RawSpan, _ dtype: DType, into panel: inout MutableSpan<Float>) -> Bool {
   precondition(bytes.byteCount == panel.count * dtype.byteWidth, "the bytes do not fill the panel")
   return unsafe panel.withUnsafeMutableBufferPointer { panel in
     unsafe bytes.withUnsafeBytes { bytes in

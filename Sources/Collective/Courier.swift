@@ -263,10 +263,10 @@ final class Courier: Sendable {
       switch label.kind {
       case .alive: break
       case .failed:
+        if state.failure != nil { return nil }
         let bytes = bytes.array
         let status =
           bytes.count >= 4 ? bytes.prefix(4).reversed().reduce(Int32(0)) { $0 << 8 | Int32($1) } : 70
-        if state.failure != nil { return nil }
         let failure = RankError.failed(
           name(rank), reason: String(decoding: bytes.dropFirst(4), as: UTF8.self), status: status)
         state.failure = failure

@@ -102,4 +102,10 @@ public struct LayerLinear: Sendable, Hashable {
   public let outFeatures: Int
   public let inFeatures: Int
   public let hasBias: Bool
+
+  public var weightCount: Int { outFeatures * inFeatures }
+}
+
+extension Sequence<LayerLinear> {
+  public var weightCount: Int { reduce(0) { $0 + $1.weightCount } }
 }

@@ -319,8 +319,7 @@ final class LayerLoop {
   private func ownPanels(of linear: LayerLinear, in layer: DecoderLayer) -> [Range<Int>] {
     // A device has no use for parts.
     if backend.deviceMemory != nil { return [0..<linear.outFeatures] }
-    let panels = (0..<linear.outFeatures).parts(
-      of: MemoryPlan.panelRows(of: linear.outFeatures, most: panelRows))
+    let panels = MemoryPlan.panels(of: linear.outFeatures, most: panelRows)
     // Of the linears of its stage it is the first and the only one.
     if solvesWhole(layer.moduleName(of: linear)) { return ranks.owns(0) ? panels : [] }
     var dealer = PanelDealer(ranks: ranks.count)

@@ -1,3 +1,4 @@
+import Checkpoint
 import Collective
 import Compute
 import Tensors
@@ -14,7 +15,7 @@ extension Matrix {
   func take(_ message: MessageBytes, as type: DType) -> Bool {
     unsafe message.withUnsafeBytes { bytes in
       guard bytes.count == count * type.byteWidth else { return false }
-      unsafe decode(bytes, as: type)
+      unsafe decode(RawSpan(_unsafeBytes: bytes), as: type)
       return true
     }
   }
@@ -35,22 +36,9 @@ extension Matrix {
     }
   }
 
-  /// - Parameter bytes: exactly those of the elements, aligned to their type
-  @unsafe func decode(_ bytes: UnsafeRawBufferPointer, as type: DType) {
-    precondition(bytes.count == count * type.byteWidth, "the bytes are those of the elements")
-    withMutableSpan { span in
-      unsafe span.withUnsafeMutableBufferPointer { values in
-        switch type {
-        case .bfloat16:
-          let bits = unsafe bytes.assumingMemoryBound(to: UInt16.self)
-          unsafe setAll(values) { unsafe Float(bfloat16Bits: bits[$0]) }
-        case .float16:
-          let bits = unsafe bytes.assumingMemoryBound(to: UInt16.self)
-          unsafe setAll(values) { unsafe Float(float16Bits: bits[$0]) }
-        default: unsafe UnsafeMutableRawBufferPointer(values).copyMemory(from: bytes)
-        }
-      }
-    }
+  /// - Parameter bytes: exactly those of the elements
+  func decode(_ bytes: RawSpan, as type: DType) {
+    _ = withMutableSpan { convertWeights(bytes, type, into: &$0) }
   }
 
   func message(of tile: GramTile) -> MessageBytes {

@@ -135,7 +135,7 @@ struct MemoryNeeds {
   }
 
   var gatheringBesideDevice: Int {
-    standingBesideDevice + (stages.flatMap(\.linears).map(codes).max() ?? 0)
+    standingBesideDevice + (stages.flatMap(\.linears).map(\.weightCount).max() ?? 0)
       + (stages.indices.map { heldWhileGathering($0, .memory) }.max() ?? 0)
   }
 
@@ -144,7 +144,7 @@ struct MemoryNeeds {
     let written = stages.indices.map { index in
       let before = stages[(index + stages.count - 1) % stages.count]
       // With outliers there is a second solution beside the first.
-      return codes(stages[index]) * (work.keepsOutliers ? 2 : 1) + (before.linears.last.map(codes) ?? 0)
+      return codes(stages[index]) * (work.keepsOutliers ? 2 : 1) + (before.linears.last?.weightCount ?? 0)
     }
     return standingBesideDevice + max(written.max() ?? 0, headBesideDevice)
       + held(stateColumns.max() ?? 0, .memory)
@@ -232,8 +232,7 @@ struct MemoryNeeds {
 
   /// The same as the forward pass has them.
   private func residentWeights(_ stage: Stage) -> Int {
-    let companions = stage.companions.reduce(0) { $0 + $1.outFeatures * $1.inFeatures }
-    return (codes(stage) + companions) * (work.operands == .bfloat16 ? 2 : Self.float)
+    (codes(stage) + stage.companions.weightCount) * (work.operands == .bfloat16 ? 2 : Self.float)
   }
 
   /// In the order in which 16-bit products read them: inputs, some tokens at a time, once for each side of a Gram matrix;
@@ -245,9 +244,7 @@ struct MemoryNeeds {
   }
 
   /// A byte a weight.
-  private func codes(_ stage: Stage) -> Int { stage.linears.reduce(0) { $0 + codes($1) } }
-
-  private func codes(_ linear: LayerLinear) -> Int { linear.outFeatures * linear.inFeatures }
+  private func codes(_ stage: Stage) -> Int { stage.linears.weightCount }
 
   private func hasDrift(_ stage: Stage) -> Bool { hasOriginal && stage.residualScale != nil }
 

@@ -1,5 +1,6 @@
 import Compute
 import Decoder
+import Tensors
 
 /// What a run will hold in memory at its peak, mapped files aside, worked out from config.json before any work.
 public struct MemoryPlan: Sendable, Equatable {
@@ -243,6 +244,11 @@ public struct MemoryPlan: Sendable, Equatable {
 
   /// Shorter sequences tell little of a model's attention.
   private static let leastUsefulLength = 256
+
+  /// A linear's panels on the processor.
+  static func panels(of outFeatures: Int, most: Int = panelRows) -> [Range<Int>] {
+    (0..<outFeatures).parts(of: panelRows(of: outFeatures, most: most))
+  }
 
   /// Rows of a linear's panels on the processor.
   static func panelRows(of outFeatures: Int, most: Int = panelRows) -> Int {

@@ -128,8 +128,8 @@ extension RunPlan {
     guard let treatment = treatments[model.layerPrefix(layer) + linear.name] else { return 0 }
     let grid = Grid(
       format: treatment.gridFormat, outFeatures: linear.outFeatures, inFeatures: linear.inFeatures)
-    let panels = (0..<linear.outFeatures).parts(of: MemoryPlan.panelRows(of: linear.outFeatures)).count
-    return linear.outFeatures * linear.inFeatures + 4 * grid.matrices.reduce(0) { $0 + $1.count } + 24
+    let panels = MemoryPlan.panels(of: linear.outFeatures).count
+    return linear.weightCount + 4 * grid.matrices.reduce(0) { $0 + $1.count } + 24
       * panels
   }
 }

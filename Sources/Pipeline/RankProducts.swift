@@ -62,10 +62,10 @@ extension RunPlan {
         // What the last one leaves nobody reads, and some leave nothing until they are run again with another.
         let isLast = index == model.layerCount - 1 && number == stages.count - 1 && head == nil
         if !isLast, !stage.isRunAgain {
-          products.forward += (tokens + originalTokens) * Self.weights(of: stage.linears + stage.companions)
+          products.forward += (tokens + originalTokens) * (stage.linears + stage.companions).weightCount
         }
         if stage.residualScale != nil, allOriginalTokens > 0, (index, number) != (0, 0) {
-          products.forward += originalTokens * Self.weights(of: stage.linears)
+          products.forward += originalTokens * stage.linears.weightCount
           products.drift += rows * (allOriginalTokens * order + order * order)
           products.factors += ProductCounter.factor(order: order)
         }
@@ -77,10 +77,6 @@ extension RunPlan {
     return products
   }
 
-  private static func weights(of linears: [LayerLinear]) -> Int {
-    linears.reduce(0) { $0 + $1.outFeatures * $1.inFeatures }
-  }
-
   /// The rows that each rank solves of a stage's linears.
   func rows(of stage: Stage, layer: Int, ranks count: Int) -> [Int] {
     var dealer = PanelDealer(ranks: count)
@@ -89,8 +85,7 @@ extension RunPlan {
       if treatment.isSolvedWhole {
         _ = dealer.owner(ofRows: linear.outFeatures)
       } else {
-        _ = dealer.owners(
-          of: (0..<linear.outFeatures).parts(of: MemoryPlan.panelRows(of: linear.outFeatures)))
+        _ = dealer.owners(of: MemoryPlan.panels(of: linear.outFeatures))
       }
     }
     return dealer.rows
@@ -99,12 +94,12 @@ extension RunPlan {
   /// What so many rows of linears that read the same inputs take.
   private func solving(_ linears: [LayerLinear], rows: Int, layer: Int) -> RankProducts {
     let solvers = linears.compactMap { treatments[model.layerPrefix(layer) + $0.name]?.quantizer }
+    let order = linears[0].inFeatures
     var products = RankProducts()
     if solvers.contains(where: { !($0 is RoundToNearest) }) {
-      products.factors = ProductCounter.factor(order: linears[0].inFeatures)
+      products.factors = ProductCounter.factor(order: order)
     }
     if solvers.contains(where: { !($0 is RoundToNearest || $0 is GPTQ) }) {
-      let order = linears[0].inFeatures
       let passes = order < Self.leastWide ? Self.descentPasses.narrow : Self.descentPasses.wide
       products.descent = rows * order * order * passes
     }
@@ -123,7 +118,7 @@ extension RunPlan {
       let share = expert.number == nil ? 1 : Double(perToken) / Double(routed)
       for half in [expert.expansion, expert.contraction] {
         let rows = half.linears.reduce(0) { $0 + $1.outFeatures }
-        products.forward += Int(tokens * share * Double(rows * half.inFeatures))
+        products.forward += Int(tokens * share * Double(half.linears.weightCount))
         products.add(solving(half.linears, rows: rows, layer: layer))
       }
     }
@@ -144,7 +139,7 @@ extension RunPlan {
     for expert in stage.experts {
       // Tokens are spread over all of them.
       let share = expert.number == nil ? 1 : Double(experts) / Double(routed)
-      let weights = Double(expert.expansion.linears.reduce(0) { $0 + $1.outFeatures * $1.inFeatures })
+      let weights = Double(expert.expansion.linears.weightCount)
       let (outer, inner) = (Double(expert.expansion.inFeatures), Double(expert.contraction.inFeatures))
       let others = Double(LayerLoop.priorTokens) * inner
       products.perToken += share * weights

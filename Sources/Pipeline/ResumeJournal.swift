@@ -10,7 +10,8 @@ import Tensors
 ///
 /// A record for every linear: its codes, grid and outliers as the solver left them, independent of the formats
 /// that are being written. ``append(_:row:)`` returns when the record is on the disk; whatever ends the process,
-/// at most the linear in work is lost, with a GPU the one before, which is still written, and of several ranks their stage's. A record that is not whole,
+/// at most the linear in work is lost, with a GPU the one before, which is still written, and of several ranks
+/// their stage's. A record that is not whole,
 /// at the end of the file, is not there.
 ///
 ///     record   "QELINEAR", payload bytes (u64), checksum of the payload (u64), payload

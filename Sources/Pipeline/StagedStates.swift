@@ -259,7 +259,7 @@ final class StagedStates {
       guard bytes.count == places.byteCount + 1 else { return false }
       for (slot, version, range) in places.slots {
         let matrix = Matrix(uninitializedRows: tokens, columns: version.columns)
-        unsafe matrix.decode(UnsafeRawBufferPointer(rebasing: bytes[range]), as: elementType)
+        unsafe matrix.decode(RawSpan(_unsafeBytes: bytes).extracting(range), as: elementType)
         try store.write(matrix, key: key(slot, version, batch))
       }
       return true

@@ -89,7 +89,7 @@ struct TimeTrial {
       seconds[.forward, default: 0] += count * trial.forward * (tokens + originalTokens)
       seconds[.gram, default: 0] += count * trial.gram * tokens
       for stage in stages {
-        let weights = stage.linears.reduce(0) { $0 + $1.outFeatures * $1.inFeatures }
+        let weights = stage.linears.weightCount
         if work.originalSamples > 0, stage.residualScale != nil {
           // The drift and its product with the inputs, at the rate of the layer's products.
           seconds[.gram, default: 0] += count * 2 * Double(weights) * trial.secondsPerProduct * originalTokens
@@ -156,7 +156,7 @@ struct TimeTrial {
 
   private func forwardCost(ofLayer index: Int) throws -> ForwardCost {
     let model = plan.model.singleLayer(index)
-    let products = model.linears(ofLayer: 0).reduce(0) { $0 + $1.outFeatures * $1.inFeatures }
+    let products = model.linears(ofLayer: 0).weightCount
     // Whole sequences where there is time for one, as attention grows with their length.
     let possible = max(64, Int(Self.operations / (2 * Double(products))))
     let length = min(plan.settings.sequenceLength, possible)

@@ -1,6 +1,5 @@
 import Checkpoint
 import Decoder
-import Tensors
 import TestSupport
 import Testing
 
@@ -25,7 +24,7 @@ struct MemoryPlanTests {
     (1_024, [256, 256, 256, 256]), (2_000, [512, 512, 512, 464]), (2_048, [512, 512, 512, 512]),
     (2_304, [384, 384, 384, 384, 384, 384]), (5_120, Array(repeating: 512, count: 10)),
   ]) func `panels are of one size if they can be`(_ rows: Int, _ expected: [Int]) {
-    #expect((0..<rows).parts(of: MemoryPlan.panelRows(of: rows)).map(\.count) == expected)
+    #expect(MemoryPlan.panels(of: rows).map(\.count) == expected)
   }
 
   @Test func `on the processor sizes are the same for any memory, and a plan keeps within it`() throws {

@@ -407,28 +407,20 @@ public struct JobWorker {
 
   /// What the names of caches begin with that ranks have which are not the first one.
   static func followersCache(of job: String, _ order: JobOrder) -> String {
-    job + followersMark(spoolMark(of: order))
+    "\(job).ranks-\(spoolMark(of: order))-"
   }
-
-  private static func followersMark(_ spoolMark: String) -> String { ".ranks-\(spoolMark)-" }
 
   /// Removes what jobs have left on this host that are over, or that went on elsewhere to their end.
   static func removeAbandonedCaches(_ order: JobOrder) throws {
-    let jobs = FileSystem.parent(of: order.directory)
-    let mark = spoolMark(of: order)
-    func job(ofCache name: String) -> String? {
-      guard let end = name.range(of: cacheSuffix, options: .backwards)?.lowerBound else { return nil }
-      if let follower = name.range(of: followersMark(mark), options: .backwards) {
-        return String(name[..<follower.lowerBound])
-      }
-      guard let dot = name[..<end].lastIndex(of: "."), name[dot..<end].contains("-\(mark)-") else {
-        return nil
-      }
-      return String(name[..<dot])
-    }
     guard try FileSystem.kind(of: order.cacheDirectory) == .directory else { return }
-    for name in try FileSystem.names(in: order.cacheDirectory) {
-      guard let job = job(ofCache: name), try !FileSystem.exists(FileSystem.join(jobs, job)) else { continue }
+    let jobs = FileSystem.parent(of: order.directory)
+    let mark = "-\(spoolMark(of: order))-"
+    for name in try FileSystem.names(in: order.cacheDirectory) where name.contains(cacheSuffix) {
+      // Between the job and the mark stand a dot and no other.
+      guard let mark = name.range(of: mark, options: .backwards)?.lowerBound,
+        let dot = name[..<mark].lastIndex(of: "."),
+        try !FileSystem.exists(FileSystem.join(jobs, String(name[..<dot])))
+      else { continue }
       try FileSystem.removeTree(FileSystem.join(order.cacheDirectory, name))
     }
   }

@@ -172,10 +172,7 @@ struct AllocationTrial {
       // Before every stage of the layer at work.
       let copies = (stages.map(\.count).max() ?? 0) * heldOut
       let states = (copies + solved) * length * model.widestStates * 4
-      let layer =
-        stages.map { stages in
-          stages.flatMap(\.linears).reduce(0) { $0 + $1.outFeatures * $1.inFeatures }
-        }.max() ?? 0
+      let layer = stages.map { $0.flatMap(\.linears).weightCount }.max() ?? 0
       let head = model.vocabularySize * (2 * model.head.width + 3 * DecoderHead.trialTokens) * 4
       var own = work
       (own.samples, own.sequenceLength, own.originalSamples) = (solved, length, 0)
