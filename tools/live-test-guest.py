@@ -303,6 +303,22 @@ def told() -> None:
     hook.unlink()
 
 
+def kernels() -> None:
+    """The service computes with all that the processor has: the unit takes none of it away."""
+    flags = set(re.search(r"flags\s*: (.*)", Path("/proc/cpuinfo").read_text())[1].split())
+    check("avx2" in flags, "the processor that was booted has no AVX2: take a newer emulator, or KVM")
+    shell(f"quantease submit {make('half', 'root', model='half')}")
+    await_that("the job is over", lambda: outcome("half"))
+    taken = json.loads((OUTPUT / "half/quantease_report.json").read_text())["settings"]["kernels"]
+    say(f"the service computes by {taken}")
+    name = re.match(r"OpenBLAS (\w+)", taken)[1]
+    is_wide = {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"} <= flags
+    check(name in (("SkylakeX", "Cooperlake", "SapphireRapids") if is_wide else ("Haswell", "Zen")), taken)
+    check(("amx_bf16" in flags) == taken.endswith("bfloat16 products by AMX"), taken)
+    free = json.loads(shell("quantease inspect /srv/models/half --json"))["kernels"]
+    check(free == taken, f"outside the unit they are {free}, and {taken} in it")
+
+
 def pipes() -> None:
     """A reader that goes, and a full disk: neither ends in a trap."""
     said = shell("set -o pipefail; quantease --help | true; sudo -u quantease quantease status | head -n 1")
@@ -415,6 +431,7 @@ def first_boot() -> None:
     findings.attempt("page, metrics and status.json through the socket unit", page)
     findings.attempt("every user may ask, and members of the group may pause", everybody)
     findings.attempt("programs are told of events", told)
+    findings.attempt("the processor's kernels are used under the unit's restrictions", kernels)
     findings.attempt("commands end well when nobody reads, and when nothing fits", pipes)
     findings.attempt("drops of all owners and modes", drop_all)
     for name, user, *_, end in DROPS:

@@ -60,11 +60,39 @@ public struct KernelSet: Equatable, Sendable {
     }
   }
 
+  /// What is wrong with this set, where it is in use, and what mends it; nil if nothing is.
+  /// - Parameters:
+  ///   - isSound: whether it computes what it should
+  ///   - isChosen: whether a person has asked for it
+  ///   - unsound: the sets that it is taken in place of, as they compute wrong values
+  func warning(processorLevel: Int, isSound: Bool, isChosen: Bool, unsound: [String]) -> String? {
+    guard isSound else {
+      return
+        "OpenBLAS computes wrong values with its \(name) kernels; set \(Self.variable) to others, or take another "
+        + "version of the library"
+    }
+    if !unsound.isEmpty {
+      return
+        "OpenBLAS computes wrong values with its \(unsound.joined(separator: " and ")) kernels on this processor; "
+        + "those named \(name) are taken, which may be slower: take another version of the library"
+    }
+    guard let level, level < processorLevel else { return nil }
+    return
+      "OpenBLAS computes with its \(name) kernels, which are older than this processor and slow on it; "
+      + "\(isChosen ? "unset \(Self.variable), or take" : "take") a newer version of the library"
+  }
+
   // MARK: At the start of a program
 
   private static let variable = "OPENBLAS_CORETYPE"
   /// What has been asked for by ``useBest()``, so that it ends.
   private static let triedVariable = "QUANTEASE_KERNELS_TRIED"
+  /// What has been found to compute wrong values by it.
+  private static let unsoundVariable = "QUANTEASE_KERNELS_UNSOUND"
+
+  private static func names(in variable: String) -> [String] {
+    ProcessEnvironment.process.value(variable)?.split(separator: ",").map(String.init) ?? []
+  }
 
   /// Whether the set in use computes what it should.
   private static let isSound = OpenBLASBackend(threads: 1).computesRight
@@ -74,19 +102,20 @@ public struct KernelSet: Equatable, Sendable {
   /// - Parameter begun: the set that a job was begun with, which is taken instead where the processor has it, whatever a
   ///   person has chosen: other kernels come to other bits
   public static func useBest(unless begun: KernelSet? = nil) {
-    let environment = ProcessEnvironment.process
-    let tried = environment.value(triedVariable)?.split(separator: ",").map(String.init) ?? []
+    let tried = names(in: triedVariable)
     func use(_ set: KernelSet) {
-      ThisProcess.restart(setting: [
-        variable: set.name, triedVariable: (tried + [set.name]).joined(separator: ","),
-      ])
+      var changes = [variable: set.name, triedVariable: (tried + [set.name]).joined(separator: ",")]
+      if !isSound {
+        changes[unsoundVariable] = (names(in: unsoundVariable) + [current.name]).joined(separator: ",")
+      }
+      ThisProcess.restart(setting: changes)
     }
     if let begun, begun.runsHere {
       if begun == current { return }
       // The library may not have it, and then takes another in silence.
       if !tried.contains(begun.name) { return use(begun) }
     }
-    if tried.isEmpty && environment.value(variable) != nil { return }
+    if tried.isEmpty && ProcessEnvironment.process.value(variable) != nil { return }
     if let better = current.replacement(processorLevel: processorLevel, isSound: isSound, tried: tried) {
       use(better)
     }
@@ -94,15 +123,9 @@ public struct KernelSet: Equatable, Sendable {
 
   /// What is wrong with the set in use, and what mends it; nil if nothing is.
   public static var warning: String? {
-    if !isSound {
-      return
-        "OpenBLAS computes wrong values with its \(current.name) kernels; set \(variable) to others, or take another "
-        + "version of the library"
-    }
-    guard current.isOlderThanProcessor else { return nil }
-    return
-      "OpenBLAS computes with its \(current.name) kernels, which are older than this processor and slow on it; "
-      + "unset \(variable), or take a newer version of the library"
+    current.warning(
+      processorLevel: processorLevel, isSound: isSound, isChosen: names(in: triedVariable).isEmpty,
+      unsound: names(in: unsoundVariable))
   }
 }
 

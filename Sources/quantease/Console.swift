@@ -1,3 +1,4 @@
+import ComputeOpenBLAS
 import Daemon
 import Export
 import Foundation
@@ -25,6 +26,12 @@ enum Console {
   /// A share in percent with three significant digits.
   static func percent(_ share: Double) -> String {
     String(format: "%.3g %%", share * 100)
+  }
+
+  /// To be called before anything has begun: see ``KernelSet/useBest(unless:)``.
+  static func useBestKernels() {
+    KernelSet.useBest()
+    if let warning = KernelSet.warning { note("quantease: warning: \(warning)") }
   }
 
   static func bytes(_ count: Int) -> String {

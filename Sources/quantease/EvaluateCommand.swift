@@ -2,7 +2,6 @@ import ActivationCache
 import ArgumentParser
 import Calibration
 import Checkpoint
-import ComputeOpenBLAS
 import Daemon
 import Decoder
 import Evaluation
@@ -91,11 +90,10 @@ struct EvaluateCommand: ParsableCommand {
   }
 
   func run() throws {
-    KernelSet.useBest()
+    Console.useBestKernels()
     // Before the work, which may be long.
     let place = try Report.Place(of: model)
     var written = report ? try Report(at: place) : nil
-    if let warning = KernelSet.warning { Console.note("quantease: warning: \(warning)") }
     if let task {
       let answers = try readAnswers(task)
       let length = answers.map(\.ids.count).max() ?? 0

@@ -48,7 +48,7 @@ struct InspectCommand: ParsableCommand {
   }
 
   func run() throws {
-    KernelSet.useBest()
+    Console.useBestKernels()
     let (checkpoint, weights) = try openWeights(model)
     let description = try ModelDescription(checking: checkpoint, source: weights)
     let tensors = Array(checkpoint.tensors.values)
@@ -108,7 +108,6 @@ struct InspectCommand: ParsableCommand {
         "memory    \(Console.bytes(summary.memoryBytes ?? 0)) at least to quantize it, mapped files aside; "
           + "\(Console.bytes(summary.memoryBytesOfLayerTarget ?? 0)) with --target layer")
       try Console.line("kernels   \(summary.kernels)")
-      if let warning = KernelSet.warning { Console.note("quantease: warning: \(warning)") }
     }
   }
 }

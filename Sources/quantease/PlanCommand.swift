@@ -1,6 +1,5 @@
 import ArgumentParser
 import Compute
-import ComputeOpenBLAS
 import Export
 import Foundation
 import Pipeline
@@ -51,7 +50,7 @@ struct PlanCommand: ParsableCommand {
   private var settings: QuantizationSettings { QuantizationSettings(grid, solver, options, model: model) }
 
   func run() throws {
-    KernelSet.useBest()
+    Console.useBestKernels()
     let model = URL(fileURLWithPath: model).standardizedFileURL.path
     let place =
       output.map { URL(fileURLWithPath: $0).standardizedFileURL.path } ?? FileSystem.parent(of: model)

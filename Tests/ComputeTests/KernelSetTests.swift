@@ -36,6 +36,40 @@ struct KernelSetTests {
     #expect(replacement?.name == example.expected)
   }
 
+  typealias Warning = (
+    set: String, processorLevel: Int, isSound: Bool, isChosen: Bool, unsound: [String], expected: String?
+  )
+
+  private static let warnings: [Warning] = [
+    ("SkylakeX", 4, true, false, [], nil),
+    ("POWER9", 0, true, false, [], nil),
+    (
+      "Haswell", 4, true, true, [],
+      "older than this processor and slow on it; unset OPENBLAS_CORETYPE, or take"
+    ),
+    ("Haswell", 4, true, false, [], "older than this processor and slow on it; take a newer version"),
+    (
+      "Haswell", 4, true, false, ["SkylakeX"],
+      "wrong values with its SkylakeX kernels on this processor; those named Haswell"
+    ),
+    (
+      "SkylakeX", 4, true, false, ["Cooperlake"], "wrong values with its Cooperlake kernels on this processor"
+    ),
+    (
+      "Prescott", 4, false, false, ["Haswell"],
+      "wrong values with its Prescott kernels; set OPENBLAS_CORETYPE"
+    ),
+  ]
+
+  @Test(arguments: warnings)
+  func `what is wrong with a set is said with what mends it`(_ example: Warning) {
+    let warning = KernelSet(example.set).warning(
+      processorLevel: example.processorLevel, isSound: example.isSound, isChosen: example.isChosen,
+      unsound: example.unsound)
+    #expect(
+      example.expected.map { warning?.contains($0) == true } ?? (warning == nil), "\(warning ?? "nothing")")
+  }
+
   @Test func `the kernels in use have a name, and compute right`() {
     #expect(!KernelSet.current.name.isEmpty && KernelSet.current != KernelSet("unknown"))
     #expect(OpenBLASBackend(threads: 1).computesRight)

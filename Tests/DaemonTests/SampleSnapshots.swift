@@ -149,7 +149,7 @@ enum SampleSnapshots {
       linear: hostileName, linearsDone: 9, linearCount: 3,
       errorPerLayer: [.nan, .infinity, 0, -1, nil, 1e-12],
       secondsElapsed: .infinity, secondsRemaining: .nan, attempt: 3, step: hostileName,
-      pausedBecause: hostileName),
+      pausedBecause: hostileName, kernels: hostileName),
     queue: [
       .init(
         name: hostileName, id: hostileName, state: .arriving, reasons: [hostileName, hostileName],
@@ -177,7 +177,8 @@ enum SampleSnapshots {
     id: "9f31c07be2a4", name: "falcon-180b", architecture: "FalconForCausalLM", layer: 36, layerCount: 80,
     linear: "mlp.down_proj", linearsDone: 147, linearCount: 320,
     errorPerLayer: errors,
-    secondsElapsed: 13_240, secondsRemaining: 15_010, attempt: 1, step: "quantizing the linears")
+    secondsElapsed: 13_240, secondsRemaining: 15_010, attempt: 1, step: "quantizing the linears",
+    kernels: "OpenBLAS SkylakeX, bfloat16 products by AMX")
 
   private static let queue: [StatusSnapshot.Queued] = [
     .init(name: "Meta-Llama-3.1-70B-Instruct", state: .queued, arrivedAt: madeAt - 4_300),

@@ -93,24 +93,6 @@ struct QuantizeTests {
       try JSONValue(contentsOf: bench.output + "/config.json")["limits"]?.array?.first?.double == -.infinity)
   }
 
-  @Test(.enabled(if: KernelSet("Prescott").isOlderThanProcessor, "needs an x86-64 processor with AVX"))
-  func `the best kernels are taken by themselves, and what a person chose stands with a warning`() throws {
-    let bench = try Workbench()
-    let free = try Quantease(
-      ["inspect", bench.model, "--json"], environment: [:], without: ["OPENBLAS_CORETYPE"])
-    try #require(free.status == 0, "\(free.errors)")
-    let kernels = try #require(JSONValue(parsing: Array(free.output.utf8))["kernels"]?.string)
-    #expect(!KernelSet(String(kernels.dropFirst("OpenBLAS ".count))).isOlderThanProcessor, "\(kernels)")
-    // The oldest set of the library.
-    bench.environment = ["OPENBLAS_CORETYPE": "Prescott"]
-    let run = try bench.quantize()
-    #expect(
-      run.status == 0 && run.errors.contains("warning: OpenBLAS computes with its Prescott kernels"),
-      "\(run.errors)")
-    let report = try JSONValue(contentsOf: bench.output + "/quantease_report.json")
-    #expect(report["settings"]?["kernels"]?.string == "OpenBLAS Prescott")
-  }
-
   @Test func `a rule's solver keeps its own damping, whatever the standard recipe's is`() throws {
     let bench = try Workbench()
     // Fewer tokens than the inputs have features: without a ridge Σ has no Cholesky factor.

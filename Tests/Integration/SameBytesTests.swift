@@ -40,6 +40,8 @@ struct SameBytesTests {
     let options = ["--precision", precision]
     let free = try quantize("free", options, kernels: kernels)
     try #require(free.status == 0, "\(free.errors)")
+    let report = try JSONValue(contentsOf: directory.file("free/quantease_report.json"))
+    #expect(report["settings"]?["kernels"]?.string?.hasPrefix("OpenBLAS \(kernels)") == true)
     // The least that it can do with is what it says where there is nothing.
     let refused = try quantize("refused", options + ["--memory", "0.001"], kernels: kernels)
     let least = try #require(refused.errors.firstMatch(of: /needs ([0-9]+) MB/)).1

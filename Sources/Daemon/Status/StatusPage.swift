@@ -164,6 +164,7 @@ public struct StatusPage: Sendable {
     if let error = current.meanError { facts.append(("Mean relative error", escaped(percent(error)))) }
     facts.append(("Elapsed", escaped(duration(current.secondsElapsed))))
     if let architecture = current.architecture { facts.append(("Architecture", name(architecture))) }
+    if let kernels = current.kernels { facts.append(("Kernels", name(kernels))) }
     facts.append(("Job", "<code>\(name(current.id))</code>"))
     return facts
   }

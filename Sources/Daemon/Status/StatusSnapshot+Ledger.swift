@@ -123,7 +123,8 @@ extension StatusSnapshot.Current {
       linearCount: job.plan?.linearCount ?? 0, errorPerLayer: job.errorPerLayer,
       secondsElapsed: job.secondsWorked + (workingFor?.seconds ?? sinceThen),
       secondsRemaining: job.secondsRemaining.map { $0 + (job.catchingUp?.secondsRemaining ?? 0) },
-      attempt: max(1, job.attempts), step: job.step, pausedBecause: job.pausedBecause, warnings: job.warnings)
+      attempt: max(1, job.attempts), step: job.step, pausedBecause: job.pausedBecause, warnings: job.warnings,
+      kernels: job.plan?.kernels)
     retryAt = job.retryAt
     place = job.phase == .running ? job.slurm?.text : nil
     shortage = job.shortage.map(StatusSnapshot.Shortage.init)

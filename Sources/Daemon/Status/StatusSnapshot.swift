@@ -119,6 +119,8 @@ extension StatusSnapshot {
     public var lastProgressAt: Double?
     /// Where it is done, in words, if that is not here.
     public var place: String?
+    /// What computes: the library's kernels, or the device.
+    public var kernels: String?
     /// What looked wrong and did not stop the job.
     public var warnings: [String]?
 
@@ -126,7 +128,7 @@ extension StatusSnapshot {
       id: String, name: String, architecture: String? = nil, layer: Int? = nil, layerCount: Int? = nil,
       linear: String? = nil, linearsDone: Int = 0, linearCount: Int = 0, errorPerLayer: [Double?] = [],
       secondsElapsed: Double = 0, secondsRemaining: Double? = nil, attempt: Int = 1, step: String,
-      pausedBecause: String? = nil, warnings: [String]? = nil
+      pausedBecause: String? = nil, warnings: [String]? = nil, kernels: String? = nil
     ) {
       self.id = id
       self.name = name
@@ -143,6 +145,7 @@ extension StatusSnapshot {
       self.step = step
       self.pausedBecause = pausedBecause
       self.warnings = warnings
+      self.kernels = kernels
     }
 
     /// The share of the linears that are done, 0...1; nil while their number is not known.

@@ -263,7 +263,8 @@ public struct JobWorker {
       .planned(
         WorkerEvent.Plan(
           architecture: run.description.modelType, layerCount: run.description.layerCount,
-          linearCount: run.linearCount, memoryBytes: run.plan.peakBytes)))
+          linearCount: run.linearCount, memoryBytes: run.plan.peakBytes,
+          kernels: run.kernelsInUse)))
     if !run.resumedLinears.isEmpty { send(.resumed(run.resumedLinears.map(WorkerEvent.Linear.init))) }
     var repetition: (start: ContinuousClock.Instant, layer: Int)?
     _ = try run.run { event in

@@ -29,6 +29,8 @@ public enum WorkerEvent: Codable, Sendable, Equatable {
     public var layerCount: Int
     public var linearCount: Int
     public var memoryBytes: Int
+    /// What computes; nil of what an earlier version has planned.
+    public var kernels: String?
   }
 
   public struct CatchingUp: Codable, Sendable, Equatable {

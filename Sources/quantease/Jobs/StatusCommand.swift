@@ -51,6 +51,7 @@ struct StatusCommand: ParsableCommand {
       }
       if current.pausedBecause == nil { lines.append("  \(current.step)") }
       if let place = current.place, place != current.step { lines.append("  \(place)") }
+      if let kernels = current.kernels { lines.append("  by \(kernels)") }
       if let attempt = current.attemptText { lines.append("  \(attempt)") }
       lines += warnings(current.warnings, of: current.id)
     }

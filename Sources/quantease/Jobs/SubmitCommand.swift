@@ -1,6 +1,5 @@
 import ArgumentParser
 import Checkpoint
-import ComputeOpenBLAS
 import Daemon
 import Foundation
 import Pipeline
@@ -97,7 +96,7 @@ struct SubmitCommand: ParsableCommand {
 
   /// What the job would need.
   private static func show(_ submission: Submission, _ configuration: DaemonConfiguration) throws {
-    KernelSet.useBest()
+    Console.useBestKernels()
     let budget = try configuration.memoryGB.map { Int($0 * 1e9) } ?? ProcessMemory.availableBytes()
     let needs = try Needs(
       submission.plan,
