@@ -56,6 +56,20 @@ extension DecoderLayer {
     try source.matrix(weightName(linear), shape: shape(linear), for: backend)
   }
 
+  /// Some rows of them.
+  public func storedWeights(of linear: LayerLinear, rows: Range<Int>) throws -> Matrix {
+    let name = weightName(linear)
+    let (columns, panels) = try source.panels(of: name, shape: shape(linear))
+    let matrix = backend.makeMatrix(rows: rows.count, columns: columns)
+    for part in rows.parts(of: panels.first?.count ?? 1) {
+      let place = part.lowerBound - rows.lowerBound..<part.upperBound - rows.lowerBound
+      try backend.withHostMatrix(matrix.rows(place), for: .writing) {
+        try source.read(name, rows: part, into: $0)
+      }
+    }
+    return matrix
+  }
+
   /// Has the layer run with other weights of a linear, until its stage is unloaded.
   /// - Parameters:
   ///   - areOwnRows: whether the rows are in the backend's memory, and not in the host's

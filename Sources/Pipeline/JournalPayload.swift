@@ -25,6 +25,7 @@ struct JournalPayload {
   mutating func append<Value: BitwiseCopyable>(_ values: [Value]) { writer.append(values) }
 
   mutating func append(codes: [UInt8], bits: Int) {
+    writer.reserve(wordCount(codes: codes.count, bits: bits) * MemoryLayout<UInt32>.stride)
     // A multiple of 32 codes fills whole words: parts then follow one another as if packed at once.
     for start in stride(from: 0, to: codes.count, by: 1 << 20) {
       let part = codes.span.extracting(start..<min(start + 1 << 20, codes.count))

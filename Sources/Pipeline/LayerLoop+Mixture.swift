@@ -7,37 +7,6 @@ import Solvers
 import SystemIO
 import Tensors
 
-/// What a mixture makes of every token of a stream, one expert after the other.
-final class MixtureOutput {
-  /// What the experts read, `[tokens, hiddenSize]`, and the sum of what they make of it; in the host's memory.
-  let inputs: Matrix
-  let sums: Matrix
-  fileprivate(set) var routing: Routing
-
-  /// - Parameter directory: where the file is that holds both
-  fileprivate init(tokens: Int, hiddenSize: Int, experts: Int, directory: String) throws {
-    let both = Matrix(
-      rows: 2 * tokens, columns: hiddenSize,
-      memory: ScratchMemory(
-        try ScratchMapping(
-          directory: directory, byteCount: max(1, 2 * tokens * hiddenSize) * MemoryLayout<Float>.stride)))
-    inputs = both.rows(0..<tokens)
-    sums = both.rows(tokens..<2 * tokens)
-    routing = Routing(experts: experts)
-  }
-}
-
-/// A matrix in a file without a name.
-private final class ScratchMemory: MatrixMemory {
-  private let mapping: ScratchMapping
-
-  init(_ mapping: ScratchMapping) { self.mapping = mapping }
-
-  @unsafe var pointer: UnsafeMutablePointer<Float> {
-    unsafe mapping.start.assumingMemoryBound(to: Float.self)
-  }
-}
-
 // A layer's mixture: the tokens are routed once, and then every expert is quantized and run on its own tokens, so that
 // the memory of one expert is enough. Their order is fixed, and so are the sums, to the bit.
 extension LayerLoop {
@@ -66,12 +35,12 @@ extension LayerLoop {
       }
       if let shared, known?.isKnown(expert.expansion, inLayer: layer.index) != true {
         let gram = times.measure(.gram) { expansionGram(expert, index, layer, output, shared) }
-        try self.solve(expert.expansion, in: layer, gram, share, quantize)
+        replaceWeights(of: layer, by: try self.solve(expert.expansion, in: layer, gram, share, quantize))
       }
       try load(expert.expansion, in: layer)
       if shared != nil, known?.isKnown(expert.contraction, inLayer: layer.index) != true {
         let gram = times.measure(.gram) { contractionGram(expert, index, layer, output) }
-        try self.solve(expert.contraction, in: layer, gram, share, quantize)
+        replaceWeights(of: layer, by: try self.solve(expert.contraction, in: layer, gram, share, quantize))
       }
       try load(expert.contraction, in: layer)
     }
@@ -134,17 +103,6 @@ extension LayerLoop {
       unload(expert, layer)
     }
     stream.mixtureOutput = output
-  }
-
-  private func solve(
-    _ half: Stage, in layer: DecoderLayer, _ gram: Matrix, _ share: ExpertShare?,
-    _ quantize: Quantize
-  ) throws {
-    try beforeReading()
-    let problem = try times.measure(.solver) {
-      try backend.problem(gram, of: half.linears.names, layer: layer.index)
-    }
-    try times.measure(.solver) { try quantize(layer, half, problem, share) }
   }
 
   /// Reads what the experts read of some batches, and decides who goes where.

@@ -3,6 +3,7 @@ import Calibration
 import Collective
 import Compute
 import Decoder
+import Quantization
 import Solvers
 import SystemIO
 import Tensors
@@ -55,10 +56,10 @@ final class LayerLoop {
   /// The rank that each sequence's batch is with.
   let sequenceOwners: [Int]
   /// Rows of a linear that one rank works on at a time.
-  private let panelRows: Int
-  private let solvesWhole: (String) -> Bool
+  let panelRows: Int
+  let solvesWhole: (String) -> Bool
   var streams: [Stream] { [quantized] + (original.map { [$0] } ?? []) }
-  private let firstTokenWeight: Float
+  let firstTokenWeight: Float
   let experts: ExpertSettings
   let beforeReading: () throws -> Void
   let advanced: () -> Void
@@ -68,10 +69,10 @@ final class LayerLoop {
   private(set) var isTakingOver = false
   var times = PhaseTimes()
 
-  /// Replaces the weights of a stage's linears in the layer, given their problem.
+  /// Gives what a stage's linears are quantized to, given their problem; those that are not named keep their weights.
   typealias Quantize = (
     _ layer: DecoderLayer, _ stage: Stage, _ problem: LayerProblem, _ expert: ExpertShare?
-  ) throws -> Void
+  ) throws -> [(linear: LayerLinear, quantized: QuantizedLinear)]
 
   /// Takes in what another rank has made of an expert's linears.
   typealias Collect = (_ layer: DecoderLayer, _ half: Stage, _ rank: Int) throws -> Void
@@ -123,7 +124,7 @@ final class LayerLoop {
   }
 
   /// What a stage's problem is made of.
-  private struct Statistics {
+  struct Statistics {
     let gram: GramMatrix
     /// What moves the target of a linear that adds to the residual stream.
     let correction: Matrix?
@@ -187,8 +188,8 @@ final class LayerLoop {
   /// - Parameters:
   ///   - known: the linears that an earlier run has quantized; the loop then goes on where that one ended, with what it
   ///     left in the cache, and takes the batches that are missing there through the layers once more.
-  ///   - quantize: replaces the weights of a stage's linears in the layer, given their problem, without a ridge; those
-  ///     that it leaves stay as the checkpoint has them
+  ///   - quantize: given a problem without a ridge, gives what the layer runs with from then on in the place of a stage's
+  ///     linears
   ///   - collect: called on all ranks, in the experts' order, for those that one of them has quantized
   ///   - quantizeHead: gets the problem of what turns the last hidden states into logits, when all layers are done; nil
   ///     if that is not to be quantized
@@ -236,7 +237,7 @@ final class LayerLoop {
       if index == open { begun() }
       let position = position(layers, place.number)
       isTakingOver = index == first && first > 0
-      let statistics = try enter(
+      var statistics = try enter(
         position, from: here, beginsLayer: place.number == 0, gathering: index >= open)
       if let here { leave(here) }
       guard position.stage.experts.isEmpty else {
@@ -250,15 +251,10 @@ final class LayerLoop {
       // The solver reads weights of its own, in fp32.
       position.quantized.unload(position.stage)
       try known?.restore(position.stage, in: position.quantized)
-      if let statistics {
-        try beforeReading()
-        let problem = try times.measure(.solver) {
-          try backend.problem(
-            statistics.gram.values, correction: statistics.correction, of: position.stage.title,
-            layer: position.quantized.index)
-        }
-        try times.measure(.solver) { try quantize(position.quantized, position.stage, problem, nil) }
-      }
+      try statistics.take().map {
+        try solve(
+          position.stage, in: position.quantized, $0.gram.values, correction: $0.correction, nil, quantize)
+      }.map { replaceWeights(of: position.quantized, by: $0) }
       try load(position.stage, in: position.quantized)
       here = position
     }
@@ -294,6 +290,30 @@ final class LayerLoop {
     }
   }
 
+  /// - Parameter gram: Σ, which has no other use from now on
+  func solve(
+    _ stage: Stage, in layer: DecoderLayer, _ gram: Matrix, correction: Matrix? = nil,
+    _ share: ExpertShare?, _ quantize: Quantize
+  ) throws -> [(linear: LayerLinear, quantized: QuantizedLinear)] {
+    try beforeReading()
+    return try times.measure(.solver) {
+      let problem = try backend.problem(
+        gram, correction: correction, of: stage.linears.names, layer: layer.index)
+      return try quantize(layer, stage, problem, share)
+    }
+  }
+
+  /// To be called when Σ is gone, which was there with their codes.
+  func replaceWeights(
+    of layer: DecoderLayer, by quantized: [(linear: LayerLinear, quantized: QuantizedLinear)]
+  ) {
+    times.measure(.loading) {
+      for (linear, quantized) in quantized {
+        layer.replaceWeights(of: linear, by: quantized, backend: backend)
+      }
+    }
+  }
+
   /// Every batch is past a stage.
   func leave(_ position: Position) {
     position.unload()
@@ -313,124 +333,6 @@ final class LayerLoop {
 
   func makeGramMatrix(inFeatures: Int, owning owns: (Int) -> Bool = { _ in true }) -> GramMatrix {
     GramMatrix(inFeatures: inFeatures, operands: quantized.model.operands, backend: backend, owning: owns)
-  }
-
-  /// The rows of a linear that this rank sums up the drift of, and solves.
-  private func ownPanels(of linear: LayerLinear, in layer: DecoderLayer) -> [Range<Int>] {
-    // A device has no use for parts.
-    if backend.deviceMemory != nil { return [0..<linear.outFeatures] }
-    let panels = MemoryPlan.panels(of: linear.outFeatures, most: panelRows)
-    // Of the linears of its stage it is the first and the only one.
-    if solvesWhole(layer.moduleName(of: linear)) { return ranks.owns(0) ? panels : [] }
-    var dealer = PanelDealer(ranks: ranks.count)
-    return zip(panels, dealer.owners(of: panels)).filter { $1 == ranks.rank }.map(\.0)
-  }
-
-  /// Takes every batch to a stage, from the one before it or from the embedding.
-  /// - Returns: what the stage's problem is made of; nil unless `gathering`
-  private func enter(
-    _ next: Position, from here: Position?, beginsLayer: Bool, gathering: Bool
-  ) throws -> Statistics? {
-    guard let here else { return try embed(into: next, gathering: gathering) }
-    return try advance(here, to: next, beginsLayer: beginsLayer, gathering: gathering)
-  }
-
-  /// Embeds the calibration set and adds up the first stage's Gram matrix. Both streams share the embeddings, unless the
-  /// quantized model has others.
-  private func embed(into first: Position, gathering: Bool) throws -> Statistics? {
-    let gram = gathering ? makeGramMatrix(inFeatures: first.stage.inFeatures, owning: ranks.owns) : nil
-    let transitions = streams.map {
-      ($0.batches.indices, $0.states.embeddingTransition())
-    }
-    try gather(into: gram, of: first) { batch in
-      let samples = batches[batch]
-      let state = LayerState(
-        residual: try times.measure(.embedding) {
-          try quantized.model.embed(calibration.tokens(of: samples))
-        })
-      for (stream, (indices, transition)) in zip(streams, transitions) where indices.contains(batch) {
-        let isOwn = stream !== quantized && quantized.model.roundsTokens
-        let own =
-          try isOwn
-          ? LayerState(
-            residual: times.measure(.embedding) { try stream.model.embed(calibration.tokens(of: samples)) })
-          : state
-        try store(own, by: transition, batch, layer: 0, after: "the embedding")
-      }
-      return Contribution(state: state)
-    }
-    for (_, transition) in transitions { try transition.finish() }
-    return gram.map { Statistics(gram: $0, correction: nil) }
-  }
-
-  /// Adds a batch of inputs, in which a sequence's first token counts as often as its weight says.
-  func add(_ input: Matrix, to gram: GramMatrix) {
-    scaleFirstTokens(of: input, by: firstTokenWeight.squareRoot())
-    gram.accumulate(input)
-    scaleFirstTokens(of: input, by: 1 / firstTokenWeight.squareRoot())
-  }
-
-  private func scaleFirstTokens(of states: Matrix, by factor: Float) {
-    if factor == 1 { return }
-    for row in Swift.stride(from: 0, to: states.rows, by: calibration.sequenceLength) {
-      backend.scale(states.rows(row..<row + 1), by: factor)
-    }
-  }
-
-  /// Runs a stage on every batch and adds up what the next one's problem is made of.
-  private func advance(
-    _ here: Position, to next: Position, beginsLayer: Bool, gathering: Bool
-  ) throws -> Statistics? {
-    let gram = gathering ? makeGramMatrix(inFeatures: next.stage.inFeatures, owning: ranks.owns) : nil
-    let sum =
-      original == nil || gram == nil
-      ? nil
-      : next.stage.residualScale.map {
-        DriftSum(
-          next.stage.linears[0], scale: $0, operands: quantized.model.operands, backend: backend,
-          panels: ownPanels(of: next.stage.linears[0], in: next.quantized))
-      }
-    var correction: Matrix?
-    if let layer = here.original, here.stage.experts.isEmpty { try load(here.stage, in: layer) }
-    // The drift is that of the stage's linear before it is quantized.
-    if sum != nil { try load(next.stage, in: next.quantized) }
-    let step = quantized.states.transition(through: here.stage, beginsLayer: beginsLayer)
-    let originalStep = original?.states.transition(through: here.stage, beginsLayer: beginsLayer)
-    try gather(into: gram, of: next, drifting: sum == nil ? 0 : original?.batches.count ?? 0) { batch in
-      let samples = batches[batch]
-      var contribution = Contribution(
-        state: try run(quantized, here.stage, here.quantized, next.stage, step, batch, samples))
-      guard let original, let layer = here.original, let nextLayer = next.original, let originalStep,
-        original.batches.indices.contains(batch)
-      else { return contribution }
-      let originalState = try run(original, here.stage, layer, next.stage, originalStep, batch, samples)
-      guard let sum else { return contribution }
-      func reached(_ state: LayerState, _ layer: DecoderLayer) -> DriftSum.Reached {
-        DriftSum.Reached(
-          input: times.measure(.forward) { layer.input(of: next.stage, state) }, residual: state.residual)
-      }
-      let reached = (
-        quantized: reached(contribution.state, next.quantized), original: reached(originalState, nextLayer)
-      )
-      contribution.input = reached.quantized.input
-      contribution.drift = times.measure(.gram) {
-        // What the state held is in the cache by now: its memory takes the difference.
-        let drift = sum.drift(reached.quantized, original: reached.original, layer: next.quantized)
-        scaleFirstTokens(of: drift, by: firstTokenWeight)
-        return drift
-      }
-      return contribution
-    } added: { batch, input, drift in
-      guard let sum, let gram, let original, let drift else { return }
-      times.measure(.gram) { sum.add(drift, input) }
-      if batch + 1 == original.batches.endIndex {
-        try exchange(gram, of: next)
-        correction = try times.measure(.gram) { try sum.correction(gram: gram.values) }
-      }
-    }
-    try step.finish()
-    try originalStep?.finish()
-    return gram.map { Statistics(gram: $0, correction: correction) }
   }
 }
 

@@ -50,9 +50,12 @@ struct MemoryNeeds {
       let width = stage.inFeatures
       let panels = panelMatrices * min(panelRows, widestOutput(stage)) * width * Self.float
       let rounding = Self.threads * Self.roundingMatrices * Self.roundingRows * width * Self.float
-      // What a linear is replaced by takes no more than its weights did, which go before.
-      return square(stage) + drift(stage) + weights(stage) + codes(stage) + neighbours(stage)
-        + max(panels, rounding) + held(columns, .memory)
+      // As it is packed for the files.
+      let written = stage.linears.map(\.weightCount).max() ?? 0
+      let solving = square(stage) + drift(stage) + neighbours(stage) + max(panels, rounding, written)
+      // With outliers there is a second solution beside the first.
+      return codes(stage) * (work.keepsOutliers ? 2 : 1) + max(solving, residentWeights(stage))
+        + held(columns, .memory)
     }.max().map { max($0, head + held(stateColumns[0], .memory)) + standing } ?? 0
   }
 
@@ -227,7 +230,7 @@ struct MemoryNeeds {
   /// Σ, with whatever is derived from it.
   private func square(_ stage: Stage) -> Int { stage.inFeatures * stage.inFeatures * Self.float }
 
-  /// The weights of a stage as the solver has them.
+  /// The weights of a stage in fp32, as a device's solver has them, and what corrects them.
   private func weights(_ stage: Stage) -> Int { Self.float * codes(stage) }
 
   /// The same as the forward pass has them.

@@ -16,7 +16,7 @@ extension QuantizationRun {
   struct BegunLinear {
     let name: String
     let description: LayerLinear
-    let weights: Matrix
+    let weights: LinearRows
     let treatment: Treatment
     let problem: LayerProblem
     var work: Work
@@ -36,9 +36,20 @@ extension QuantizationRun {
     case done(QuantizedLinear, Report.Linear)
   }
 
+  /// A linear's weights as solvers take them. A device has them whole: it converts them sooner than the host would send the
+  /// same ones twice.
+  func rows(of linear: LayerLinear, in layer: DecoderLayer) throws -> LinearRows {
+    if backend.deviceMemory != nil {
+      return LinearRows(try layer.storedWeights(of: linear), backend: backend)
+    }
+    return LinearRows(outFeatures: linear.outFeatures, inFeatures: linear.inFeatures) {
+      try layer.storedWeights(of: linear, rows: $0)
+    }
+  }
+
   /// Begins a linear that is this rank's alone.
   func begin(
-    _ name: String, _ description: LayerLinear, _ weights: Matrix, _ treatment: Treatment,
+    _ name: String, _ description: LayerLinear, _ weights: LinearRows, _ treatment: Treatment,
     _ stageProblem: LayerProblem
   ) throws -> BegunLinear {
     var dealer = PanelDealer(ranks: 1)
@@ -47,36 +58,37 @@ extension QuantizationRun {
 
   /// - Parameter dealer: of the stage's panels
   func begin(
-    _ name: String, _ description: LayerLinear, _ weights: Matrix, _ treatment: Treatment,
+    _ name: String, _ description: LayerLinear, _ weights: LinearRows, _ treatment: Treatment,
     _ stageProblem: LayerProblem, dealer: inout PanelDealer, by ranks: Ranks
   ) throws -> BegunLinear {
     let start = ContinuousClock.now
     // Every solver has a damping of its own, and a rule may name another one.
     let problem = stageProblem.damped(by: treatment.quantizer.damping)
+    let zeroRows = ZeroRows(of: weights, backend: backend)
+    let work = try work(zeroRows.watched, treatment, problem, dealer: &dealer, by: ranks)
     var warnings: [String] = []
-    if let rows = backend.firstZeroRows(of: weights) {
+    if let rows = try zeroRows.first(panelRows: plan.panelRows(of: weights.outFeatures)) {
       if request.isStrict { throw PipelineError.zeroWeights(tensor: "\(name).weight", rows: rows) }
       warnings.append(PipelineError.zeroNote("\(name).weight", rows))
     }
     return BegunLinear(
       name: name, description: description, weights: weights, treatment: treatment, problem: problem,
-      work: try work(weights, treatment, problem, dealer: &dealer, by: ranks),
-      warnings: warnings, seconds: (ContinuousClock.now - start).seconds)
+      work: work, warnings: warnings, seconds: (ContinuousClock.now - start).seconds)
   }
 
   private func work(
-    _ weights: Matrix, _ treatment: Treatment, _ problem: LayerProblem, dealer: inout PanelDealer,
+    _ weights: LinearRows, _ treatment: Treatment, _ problem: LayerProblem, dealer: inout PanelDealer,
     by ranks: Ranks
   ) throws -> Work {
     guard !ranks.isAlone, let solver = treatment.quantizer as? any LayerSolver else {
-      let owner = dealer.owner(ofRows: weights.rows)
+      let owner = dealer.owner(ofRows: weights.outFeatures)
       if owner != ranks.rank { return .none(owner: owner) }
       return .whole(
         try treatment.quantizer.draft(
           weights, problem: problem, format: treatment.gridFormat, backend: backend,
-          panelRows: plan.panelRows(of: weights.rows)))
+          panelRows: plan.panelRows(of: weights.outFeatures)))
     }
-    let panels = weights.panels(of: plan.panelRows(of: weights.rows))
+    let panels = weights.panels(of: plan.panelRows(of: weights.outFeatures))
     let first = dealer.count
     let owners = dealer.owners(of: panels)
     return .panels(
@@ -131,7 +143,7 @@ extension QuantizationRun {
       let range = first..<min(first + count, linear.outFeatures)
       let rows = Matrix(rows: range.count, columns: linear.inFeatures)
       try checkpoint.read("\(linear.name).weight", rows: range, into: rows)
-      let weights = backend.upload(rows)
+      let weights = LinearRows(backend.upload(rows), backend: backend)
       let draft = try quantizer.draft(
         weights, problem: problem, format: head.treatment.gridFormat, backend: backend,
         panelRows: plan.panelRows)
@@ -186,7 +198,7 @@ extension QuantizationRun {
       linear.work = .done(done.linear, done.row)
     case .panels(let panels, let owners, let first, let draft):
       let own = panels.indices.filter { owners[$0] == ranks.rank }
-      solver(of: linear).finish(
+      try solver(of: linear).finish(
         draft, weights: linear.weights, problem: linear.problem, backend: backend,
         panels: own.map { panels[$0] })
       for panel in own {
@@ -230,7 +242,7 @@ extension QuantizationRun {
     let start = ContinuousClock.now
     let solution = try linear.treatment.quantizer.finish(
       draft, name: linear.name, weights: linear.weights, problem: linear.problem, backend: backend,
-      panelRows: plan.panelRows(of: linear.weights.rows))
+      panelRows: plan.panelRows(of: linear.weights.outFeatures))
     return (solution.linear, row(of: linear, solution, layer: layer, since: start))
   }
 
@@ -272,27 +284,5 @@ extension QuantizationRun {
       seconds: seconds, layer: layer, bitsPerWeight: bitsPerWeight)
     row.type = outline == nil ? nil : GGUFTensorType(format)?.name
     return row
-  }
-}
-
-extension ComputeBackend {
-  /// A run of rows so long of nothing but zeros that no training left it: 16, or all there are.
-  func firstZeroRows(of weights: Matrix) -> Range<Int>? {
-    // A device sums up squares in fp64 sooner than it sends the weights.
-    let isZero =
-      deviceMemory != nil
-      ? rowDots(weights, weights).map { $0 == 0 }
-      : (0..<weights.rows).map { row in
-        withHostMatrix(weights.rows(row..<row + 1), for: .reading) { host in
-          host.withSpan { span in span.indices.allSatisfy { span[$0] == 0 } }
-        }
-      }
-    var start = 0
-    for row in 0...weights.rows {
-      if row < weights.rows, isZero[row] { continue }
-      if row - start >= min(16, max(weights.rows, 1)) { return start..<row }
-      start = row + 1
-    }
-    return nil
   }
 }

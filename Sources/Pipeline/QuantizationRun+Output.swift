@@ -8,6 +8,9 @@ extension QuantizationRun {
   /// What computes, whatever this model's type asks of it.
   var kernels: String { backend.kernels(for: .bfloat16) }
 
+  /// What computes of that for this model.
+  public var kernelsInUse: String { backend.kernels(for: operands) }
+
   /// What is quantized and is no linear of a layer.
   var outside: [LinearDescription] { resolved.outside }
 
@@ -59,7 +62,7 @@ extension QuantizationRun {
       calibration: Report.Calibration(
         samples: request.calibration.samples, sequenceLength: request.calibration.sequenceLength,
         seed: request.seed, source: request.calibrationSources.names))
-    settings.kernels = backend.kernels(for: operands)
+    settings.kernels = kernelsInUse
     settings.gguf = outline
     settings.rotation = rotation
     settings.allocation = allocation

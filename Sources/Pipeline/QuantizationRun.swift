@@ -191,23 +191,12 @@ public final class QuantizationRun: Sendable {
 
   private func quantize(_ progress: @escaping (ProgressEvent) -> Void) throws -> Report {
     let start = ContinuousClock.now
-    var newWorkStart = start
-    let knownCount = resumedLinears.count
-    let memory = PeakMemorySampler()
+    let memory = RunMemory(backend)
     let (staging, store) = try makeFiles()
     defer { unpublished.withLock { ($0.output, $0.cache, $0.lock) = (nil, nil, nil) } }
     // What another job has left would be taken for this one's.
     if request.resume != nil, opening.head == nil { try store.removeAll() }
-    let linears = exportedLinears
-    let others = others
-    let export = try staging.map { staging in
-      try CheckpointExport(
-        source: checkpoint, linears: linears + outside + others.linears, formats: request.formats,
-        directory: staging.path,
-        shardSizeLimit: request.shardSizeLimit,
-        leavingOut: Set(request.calibrationSources.files.map { FileSystem.name(of: $0.path) }),
-        besides: others.towers, traits: traits, mix: request.recipe.mix ?? GGUFMix(.q4_K_M))
-    }
+    let export = try staging.map { try makeExport(in: $0.path) }
     let isUnusual = description.hasMixtures || allocation != nil
     for support in export?.runtimes ?? [] where isUnusual && !support.loads {
       progress(.warning("\(support)"))
@@ -218,212 +207,52 @@ public final class QuantizationRun: Sendable {
         ?? ResumeJournal.Head(
           identity: request.identity, batchSamples: plan.batchSamples, panelRows: plan.panelRows,
           kernels: kernels, rotation: rotation, allocation: allocation)
-      try journal.begin(head, for: linears)
+      try journal.begin(head, for: exportedLinears)
     }
-    let length = request.calibration.sequenceLength
-    func makeLoop() throws -> LayerLoop {
-      LayerLoop(
-        model: try model(sequenceLength: length, roundingTokens: roundTokens),
-        original: request.target == .original ? try model(sequenceLength: length) : nil,
-        originalSamples: request.originalSamples, calibration: request.calibration, store: store,
-        backend: backend, batchSamples: plan.batchSamples, panelRows: plan.panelRows, ranks: ranks,
-        states: plan.states, isResumable: request.resume != nil,
-        experts: request.experts, firstTokenWeight: Float(request.firstTokenWeight),
-        solvesWhole: { [treatments] name in treatments[name]?.isSolvedWhole ?? false },
-        beforeReading: checkSource,
-        advanced: { progress(.advanced) },
-        repeating: { progress(.catchingUp(layer: $0, until: $1)) },
-        begun: { newWorkStart = .now })
-    }
-    // What a device keeps goes with the process; what is in the cache must not be further than the journal.
-    let writes = WritesBeside(isBeside: backend.deviceMemory != nil && plan.states != .cache)
-    var untold: ProgressEvent?
-    var importance = request.importanceMatrix.map { _ in
-      ImportanceMatrix(
-        dataset: request.calibrationSources.names, samples: request.calibration.samples,
-        sequenceLength: request.calibration.sequenceLength)
-    }
-    var rows: [Report.Linear] = []
-    var exportTimes = PhaseTimes()
-    var times: [String: Double] = [:]
-    var peaks: [MemoryPlan.Phase: Int] = [:]
-    var devicePeaks: [MemoryPlan.Phase: Int] = [:]
-    var mostPinned = 0
-
-    let names = LinearNames(resumedLinears.map(\.name))
+    progress(.step("computing by \(kernelsInUse)"))
+    let finished = FinishedLinears(of: self, export: export, progress: progress)
+    try finished.begin()
+    let stages = RunStages(of: self, finished: finished, memory: memory, progress: progress)
     let known =
       request.resume == nil
       ? nil
       : JournalledLinears(
-        journal: journal, ranks: ranks, names: names, treatments: treatments, description: description,
-        backend: backend)
-    if let journal, !journal.rows.isEmpty {
-      if let earlier = journal.head?.kernels, earlier != kernels {
-        progress(
-          .warning(
-            "going on by \(kernels); the \(journal.rows.count) linears before were computed by \(earlier): as "
-              + "good a result, but not the bytes that one processor alone would have come to"))
-      }
-      progress(.step("going on after \(journal.rows.count) of \(treatments.count) linears"))
-      for row in journal.rows {
-        guard let linear = try journal.linear(row.name) else { continue }
-        try exportTimes.measure(.export) { try export?.write(linear) }
-        progress(.advanced)
-      }
-    }
-    rows = resumedLinears
-
-    // What a trial took is no phase's.
-    _ = backend.deviceMemory?.lap()
-    func measure(_ phase: MemoryPlan.Phase) {
-      let pinned = backend.deviceMemory?.pinnedBytes ?? 0
-      peaks[phase, default: 0].raise(to: memory.lap() + pinned)
-      mostPinned.raise(to: pinned)
-      if let device = backend.deviceMemory { devicePeaks[phase, default: 0].raise(to: device.lap()) }
-    }
-
-    /// Writes what a linear has come to, and tells of it.
-    func keep(_ linear: QuantizedLinear, _ row: Report.Linear, layer: Int, isBeside: Bool) throws {
-      try exportTimes.measure(.export) {
-        try writes.add { [journal, row] in
-          try export?.write(linear)
-          try journal?.append(linear, row: row)
-        }
-        if !isBeside { try writes.finish() }
-      }
-      // Of what is written beside the work it is told when the next one is: whoever is told takes it for safe.
-      if let event = untold.take() { progress(event) }
-      rows.append(row)
-      names.insert(row.name)
-      for warning in row.warnings ?? [] { progress(.warning(warning)) }
-      let event = ProgressEvent.linear(
-        LinearProgress(
-          name: linear.name, layer: layer, layerCount: description.layerCount,
-          relativeError: row.relativeError, linearsDone: rows.count,
-          linearCount: treatments.count, linearsResumed: knownCount,
-          elapsed: ContinuousClock.now - newWorkStart))
-      if isBeside { untold = event } else { progress(event) }
-    }
-
-    /// Drafts all linears of a stage, which share a factor of Σ, and then brings one after the other to its end. Ranks share
-    /// the rows of a stage's linears; an expert's are one rank's.
-    func quantize(
-      _ layer: DecoderLayer, _ stage: Stage, _ stageProblem: LayerProblem, _ expert: LayerLoop.ExpertShare?
-    ) throws {
-      measure(.gathering)
-      defer { measure(.solving) }
-      // Linears of experts are small: nothing is gained by writing them beside the next.
-      let isBeside = writes.isBeside && expert == nil
-      for linear in stage.linears {
-        guard let tensor = checkpoint.tensors["\(layer.moduleName(of: linear)).weight"] else { continue }
-        if let expert, let stack = tensor.part, stack.shape.count == 3 {
-          // What is known of all tokens stands for an expert that none reaches.
-          importance?.add(
-            stack.whole, energies: stageProblem.inputEnergies, tokens: max(expert.tokens, 1),
-            expert: expert.number, of: stack.shape[0])
-        } else {
-          importance?.add(tensor.storedName, energies: stageProblem.inputEnergies)
-        }
-      }
-      let isOwn = !layer.stages.contains { $0.experts.isEmpty && $0.linears.names == stage.linears.names }
-      let ranks = isOwn ? Ranks.alone : ranks
-      let done = Set(rows.map(\.name))
-      var dealer = PanelDealer(ranks: ranks.count)
-      var begun = try stage.linears.compactMap { linear -> BegunLinear? in
-        let name = layer.moduleName(of: linear)
-        guard let treatment = treatments[name], !done.contains(name) else { return nil }
-        let weights = try exportTimes.measure(.loading) { try layer.storedWeights(of: linear) }
-        return try begin(name, linear, weights, treatment, stageProblem, dealer: &dealer, by: ranks)
-      }
-      if !ranks.isAlone {
-        for place in begun.indices {
-          try solveOwn(&begun[place], layer: layer.index, by: ranks)
-          progress(.advanced)
-        }
-      }
-      while !begun.isEmpty {
-        // Its weights go before those that it has become are made.
-        let description = begun[0].description
-        var (linear, row) = try finish(begun.removeFirst(), layer: layer.index, by: ranks)
-        try backend.checkDevice()
-        (row.expert, row.tokens) = (expert?.number, expert?.tokens)
-        layer.replaceWeights(of: description, by: linear, backend: backend)
-        if isOwn, !self.ranks.isChief {
-          self.ranks.post(
-            try ResumeJournal.payload(of: linear, row: row).bytes,
-            MessageLabel(.linear, layer: layer.index), to: 0)
-        } else {
-          try keep(linear, row, layer: layer.index, isBeside: isBeside)
-        }
-      }
-    }
-
-    /// Takes in what another rank has made of an expert's linears.
-    func collect(_ layer: DecoderLayer, _ half: Stage, _ rank: Int) throws {
-      let label = MessageLabel(.linear, layer: layer.index)
-      for name in half.linears.map(layer.moduleName(of:)) where treatments[name] != nil {
-        defer { names.insert(name) }
-        guard rank != 0, ranks.isChief, !names.contains(name) else { continue }
-        guard let done = ResumeJournal.linear(ofPayload: try ranks.receive(label, from: rank)) else {
-          throw ranks.unlike(label, from: rank)
-        }
-        try keep(done.linear, done.row, layer: layer.index, isBeside: false)
-      }
-    }
-
-    var headRow: Report.Linear?
-    func quantizeHead(_ head: Recipe.Head, _ problem: LayerProblem) throws {
-      measure(.gathering)
-      defer { measure(.solving) }
-      progress(.step("solving \(head.linear.name)"))
-      if !description.hasTiedHead, let tensor = checkpoint.tensors["\(head.linear.name).weight"] {
-        importance?.add(tensor.storedName, energies: problem.inputEnergies)
-      }
-      // Its rows are one rank's, as few runs have them.
-      guard let export else { return }
-      headRow = try solve(head, problem) { rows, firstRow in
-        progress(.advanced)
-        try exportTimes.measure(.export) { try export.write(rows, firstRow: firstRow) }
-      }
-      for warning in headRow?.warnings ?? [] { progress(.warning(warning)) }
-    }
-
+        journal: journal, ranks: ranks, names: finished.names, treatments: treatments,
+        description: description, backend: backend)
     if let outline {
       progress(.step("\(outline.file): \(outline.description)"))
       if let warning = outline.warning { progress(.warning(warning)) }
     }
+    var times: [String: Double] = [:]
     progress(.step("embedding \(request.calibration.samples) × \(request.calibration.sequenceLength) tokens"))
     try mendingCache(store, progress) {
-      let loop = try makeLoop()
+      let loop = try makeLoop(store, progress) { finished.workBegins() }
       defer { times.merge(loop.times.byName) { $0 + $1 } }
       let result = Result {
         try loop.run(
-          knowing: known, quantize, collecting: collect,
-          head: head.map { head in { try quantizeHead(head, $0) } })
+          knowing: known, stages.quantize, collecting: stages.collect,
+          head: head.map { head in { try stages.quantize(head, $0) } })
       }
-      try exportTimes.measure(.export) { try writes.finish() }
-      if let event = untold.take() { progress(event) }
+      try finished.finish()
       try result.get()
     }
     guard let export, let staging else { return try receiveReport(removing: store) }
     progress(.step("writing the other tensors and files"))
     for linear in rounded {
-      try round(linear) { rows, firstRow in
-        try exportTimes.measure(.export) { try export.write(rows, firstRow: firstRow) }
-      }
+      try round(linear) { rows, firstRow in try finished.write(rows, firstRow: firstRow) }
       progress(.advanced)
     }
-    try exportTimes.measure(.export) {
+    try finished.times.measure(.export) {
       try export.copyUnquantized()
       try export.finish()
     }
     try checkSource()
     try backend.checkDevice()
 
-    var totals = Report.Totals(of: rows)
-    totals.secondsPerPhase = times.merging(exportTimes.byName) { $0 + $1 }
+    var totals = Report.Totals(of: finished.rows)
+    totals.secondsPerPhase = times.merging(finished.times.byName) { $0 + $1 }
     // Writing a linear happens inside the solver's turn.
-    totals.secondsPerPhase["solver"] = rows.reduce(headRow?.seconds ?? 0) { $0 + $1.seconds }
+    totals.secondsPerPhase["solver"] = finished.rows.reduce(stages.head?.seconds ?? 0) { $0 + $1.seconds }
     totals.tokens = request.calibration.tokens.count
     totals.states = plan.states.rawValue
     totals.cacheBytesRaw = store.statistics.rawBytesWritten
@@ -432,23 +261,13 @@ public final class QuantizationRun: Sendable {
     totals.cacheReadsPrefetched = store.statistics.prefetchedReads
     totals.inputBytes = checkpoint.byteCount
     totals.outputBytes = try FileSystem.treeSize(staging.path) / request.formats.count
-    totals.peakMemoryBytes = memory.stop() + mostPinned
-    func memoryReport(_ planned: [MemoryPlan.Phase: Int], _ peaks: [MemoryPlan.Phase: Int]) -> [String: Report
-      .Memory]
-    {
-      Dictionary(
-        uniqueKeysWithValues: planned.map { phase, bytes in
-          (phase.rawValue, Report.Memory(planned: bytes, peak: peaks[phase] ?? 0))
-        })
-    }
-    totals.memoryBytesPerPhase = memoryReport(plan.bytesPerPhase, peaks)
-    totals.deviceMemoryBytesPerPhase = plan.deviceBytesPerPhase.map { memoryReport($0, devicePeaks) }
+    memory.report(in: &totals, plan)
     totals.seconds = (ContinuousClock.now - start).seconds
     var report = Report(
       model: Report.Model(name: FileSystem.name(of: request.model), architecture: description.modelType),
-      settings: settings, linears: rows, totals: totals, loadsIn: export.runtimes)
+      settings: settings, linears: finished.rows, totals: totals, loadsIn: export.runtimes)
     report.rounded = rounded.isEmpty ? nil : rounded.map(\.name)
-    report.head = headRow
+    report.head = stages.head
     // What stands beside a single file is not the result's.
     report.filesCopied = request.isOneFile ? [] : export.copiedFiles
     report.filesLeftOut = checkpoint.foreignFiles + (request.isOneFile ? export.copiedFiles : [])
@@ -465,10 +284,40 @@ public final class QuantizationRun: Sendable {
     if request.resume != nil { try store.destroy() }
     if let path = request.importanceMatrix {
       // The result stands: a full disk costs this file alone.
-      do { try importance?.write(to: path) } catch { progress(.warning("no importance matrix: \(error)")) }
+      do { try stages.importance?.write(to: path) } catch {
+        progress(.warning("no importance matrix: \(error)"))
+      }
     }
     try ranks.share(report)
     return report
+  }
+
+  private func makeExport(in directory: String) throws -> CheckpointExport {
+    let others = others
+    return try CheckpointExport(
+      source: checkpoint, linears: exportedLinears + outside + others.linears, formats: request.formats,
+      directory: directory,
+      shardSizeLimit: request.shardSizeLimit,
+      leavingOut: Set(request.calibrationSources.files.map { FileSystem.name(of: $0.path) }),
+      besides: others.towers, traits: traits, mix: request.recipe.mix ?? GGUFMix(.q4_K_M))
+  }
+
+  private func makeLoop(
+    _ store: HiddenStatesStore, _ progress: @escaping (ProgressEvent) -> Void, begun: @escaping () -> Void
+  ) throws -> LayerLoop {
+    let length = request.calibration.sequenceLength
+    return LayerLoop(
+      model: try model(sequenceLength: length, roundingTokens: roundTokens),
+      original: request.target == .original ? try model(sequenceLength: length) : nil,
+      originalSamples: request.originalSamples, calibration: request.calibration, store: store,
+      backend: backend, batchSamples: plan.batchSamples, panelRows: plan.panelRows, ranks: ranks,
+      states: plan.states, isResumable: request.resume != nil,
+      experts: request.experts, firstTokenWeight: Float(request.firstTokenWeight),
+      solvesWhole: { [treatments] name in treatments[name]?.isSolvedWhole ?? false },
+      beforeReading: checkSource,
+      advanced: { progress(.advanced) },
+      repeating: { progress(.catchingUp(layer: $0, until: $1)) },
+      begun: begun)
   }
 
   /// What the first rank has published, when it has.
@@ -483,8 +332,4 @@ public final class QuantizationRun: Sendable {
   private func checkSource() throws {
     try source.check(in: checkpoint.directory, symlinks: request.symlinks)
   }
-}
-
-extension Int {
-  fileprivate mutating func raise(to other: Int) { self = Swift.max(self, other) }
 }

@@ -1,5 +1,4 @@
 import ActivationCache
-import Collective
 import Compute
 import Decoder
 import Tensors
@@ -35,17 +34,17 @@ final class StagedStates {
     case residual, context, intermediate, queryLatents, latents, rotaryKeys
   }
 
-  fileprivate struct Version: Hashable {
+  struct Version: Hashable {
     let number: Int
     /// The values of a token.
     let columns: Int
   }
 
-  private let store: HiddenStatesStore
+  let store: HiddenStatesStore
   private let stream: Int
   private let description: ModelDescription
   /// The version of every slot that is in the cache, by the count of writes so far.
-  private var versions: [Slot: Version] = [:]
+  private(set) var versions: [Slot: Version] = [:]
   private var writes = 0
   /// Buffers that states are read into, reused from batch to batch.
   private var buffers: [Slot: Matrix] = [:]
@@ -53,7 +52,7 @@ final class StagedStates {
   /// What the states' values are rounded to.
   var elementType: DType { store.elementType }
 
-  private let backend: any ComputeBackend
+  let backend: any ComputeBackend
   private let place: StatesPlace
   /// Where a device keeps them; nil without one, and where they are in the cache.
   private let keptIn: KeptStates.Place?
@@ -108,7 +107,7 @@ final class StagedStates {
     try store.removeAll()
   }
 
-  private func read(
+  func read(
     _ slots: Set<Slot>, versions: [Slot: Version], batch: Int, tokens: Int
   ) throws -> LayerState {
     func matrix(_ slot: Slot) throws -> Matrix? {
@@ -196,7 +195,7 @@ final class StagedStates {
   struct Transition {
     fileprivate let states: StagedStates
     fileprivate let before: [Slot: Version]
-    fileprivate let after: [Slot: Version]
+    let after: [Slot: Version]
     fileprivate let written: Set<Slot>
     /// Whether what is held in memory is stored in the cache, too.
     fileprivate let isStored: Bool
@@ -231,56 +230,6 @@ final class StagedStates {
     }
   }
 
-  /// What there is of a batch, behind a step if it is there already, or else before it: for another rank's cache. The last
-  /// byte says which.
-  func message(ofBatch batch: Int, beyond step: Transition, tokens: Int) throws -> MessageBytes {
-    let isOver = try step.isWritten(batch: batch)
-    let versions = isOver ? step.after : versions
-    let state = try read(Set(versions.keys), versions: versions, batch: batch, tokens: tokens)
-    let places = places(versions, tokens: tokens)
-    return unsafe MessageBytes(count: places.byteCount + 1) { bytes in
-      for (slot, _, range) in places.slots {
-        guard let matrix = state[slot] else { preconditionFailure("what is held can be read") }
-        backend.withHostMatrix(matrix, for: .reading) {
-          unsafe $0.encode(as: elementType, into: UnsafeMutableRawBufferPointer(rebasing: bytes[range]))
-        }
-      }
-      unsafe bytes[places.byteCount] = isOver ? 1 : 0
-    }
-  }
-
-  /// Stores what another rank's ``message(ofBatch:beyond:tokens:)`` made.
-  /// - Returns: false for a message of another size
-  func take(_ message: MessageBytes, asBatch batch: Int, beyond step: Transition, tokens: Int) throws -> Bool
-  {
-    try unsafe message.withUnsafeBytes { bytes in
-      guard let isOver = unsafe bytes.last else { return false }
-      let places = places(isOver == 1 ? step.after : versions, tokens: tokens)
-      guard bytes.count == places.byteCount + 1 else { return false }
-      for (slot, version, range) in places.slots {
-        let matrix = Matrix(uninitializedRows: tokens, columns: version.columns)
-        unsafe matrix.decode(RawSpan(_unsafeBytes: bytes).extracting(range), as: elementType)
-        try store.write(matrix, key: key(slot, version, batch))
-      }
-      return true
-    }
-  }
-
-  /// Where the slots of a batch stand in a message.
-  private func places(
-    _ versions: [Slot: Version], tokens: Int
-  ) -> (slots: [(Slot, Version, Range<Int>)], byteCount: Int) {
-    var end = 0
-    let slots = Slot.allCases.compactMap { slot in
-      versions[slot].map { version in
-        let start = end
-        end += tokens * version.columns * elementType.byteWidth
-        return (slot, version, start..<end)
-      }
-    }
-    return (slots, end)
-  }
-
   private func write(
     _ matrix: Matrix, key: HiddenStatesKey, replacing replaced: [HiddenStatesKey], isStored: Bool
   ) throws {
@@ -298,7 +247,7 @@ final class StagedStates {
     }
   }
 
-  private func key(_ slot: Slot, _ version: Version, _ batch: Int) -> HiddenStatesKey {
+  func key(_ slot: Slot, _ version: Version, _ batch: Int) -> HiddenStatesKey {
     HiddenStatesKey(stream: stream, stage: version.number * Slot.allCases.count + slot.rawValue, batch: batch)
   }
 
@@ -309,112 +258,5 @@ final class StagedStates {
     let buffer = backend.makeMatrix(rows: rows, columns: columns)
     buffers[slot] = buffer
     return buffer
-  }
-}
-
-extension LayerState {
-  subscript(slot: StagedStates.Slot) -> Matrix? {
-    get {
-      switch slot {
-      case .residual: residual
-      case .context: context
-      case .intermediate: intermediate
-      case .queryLatents: queryLatents
-      case .latents: latents
-      case .rotaryKeys: rotaryKeys
-      }
-    }
-    set {
-      switch slot {
-      case .residual: if let newValue { residual = newValue }
-      case .context: context = newValue
-      case .intermediate: intermediate = newValue
-      case .queryLatents: queryLatents = newValue
-      case .latents: latents = newValue
-      case .rotaryKeys: rotaryKeys = newValue
-      }
-    }
-  }
-}
-
-extension Stage {
-  /// The slot that holds the stage's input, before any norm.
-  var inputSlot: StagedStates.Slot {
-    switch input {
-    case .residual: .residual
-    case .queryLatents: .queryLatents
-    case .latents: .latents
-    case .context: .context
-    case .intermediate: .intermediate
-    }
-  }
-
-  /// The slots that running the stage reads.
-  var reads: Set<StagedStates.Slot> {
-    // It leaves nothing, and so need not run.
-    if parts == [.queryExpansion] { return [] }
-    var slots: Set = [inputSlot]
-    // What comes next may look at the residual stream.
-    if parts == [.latentAttention] { slots.formUnion([.queryLatents, .rotaryKeys, .residual]) }
-    if writes.contains(.residual) { slots.insert(.residual) }
-    return slots
-  }
-
-  /// The slots that running the stage writes.
-  var writes: Set<StagedStates.Slot> {
-    Set(
-      parts.flatMap { part -> [StagedStates.Slot] in
-        switch part {
-        case .attention, .latentAttention: [.context]
-        case .latents: [.queryLatents, .latents, .rotaryKeys]
-        case .queryExpansion: []
-        case .expansion: [.intermediate]
-        case .attentionOutput, .contraction, .mixture: [.residual]
-        }
-      })
-  }
-
-  /// The values of a token in a slot.
-  func columns(of slot: StagedStates.Slot) -> Int {
-    switch slot {
-    case .residual: hiddenSize
-    case .context: contextFeatures
-    case .intermediate: intermediateSize
-    case .queryLatents: latents?.queries ?? 0
-    case .latents: latents?.shared ?? 0
-    case .rotaryKeys: latents?.rotary ?? 0
-    }
-  }
-
-  /// The slots that are used up once the stage has run.
-  var consumes: Set<StagedStates.Slot> {
-    switch parts {
-    case [.queryExpansion]: []
-    case [.latentAttention]: [.queryLatents, .latents, .rotaryKeys]
-    default: inputSlot == .residual ? [] : [inputSlot]
-    }
-  }
-}
-
-extension ModelDescription {
-  /// The values of a token that stand between two stages: what is written by one and not used up by any before.
-  /// - Parameter stages: of all layers, one after the other
-  func stateColumns(before stages: [Stage]) -> [Int] {
-    // The halves of experts are run beside the stages.
-    if hasMixtures {
-      return stages.map { _ in hiddenSize + contextFeatures + latentFeatures + intermediateSize }
-    }
-    var columns: [StagedStates.Slot: Int] = [.residual: hiddenSize]
-    return stages.map { stage in
-      let before = columns.values.reduce(0, +)
-      for slot in stage.consumes { columns[slot] = nil }
-      for slot in stage.writes { columns[slot] = stage.columns(of: slot) }
-      return before
-    }
-  }
-
-  /// The most of them.
-  var widestStates: Int {
-    stateColumns(before: (0..<layerCount).flatMap { stages(ofLayer: $0) }).max() ?? hiddenSize
   }
 }

@@ -62,13 +62,10 @@ public struct LayerProblem {
   /// Every column's `count` most correlated ones.
   func mostCorrelated(_ count: Int) -> ColumnNeighbours { square.mostCorrelated(count, ridge: ridge) }
 
-  /// The weights that the solver aims at: W, or W* where the problem has a correction. `[rows, inFeatures]`
-  /// - Parameters:
-  ///   - panel: W's rows `rows`; the result itself if there is no correction
-  func target(of panel: Matrix, rows: Range<Int>) -> Matrix {
-    guard let correction else { return panel }
-    let target = backend.copy(of: panel)
-    backend.add(correction.rows(rows), into: target)
+  /// The weights that the solver aims at, to be written to: some rows of W, or of W* where the problem has a correction.
+  func target(of weights: LinearRows, _ rows: Range<Int>) throws -> Matrix {
+    let target = try weights.rows(rows)
+    if let correction { backend.add(correction.rows(rows), into: target) }
     return target
   }
 

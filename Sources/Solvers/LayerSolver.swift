@@ -5,8 +5,8 @@ import Tensors
 /// Quantizes whole linears, in two steps: what takes a factor of Σ, and then what takes Σ itself. All linears of a stage
 /// take the first before one of them takes the second, since there is memory for one of the two at a time.
 ///
-/// Beside the weights and Σ, memory is bounded by `panelRows`, a handful of matrices of `panelRows × inFeatures` values,
-/// and by what a draft holds.
+/// Beside Σ, memory is bounded by `panelRows`, a handful of matrices of `panelRows × inFeatures` values, and by what a draft
+/// holds.
 public protocol LinearQuantizer: Sendable {
   /// The name that the command line and the reports give it.
   var name: String { get }
@@ -15,17 +15,17 @@ public protocol LinearQuantizer: Sendable {
   var damping: Float { get }
 
   /// Chooses grids and first codes.
-  /// - Parameter weights: W, `[outFeatures, inFeatures]`
-  /// - Throws: ``SolverError``
+  /// - Throws: ``SolverError``, and what reading the weights throws
   func draft(
-    _ weights: Matrix, problem: LayerProblem, format: GridFormat, backend: any ComputeBackend, panelRows: Int
+    _ weights: LinearRows, problem: LayerProblem, format: GridFormat, backend: any ComputeBackend,
+    panelRows: Int
   ) throws -> LinearDraft
 
   /// Brings a draft to its end.
-  /// - Parameter weights: W; overwritten
-  /// - Throws: ``SolverError`` if a result is not finite or the solver fails.
+  /// - Throws: ``SolverError`` if a result is not finite or the solver fails, and what reading the weights throws
   func finish(
-    _ draft: LinearDraft, name: String, weights: Matrix, problem: LayerProblem, backend: any ComputeBackend,
+    _ draft: LinearDraft, name: String, weights: LinearRows, problem: LayerProblem,
+    backend: any ComputeBackend,
     panelRows: Int
   ) throws -> LayerSolution
 }
@@ -36,6 +36,7 @@ extension LinearQuantizer {
     name: String, weights: Matrix, problem: LayerProblem, format: GridFormat,
     backend: any ComputeBackend, panelRows: Int = 1_024
   ) throws -> LayerSolution {
+    let weights = LinearRows(weights, backend: backend)
     let draft = try draft(weights, problem: problem, format: format, backend: backend, panelRows: panelRows)
     return try finish(
       draft, name: name, weights: weights, problem: problem, backend: backend, panelRows: panelRows)
@@ -158,32 +159,33 @@ extension LayerSolver {
   ) -> Matrix? { nil }
 
   public func draft(
-    _ weights: Matrix, problem: LayerProblem, format: GridFormat, backend: any ComputeBackend, panelRows: Int
+    _ weights: LinearRows, problem: LayerProblem, format: GridFormat, backend: any ComputeBackend,
+    panelRows: Int
   ) throws -> LinearDraft {
     try draft(
       weights, problem: problem, format: format, backend: backend, panels: weights.panels(of: panelRows))
   }
 
   public func finish(
-    _ draft: LinearDraft, name: String, weights: Matrix, problem: LayerProblem, backend: any ComputeBackend,
-    panelRows: Int
+    _ draft: LinearDraft, name: String, weights: LinearRows, problem: LayerProblem,
+    backend: any ComputeBackend, panelRows: Int
   ) throws -> LayerSolution {
     let panels = weights.panels(of: panelRows)
-    finish(draft, weights: weights, problem: problem, backend: backend, panels: panels)
+    try finish(draft, weights: weights, problem: problem, backend: backend, panels: panels)
     return try solution(of: draft, name: name, panels: panels, backend: backend)
   }
 
   /// The first step for some panels; their rows alone are chosen, each panel on its own.
   public func draft(
-    _ weights: Matrix, problem: LayerProblem, format: GridFormat, backend: any ComputeBackend,
+    _ weights: LinearRows, problem: LayerProblem, format: GridFormat, backend: any ComputeBackend,
     panels: [Range<Int>]
   ) throws -> LinearDraft {
     let draft = LinearDraft(
-      format, outFeatures: weights.rows, inFeatures: weights.columns, backend: backend)
+      format, outFeatures: weights.outFeatures, inFeatures: weights.inFeatures, backend: backend)
     for rows in panels {
-      let codes = backend.makeMatrix(rows: rows.count, columns: weights.columns)
+      let codes = backend.makeMatrix(rows: rows.count, columns: weights.inFeatures)
       try start(
-        problem.target(of: weights.rows(rows), rows: rows), problem: problem, grid: draft.grid.rows(rows),
+        problem.target(of: weights, rows), problem: problem, grid: draft.grid.rows(rows),
         into: codes, backend: backend)
       backend.downloadCodes(codes, to: &draft.codes, firstRow: rows.lowerBound)
     }
@@ -192,16 +194,15 @@ extension LayerSolver {
 
   /// The second step for some panels.
   public func finish(
-    _ draft: LinearDraft, weights: Matrix, problem: LayerProblem, backend: any ComputeBackend,
+    _ draft: LinearDraft, weights: LinearRows, problem: LayerProblem, backend: any ComputeBackend,
     panels: [Range<Int>]
-  ) {
+  ) throws {
     for rows in panels {
       var figures = PanelFigures()
-      let panel = weights.rows(rows)
       let grid = draft.grid.rows(rows)
-      let panelCodes = backend.makeMatrix(rows: rows.count, columns: weights.columns)
+      let panelCodes = backend.makeMatrix(rows: rows.count, columns: weights.inFeatures)
       backend.uploadCodes(draft.codes, firstRow: rows.lowerBound, to: panelCodes)
-      let target = problem.target(of: panel, rows: rows)
+      let target = try problem.target(of: weights, rows)
       let images = descend(target, problem: problem, grid: grid, codes: panelCodes, backend: backend)
       backend.downloadCodes(panelCodes, to: &draft.codes, firstRow: rows.lowerBound)
       figures.scale = problem.objective(of: target, images: images)

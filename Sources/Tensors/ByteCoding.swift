@@ -4,6 +4,9 @@ public struct ByteWriter {
 
   public init() {}
 
+  /// Makes room for so many bytes more, which then need not be copied as they grow.
+  public mutating func reserve(_ count: Int) { bytes.reserveCapacity(bytes.count + count) }
+
   public mutating func append<Value: BitwiseCopyable>(_ values: Span<Value>) {
     unsafe values.withUnsafeBytes { unsafe bytes.append(contentsOf: $0) }
   }

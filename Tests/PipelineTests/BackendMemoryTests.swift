@@ -18,8 +18,7 @@ struct BackendMemoryTests {
   static let cases = [
     ResumeCase("llama-bf16-sharded"), ResumeCase("qwen3"), ResumeCase("opt-pre"),
     ResumeCase("opt-post-350m"), ResumeCase("bloom"), ResumeCase("falcon-7b"), ResumeCase("falcon-40b"),
-    ResumeCase("qwen3-5"), ResumeCase("gemma2"), ResumeCase("qwen3-5"), ResumeCase("gemma4-vision"),
-    ResumeCase("granite"),
+    ResumeCase("qwen3-5"), ResumeCase("gemma2"), ResumeCase("gemma4-vision"), ResumeCase("granite"),
     ResumeCase("phi3"),
     ResumeCase("cohere2"),
     ResumeCase("llama", "groups") { $0.groupSize = 16 },
@@ -59,6 +58,20 @@ struct BackendMemoryTests {
     let expected = try ResumeBench(test, backend: OpenBLASBackend(threads: 1)).uninterrupted()
     let result = try ResumeBench(test, backend: EmulatedGPU.backend()).uninterrupted()
     #expect(abs(result.meanRelativeError / expected.meanRelativeError - 1) < 0.03)
+  }
+
+  @Test(arguments: [
+    ResumeCase("llama-tied", "a rotation or not") { $0.rotate = .auto },
+    ResumeCase("llama", "bits by need") {
+      $0.averageBits = 4
+      $0.symmetric = true
+    },
+  ]) func `nor does a trial touch it`(_ test: ResumeCase) throws {
+    func result(_ backend: any ComputeBackend) throws -> RunResult {
+      try ResumeBench(test, backend: backend, memoryBudgetBytes: 1 << 40).uninterrupted()
+    }
+    let backend = OpenBLASBackend(threads: 1)
+    #expect(try result(GuardedBackend(backend)) == result(backend))
   }
 
   @Test func `a run that goes on does not touch it either`() throws {

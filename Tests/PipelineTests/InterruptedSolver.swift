@@ -48,8 +48,8 @@ struct InterruptedSolver: LayerSolver {
   }
 
   func finish(
-    _ draft: LinearDraft, name: String, weights: Matrix, problem: LayerProblem, backend: any ComputeBackend,
-    panelRows: Int
+    _ draft: LinearDraft, name: String, weights: LinearRows, problem: LayerProblem,
+    backend: any ComputeBackend, panelRows: Int
   ) throws -> LayerSolution {
     try linears.count()
     return try solver.finish(

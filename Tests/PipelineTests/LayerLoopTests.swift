@@ -45,6 +45,7 @@ struct LayerLoopTests {
     try loop.run { _, _, _, _ in
       number += 1
       if number < stages.count { #expect(source.announces(stages[number])) }
+      return []
     }
     #expect(number == stages.count)
   }
@@ -215,7 +216,7 @@ final class LoopRun {
     var corrections: [String: Matrix] = [:]
     var quantized: [String: Matrix] = [:]
     try loop.run { [backend] layer, stage, problem, _ in
-      for linear in stage.linears {
+      try stage.linears.map { linear in
         let module = layer.moduleName(of: linear)
         modules.append(module)
         grams[module] = problem.gram.copy()
@@ -226,7 +227,7 @@ final class LoopRun {
           format: format,
           backend: backend)
         quantized[module] = solution.linear.dequantized()
-        layer.replaceWeights(of: linear, by: solution.linear, backend: backend)
+        return (linear, solution.linear)
       }
     }
     statistics = store.statistics

@@ -1,4 +1,5 @@
 import Checkpoint
+import Compute
 import Decoder
 import TestSupport
 import Testing
@@ -80,11 +81,16 @@ struct MemoryPlanTests {
     "alibi": false,
   ]
 
-  @Test(arguments: [(0, 24_000_000_000), (16, 30_000_000_000)])
-  func `Falcon-180B fits into one GPU's memory`(_ originalSamples: Int, _ budget: Int) throws {
+  @Test(arguments: [
+    (0, OperandType.float32, 19_000_000_000), (16, .float32, 28_500_000_000), (0, .bfloat16, 19_000_000_000),
+    (16, .bfloat16, 26_000_000_000),
+  ]) func `Falcon-180B fits into one GPU's memory`(
+    _ originalSamples: Int, _ operands: OperandType, _ budget: Int
+  ) throws {
     let model = try ModelDescription(configuration: Self.falcon) { _ in true }
     let work = MemoryPlan.Work(
-      model: model, samples: 128, sequenceLength: 2_048, originalSamples: originalSamples)
+      model: model, samples: 128, sequenceLength: 2_048, originalSamples: originalSamples,
+      operands: operands)
     let plan = try MemoryPlan(work, budgetBytes: budget)
     // One square of Σ is most of it.
     let square = 59_392 * 59_392 * 4

@@ -46,15 +46,15 @@ struct GramSquareTests {
       OutlierAwareQuantEase(OutlierSettings(share: 0.05, isStructured: true)),
     ]
     let shared = Self.problem.layerProblem(backend: backend)
-    let weights = quantizers.map { _ in Self.problem.weights.copy() }
+    let weights = LinearRows(Self.problem.weights, backend: backend)
     let drafts = try quantizers.indices.map { index in
       try quantizers[index].draft(
-        weights[index], problem: shared.damped(by: quantizers[index].damping), format: Self.format,
+        weights, problem: shared.damped(by: quantizers[index].damping), format: Self.format,
         backend: backend, panelRows: 16)
     }
     for (index, quantizer) in quantizers.enumerated() {
       let together = try quantizer.finish(
-        drafts[index], name: "l", weights: weights[index], problem: shared.damped(by: quantizer.damping),
+        drafts[index], name: "l", weights: weights, problem: shared.damped(by: quantizer.damping),
         backend: backend, panelRows: 16)
       let alone = try quantizer.quantize(
         name: "l", weights: Self.problem.weights.copy(),

@@ -127,18 +127,20 @@ struct OutlierTests {
   @Test(arguments: [OutlierCase.paperEntries, .paperColumns], [GroupSize.channel, .columns(32)])
   func `no half-step of the published algorithm raises the objective`(
     _ kind: OutlierCase, _ group: GroupSize
-  ) {
+  ) throws {
     let format = GridFormat(bitWidth: .three, groupSize: group, isSymmetric: false)
-    var alternation = ProjectedAlternation(
-      weights: Self.problem.weights, problem: Self.problem.layerProblem(), format: format,
-      settings: kind.solver().settings, backend: OpenBLASBackend(threads: 2), panelRows: 16)
-    alternation.descend()
-    var objectives = [alternation.objective()]
+    let backend = OpenBLASBackend(threads: 2)
+    var alternation = try ProjectedAlternation(
+      weights: LinearRows(Self.problem.weights, backend: backend), problem: Self.problem.layerProblem(),
+      format: format,
+      settings: kind.solver().settings, backend: backend, panelRows: 16)
+    try alternation.descend()
+    var objectives = [try alternation.objective()]
     for _ in 0..<8 {
-      alternation.stepOutliers()
-      objectives.append(alternation.objective())
-      alternation.descend()
-      objectives.append(alternation.objective())
+      try alternation.stepOutliers()
+      objectives.append(try alternation.objective())
+      try alternation.descend()
+      objectives.append(try alternation.objective())
     }
     for (earlier, later) in zip(objectives, objectives.dropFirst()) {
       #expect(later <= earlier * (1 + 1e-6))

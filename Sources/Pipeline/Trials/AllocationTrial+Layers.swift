@@ -71,7 +71,11 @@ extension AllocationTrial {
       let trials = try GridComparison(
         rows(of: weights, Self.comparedRows), units[unit].candidates.map(\.grid), treatment, problem, backend)
       begun.append(
-        (try run.begin(name, linear, weights, standard(treatment, unit), problem), unit, trials))
+        (
+          try run.begin(
+            name, linear, LinearRows(weights, backend: backend), standard(treatment, unit), problem),
+          unit, trials
+        ))
     }
     return try begun.map { linear, unit, trials in
       let quantized = try run.finish(linear, layer: layer.index).linear
@@ -119,7 +123,7 @@ extension AllocationTrial {
 
 /// The same rows on several grids, by the solver that a linear has.
 struct GridComparison {
-  private let rows: Matrix
+  private let rows: LinearRows
   private let drafts: [LinearDraft]
   private let quantizer: any LinearQuantizer
   private let problem: LayerProblem
@@ -132,9 +136,10 @@ struct GridComparison {
   ) throws {
     let quantizer = treatment.quantizer
     let problem = stageProblem.damped(by: quantizer.damping)
+    let rows = LinearRows(rows, backend: backend)
     drafts = try grids.map {
       try quantizer.draft(
-        backend.copy(of: rows), problem: problem, format: $0, backend: backend, panelRows: rows.rows)
+        rows, problem: problem, format: $0, backend: backend, panelRows: rows.outFeatures)
     }
     (self.rows, self.quantizer, self.problem, self.backend) = (rows, quantizer, problem, backend)
   }
@@ -144,8 +149,7 @@ struct GridComparison {
   func errors() throws -> [Double] {
     try drafts.map {
       try quantizer.finish(
-        $0, name: "", weights: backend.copy(of: rows), problem: problem, backend: backend,
-        panelRows: rows.rows
+        $0, name: "", weights: rows, problem: problem, backend: backend, panelRows: rows.outFeatures
       ).relativeError
     }
   }

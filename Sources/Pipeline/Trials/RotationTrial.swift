@@ -124,7 +124,7 @@ struct RotationTrial {
     let begun = try stage.linears.compactMap { linear -> QuantizationRun.BegunLinear? in
       let name = layer.moduleName(of: linear)
       guard let treatment = run.treatments[name] else { return nil }
-      return try run.begin(name, linear, layer.storedWeights(of: linear), treatment, problem)
+      return try run.begin(name, linear, run.rows(of: linear, in: layer), treatment, problem)
     }
     for linear in begun {
       let quantized = try run.finish(linear, layer: layer.index).linear

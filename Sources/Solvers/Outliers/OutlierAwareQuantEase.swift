@@ -23,12 +23,13 @@ public struct OutlierAwareQuantEase: LinearQuantizer {
   public var damping: Float { settings.method == .standard ? base.damping : 0 }
 
   public func draft(
-    _ weights: Matrix, problem: LayerProblem, format: GridFormat, backend: any ComputeBackend, panelRows: Int
+    _ weights: LinearRows, problem: LayerProblem, format: GridFormat, backend: any ComputeBackend,
+    panelRows: Int
   ) throws -> LinearDraft {
     // The published algorithm takes no factor.
     guard settings.method == .standard else {
       return LinearDraft(
-        format, outFeatures: weights.rows, inFeatures: weights.columns, backend: backend)
+        format, outFeatures: weights.outFeatures, inFeatures: weights.inFeatures, backend: backend)
     }
     // First what is compared with, while the factor is there that the search for outliers begins with.
     let plain = try base.draft(
@@ -45,39 +46,39 @@ public struct OutlierAwareQuantEase: LinearQuantizer {
   /// - Returns: codes, and exactly as many outliers as the settings say; the objective is that of both as
   ///   stored.
   public func finish(
-    _ draft: LinearDraft, name: String, weights: Matrix, problem: LayerProblem, backend: any ComputeBackend,
-    panelRows: Int
+    _ draft: LinearDraft, name: String, weights: LinearRows, problem: LayerProblem,
+    backend: any ComputeBackend, panelRows: Int
   ) throws -> LayerSolution {
     let (codes, grid, outliers) =
       switch settings.method {
-      case .standard: descend(draft, weights, problem: problem, backend: backend, panelRows: panelRows)
+      case .standard: try descend(draft, weights, problem: problem, backend: backend, panelRows: panelRows)
       case .paper(let rounds):
-        alternate(
+        try alternate(
           rounds: rounds, weights, problem: problem, format: draft.grid.format, backend: backend,
           panelRows: panelRows)
       }
     let linear = QuantizedLinear(
       name: name, codes: codes, grid: backend.download(grid),
-      outliers: package(outliers, outFeatures: weights.rows, backend: backend))
-    let (objective, scale) = objectives(of: linear, weights, problem, backend, panelRows)
+      outliers: package(outliers, outFeatures: weights.outFeatures, backend: backend))
+    let (objective, scale) = try objectives(of: linear, weights, problem, backend, panelRows)
     guard objective.isFinite && scale.isFinite else { throw SolverError.nonFiniteObjective(linear: name) }
     return LayerSolution(linear: linear, objective: objective, scale: scale)
   }
 
   private func descend(
-    _ draft: LinearDraft, _ weights: Matrix, problem: LayerProblem, backend: any ComputeBackend,
+    _ draft: LinearDraft, _ weights: LinearRows, problem: LayerProblem, backend: any ComputeBackend,
     panelRows: Int
-  ) -> (codes: [UInt8], grid: Grid, outliers: SparseRows) {
+  ) throws -> (codes: [UInt8], grid: Grid, outliers: SparseRows) {
     guard let outliers = draft.outliers, let plain = draft.plain else {
       preconditionFailure("a draft of this solver has outliers, and what to compare with")
     }
     for rows in weights.panels(of: panelRows) {
       let panel = OutlierPanel(
-        target: problem.target(of: weights.rows(rows), rows: rows), outliers: outliers.rows(rows),
+        target: try problem.target(of: weights, rows), outliers: outliers.rows(rows),
         grid: draft.grid.rows(rows), problem: problem, settings: base.settings, backend: backend)
       backend.uploadCodes(draft.codes, firstRow: rows.lowerBound, to: panel.codes)
       panel.descend()
-      let plainCodes = backend.makeMatrix(rows: rows.count, columns: weights.columns)
+      let plainCodes = backend.makeMatrix(rows: rows.count, columns: weights.inFeatures)
       backend.uploadCodes(plain.codes, firstRow: rows.lowerBound, to: plainCodes)
       panel.takeBetterRows(of: base, from: plainCodes, grid: plain.grid.rows(rows))
       backend.downloadCodes(panel.codes, to: &draft.codes, firstRow: rows.lowerBound)
@@ -86,17 +87,17 @@ public struct OutlierAwareQuantEase: LinearQuantizer {
   }
 
   private func alternate(
-    rounds: Int, _ weights: Matrix, problem: LayerProblem, format: GridFormat,
+    rounds: Int, _ weights: LinearRows, problem: LayerProblem, format: GridFormat,
     backend: any ComputeBackend, panelRows: Int
-  ) -> (codes: [UInt8], grid: Grid, outliers: SparseRows) {
-    var alternation = ProjectedAlternation(
+  ) throws -> (codes: [UInt8], grid: Grid, outliers: SparseRows) {
+    var alternation = try ProjectedAlternation(
       weights: weights, problem: problem, format: format, settings: settings, backend: backend,
       panelRows: panelRows)
     for _ in 0..<rounds {
-      alternation.descend()
-      alternation.stepOutliers()
+      try alternation.descend()
+      try alternation.stepOutliers()
     }
-    alternation.settle()
+    try alternation.settle()
     return (alternation.codes, alternation.grid, alternation.outliers)
   }
 
@@ -113,15 +114,14 @@ public struct OutlierAwareQuantEase: LinearQuantizer {
 
   /// f of what the target differs by from what the linear stores, and f(0).
   private func objectives(
-    of linear: QuantizedLinear, _ weights: Matrix, _ problem: LayerProblem,
+    of linear: QuantizedLinear, _ weights: LinearRows, _ problem: LayerProblem,
     _ backend: any ComputeBackend, _ panelRows: Int
-  ) -> (objective: Double, scale: Double) {
+  ) throws -> (objective: Double, scale: Double) {
     var (objective, scale) = (0.0, 0.0)
     for rows in weights.panels(of: panelRows) {
-      let panel = weights.rows(rows)
-      let target = problem.target(of: panel, rows: rows)
+      let target = try problem.target(of: weights, rows)
       scale += problem.objective(of: target)
-      let stored = backend.makeMatrix(rows: rows.count, columns: weights.columns)
+      let stored = backend.makeMatrix(rows: rows.count, columns: weights.inFeatures)
       backend.withHostMatrix(stored, for: .writing) { linear.dequantize(rows: rows, into: $0) }
       backend.subtract(stored, from: target)
       objective += problem.objective(of: target)

@@ -10,7 +10,7 @@ import Tensors
 struct OutlierSearch {
   let settings: OutlierSettings
   let candidates: GridCandidates
-  let weights: Matrix
+  let weights: LinearRows
   let problem: LayerProblem
   let format: GridFormat
   let backend: any ComputeBackend
@@ -23,12 +23,12 @@ struct OutlierSearch {
   ///   the rest. Outputs that are read without the outliers then still hold a sensible weight.
   func draft() throws -> LinearDraft {
     let draft = LinearDraft(
-      format, outFeatures: weights.rows, inFeatures: weights.columns, backend: backend)
+      format, outFeatures: weights.outFeatures, inFeatures: weights.inFeatures, backend: backend)
     let (outliers, order) =
       settings.isStructured
       ? try findColumns(grid: draft.grid) : (try findEntries(grid: draft.grid), .smallestPivot)
     let factor = try problem.factor(order)
-    forEachPanel { panel, rows, remainders in
+    try forEachPanel { panel, rows, remainders in
       let codes = backend.makeMatrix(rows: panel.rows, columns: panel.columns)
       let own = outliers.rows(rows)
       backend.roundToNearestPlane(
@@ -45,19 +45,19 @@ struct OutlierSearch {
   private func findEntries(grid: Grid) throws -> SparseRows {
     let factor = try problem.factor(.smallestPivot)
     let importance = factor.conditionalVariances
-    var outliers = largestEntries { panel, _, scores in
+    var outliers = try largestEntries { panel, _, scores in
       backend.copy(panel, into: scores)
       backend.weighSquares(scores, by: importance)
     }
     for _ in 0..<Self.turns {
-      outliers = largestEntries { panel, rows, scores in
+      outliers = try largestEntries { panel, rows, scores in
         searchGrid(panel, without: outliers.rows(rows), importance: importance, grid: grid.rows(rows))
         backend.roundingRemainders(panel, grid: grid.rows(rows), into: scores)
         backend.weighSquares(scores, by: importance)
       }
     }
     // Nearest-plane rounding moves every weight before it is rounded: what then is left decides.
-    return largestEntries { panel, rows, scores in
+    return try largestEntries { panel, rows, scores in
       let codes = backend.makeMatrix(rows: panel.rows, columns: panel.columns)
       backend.roundToNearestPlane(
         panel, outliers: outliers.rows(rows), factor: factor, grid: grid.rows(rows), into: codes,
@@ -67,19 +67,19 @@ struct OutlierSearch {
   }
 
   private func findColumns(grid: Grid) throws -> (SparseRows, ColumnOrder) {
-    var worths = [Double](repeating: 0, count: weights.columns)
+    var worths = [Double](repeating: 0, count: weights.inFeatures)
     let importance = try problem.factor(.smallestPivot).conditionalVariances
-    forEachPanel { panel, rows, scores in
+    try forEachPanel { panel, rows, scores in
       backend.chooseGrid(panel, importance: importance, candidates: candidates, into: grid.rows(rows))
       backend.roundingRemainders(panel, grid: grid.rows(rows), into: scores)
       backend.weighSquares(scores, by: importance)
       backend.addColumnSums(of: scores, to: &worths)
     }
-    let columns = worths.indicesOfLargest(settings.columnCount(inFeatures: weights.columns))
-    let outliers = SparseRows(rows: weights.rows, everyRow: columns, of: backend)
+    let columns = worths.indicesOfLargest(settings.columnCount(inFeatures: weights.inFeatures))
+    let outliers = SparseRows(rows: weights.outFeatures, everyRow: columns, of: backend)
     let order = ColumnOrder.roundingLast(columns)
     let variances = try problem.factor(order).conditionalVariances
-    forEachPanel { panel, rows, _ in
+    try forEachPanel { panel, rows, _ in
       searchGrid(panel, without: outliers.rows(rows), importance: variances, grid: grid.rows(rows))
     }
     return (outliers, order)
@@ -95,29 +95,24 @@ struct OutlierSearch {
   /// The entries with the largest scores, which `score` writes a panel at a time.
   private func largestEntries(
     score: (_ panel: Matrix, _ rows: Range<Int>, _ scores: Matrix) -> Void
-  ) -> SparseRows {
-    let count = settings.entryCount(outFeatures: weights.rows, inFeatures: weights.columns)
+  ) throws -> SparseRows {
+    let count = settings.entryCount(outFeatures: weights.outFeatures, inFeatures: weights.inFeatures)
     var top = TopPlaces(count)
-    forEachPanel { panel, rows, scores in
+    try forEachPanel { panel, rows, scores in
       score(panel, rows, scores)
       top.offer(scores, firstRow: rows.lowerBound, backend: backend)
     }
-    return SparseRows(rows: weights.rows, width: weights.columns, places: top.places(), of: backend)
+    return SparseRows(rows: weights.outFeatures, width: weights.inFeatures, places: top.places(), of: backend)
   }
 
-  /// Calls `body` for panels of the target; they are not to be written to.
-  private func forEachPanel(_ body: (_ panel: Matrix, _ rows: Range<Int>, _ scratch: Matrix) -> Void) {
+  /// Calls `body` for panels of the target.
+  private func forEachPanel(
+    _ body: (_ panel: Matrix, _ rows: Range<Int>, _ scratch: Matrix) -> Void
+  ) throws {
     for rows in weights.panels(of: panelRows) {
-      let target = problem.target(of: weights.rows(rows), rows: rows)
-      body(target, rows, backend.makeMatrix(rows: rows.count, columns: weights.columns))
+      let target = try problem.target(of: weights, rows)
+      body(target, rows, backend.makeMatrix(rows: rows.count, columns: weights.inFeatures))
     }
-  }
-}
-
-extension Matrix {
-  /// The row ranges of panels of at most `rows` rows.
-  public func panels(of rows: Int) -> [Range<Int>] {
-    (0..<self.rows).parts(of: rows)
   }
 }
 

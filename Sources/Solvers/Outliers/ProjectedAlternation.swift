@@ -8,7 +8,7 @@ import Tensors
 /// P_s keeps the s entries of largest magnitude, or the columns of largest norm. With η = 1 / (2 λ_max(Σ)) no
 /// half-step raises f once the first pass has brought Ŵ onto its grid.
 struct ProjectedAlternation {
-  let weights: Matrix
+  let weights: LinearRows
   let problem: LayerProblem
   let settings: OutlierSettings
   let backend: any ComputeBackend
@@ -22,9 +22,9 @@ struct ProjectedAlternation {
   private var isOnGrid = false
 
   init(
-    weights: Matrix, problem: LayerProblem, format: GridFormat, settings: OutlierSettings,
+    weights: LinearRows, problem: LayerProblem, format: GridFormat, settings: OutlierSettings,
     backend: any ComputeBackend, panelRows: Int
-  ) {
+  ) throws {
     self.weights = weights
     self.problem = problem
     self.settings = settings
@@ -32,19 +32,21 @@ struct ProjectedAlternation {
     self.panelRows = panelRows
     let eigenvalue = problem.largestEigenvalue(backend: backend)
     doubleStep = eigenvalue > 0 ? Float(1 / eigenvalue) : 0
-    codes = [UInt8](repeating: 0, count: weights.count)
-    grid = backend.makeGrid(format, outFeatures: weights.rows, inFeatures: weights.columns)
-    outliers = SparseRows(rows: weights.rows, everyRow: [], of: backend)
-    outliers = largest { backend.copy(of: weights.rows($0)) }
-    backend.gather(weights, into: outliers)
-    chooseGrid()
+    codes = [UInt8](repeating: 0, count: weights.outFeatures * weights.inFeatures)
+    grid = backend.makeGrid(format, outFeatures: weights.outFeatures, inFeatures: weights.inFeatures)
+    outliers = SparseRows(rows: weights.outFeatures, everyRow: [], of: backend)
+    outliers = try largest { try weights.rows($0) }
+    for rows in weights.panels(of: panelRows) {
+      backend.gather(try weights.rows(rows), into: outliers.rows(rows))
+    }
+    try chooseGrid()
   }
 
   /// One pass of coordinate descent on the codes.
-  mutating func descend() {
+  mutating func descend() throws {
     for rows in weights.panels(of: panelRows) {
       let panelGrid = grid.rows(rows)
-      let target = backend.copy(of: problem.target(of: weights.rows(rows), rows: rows))
+      let target = try problem.target(of: weights, rows)
       backend.add(outliers.rows(rows), scale: -1, to: target)
       // The first pass begins with Ŵ = W − Ĥ, off the grid.
       let approximation = isOnGrid ? dequantized(rows) : backend.copy(of: target)
@@ -58,35 +60,35 @@ struct ProjectedAlternation {
   }
 
   /// One projected gradient step on the outliers.
-  mutating func stepOutliers() {
-    let projected = largest { rows in
-      let stepped = backend.makeMatrix(rows: rows.count, columns: weights.columns)
+  mutating func stepOutliers() throws {
+    let projected = try largest { rows in
+      let stepped = backend.makeMatrix(rows: rows.count, columns: weights.inFeatures)
       backend.add(outliers.rows(rows), to: stepped)
       backend.multiply(
-        residual(rows), problem.gram, transposingB: false, scale: doubleStep, into: stepped, keeping: 1)
+        try residual(rows), problem.gram, transposingB: false, scale: doubleStep, into: stepped, keeping: 1)
       return stepped
     }
     // The places are known only now; the step is taken once more, at them alone.
     for rows in weights.panels(of: panelRows) {
-      let present = backend.makeMatrix(rows: rows.count, columns: weights.columns)
+      let present = backend.makeMatrix(rows: rows.count, columns: weights.inFeatures)
       backend.add(outliers.rows(rows), to: present)
       let next = projected.rows(rows)
       backend.gather(present, into: next)
-      backend.multiplySampled(residual(rows), symmetric: problem.gram, scale: doubleStep, into: next)
+      backend.multiplySampled(try residual(rows), symmetric: problem.gram, scale: doubleStep, into: next)
     }
     outliers = projected
   }
 
   /// Rounds the outliers to what the outputs store, and lets coordinate descent settle them, and the codes
   /// with them, where they now stand.
-  mutating func settle() {
+  mutating func settle() throws {
     backend.roundOutliers(outliers)
     for rows in weights.panels(of: panelRows) {
-      let panelCodes = backend.makeMatrix(rows: rows.count, columns: weights.columns)
+      let panelCodes = backend.makeMatrix(rows: rows.count, columns: weights.inFeatures)
       backend.uploadCodes(codes, firstRow: rows.lowerBound, to: panelCodes)
-      let gradient = backend.makeMatrix(rows: rows.count, columns: weights.columns)
+      let gradient = backend.makeMatrix(rows: rows.count, columns: weights.inFeatures)
       backend.multiply(
-        residual(rows), problem.gram, transposingB: false, scale: 1, into: gradient, keeping: 0)
+        try residual(rows), problem.gram, transposingB: false, scale: 1, into: gradient, keeping: 0)
       for _ in 0..<Self.settlingPasses {
         let moved = backend.descendSparsely(
           codes: panelCodes, outliers: outliers.rows(rows), gradient: gradient, gram: problem.gram,
@@ -101,44 +103,44 @@ struct ProjectedAlternation {
   private static let settlingPasses = 5
 
   /// f(Ŵ + Ĥ), for the target and with the ridge, as the two half-steps see it.
-  func objective() -> Double {
-    weights.panels(of: panelRows).reduce(0) { sum, rows in
-      sum + backend.quadraticForms(residual(rows), problem.gram).reduce(0, +)
+  func objective() throws -> Double {
+    try weights.panels(of: panelRows).reduce(0) { sum, rows in
+      sum + backend.quadraticForms(try residual(rows), problem.gram).reduce(0, +)
     }
   }
 
   /// The places that P_s keeps, with zeros.
   /// - Parameter panel: what it projects, some rows at a time; overwritten
-  private func largest(panel: (Range<Int>) -> Matrix) -> SparseRows {
-    let width = weights.columns
+  private func largest(panel: (Range<Int>) throws -> Matrix) throws -> SparseRows {
+    let width = weights.inFeatures
     let ones = [Float](repeating: 1, count: width)
-    let count = settings.entryCount(outFeatures: weights.rows, inFeatures: width)
+    let count = settings.entryCount(outFeatures: weights.outFeatures, inFeatures: width)
     var top = TopPlaces(settings.isStructured ? 0 : count)
     var energies = [Double](repeating: 0, count: width)
     for rows in weights.panels(of: panelRows) {
-      let squares = panel(rows)
+      let squares = try panel(rows)
       backend.weighSquares(squares, by: ones)
       if settings.isStructured { backend.addColumnSums(of: squares, to: &energies) }
       top.offer(squares, firstRow: rows.lowerBound, backend: backend)
     }
     return settings.isStructured
       ? SparseRows(
-        rows: weights.rows,
+        rows: weights.outFeatures,
         everyRow: energies.indicesOfLargest(settings.columnCount(inFeatures: width)), of: backend)
-      : SparseRows(rows: weights.rows, width: width, places: top.places(), of: backend)
+      : SparseRows(rows: weights.outFeatures, width: width, places: top.places(), of: backend)
   }
 
   /// W − Ŵ − Ĥ of some rows.
-  private func residual(_ rows: Range<Int>) -> Matrix {
-    let residual = backend.copy(of: problem.target(of: weights.rows(rows), rows: rows))
+  private func residual(_ rows: Range<Int>) throws -> Matrix {
+    let residual = try problem.target(of: weights, rows)
     backend.subtract(dequantized(rows), from: residual)
     backend.add(outliers.rows(rows), scale: -1, to: residual)
     return residual
   }
 
-  private func chooseGrid() {
+  private func chooseGrid() throws {
     for rows in weights.panels(of: panelRows) {
-      let others = backend.copy(of: weights.rows(rows))
+      let others = try weights.rows(rows)
       backend.clear(others, at: outliers.rows(rows))
       backend.chooseGrid(
         others, importance: problem.inverseDiagonal, candidates: .range, into: grid.rows(rows))
@@ -147,7 +149,7 @@ struct ProjectedAlternation {
 
   /// Ŵ of some rows.
   private func dequantized(_ rows: Range<Int>) -> Matrix {
-    let result = backend.makeMatrix(rows: rows.count, columns: weights.columns)
+    let result = backend.makeMatrix(rows: rows.count, columns: weights.inFeatures)
     backend.uploadCodes(codes, firstRow: rows.lowerBound, to: result)
     backend.dequantize(result, grid: grid.rows(rows), into: result)
     return result
