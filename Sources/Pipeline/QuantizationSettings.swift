@@ -260,8 +260,8 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
   }
 
   /// What more sequences gain grows with the error that a width leaves, and what they cost does not: at 2 and 3 bits all
-  /// of them, from 4 on an eighth.
-  public static func defaultTargetShare(bits: Int) -> Double { bits < 4 ? 1 : 0.125 }
+  /// of them, at 4 a quarter, and an eighth of more.
+  public static func defaultTargetShare(bits: Int) -> Double { bits < 4 ? 1 : bits == 4 ? 0.25 : 0.125 }
 
   private var solvers: [String: any LayerSolver] {
     Dictionary(uniqueKeysWithValues: SolverName.allCases.map { ($0.rawValue, layerSolver($0)) })

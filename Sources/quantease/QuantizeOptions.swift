@@ -97,7 +97,7 @@ struct SolverOptions: ParsableArguments {
       """
       Target original: the share of the sequences that also run through the original model. More is more exact and \
       takes longer. Default: all of them below 4 bits, where they take the run about 1.6 times as long and are worth it; \
-      else an eighth.
+      at 4 a quarter; else an eighth.
       """, valueName: "share"))
   var targetShare: Double?
 

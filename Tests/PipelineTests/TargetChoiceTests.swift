@@ -20,6 +20,15 @@ struct TargetChoiceTests {
     #expect(settings.resolvedTarget == .layer)
   }
 
+  @Test(arguments: [(2, 1), (3, 1), (4, 0.25), (5, 0.125), (8, 0.125)])
+  func `the share follows from the bits, unless it is given`(_ bits: Int, _ share: Double) {
+    var settings = QuantizationSettings()
+    settings.bits = bits
+    #expect(settings.resolvedTargetShare == share)
+    settings.targetShare = 0.5
+    #expect(settings.resolvedTargetShare == 0.5)
+  }
+
   @Test(arguments: [0, -0.5, 1.5])
   func `a share that is none is refused`(_ share: Double) {
     var settings = QuantizationSettings()
