@@ -1,8 +1,10 @@
 """One layer of a large model's true widths, with weights by chance: made, quantized, and compared with the plan."""
 
 import argparse
+import contextlib
 import json
 import random
+import shutil
 import struct
 import subprocess
 import sys
@@ -100,22 +102,37 @@ def main(name: str, documentation: str, title: str, model: Model) -> None:
     parser.add_argument("--sequence-length", type=int, default=2048)
     parser.add_argument("--check", action="store_true", help="fail if the peak is not as planned")
     parser.add_argument("--directory", type=Path, help="where files of several gigabytes have room; default: a temporary one")
+    parser.add_argument(
+        "--keep", type=Path, metavar="DIR",
+        help="where the checkpoint and the job stay: the same command goes on with a run that was ended")
     parser.add_argument("options", nargs="*", help="of `quantease quantize`")
     arguments = parser.parse_args()
     configuration, shapes = model(arguments.scale)
-    with tempfile.TemporaryDirectory(dir=arguments.directory, prefix=f"{name}-") as scratch:
-        source, tokens, output = (Path(scratch) / part for part in ("model", "tokens.safetensors", "output"))
-        write_model(source, configuration, shapes)
-        write_tokens(tokens, arguments.samples, arguments.sequence_length, configuration["vocab_size"])
+    with contextlib.ExitStack() as stack:
+        if arguments.keep:
+            scratch = arguments.keep.resolve() / f"scale-{arguments.scale}"
+            scratch.mkdir(parents=True, exist_ok=True)
+        else:
+            temporary = tempfile.TemporaryDirectory(dir=arguments.directory, prefix=f"{name}-")
+            scratch = Path(stack.enter_context(temporary))
+        source, tokens, output, job = (scratch / part for part in ("model", "tokens.safetensors", "output", "job"))
+        if not tokens.exists():
+            shutil.rmtree(source, ignore_errors=True)
+            write_model(source, configuration, shapes)
+            write_tokens(tokens, arguments.samples, arguments.sequence_length, configuration["vocab_size"])
         # As little memory as there can be is what this is about.
         work = ["--samples", str(arguments.samples), "--sequence-length", str(arguments.sequence_length),
                 "--states", "cache"]
         work += arguments.options
         plan = json.loads(subprocess.check_output([program(), "plan", source, "--json", *work]))
         command = [program(), "quantize", source, "--output", output, "--calibration", tokens]
+        if arguments.keep:
+            shutil.rmtree(output, ignore_errors=True)
+            command += ["--resume", job]
         status = subprocess.run(command + work, stdout=subprocess.DEVNULL).returncode
         if status:
-            sys.exit(status)
+            again = "; the same command goes on with it" if arguments.keep else ""
+            sys.exit(f"{name}: quantize ended with {status}{again}")
         report = json.loads((output / "quantease_report.json").read_text())
     is_as_planned = show(report, f"{title}, 1/{arguments.scale} of its width")
     seconds = report["totals"]["seconds"]

@@ -29,7 +29,7 @@ struct AllocationRunTests {
   }
 
   @Test func `what was measured stands, and a run that goes on measures nothing`() throws {
-    let chosen = try bench("llama") { $0.averageBits = 4.9 }
+    let chosen = try bench("llama") { ($0.averageBits, $0.targetShare) = (4.9, 0.25) }
     let run = try chosen.watchedRun()
     let isTold = { (steps: [String]) in steps.contains { $0.contains("how many bits each linear needs") } }
     #expect(isTold(run.steps))
@@ -40,7 +40,7 @@ struct AllocationRunTests {
     // It is the result of these bits, as if a person had given them by rules.
     let allocation = try #require(try report(chosen).settings.allocation)
     let rules = run.result.rows.map { "^\($0.name)$=bits:\($0.bits)" }
-    let ruled = try bench("llama") { ($0.rules, $0.bits) = (rules, 5) }
+    let ruled = try bench("llama") { ($0.rules, $0.bits, $0.targetShare) = (rules, 5, 0.25) }
     var expected = try ruled.uninterrupted()
     expected.files["config.json"] = run.result.files["config.json"]
     #expect(expected == run.result)

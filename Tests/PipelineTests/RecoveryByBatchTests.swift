@@ -13,7 +13,7 @@ struct RecoveryByBatchTests {
     ResumeCase("llama-bf16-sharded"),
     ResumeCase("opt-pre", "all of the original") { $0.targetShare = 1 },
     ResumeCase("falcon-40b", "layer") { $0.target = .layer },
-    ResumeCase("deepseek-v3-dense"),
+    ResumeCase("deepseek-v3-dense", "an eighth of the original") { $0.targetShare = 0.125 },
     ResumeCase("qwen3-5"),
   ]
 
