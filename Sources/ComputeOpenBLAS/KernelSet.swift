@@ -103,12 +103,11 @@ public struct KernelSet: Equatable, Sendable {
   ///   person has chosen: other kernels come to other bits
   public static func useBest(unless begun: KernelSet? = nil) {
     let tried = names(in: triedVariable)
-    func use(_ set: KernelSet) {
-      var changes = [variable: set.name, triedVariable: (tried + [set.name]).joined(separator: ",")]
-      if !isSound {
-        changes[unsoundVariable] = (names(in: unsoundVariable) + [current.name]).joined(separator: ",")
-      }
-      ThisProcess.restart(setting: changes)
+    func use(_ set: KernelSet, unsound: [String] = []) {
+      ThisProcess.restart(setting: [
+        variable: set.name, triedVariable: (tried + [set.name]).joined(separator: ","),
+        unsoundVariable: (names(in: unsoundVariable) + unsound).joined(separator: ","),
+      ])
     }
     if let begun, begun.runsHere {
       if begun == current { return }
@@ -117,7 +116,7 @@ public struct KernelSet: Equatable, Sendable {
     }
     if tried.isEmpty && ProcessEnvironment.process.value(variable) != nil { return }
     if let better = current.replacement(processorLevel: processorLevel, isSound: isSound, tried: tried) {
-      use(better)
+      use(better, unsound: isSound ? [] : [current.name])
     }
   }
 

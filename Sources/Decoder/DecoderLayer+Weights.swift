@@ -58,15 +58,10 @@ extension DecoderLayer {
 
   /// Some rows of them.
   public func storedWeights(of linear: LayerLinear, rows: Range<Int>) throws -> Matrix {
-    let name = weightName(linear)
-    let (columns, panels) = try source.panels(of: name, shape: shape(linear))
+    let (columns, panels) = try source.panels(of: weightName(linear), shape: shape(linear))
     let matrix = backend.makeMatrix(rows: rows.count, columns: columns)
-    for part in rows.parts(of: panels.first?.count ?? 1) {
-      let place = part.lowerBound - rows.lowerBound..<part.upperBound - rows.lowerBound
-      try backend.withHostMatrix(matrix.rows(place), for: .writing) {
-        try source.read(name, rows: part, into: $0)
-      }
-    }
+    try source.read(
+      weightName(linear), rows: rows, panelRows: panels.first?.count ?? 1, into: matrix, of: backend)
     return matrix
   }
 
@@ -118,10 +113,18 @@ extension WeightSource {
     if try convertPanels(of: tensor, shape: shape, by: backend, { backend.copy($1, into: matrix.rows($0)) }) {
       return matrix
     }
-    for rows in panels {
-      try backend.withHostMatrix(matrix.rows(rows), for: .writing) { try read(tensor, rows: rows, into: $0) }
-    }
+    try read(tensor, rows: 0..<matrix.rows, panelRows: panels.first?.count ?? 1, into: matrix, of: backend)
     return matrix
+  }
+
+  /// Fills a matrix in the memory of a backend with some rows of a tensor, a panel at a time.
+  fileprivate func read(
+    _ tensor: String, rows: Range<Int>, panelRows: Int, into matrix: Matrix, of backend: any ComputeBackend
+  ) throws {
+    for part in rows.parts(of: panelRows) {
+      let place = part.lowerBound - rows.lowerBound..<part.upperBound - rows.lowerBound
+      try backend.withHostMatrix(matrix.rows(place), for: .writing) { try read(tensor, rows: part, into: $0) }
+    }
   }
 
   /// Elements of a panel that a device converts.

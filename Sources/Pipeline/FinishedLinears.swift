@@ -7,7 +7,7 @@ final class FinishedLinears {
   /// In the order in which they were finished.
   private(set) var rows: [Report.Linear]
   let names: LinearNames
-  /// What writing takes, and reading weights for the solver.
+  /// What writing takes, and with a device reading weights for the solver.
   var times = PhaseTimes()
 
   private let run: QuantizationRun
@@ -28,9 +28,6 @@ final class FinishedLinears {
     knownCount = rows.count
     names = LinearNames(rows.map(\.name))
   }
-
-  /// Whether they may be written while the next one is solved.
-  var isWrittenBeside: Bool { writes.isBeside }
 
   /// Writes what the journal has of earlier runs.
   func begin() throws {
@@ -53,8 +50,9 @@ final class FinishedLinears {
   func workBegins() { start = .now }
 
   /// Writes what a linear has come to, and tells of it.
-  /// - Parameter isBeside: whether it may be written while the next one is solved
-  func keep(_ linear: QuantizedLinear, _ row: Report.Linear, layer: Int, isBeside: Bool = false) throws {
+  /// - Parameter mayBeBeside: whether it may be written while the next one is solved, where that gains anything
+  func keep(_ linear: QuantizedLinear, _ row: Report.Linear, layer: Int, mayBeBeside: Bool = false) throws {
+    let isBeside = mayBeBeside && writes.isBeside
     try times.measure(.export) {
       try writes.add { [export, journal = run.journal, row] in
         try export?.write(linear)

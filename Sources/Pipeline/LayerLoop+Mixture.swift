@@ -1,10 +1,8 @@
-import ActivationCache
 import Calibration
 import Compute
 import Decoder
 import Glibc
 import Solvers
-import SystemIO
 import Tensors
 
 // A layer's mixture: the tokens are routed once, and then every expert is quantized and run on its own tokens, so that

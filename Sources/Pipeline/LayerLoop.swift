@@ -69,10 +69,13 @@ final class LayerLoop {
   private(set) var isTakingOver = false
   var times = PhaseTimes()
 
+  /// Linears, and what a layer runs with in their place.
+  typealias Replacements = [(linear: LayerLinear, quantized: QuantizedLinear)]
+
   /// Gives what a stage's linears are quantized to, given their problem; those that are not named keep their weights.
   typealias Quantize = (
     _ layer: DecoderLayer, _ stage: Stage, _ problem: LayerProblem, _ expert: ExpertShare?
-  ) throws -> [(linear: LayerLinear, quantized: QuantizedLinear)]
+  ) throws -> Replacements
 
   /// Takes in what another rank has made of an expert's linears.
   typealias Collect = (_ layer: DecoderLayer, _ half: Stage, _ rank: Int) throws -> Void
@@ -294,7 +297,7 @@ final class LayerLoop {
   func solve(
     _ stage: Stage, in layer: DecoderLayer, _ gram: Matrix, correction: Matrix? = nil,
     _ share: ExpertShare?, _ quantize: Quantize
-  ) throws -> [(linear: LayerLinear, quantized: QuantizedLinear)] {
+  ) throws -> Replacements {
     try beforeReading()
     return try times.measure(.solver) {
       let problem = try backend.problem(
@@ -305,10 +308,10 @@ final class LayerLoop {
 
   /// To be called when Σ is gone, which was there with their codes.
   func replaceWeights(
-    of layer: DecoderLayer, by quantized: [(linear: LayerLinear, quantized: QuantizedLinear)]
+    of layer: DecoderLayer, by replacements: Replacements
   ) {
     times.measure(.loading) {
-      for (linear, quantized) in quantized {
+      for (linear, quantized) in replacements {
         layer.replaceWeights(of: linear, by: quantized, backend: backend)
       }
     }

@@ -5,8 +5,6 @@ import Collective
 import Compute
 import Decoder
 import Export
-import Quantization
-import Solvers
 import Synchronization
 import SystemIO
 import Tensors

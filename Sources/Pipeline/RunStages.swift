@@ -33,7 +33,7 @@ final class RunStages {
   /// the rows of a stage's linears; an expert's are one rank's.
   func quantize(
     _ layer: DecoderLayer, _ stage: Stage, _ problem: LayerProblem, _ expert: LayerLoop.ExpertShare?
-  ) throws -> [(linear: LayerLinear, quantized: QuantizedLinear)] {
+  ) throws -> LayerLoop.Replacements {
     memory.lap(.gathering)
     defer { memory.lap(.solving) }
     addImportance(layer, stage, problem, expert)
@@ -52,7 +52,7 @@ final class RunStages {
         progress(.advanced)
       }
     }
-    var solved: [(linear: LayerLinear, quantized: QuantizedLinear)] = []
+    var solved: LayerLoop.Replacements = []
     while !begun.isEmpty {
       // What it had beside its codes goes before the next one is at work.
       let description = begun[0].description
@@ -66,8 +66,7 @@ final class RunStages {
           MessageLabel(.linear, layer: layer.index), to: 0)
       } else {
         // Linears of experts are small: nothing is gained by writing them beside the next.
-        try finished.keep(
-          linear, row, layer: layer.index, isBeside: finished.isWrittenBeside && expert == nil)
+        try finished.keep(linear, row, layer: layer.index, mayBeBeside: expert == nil)
       }
     }
     return solved

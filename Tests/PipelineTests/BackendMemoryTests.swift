@@ -27,7 +27,7 @@ struct BackendMemoryTests {
     ResumeCase("llama", "gptq") { $0.solver = .gptq },
     ResumeCase("llama", "paper") { $0.preset = .paper },
     ResumeCase("llama", "outliers") { $0.outliers = 0.01 },
-    ResumeCase("llama-tied", "rotated") { $0.rotate = .residual },
+    ResumeCase("llama-tied", "rotated") { ($0.rotate, $0.targetShare) = (.residual, 0.125) },
     ResumeCase("qwen2-moe", "rotated") { $0.rotate = .residual },
     ResumeCase("qwen2-moe"),
     ResumeCase("deepseek-v3"),
@@ -57,7 +57,7 @@ struct BackendMemoryTests {
   func `a run by the kernels of the GPU is as good`(_ test: ResumeCase) throws {
     let expected = try ResumeBench(test, backend: OpenBLASBackend(threads: 1)).uninterrupted()
     let result = try ResumeBench(test, backend: EmulatedGPU.backend()).uninterrupted()
-    #expect(abs(result.meanRelativeError / expected.meanRelativeError - 1) < 0.04)
+    #expect(abs(result.meanRelativeError / expected.meanRelativeError - 1) < 0.03)
   }
 
   @Test(arguments: [

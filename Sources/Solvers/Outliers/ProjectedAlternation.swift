@@ -35,7 +35,7 @@ struct ProjectedAlternation {
     codes = [UInt8](repeating: 0, count: weights.outFeatures * weights.inFeatures)
     grid = backend.makeGrid(format, outFeatures: weights.outFeatures, inFeatures: weights.inFeatures)
     outliers = SparseRows(rows: weights.outFeatures, everyRow: [], of: backend)
-    outliers = try largest { try weights.rows($0) }
+    outliers = try largest(panel: weights.rows)
     for rows in weights.panels(of: panelRows) {
       backend.gather(try weights.rows(rows), into: outliers.rows(rows))
     }
