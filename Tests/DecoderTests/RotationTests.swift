@@ -44,10 +44,10 @@ struct RotationTests {
         != fixture.checkpoint.matrix(weight, shape: shape).elements)
   }
 
-  @Test(arguments: [1, 2, 7, 8, 24, 45, 64, 576])
+  @Test(arguments: [1, 2, 7, 8, 24, 45, 64, 104, 144, 576, 896])
   func `a rotation is orthogonal, and turns rows as it turns columns back`(size: Int) {
     let rotation = ResidualRotation(size: size)
-    #expect(rotation.powerOfTwo * rotation.rest == size && rotation.rest % 2 == 1)
+    #expect(rotation.powerOfTwo * rotation.rest == size)
     let x = byChance(3, size)
     let w = byChance(size, 5)
     func product(_ x: Matrix, _ w: Matrix) -> Matrix {
@@ -81,12 +81,26 @@ struct RotationTests {
     #expect(results[0] == results[1] && results[0] == results[2])
   }
 
-  @Test func `a feature alone is spread over all`() {
-    let rotation = ResidualRotation(size: 576)
-    let x = Matrix(rows: 1, columns: 576)
-    x[0, 100] = 24
-    rotation.rotate(rows: x)
-    #expect((x.elements.map(abs).max() ?? 0) < 3)
+  // 896 and 960 are no power of two times 12 or 20, and 104 has no smaller matrix than itself.
+  @Test(arguments: [64, 104, 576, 768, 896, 960, 1_280, 2_560, 3_584, 7_168])
+  func `a feature alone is spread over all, to the same size`(size: Int) {
+    let x = Matrix(rows: 1, columns: size)
+    x[0, 50] = Float(size).squareRoot()
+    ResidualRotation(size: size).rotate(rows: x)
+    #expect(x.elements.allSatisfy { abs(abs($0) - 1) < 1e-4 })
+  }
+
+  @Test(arguments: [1, 2, 4, 8, 12, 16, 20, 28, 36, 44, 52, 60, 116, 140])
+  func `Hadamard matrices are of sizes that the constructions have`(size: Int) throws {
+    guard let elements = HadamardMatrix.elements(size: size) else {
+      #expect([1, 2, 16, 52, 116].contains(size))
+      return
+    }
+    #expect(elements.count == size * size && elements.allSatisfy { abs($0) == 1 })
+    for (one, other) in (0..<size).flatMap({ one in (0..<one).map { (one, $0) } }) {
+      let product = (0..<size).reduce(0) { $0 + elements[one * size + $1] * elements[other * size + $1] }
+      #expect(product == 0)
+    }
   }
 
   @Test func `panels are parts of the whole`() throws {

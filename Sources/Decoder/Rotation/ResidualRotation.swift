@@ -3,13 +3,14 @@ import Glibc
 import Tensors
 
 /// An orthogonal matrix R that spreads every feature of the residual stream over all others: signs by chance, then a
-/// Hadamard matrix over the features' power of two, and an orthogonal matrix by chance over the odd rest.
+/// Hadamard matrix over the features' power of two, and another over the rest; where there is none of that size, an orthogonal
+/// matrix by chance.
 ///
-/// Outliers of single features, which a grid has to reach, become a little of every feature. The same size has the same R
-/// everywhere.
+/// Outliers of single features, which a grid has to reach, become the same little of every feature. The same size has the same
+/// R everywhere.
 struct ResidualRotation: Sendable {
   let size: Int
-  /// size = powerOfTwo · rest, rest odd
+  /// size = powerOfTwo · rest
   let powerOfTwo: Int
   let rest: Int
   private let signs: [Float]
@@ -19,18 +20,36 @@ struct ResidualRotation: Sendable {
   /// A product of this size takes longer than those that it is to serve.
   static let largestRest = 512
 
-  /// The odd rest of a size, which is to be known before a matrix of it is made.
-  static func rest(of size: Int) -> Int { size >> size.trailingZeroBitCount }
+  /// The odd part of a size, which is to be known before a matrix of it is made.
+  static func oddPart(of size: Int) -> Int { size >> size.trailingZeroBitCount }
 
   init(size: Int, seed: UInt64 = 0) {
     precondition(size > 0, "nothing to rotate")
     self.size = size
-    rest = Self.rest(of: size)
-    powerOfTwo = size / rest
+    let odd = Self.oddPart(of: size)
     var generator = SplitMix64(seed: seed)
     signs = (0..<size).map { _ in generator.next() >> 63 == 0 ? 1 : -1 }
-    let scale = 1 / Double(powerOfTwo).squareRoot()
-    mixing = Self.orthogonal(rest, &generator).map { Float($0 * scale) }
+    if let (rest, elements) = Self.hadamard(multipleOf: odd, dividing: size) {
+      self.rest = rest
+      let scale = 1 / Float(size).squareRoot()
+      mixing = elements.map { $0 * scale }
+    } else {
+      rest = odd
+      let scale = 1 / Double(size / odd).squareRoot()
+      mixing = Self.orthogonal(rest, &generator).map { Float($0 * scale) }
+    }
+    powerOfTwo = size / rest
+  }
+
+  /// The smallest Hadamard matrix whose size is a multiple of the odd part.
+  private static func hadamard(multipleOf odd: Int, dividing size: Int) -> (size: Int, elements: [Float])? {
+    if odd == 1 { return (1, [1]) }
+    var multiple = 4 * odd
+    while multiple <= min(size, largestRest), size % multiple == 0 {
+      if let elements = HadamardMatrix.elements(size: multiple) { return (multiple, elements) }
+      multiple *= 2
+    }
+    return nil
   }
 
   /// Normal numbers by chance, row after row made orthogonal to those before, twice, as once leaves what rounding made.
@@ -112,7 +131,7 @@ struct ResidualRotation: Sendable {
     }
   }
 
-  /// Every block of v by the orthogonal rest.
+  /// Every block of v by the matrix of the rest.
   private func mix(
     _ v: UnsafeMutablePointer<Float>, width: Int, by mixing: UnsafeBufferPointer<Float>,
     into sums: UnsafeMutableBufferPointer<Float>

@@ -77,9 +77,11 @@ public final class RotatedWeights: WeightSource {
     self.roles = roles
   }
 
+  public static let obstacleOfGGUF = "a GGUF file has to keep its tensors"
+
   /// Why a model cannot be rotated; nil if it can.
   public static func obstacle(_ model: ModelDescription, _ checkpoint: CheckpointReader) -> String? {
-    if checkpoint.gguf != nil { return "a GGUF file has to keep its tensors" }
+    if checkpoint.gguf != nil { return obstacleOfGGUF }
     if checkpoint.configuration["text_config"] != nil {
       return "its other towers add to the same stream"
     }
@@ -104,7 +106,7 @@ public final class RotatedWeights: WeightSource {
     if model.embedding.positions != nil || model.embedding.projection != nil || model.head.projection != nil {
       return "positions or projections are added to the stream"
     }
-    if ResidualRotation.rest(of: model.hiddenSize) > ResidualRotation.largestRest {
+    if ResidualRotation.oddPart(of: model.hiddenSize) > ResidualRotation.largestRest {
       return "\(model.hiddenSize) features have too small a power of two"
     }
     // What another runtime may read of the stream would read it unrotated.
