@@ -120,9 +120,9 @@ def main(name: str, documentation: str, title: str, model: Model) -> None:
             shutil.rmtree(source, ignore_errors=True)
             write_model(source, configuration, shapes)
             write_tokens(tokens, arguments.samples, arguments.sequence_length, configuration["vocab_size"])
-        # As little memory as there can be is what this is about.
+        # As little memory as there can be is what this is about, and the time of one run without a trial before.
         work = ["--samples", str(arguments.samples), "--sequence-length", str(arguments.sequence_length),
-                "--states", "cache"]
+                "--states", "cache", "--rotate", "off"]
         work += arguments.options
         plan = json.loads(subprocess.check_output([program(), "plan", source, "--json", *work]))
         command = [program(), "quantize", source, "--output", output, "--calibration", tokens]

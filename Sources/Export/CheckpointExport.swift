@@ -6,7 +6,7 @@ import Tensors
 /// Writes the quantized checkpoint in every format that was asked for, linear by linear.
 ///
 /// Call ``write(_:)`` once for every linear with a grid, in any order and from any thread, and
-/// ``copyUnquantized()`` once; then ``finish()``. No shard is ever in memory, of neither side.
+/// ``copyUnquantized(changing:)`` once; then ``finish()``. No shard is ever in memory, of neither side.
 public final class CheckpointExport: Sendable {
   /// One checkpoint that is being written.
   private struct Output: Sendable {
@@ -214,11 +214,17 @@ public final class CheckpointExport: Sendable {
   }
 
   /// Copies every other tensor: as it is, but for biases of linears whose format has a type for them.
+  /// - Parameter changes: tensors that are written with other values, which each of their panels is changed to
   /// - Throws: ``ExportError``, ``CheckpointError`` or ``FileError``.
-  public func copyUnquantized() throws {
+  public func copyUnquantized(changing changes: [String: (Matrix) -> Void] = [:]) throws {
     for name in source.tensorNames {
       guard let tensor = source.tensors[name] else { continue }
       if quantized[Self.module(of: name, "weight")] != nil { continue }
+      if let change = changes[name] {
+        precondition(tensor.part == nil, "a tensor of its own")
+        try convert(tensor, as: tensor.dtype, to: outputs, changing: change)
+        continue
+      }
       let isBias = quantized[Self.module(of: name, "bias")] != nil
       let ggufs = outputs.filter { $0.format.ggufType(ofUnquantized: tensor) != nil }
       if !ggufs.isEmpty {
@@ -284,9 +290,12 @@ public final class CheckpointExport: Sendable {
   }
 
   /// Writes what a tensor stands for in a type, a panel at a time.
-  private func convert(_ tensor: TensorInfo, as type: DType, to outputs: [Output]) throws {
+  private func convert(
+    _ tensor: TensorInfo, as type: DType, to outputs: [Output], changing change: (Matrix) -> Void = { _ in }
+  ) throws {
     let rowByteCount = tensor.matrixDimensions.columns * type.byteWidth
     try source.forEachPanel(of: tensor.name, shape: tensor.shape) { rows, panel in
+      change(panel)
       let bytes = try panel.withSpan { try encodeChecked($0, as: type, tensor: tensor.name) }
       for output in outputs {
         try output.writer.write(tensor.name, bytes, at: rows.lowerBound * rowByteCount)

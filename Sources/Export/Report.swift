@@ -274,6 +274,8 @@ public struct Report: Codable, Sendable, Equatable {
 
   /// The matrix that turns the last hidden states into logits, where it was quantized for them; nil where it was not.
   public var head: Linear?
+  /// The head's matrix, where it is another than the source's: corrected for what the layers have lost.
+  public var correctedHead: String?
 
   /// What came of evaluations of the result, the latest last; nil where there was none.
   public var evaluations: [Evaluation]?

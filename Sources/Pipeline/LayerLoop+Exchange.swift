@@ -126,12 +126,14 @@ extension LayerLoop {
   /// a time.
   /// - Parameters:
   ///   - chosen: the batches, in order
-  ///   - columns: of the matrices, which have a row for every token
+  ///   - columns: of the matrices
+  ///   - count: their rows for every token
   ///   - type: what their values are rounded to
   ///   - make: called for this rank's batches
   ///   - take: called for all batches, in order
   func shareEach(
-    _ chosen: [Int], columns: Int, as type: DType, _ label: (_ batch: Int) -> MessageLabel,
+    _ chosen: [Int], columns: Int, matrices count: Int = 1, as type: DType,
+    _ label: (_ batch: Int) -> MessageLabel,
     make: (_ batch: Int) throws -> Matrix, take: (_ batch: Int, Matrix) throws -> Void
   ) throws {
     for round in chosen.indices.parts(of: ranks.count) {
@@ -146,7 +148,7 @@ extension LayerLoop {
         }
       }
       for batch in chosen[round] where !ranks.isAlone {
-        let rows = batches[batch].count * calibration.sequenceLength
+        let rows = count * batches[batch].count * calibration.sequenceLength
         try take(
           batch,
           receive(own[batch], label(batch), from: ranks.owner(of: batch), rows: rows, columns: columns, type))

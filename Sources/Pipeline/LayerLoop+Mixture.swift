@@ -15,7 +15,7 @@ extension LayerLoop {
   /// to the next stage.
   /// - Parameters:
   ///   - shared: the Gram matrix of what all experts read; nil if nothing is to be quantized
-  ///   - quantize: see ``run(knowing:_:collecting:head:)``
+  ///   - quantize: see ``run(knowing:_:collecting:correctingHead:head:)``
   ///   - collect: likewise
   func runMixture(
     _ position: Position, shared: GramMatrix?, knowing known: (any KnownLinears)?,

@@ -194,11 +194,13 @@ final class LayerLoop {
   ///   - quantize: given a problem without a ridge, gives what the layer runs with from then on in the place of a stage's
   ///     linears
   ///   - collect: called on all ranks, in the experts' order, for those that one of them has quantized
+  ///   - correctHead: gets what corrects the head, on the first rank, see ``headCorrection(behind:)``; nil if it stays as it is
   ///   - quantizeHead: gets the problem of what turns the last hidden states into logits, when all layers are done; nil
   ///     if that is not to be quantized
   func run(
     knowing known: (any KnownLinears)? = nil,
     _ quantize: Quantize, collecting collect: Collect = { _, _, _ in },
+    correctingHead correctHead: ((Matrix) throws -> Void)? = nil,
     head quantizeHead: ((LayerProblem) throws -> Void)? = nil
   ) throws {
     let description = quantized.model.description
@@ -211,7 +213,8 @@ final class LayerLoop {
       known?.isKnown(place.stage, inLayer: place.layer) ?? false
     }
     let open = places.firstIndex { !isKnown($0) } ?? places.count
-    if open == places.count, quantizeHead == nil { return }
+    let endsBehindLayers = correctHead != nil || quantizeHead != nil
+    if open == places.count, !endsBehindLayers { return }
     let goal = open < places.count ? places[open].layer : description.layerCount
     let first = try resume(before: open, places, knowing: known) { repeating($0, goal) }
     var layers = try layers(places[max(first - 1, 0)].layer)
@@ -261,11 +264,13 @@ final class LayerLoop {
       try load(position.stage, in: position.quantized)
       here = position
     }
-    if let quantizeHead, let here {
+    if endsBehindLayers, let here {
       if open == places.count { begun() }
-      let problem = try headProblem(behind: here)
+      if let correctHead, let correction = try headCorrection(behind: here) { try correctHead(correction) }
+      let problem = quantizeHead == nil ? nil : try headProblem(behind: here)
+      leave(here)
       try beforeReading()
-      try times.measure(.solver) { try quantizeHead(problem) }
+      try times.measure(.solver) { if let problem { try quantizeHead?(problem) } }
     }
     for layer in passed + [layers.quantized] { layer.forget() }
   }
@@ -357,9 +362,14 @@ extension ComputeBackend {
   func problem(
     _ gram: Matrix, correction: Matrix? = nil, of reader: String, layer: Int
   ) throws(PipelineError) -> LayerProblem {
+    try requireFinite(gram, of: reader, layer: layer)
+    return LayerProblem(gram: gram, correction: correction, backend: self)
+  }
+
+  /// - Throws: ``PipelineError/overflowingInputs(layer:of:feature:)`` for a Gram matrix that is no sum of finite squares
+  func requireFinite(_ gram: Matrix, of reader: String, layer: Int) throws(PipelineError) {
     if let feature = diagonal(of: gram).firstIndex(where: { !$0.isFinite }) {
       throw .overflowingInputs(layer: layer, of: reader, feature: feature)
     }
-    return LayerProblem(gram: gram, correction: correction, backend: self)
   }
 }

@@ -25,6 +25,12 @@ struct MemoryNeeds {
   /// Matrices of a panel: target, codes, gradient, errors, W Σ, and with outliers those of the other solution.
   private static let matricesOfPanel = 5
   private static let panelMatricesWithOutliers = 9
+  /// Those of a panel that gets its first codes: target, codes and what is between; with outliers what is left of each
+  /// weight, and what their places are chosen by.
+  private static let matricesOfDraft = 3
+  private static let draftMatricesWithOutliers = 5
+  /// A panel of a tensor, what it is changed to, and its bytes.
+  private static let exported = 3 * 4 * 1_048_576
 
   private var model: ModelDescription { work.model }
   private var hasOriginal: Bool { work.originalSamples > 0 }
@@ -35,28 +41,67 @@ struct MemoryNeeds {
     max(originalTokens, min(batchSamples, work.samples - work.originalSamples) * work.sequenceLength)
   }
 
-  var gathering: Int {
+  /// In the host's memory, where matrices are there.
+  func onHost(_ phase: MemoryPlan.Phase) -> Int {
+    switch phase {
+    case .gathering: gathering
+    case .factoring: solving { square($0) + drift($0) }
+    case .drafting:
+      solving { stage in
+        drafts(stage) + square(stage) + drift(stage)
+          + max(panels(stage, panelMatricesOfDraft), rounding(stage))
+      }
+    case .descending: descending
+    case .exporting: Self.base + Self.exported + rotated + headCorrection
+    }
+  }
+
+  private var gathering: Int {
     let packedInputs = packedInputs
     return stages.indices.map { index in
       let before = stages[(index + stages.count - 1) % stages.count]
       let stage = stages[index]
       return square(stage) + streams * residentWeights(before) + packedInputs
         + (hasDrift(stage) ? drift(stage) + residentWeights(stage) : 0) + heldWhileGathering(index, .memory)
-    }.max().map { $0 + standing + writtenValue } ?? 0
+    }.max().map { max($0, headGathering(.memory) + packedInputs) + standing + writtenValue } ?? 0
   }
 
-  var solving: Int {
-    zip(stages, stateColumns).map { stage, columns in
-      let width = stage.inFeatures
-      let panels = panelMatrices * min(panelRows, widestOutput(stage)) * width * Self.float
-      let rounding = Self.threads * Self.roundingMatrices * Self.roundingRows * width * Self.float
+  /// What the head's correction and the sum of squares that it is made with take while the last stage runs.
+  private func headGathering(_ place: StatesPlace) -> Int {
+    guard work.correctsHead, let last = stages.last else { return 0 }
+    return 2 * headCorrection + streams * residentWeights(last) + heldWhileGathering(0, place)
+  }
+
+  /// `[width, width]`
+  private var headCorrection: Int {
+    work.correctsHead ? Self.float * model.head.width * model.head.width : 0
+  }
+
+  /// - Parameter bytes: what a stage has of its own
+  private func solving(_ bytes: (Stage) -> Int) -> Int {
+    (zip(stages, stateColumns).map { bytes($0) + held($1, .memory) }.max() ?? 0) + standing
+  }
+
+  private var descending: Int {
+    let ofStages = solving { stage in
       // As it is packed for the files.
       let written = stage.linears.map(\.weightCount).max() ?? 0
-      let solving = square(stage) + drift(stage) + neighbours(stage) + max(panels, rounding, written)
-      // With outliers there is a second solution beside the first.
-      return codes(stage) * (work.keepsOutliers ? 2 : 1) + max(solving, residentWeights(stage))
-        + held(columns, .memory)
-    }.max().map { max($0, head + held(stateColumns[0], .memory)) + standing } ?? 0
+      let descending =
+        square(stage) + drift(stage) + neighbours(stage) + max(panels(stage, panelMatrices), written)
+      return drafts(stage) + max(descending, residentWeights(stage))
+    }
+    return max(ofStages, head + held(stateColumns.first ?? 0, .memory) + standing)
+  }
+
+  /// The codes of a stage's drafts; with outliers there is a second solution beside the first.
+  private func drafts(_ stage: Stage) -> Int { codes(stage) * (work.keepsOutliers ? 2 : 1) }
+
+  private func panels(_ stage: Stage, _ matrices: Int) -> Int {
+    matrices * min(panelRows, widestOutput(stage)) * stage.inFeatures * Self.float
+  }
+
+  private func rounding(_ stage: Stage) -> Int {
+    Self.threads * Self.roundingMatrices * Self.roundingRows * stage.inFeatures * Self.float
   }
 
   /// The head's square, and its rows with their codes.
@@ -66,7 +111,7 @@ struct MemoryNeeds {
     let rows = MemoryPlan.headRows(model, panelRows: panelRows)
     let panels = max(
       panelMatrices * min(panelRows, rows), Self.threads * Self.roundingMatrices * Self.roundingRows)
-    return width * (Self.float * (width + rows + panels + neighboursOfColumn) + 2 * rows)
+    return width * (Self.float * (width + rows + panels + neighboursOfColumn) + 2 * rows) + headCorrection
   }
 
   /// What of that is in the host's memory where a device computes: rows on their way, and their codes.
@@ -94,7 +139,32 @@ struct MemoryNeeds {
   /// The states of a batch that stand at a time, at most.
   private static let slotsOfBatch = 4
 
-  var gatheringOnDevice: Int {
+  /// In a device's memory.
+  func onDevice(_ phase: MemoryPlan.Phase) -> Int {
+    switch phase {
+    case .gathering: gatheringOnDevice
+    case .factoring: solvingOnDevice { square($0) + drift($0) + weights($0) }
+    case .drafting, .descending:
+      max(
+        solvingOnDevice { stage in
+          let rows = min(panelRows, widestOutput(stage))
+          let panels = (panelMatrices * stage.inFeatures + min(Self.windowColumns, stage.inFeatures)) * rows
+          return square(stage) + drift(stage) + weights(stage) + neighbours(stage) + panels * Self.float
+        }, head + held(stateColumns.first ?? 0, .device) + workingOnDevice + deviceBase)
+    case .exporting: deviceBase + workingOnDevice + headCorrection
+    }
+  }
+
+  /// In the host's memory beside that.
+  func besideDevice(_ phase: MemoryPlan.Phase) -> Int {
+    switch phase {
+    case .gathering: gatheringBesideDevice
+    case .factoring, .drafting, .descending: solvingBesideDevice
+    case .exporting: standingBesideDevice + Self.exported
+    }
+  }
+
+  private var gatheringOnDevice: Int {
     // States on their way to and from the host pass by in the same memory.
     let valueBytes = max(work.operands == .bfloat16 ? 2 : 0, states == .memory ? work.stateBytes : 0)
     let roundedInputs = valueBytes * widestSlot * batchTokens
@@ -104,17 +174,12 @@ struct MemoryNeeds {
       return square(stage) + streams * residentWeights(before)
         + (hasDrift(stage) ? drift(stage) + residentWeights(stage) : 0)
         + heldWhileGathering(index, .device)
-    }.max().map { $0 + roundedInputs + forwardOnDevice + deviceBase } ?? 0
+    }.max().map { max($0, headGathering(.device)) + roundedInputs + forwardOnDevice + deviceBase } ?? 0
   }
 
-  var solvingOnDevice: Int {
-    zip(stages, stateColumns).map { stage, columns in
-      let width = stage.inFeatures
-      let rows = min(panelRows, widestOutput(stage))
-      let panels = (panelMatrices * width + min(Self.windowColumns, width)) * rows * Self.float
-      return square(stage) + drift(stage) + weights(stage) + neighbours(stage) + panels
-        + held(columns, .device)
-    }.max().map { max($0, head + held(stateColumns[0], .device)) + workingOnDevice + deviceBase } ?? 0
+  private func solvingOnDevice(_ bytes: (Stage) -> Int) -> Int {
+    (zip(stages, stateColumns).map { bytes($0) + held($1, .device) }.max() ?? 0) + workingOnDevice
+      + deviceBase
   }
 
   /// The buffers of the forward pass, which are kept from batch to batch: those that states are read into, and others.
@@ -137,17 +202,16 @@ struct MemoryNeeds {
     held(max(stateColumns[index], stateColumns[(index + stages.count - 1) % stages.count]), place)
   }
 
-  var gatheringBesideDevice: Int {
+  private var gatheringBesideDevice: Int {
     standingBesideDevice + (stages.flatMap(\.linears).map(\.weightCount).max() ?? 0)
       + (stages.indices.map { heldWhileGathering($0, .memory) }.max() ?? 0)
   }
 
   /// The codes of the drafts, and those of the linear before, which is still written.
-  var solvingBesideDevice: Int {
+  private var solvingBesideDevice: Int {
     let written = stages.indices.map { index in
       let before = stages[(index + stages.count - 1) % stages.count]
-      // With outliers there is a second solution beside the first.
-      return codes(stages[index]) * (work.keepsOutliers ? 2 : 1) + (before.linears.last?.weightCount ?? 0)
+      return drafts(stages[index]) + (before.linears.last?.weightCount ?? 0)
     }
     return standingBesideDevice + max(written.max() ?? 0, headBesideDevice)
       + held(stateColumns.max() ?? 0, .memory)
@@ -200,6 +264,10 @@ struct MemoryNeeds {
 
   private var panelMatrices: Int {
     work.keepsOutliers ? Self.panelMatricesWithOutliers : Self.matricesOfPanel
+  }
+
+  private var panelMatricesOfDraft: Int {
+    work.keepsOutliers ? Self.draftMatricesWithOutliers : Self.matricesOfDraft
   }
 
   /// What pair moves know of a stage's columns.

@@ -8,8 +8,14 @@ public struct MemoryPlan: Sendable, Equatable {
   public enum Phase: String, Sendable, Codable, CaseIterable {
     /// The stage before runs on every batch, and Σ is summed up.
     case gathering
-    /// The stage's linears are quantized.
-    case solving
+    /// The factor of Σ is made.
+    case factoring
+    /// Grids and first codes are chosen, at the plane nearest by the factor.
+    case drafting
+    /// Codes descend on Σ, and are written.
+    case descending
+    /// The other tensors are copied.
+    case exporting
   }
 
   /// Sequences that the forward pass computes at a time.
@@ -76,6 +82,8 @@ public struct MemoryPlan: Sendable, Equatable {
     public var isRotated: Bool
     /// Whether the head is quantized for what it reads.
     public var solvesHead: Bool
+    /// Whether the head is corrected for what the layers have lost.
+    public var correctsHead: Bool
     /// Tokens of a batch, as far as they are whole sequences. On the processor a constant: sums over tokens, and even
     /// products of single tokens, depend on it in their last digits, and bits must not follow from memory. Larger batches
     /// were no faster there.
@@ -92,10 +100,12 @@ public struct MemoryPlan: Sendable, Equatable {
     public init(
       model: ModelDescription, samples: Int, sequenceLength: Int, originalSamples: Int,
       operands: OperandType = .float32, keepsOutliers: Bool = false, stateBytes: Int = 2,
-      states: StatesChoice = .auto, isRotated: Bool = false, solvesHead: Bool = false
+      states: StatesChoice = .auto, isRotated: Bool = false, solvesHead: Bool = false,
+      correctsHead: Bool = false
     ) {
       self.isRotated = isRotated
       self.solvesHead = solvesHead
+      self.correctsHead = correctsHead
       self.stateBytes = stateBytes
       self.states = states
       self.model = model
@@ -129,7 +139,7 @@ public struct MemoryPlan: Sendable, Equatable {
         self = try MemoryPlan(work, batchSamples: batch, panelRows: panel, budget: budget)
         return
       }
-      let isSolverTooLarge = !plan.fits(budget, in: [.solving])
+      let isSolverTooLarge = !plan.fits(budget, in: [.factoring, .drafting, .descending])
       if panel > Self.leastPanelRowsOnDevice && (isSolverTooLarge || batch == 1) {
         panel /= 2
       } else if batch > 1 {
@@ -204,12 +214,11 @@ public struct MemoryPlan: Sendable, Equatable {
     self.states = states
     self.batchSamples = batchSamples
     self.panelRows = panelRows
-    bytesPerPhase =
-      isOnDevice
-      ? [.gathering: needs.gatheringBesideDevice, .solving: needs.solvingBesideDevice]
-      : [.gathering: needs.gathering, .solving: needs.solving]
-    deviceBytesPerPhase =
-      isOnDevice ? [.gathering: needs.gatheringOnDevice, .solving: needs.solvingOnDevice] : nil
+    func perPhase(_ bytes: (Phase) -> Int) -> [Phase: Int] {
+      Dictionary(uniqueKeysWithValues: Phase.allCases.map { ($0, bytes($0)) })
+    }
+    bytesPerPhase = perPhase { isOnDevice ? needs.besideDevice($0) : needs.onHost($0) }
+    deviceBytesPerPhase = isOnDevice ? perPhase(needs.onDevice) : nil
   }
 
   /// The error of a plan that does not fit, with the one change that would do.

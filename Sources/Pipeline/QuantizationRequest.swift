@@ -40,6 +40,8 @@ public struct QuantizationRequest: Sendable {
   public var experts: ExpertSettings
   /// How often a sequence's first token counts in the problems of linears, but for experts'.
   public var firstTokenWeight: Double
+  /// Whether a head of its own is corrected for what the layers have lost, for ``Target/original``.
+  public var correctsHead: Bool
   /// Whether a checkpoint may be quantized that is quantized already.
   public var allowsRequantizing: Bool
   /// Whether the residual stream is rotated before.
@@ -65,7 +67,7 @@ public struct QuantizationRequest: Sendable {
     resume: ResumePlace? = nil,
     symlinks: SymlinkPolicy = .follow, source: SourceFiles? = nil, isStrict: Bool = false,
     experts: ExpertSettings = ExpertSettings(), firstTokenWeight: Double = 1,
-    allowsRequantizing: Bool = false,
+    correctsHead: Bool = true, allowsRequantizing: Bool = false,
     rotation: QuantizationSettings.Rotation = .off, averageBits: Double? = nil,
     bitChoices: Set<Int>? = nil
   ) {
@@ -89,6 +91,7 @@ public struct QuantizationRequest: Sendable {
     self.isStrict = isStrict
     self.experts = experts
     self.firstTokenWeight = firstTokenWeight
+    self.correctsHead = correctsHead
     self.allowsRequantizing = allowsRequantizing
     self.rotation = rotation
     self.averageBits = averageBits
@@ -108,8 +111,8 @@ extension QuantizationRequest {
       targetShare: settings.resolvedTargetShare, formats: settings.formats, calibration: calibration,
       seed: settings.seed, calibrationSources: sources, memoryBudgetBytes: memoryBudgetBytes, states: states,
       isStrict: settings.strict, experts: settings.experts,
-      firstTokenWeight: settings.resolvedFirstTokenWeight,
-      allowsRequantizing: settings.allowRequantize, rotation: settings.rotate,
+      firstTokenWeight: settings.resolvedFirstTokenWeight, correctsHead: settings.correctHead,
+      allowsRequantizing: settings.allowRequantize, rotation: settings.resolvedRotation,
       averageBits: settings.averageBits, bitChoices: settings.widths)
   }
 

@@ -56,16 +56,20 @@ extension QuantizationRun {
     return try begin(name, description, weights, treatment, stageProblem, dealer: &dealer, by: .alone)
   }
 
-  /// - Parameter dealer: of the stage's panels
+  /// - Parameters:
+  ///   - dealer: of the stage's panels
+  ///   - factorized: called when there is the factor that the drafts of a stage share
   func begin(
     _ name: String, _ description: LayerLinear, _ weights: LinearRows, _ treatment: Treatment,
-    _ stageProblem: LayerProblem, dealer: inout PanelDealer, by ranks: Ranks
+    _ stageProblem: LayerProblem, dealer: inout PanelDealer, by ranks: Ranks,
+    factorized: () -> Void = {}
   ) throws -> BegunLinear {
     let start = ContinuousClock.now
     // Every solver has a damping of its own, and a rule may name another one.
     let problem = stageProblem.damped(by: treatment.quantizer.damping)
     let zeroRows = ZeroRows(of: weights, backend: backend)
-    let work = try work(zeroRows.watched, treatment, problem, dealer: &dealer, by: ranks)
+    let work = try work(
+      zeroRows.watched, treatment, problem, dealer: &dealer, by: ranks, factorized: factorized)
     var warnings: [String] = []
     if let rows = try zeroRows.first(panelRows: plan.panelRows(of: weights.outFeatures)) {
       if request.isStrict { throw PipelineError.zeroWeights(tensor: "\(name).weight", rows: rows) }
@@ -78,11 +82,16 @@ extension QuantizationRun {
 
   private func work(
     _ weights: LinearRows, _ treatment: Treatment, _ problem: LayerProblem, dealer: inout PanelDealer,
-    by ranks: Ranks
+    by ranks: Ranks, factorized: () -> Void
   ) throws -> Work {
+    func factorize() throws {
+      try treatment.quantizer.factorize(problem)
+      factorized()
+    }
     guard !ranks.isAlone, let solver = treatment.quantizer as? any LayerSolver else {
       let owner = dealer.owner(ofRows: weights.outFeatures)
       if owner != ranks.rank { return .none(owner: owner) }
+      try factorize()
       return .whole(
         try treatment.quantizer.draft(
           weights, problem: problem, format: treatment.gridFormat, backend: backend,
@@ -91,11 +100,13 @@ extension QuantizationRun {
     let panels = weights.panels(of: plan.panelRows(of: weights.outFeatures))
     let first = dealer.count
     let owners = dealer.owners(of: panels)
+    let own = panels.indices.filter { owners[$0] == ranks.rank }
+    if !own.isEmpty { try factorize() }
     return .panels(
       panels, owners: owners, first: first,
       try solver.draft(
         weights, problem: problem, format: treatment.gridFormat, backend: backend,
-        panels: panels.indices.filter { owners[$0] == ranks.rank }.map { panels[$0] }))
+        panels: own.map { panels[$0] }))
   }
 
   /// What the result will have in the place of tokens' embeddings, which the layers are solved for; nil where it has the
@@ -128,9 +139,18 @@ extension QuantizationRun {
     }
   }
 
+  /// W + W C for some rows W of the head, `[rows, width]`.
+  func corrected(_ rows: Matrix, by correction: Matrix?) -> Matrix {
+    guard let correction else { return rows }
+    let result = backend.copy(of: rows)
+    backend.multiply(rows, correction, transposingB: false, scale: 1, into: result, keeping: 1)
+    return result
+  }
+
   /// Quantizes the head, and hands it on, some rows at a time: it may be larger than any linear of a layer.
+  /// - Parameter correction: what it is corrected by before; nil if it is to come close to what it is
   func solve(
-    _ head: Recipe.Head, _ stageProblem: LayerProblem,
+    _ head: Recipe.Head, _ stageProblem: LayerProblem, correction: Matrix? = nil,
     _ body: (_ rows: QuantizedLinear, _ firstRow: Int) throws -> Void
   ) throws -> Report.Linear {
     let start = ContinuousClock.now
@@ -143,7 +163,7 @@ extension QuantizationRun {
       let range = first..<min(first + count, linear.outFeatures)
       let rows = Matrix(rows: range.count, columns: linear.inFeatures)
       try checkpoint.read("\(linear.name).weight", rows: range, into: rows)
-      let weights = LinearRows(backend.upload(rows), backend: backend)
+      let weights = LinearRows(corrected(backend.upload(rows), by: correction), backend: backend)
       let draft = try quantizer.draft(
         weights, problem: problem, format: head.treatment.gridFormat, backend: backend,
         panelRows: plan.panelRows)

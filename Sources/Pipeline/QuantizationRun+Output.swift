@@ -1,3 +1,4 @@
+import Checkpoint
 import Compute
 import Decoder
 import Export
@@ -67,6 +68,17 @@ extension QuantizationRun {
     settings.rotation = rotation
     settings.allocation = allocation
     return settings
+  }
+}
+
+extension CheckpointReader {
+  /// Whether a head can be another than the source's: not where it is that of the embeddings, or where some client takes it for
+  /// that, whatever is stored, nor where its bytes are copied into blocks.
+  func hasHeadToCorrect(_ model: ModelDescription, isQuantized: Bool, isGGUF: Bool) -> Bool {
+    if model.hasTiedHead { return false }
+    if isGGUF { return isQuantized }
+    let flags = [configuration, configuration["text_config"]].compactMap { $0?["tie_word_embeddings"]?.bool }
+    return flags.contains(false) && !flags.contains(true) && model.modelType != "gemma"
   }
 }
 

@@ -116,7 +116,7 @@ public final class QuantizationRun: Sendable {
     }
     self.resolved = resolved
     outline = request.recipe.outline(resolved, of: checkpoint)
-    // The linears are checked as they are read; the head, for one, is only copied along and would slip through. What no
+    // The linears are checked as they are read; embeddings, for one, are only copied along and would slip through. What no
     // layer reads may hold what it likes: a mask of infinities is one.
     for (name, _) in description.requiredTensors
     where !name.hasSuffix(".weight") || resolved.linears[String(name.dropLast(7))] == nil {
@@ -131,7 +131,10 @@ public final class QuantizationRun: Sendable {
       originalSamples: request.originalSamples, operands: operands,
       keepsOutliers: resolved.linears.values.contains { $0.outliers != nil },
       stateBytes: (request.cacheType ?? modelType).byteWidth, states: request.states,
-      isRotated: request.rotation != .off, solvesHead: resolved.head != nil)
+      isRotated: request.rotation != .off, solvesHead: resolved.head != nil,
+      correctsHead: request.correctsHead && request.originalSamples > 0
+        && checkpoint.hasHeadToCorrect(description, isQuantized: resolved.head != nil, isGGUF: outline != nil)
+    )
     work.batchTokens = request.batchTokens
     work.panelRows = request.panelRows
     let budget = MemoryPlan.Budget(hostBytes: request.memoryBudgetBytes, of: backend)
@@ -156,6 +159,8 @@ public final class QuantizationRun: Sendable {
   var treatments: [String: Treatment] { resolved.linears }
   /// What stands in blocks of a GGUF file and is no linear of a layer, nor the head.
   var rounded: [LinearDescription] { resolved.rounded }
+  /// Whether the head is corrected for what the layers have lost.
+  var correctsHead: Bool { work.correctsHead }
   /// The head, if it is to be quantized.
   var head: Recipe.Head? { resolved.head }
 
@@ -229,11 +234,13 @@ public final class QuantizationRun: Sendable {
       let result = Result {
         try loop.run(
           knowing: known, stages.quantize, collecting: stages.collect,
+          correctingHead: correctsHead ? stages.correctHead : nil,
           head: head.map { head in { try stages.quantize(head, $0) } })
       }
       try finished.finish()
       try result.get()
     }
+    memory.lap(.descending)
     guard let export, let staging else { return try receiveReport(removing: store) }
     progress(.step("writing the other tensors and files"))
     for linear in rounded {
@@ -241,9 +248,10 @@ public final class QuantizationRun: Sendable {
       progress(.advanced)
     }
     try finished.times.measure(.export) {
-      try export.copyUnquantized()
+      try export.copyUnquantized(changing: changes(byCorrecting: stages.headCorrection))
       try export.finish()
     }
+    memory.lap(.exporting)
     try checkSource()
     try backend.checkDevice()
 
@@ -266,6 +274,7 @@ public final class QuantizationRun: Sendable {
       settings: settings, linears: finished.rows, totals: totals, loadsIn: export.runtimes)
     report.rounded = rounded.isEmpty ? nil : rounded.map(\.name)
     report.head = stages.head
+    report.correctedHead = stages.headCorrection == nil ? nil : description.head.weights
     // What stands beside a single file is not the result's.
     report.filesCopied = request.isOneFile ? [] : export.copiedFiles
     report.filesLeftOut = checkpoint.foreignFiles + (request.isOneFile ? export.copiedFiles : [])
@@ -288,6 +297,18 @@ public final class QuantizationRun: Sendable {
     }
     try ranks.share(report)
     return report
+  }
+
+  /// What becomes of tensors that are not quantized.
+  private func changes(byCorrecting correction: Matrix?) -> [String: (Matrix) -> Void] {
+    guard let correction else { return [:] }
+    return [
+      description.head.weights: { [self] panel in
+        backend.withHostMatrix(corrected(backend.upload(panel), by: correction), for: .reading) {
+          panel.copy(from: $0)
+        }
+      }
+    ]
   }
 
   private func makeExport(in directory: String) throws -> CheckpointExport {

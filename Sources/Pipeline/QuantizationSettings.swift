@@ -38,7 +38,7 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
 
   /// Whether the residual stream is rotated before the model is quantized.
   public enum Rotation: String, Codable, Sendable, CaseIterable {
-    /// If a trial says that it helps.
+    /// If a trial says that it helps; never for the published algorithms.
     case auto
     case off, residual
   }
@@ -100,6 +100,13 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
   public var expertPrior: Double?
   /// How often a sequence's first token counts in the problems of linears, in place of once, which nil is.
   public var firstTokenWeight: Double?
+  /// Whether a head of its own is corrected for what the layers have lost, for ``Target/original``.
+  public var correctHead: Bool {
+    get { headCorrection ?? false }
+    set { headCorrection = newValue }
+  }
+  /// nil in orders of earlier versions.
+  private var headCorrection: Bool? = true
   /// Whether a checkpoint may be quantized that is quantized already.
   public var allowRequantize: Bool {
     get { requantizing ?? false }
@@ -109,10 +116,10 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
   private var requantizing: Bool?
   public var rotate: Rotation {
     get { chosenRotation ?? .off }
-    set { chosenRotation = newValue == .off ? nil : newValue }
+    set { chosenRotation = newValue }
   }
-  /// nil in orders of earlier versions.
-  private var chosenRotation: Rotation?
+  /// nil in orders of earlier versions, which is off.
+  private var chosenRotation: Rotation? = .auto
   /// The file that the format gguf writes, in place of bits, group size and symmetry.
   public var ggufType: GGUFMix.Name {
     get { chosenGGUFType ?? .q4_K_M }
@@ -227,14 +234,20 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
     } ?? bits
   }
 
+  /// Whether linears get all that lowers the error, and no published algorithm is asked for.
+  private var isStandard: Bool { solver == .quantease && preset == .standard }
+
   /// The target that the settings come to.
   public var resolvedTarget: Target {
     switch target {
-    case .auto: solver == .quantease && preset == .standard ? .original : .layer
+    case .auto: isStandard ? .original : .layer
     case .layer: .layer
     case .original: .original
     }
   }
+
+  /// The rotation that the settings come to, but for what a trial says.
+  public var resolvedRotation: Rotation { rotate == .auto && !isStandard ? .off : rotate }
 
   /// The bit widths that are chosen of; nil for those that runtimes load side by side.
   public var widths: Set<Int>? { bitChoices.isEmpty ? nil : Set(bitChoices) }

@@ -95,7 +95,7 @@ extension RunPlan {
     return 2 * count * batch * 4 + (1 << 28) + shared
   }
 
-  /// No journal's linears, and no head's.
+  /// No journal's linears, and not what a head is quantized for.
   func traffic(_ operands: OperandType, _ backend: any ComputeBackend) -> RankTraffic {
     let work = work(operands)
     let tokens = work.samples * work.sequenceLength
@@ -120,6 +120,8 @@ extension RunPlan {
         }
       }
     }
+    // The last states of both models.
+    if work.correctsHead { traffic.drifts += 2 * 4 * originalTokens * model.hiddenSize }
     return traffic
   }
 

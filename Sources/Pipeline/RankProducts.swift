@@ -25,7 +25,7 @@ extension RunPlan {
   private static let descentPasses = (narrow: 10, wide: 5)
   private static let leastWide = 4_096
 
-  /// What the rank that has most multiplies, if experts and their tokens are shared evenly; without the head.
+  /// What the rank that has most multiplies, if experts and their tokens are shared evenly; without a head that is quantized.
   public func products(ranks count: Int, backend: any ComputeBackend) -> RankProducts {
     let work = work(.float32)
     return (0..<count)
@@ -73,6 +73,18 @@ extension RunPlan {
           products.add(solving(stage.linears, rows: rows, layer: index))
         }
       }
+    }
+    guard work(operands).correctsHead else { return products }
+    if let last = model.stages(ofLayer: model.layerCount - 1).last, last.experts.isEmpty {
+      products.forward += 2 * originalTokens * (last.linears + last.companions).weightCount
+    }
+    // The first rank's alone.
+    if rank == 0 {
+      let width = model.head.width
+      let tiles = backend.gramTiles(order: width, operands: operands)
+      products.gram += allOriginalTokens * tiles.reduce(0) { $0 + $1.products }
+      products.drift += width * (allOriginalTokens * width + width * width)
+      products.factors += ProductCounter.factor(order: width)
     }
     return products
   }

@@ -5,6 +5,23 @@ import Export
 import SystemIO
 import Tensors
 
+/// What is known of a rotation before a run.
+public enum RotationPlan: String, Sendable {
+  case off, residual
+  /// A trial decides, which takes its time before the run.
+  case trial
+
+  /// - Parameter note: why no trial is made; nil if one is
+  init(_ choice: QuantizationSettings.Rotation, note: String?) {
+    self =
+      switch choice {
+      case .off: .off
+      case .residual: .residual
+      case .auto: note == nil ? .trial : .off
+      }
+  }
+}
+
 /// What a run will need, from config.json and the shards' headers alone.
 public struct RunPlan: Sendable {
   public let model: ModelDescription
@@ -14,8 +31,11 @@ public struct RunPlan: Sendable {
   let modelType: DType
   let treatments: [String: Treatment]
   let head: Recipe.Head?
+  /// What is known of a rotation before the run.
+  public let rotation: RotationPlan
   /// What a GGUF file will hold; nil for another format.
   public let outline: GGUFOutline?
+  private let hasHeadToCorrect: Bool
   /// Of the tensors that are copied.
   private let otherBytes: Int
   /// Of all tensors.
@@ -42,6 +62,13 @@ public struct RunPlan: Sendable {
     outline = settings.averageBits == nil ? recipe.outline(resolved, of: checkpoint) : nil
     (treatments, head) = (resolved.linears, resolved.head)
     let isConverted = hasConverter && settings.isGGUF && checkpoint.gguf == nil
+    rotation = RotationPlan(
+      settings.resolvedRotation,
+      note: isConverted
+        ? RotatedWeights.obstacleOfGGUF
+        : RotationTrial.obstacle(of: model, resolved.linears, in: checkpoint, samples: settings.samples))
+    hasHeadToCorrect = checkpoint.hasHeadToCorrect(
+      model, isQuantized: head != nil, isGGUF: settings.isGGUF)
     convertedBytes = isConverted ? Self.convertedBytes(of: checkpoint) : nil
     // Of a file that is yet to be made, its types will be known when it is.
     if !isConverted, let averageBits = settings.averageBits {
@@ -156,7 +183,9 @@ public struct RunPlan: Sendable {
       model: model, samples: settings.samples, sequenceLength: settings.sequenceLength,
       originalSamples: settings.originalSamples, operands: operands,
       keepsOutliers: treatments.values.contains { $0.outliers != nil }, stateBytes: modelType.byteWidth,
-      isRotated: settings.rotate == .residual, solvesHead: head != nil)
+      isRotated: rotation != .off, solvesHead: head != nil,
+      correctsHead: settings.correctHead && settings.originalSamples > 0 && model.hasPlainOutputs
+        && (hasHeadToCorrect || rotation == .trial))
   }
 
   /// Of every linear that is to be quantized: its weights, and the bits of one.

@@ -4,11 +4,14 @@ import Decoder
 import Export
 import Quantization
 import Solvers
+import Tensors
 
 /// What a run does at each stage that the layer loop comes to.
 final class RunStages {
   /// What has become of the head; nil if it is not quantized, or not by this rank.
   private(set) var head: Report.Linear?
+  /// What corrects the head, before it is quantized or as it is written; nil if it stays as it is.
+  private(set) var headCorrection: Matrix?
   /// The inputs' energies, where they are asked for.
   private(set) var importance: ImportanceMatrix?
 
@@ -35,17 +38,23 @@ final class RunStages {
     _ layer: DecoderLayer, _ stage: Stage, _ problem: LayerProblem, _ expert: LayerLoop.ExpertShare?
   ) throws -> LayerLoop.Replacements {
     memory.lap(.gathering)
-    defer { memory.lap(.solving) }
+    defer { memory.lap(.descending) }
     addImportance(layer, stage, problem, expert)
     let isOwn = !layer.stages.contains { $0.experts.isEmpty && $0.linears.names == stage.linears.names }
     let ranks = isOwn ? Ranks.alone : run.ranks
     var dealer = PanelDealer(ranks: ranks.count)
+    var isFactorized = false
     var begun = try stage.linears.compactMap { linear -> QuantizationRun.BegunLinear? in
       let name = layer.moduleName(of: linear)
       guard let treatment = run.treatments[name], !finished.names.contains(name) else { return nil }
       let weights = try finished.times.measure(.loading) { try run.rows(of: linear, in: layer) }
-      return try run.begin(name, linear, weights, treatment, problem, dealer: &dealer, by: ranks)
+      return try run.begin(name, linear, weights, treatment, problem, dealer: &dealer, by: ranks) {
+        // Later linears find it there.
+        if !isFactorized { memory.lap(.factoring) }
+        isFactorized = true
+      }
     }
+    memory.lap(.drafting)
     if !ranks.isAlone {
       for place in begun.indices {
         try run.solveOwn(&begun[place], layer: layer.index, by: ranks)
@@ -86,16 +95,22 @@ final class RunStages {
     }
   }
 
+  /// Takes in what the head is to be corrected by.
+  func correctHead(by correction: Matrix) {
+    memory.lap(.gathering)
+    headCorrection = correction
+  }
+
   /// Quantizes the head, whose rows are the first rank's, as few runs have them.
   func quantize(_ head: Recipe.Head, _ problem: LayerProblem) throws {
     memory.lap(.gathering)
-    defer { memory.lap(.solving) }
+    defer { memory.lap(.descending) }
     progress(.step("solving \(head.linear.name)"))
     if !run.description.hasTiedHead, let tensor = run.checkpoint.tensors["\(head.linear.name).weight"] {
       importance?.add(tensor.storedName, energies: problem.inputEnergies)
     }
     guard run.ranks.isChief else { return }
-    self.head = try run.solve(head, problem) { rows, firstRow in
+    self.head = try run.solve(head, problem, correction: headCorrection) { rows, firstRow in
       progress(.advanced)
       try finished.write(rows, firstRow: firstRow)
     }

@@ -10,6 +10,8 @@ public struct TimePlan: Sendable {
     case cache
     /// Reading the checkpoint and writing the result.
     case files
+    /// Finding out whether a rotation helps.
+    case trial
     /// What several ranks tell one another.
     case network
   }

@@ -14,6 +14,10 @@ public protocol LinearQuantizer: Sendable {
   /// The ridge that its problems carry, as a share of Σ's mean diagonal.
   var damping: Float { get }
 
+  /// Makes the factor of Σ that all drafts of a stage begin with.
+  /// - Throws: ``SolverError``
+  func factorize(_ problem: LayerProblem) throws(SolverError)
+
   /// Chooses grids and first codes.
   /// - Throws: ``SolverError``, and what reading the weights throws
   func draft(
@@ -31,6 +35,9 @@ public protocol LinearQuantizer: Sendable {
 }
 
 extension LinearQuantizer {
+  /// Not all take one.
+  public func factorize(_ problem: LayerProblem) throws(SolverError) {}
+
   /// Both steps of one linear.
   public func quantize(
     name: String, weights: Matrix, problem: LayerProblem, format: GridFormat,

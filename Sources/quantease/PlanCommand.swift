@@ -144,6 +144,8 @@ struct Needs: Encodable {
   let gguf: GGUFOutline?
   /// What the choice of bits takes before the run, of the memory that matrices are in; nil where none is made.
   let allocationBytes: Int?
+  /// Whether the residual stream is rotated, or a trial decides.
+  let rotation: String
 
   struct Hosts: Encodable {
     let ranks: Int
@@ -167,7 +169,7 @@ struct Needs: Encodable {
       memoryBytesPerPhase
     case deviceMemoryBytes, deviceMemoryBytesPerPhase, deviceMemoryBudgetBytes, states
     case memoryBudgetBytes, memoryShortage, seconds, secondsPerPhase, basis, ranks, gguf,
-      allocationBytes
+      allocationBytes, rotation
   }
 
   init(
@@ -186,6 +188,7 @@ struct Needs: Encodable {
       ?? plan.outline.map { "as \($0.file)" } ?? "to \(settings.bits) bits"
     title = "\(plan.linearCount) linears \(goal), solver \(settings.solver.rawValue)"
     gguf = plan.outline
+    rotation = plan.rotation.rawValue
     inputBytes = plan.inputBytes
     func space(_ bytes: Int, in path: String) throws -> Space {
       Space(path: path, bytes: bytes, freeBytes: try FileSystem.freeBytes(FileSystem.nearestExisting(path)))
@@ -260,6 +263,9 @@ struct Needs: Encodable {
     if let gguf {
       lines.append("types    \(gguf.description)")
       if let warning = gguf.warning { lines.append("         \(warning)") }
+    }
+    if rotation == RotationPlan.trial.rawValue {
+      lines.append("rotation if a trial says that it helps, before the run")
     }
     if let journalSpace {
       lines.append("journal  about \(text(journalSpace)), until the result is published")

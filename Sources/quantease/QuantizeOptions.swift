@@ -101,6 +101,14 @@ struct SolverOptions: ParsableArguments {
       """, valueName: "share"))
   var targetShare: Double?
 
+  @Flag(
+    inversion: .prefixedNo,
+    help: """
+      Target original: correct a head that is not that of the embeddings for what the layers have lost. It stays in its \
+      type; --no-correct-head leaves its bytes as they are.
+      """)
+  var correctHead = true
+
   @Option(
     help: ArgumentHelp(
       """
@@ -154,6 +162,7 @@ struct SolverOptions: ParsableArguments {
   func set(_ settings: inout QuantizationSettings) {
     settings.expertGram = expertGram
     settings.expertPrior = expertPrior
+    settings.correctHead = correctHead
     settings.firstTokenWeight = firstTokenWeight
     settings.solver = name
     settings.preset = preset
@@ -220,9 +229,9 @@ struct RunOptions: ParsableArguments {
       what it was, an ordinary one of its kind, with a head of its own where it had that of the embeddings. It helps \
       most where a scale is a whole row's. Families with layer norms, norms behind their blocks, or experts in stacks \
       cannot be rotated. auto: rotate if a trial on a few layers says that it helps, and if a head of its own is no large part of \
-      the result; the report tells.
+      the result; the report tells. Other solvers and the paper's preset do without it.
       """)
-  var rotate = QuantizationSettings.Rotation.off
+  var rotate = QuantizationSettings.Rotation.auto
 
   @Flag(
     help: """

@@ -14,7 +14,7 @@ struct JobFailureTests {
     let lacking: [any Error] = [
       CalibrationError.tokenizerUnavailable(interpreter: "python3", reason: "no such program"),
       CalibrationError.tokenizerFailed(status: 69, message: "python3: no module named tokenizers"),
-      PipelineError.notEnoughMemory(needed: 2, available: 1, phase: .solving, mend: "free memory"),
+      PipelineError.notEnoughMemory(needed: 2, available: 1, phase: .descending, mend: "free memory"),
       FileError(path: "/output", operation: .create, errno: .permissionDenied),
       ResumableJobError.networkedCache("/nfs/cache"),
     ]
@@ -30,7 +30,8 @@ struct JobFailureTests {
       (FileError(path: "/cache/x", operation: .write, errno: .noSpace), .blocked),
       (ResumableJobError.networkedCache("/nfs/cache"), .blocked),
       (
-        PipelineError.notEnoughMemory(needed: 2, available: 1, phase: .solving, mend: "free memory"), .blocked
+        PipelineError.notEnoughMemory(needed: 2, available: 1, phase: .descending, mend: "free memory"),
+        .blocked
       ),
       (PipelineError.zeroWeights(tensor: "x.weight", rows: 0..<16), .job),
       (CalibrationError.tokenizerFailed(status: 65, message: "tokenizer.json: broken"), .job),

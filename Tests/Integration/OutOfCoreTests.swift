@@ -19,7 +19,7 @@ import Testing
         "quantize", directory.file("model-\(layers)"), "--output", output, "--calibration", tokens,
         "--samples",
         "\(samples)", "--sequence-length", "256", "--threads", "2", "--target-share", "1", "--states",
-        "cache",
+        "cache", "--rotate", "off",
       ])
       try #require(run.status == 0, "\(run.errors)")
       let report = try JSONValue(contentsOf: output + "/quantease_report.json")

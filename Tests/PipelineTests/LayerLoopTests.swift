@@ -105,19 +105,38 @@ struct LayerLoopTests {
       run.backend.subtract(here.inputs, from: there.inputs)
       run.backend.multiply(there.inputs, there.weights, transposingB: true, scale: 1, into: off, keeping: 1)
       for states in [off, here.inputs] { run.weigh(states, by: run.firstTokenWeight.squareRoot()) }
-      let sum = Matrix(rows: off.columns, columns: here.inputs.columns)
-      run.backend.accumulateCrossProduct(off, here.inputs, into: sum)
-      // = C · (X Xᵀ + λI), λ being the mean diagonal
-      let gram = Matrix(rows: sum.columns, columns: sum.columns)
-      run.backend.accumulateGram(here.inputs, into: gram)
-      run.backend.symmetrize(gram)
-      let ridge = (0..<gram.rows).reduce(0) { $0 + gram[$1, $1] } / Float(gram.rows)
-      for column in 0..<gram.rows { gram[column, column] += ridge }
-      let product = Matrix(rows: sum.rows, columns: sum.columns)
-      run.backend.multiply(
-        correction, gram, transposingB: false, scale: 1, into: product, keeping: 0)
-      expectClose(product, sum, here.module, tolerance: 2e-3)
+      try expectRegression(correction, of: off, on: here.inputs, ridge: 1, here.module, run)
     }
+  }
+
+  /// That E Xᵀ = C · (X Xᵀ + λI), λ being a share of the mean diagonal.
+  private func expectRegression(
+    _ correction: Matrix, of off: Matrix, on inputs: Matrix, ridge share: Float, _ module: String,
+    _ run: LoopRun
+  ) throws {
+    let sum = Matrix(rows: off.columns, columns: inputs.columns)
+    run.backend.accumulateCrossProduct(off, inputs, into: sum)
+    let gram = Matrix(rows: sum.columns, columns: sum.columns)
+    run.backend.accumulateGram(inputs, into: gram)
+    run.backend.symmetrize(gram)
+    let ridge = share * (0..<gram.rows).reduce(0) { $0 + gram[$1, $1] } / Float(gram.rows)
+    for column in 0..<gram.rows { gram[column, column] += ridge }
+    let product = Matrix(rows: sum.rows, columns: sum.columns)
+    run.backend.multiply(correction, gram, transposingB: false, scale: 1, into: product, keeping: 0)
+    expectClose(product, sum, module, tolerance: 2e-3)
+  }
+
+  @Test(arguments: fixtures, [1, 3, 4])
+  func `the head's correction is the regression of what its inputs lack, by the samples that both run`(
+    _ fixture: String, _ samples: Int
+  ) throws {
+    let run = try LoopRun(fixture, batchSamples: 2, originalSamples: samples)
+    let here = try run.headInputs(quantized: true, samples: samples)
+    let off = try run.headInputs(quantized: false, samples: samples)
+    run.backend.subtract(here, from: off)
+    // More of it the fewer tokens there are for a column.
+    let ridge = 0.1 * max(1, 7 * Float(here.columns) / Float(here.rows))
+    try expectRegression(try #require(run.headCorrection), of: off, on: here, ridge: ridge, "the head", run)
   }
 
   @Test(arguments: fixtures)
@@ -182,6 +201,7 @@ final class LoopRun {
   private(set) var modules: [String] = []
   private(set) var grams: [String: Matrix] = [:]
   private(set) var corrections: [String: Matrix] = [:]
+  private(set) var headCorrection: Matrix?
   private var quantized: [String: Matrix] = [:]
   private let checkpoint: CheckpointReader
 
@@ -215,7 +235,10 @@ final class LoopRun {
     var grams: [String: Matrix] = [:]
     var corrections: [String: Matrix] = [:]
     var quantized: [String: Matrix] = [:]
-    try loop.run { [backend] layer, stage, problem, _ in
+    let backend = backend
+    func quantize(
+      _ layer: DecoderLayer, _ stage: Stage, _ problem: LayerProblem, _: LayerLoop.ExpertShare?
+    ) throws -> LayerLoop.Replacements {
       try stage.linears.map { linear in
         let module = layer.moduleName(of: linear)
         modules.append(module)
@@ -230,6 +253,9 @@ final class LoopRun {
         return (linear, solution.linear)
       }
     }
+    var headCorrection: Matrix?
+    try loop.run(quantize, correctingHead: originalSamples == nil ? nil : { headCorrection = $0 })
+    self.headCorrection = headCorrection
     statistics = store.statistics
     (self.modules, self.grams, self.corrections, self.quantized) = (modules, grams, corrections, quantized)
   }
@@ -271,6 +297,18 @@ final class LoopRun {
   /// What every linear reads of the first samples, with all of them quantized or none: the input of a stage depends
   /// on stages before it alone.
   func inputs(quantized isQuantized: Bool, samples: Int) throws -> [Reading] {
+    try walk(quantized: isQuantized, samples: samples).readings
+  }
+
+  /// What the head reads of the first samples.
+  func headInputs(quantized isQuantized: Bool, samples: Int) throws -> Matrix {
+    let (model, _, residual) = try walk(quantized: isQuantized, samples: samples)
+    return try model.headInput()(residual).copy()
+  }
+
+  private func walk(
+    quantized isQuantized: Bool, samples: Int
+  ) throws -> (model: DecoderModel, readings: [Reading], residual: Matrix) {
     let model = try DecoderModel(
       description, source: checkpoint, backend: backend, sequenceLength: calibration.sequenceLength)
     var state = LayerState(residual: try model.embed(calibration.tokens(of: 0..<samples)).copy())
@@ -294,6 +332,6 @@ final class LoopRun {
         layer.run(stage, input: input, sequenceLength: calibration.sequenceLength, state: &state)
       }
     }
-    return inputs
+    return (model, inputs, state.residual)
   }
 }

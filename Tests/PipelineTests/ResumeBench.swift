@@ -21,7 +21,8 @@ struct ResumeCase: Sendable, CustomTestStringConvertible {
   init(_ fixture: String, _ what: String = "", _ change: (inout QuantizationSettings) -> Void = { _ in }) {
     self.fixture = fixture
     testDescription = what.isEmpty ? fixture : "\(fixture), \(what)"
-    settings.passes = 3
+    // Those of a rotation ask for it.
+    (settings.passes, settings.rotate) = (3, .off)
     change(&settings)
   }
 
@@ -73,7 +74,7 @@ final class ResumeBench {
   private let test: ResumeCase
   private let checkpoint: CheckpointReader
   private let description: ModelDescription
-  private let calibration: CalibrationSet
+  let calibration: CalibrationSet
   private let budgetBytes: Int
   private let states: StatesChoice
   let backend: any ComputeBackend
@@ -121,7 +122,9 @@ final class ResumeBench {
       model: description, samples: samples, sequenceLength: sequenceLength,
       originalSamples: originalSamples(test.settings), operands: backend.operandType(for: type),
       keepsOutliers: test.settings.outliers > 0, stateBytes: type.byteWidth,
-      isRotated: test.settings.rotate != .off)
+      isRotated: test.settings.rotate != .off,
+      correctsHead: test.settings.correctHead
+        && (test.settings.rotate != .off || !description.hasTiedHead))
     work.batchTokens = batchSamples * sequenceLength
     return MemoryPlan(
       work, batchSamples: batchSamples, panelRows: MemoryPlan.panelRows,
@@ -148,6 +151,19 @@ final class ResumeBench {
   /// Whether the head is solved once all linears are done.
   var hasHead: Bool { recipe?.head != nil }
 
+  /// Whether anything is computed once all linears are done.
+  var hasHeadWork: Bool { hasHead || headCorrectionBatches > 0 }
+
+  /// The batches that both models run once more for what corrects the head.
+  private var headCorrectionBatches: Int {
+    let samples = description.hasPlainOutputs ? Self.originalSamples(test.settings) : 0
+    let isOwn =
+      test.settings.rotate == .residual
+      || checkpoint.hasHeadToCorrect(description, isQuantized: hasHead, isGGUF: test.settings.isGGUF)
+    guard test.settings.correctHead, isOwn else { return 0 }
+    return calibration.batches(of: Self.batchSamples, endingAt: samples).count { $0.upperBound <= samples }
+  }
+
   /// Matrices that are quantized once all linears are done, which counts as progress.
   var outsideCount: Int { recipe?.outside.count ?? 0 }
 
@@ -164,7 +180,7 @@ final class ResumeBench {
         done -= min(done, open)
       }
     }
-    return batchCount * (stagesLeft + (hasHead ? 1 : 0)) + outsideCount
+    return batchCount * (stagesLeft + (hasHead ? 1 : 0)) + headCorrectionBatches + outsideCount
   }
 
   /// The stages before the one that is at work when so many linears are done.
@@ -420,7 +436,7 @@ final class ResumeBench {
       formats: test.settings.formats, calibration: calibration, seed: 0, calibrationSources: "tokens",
       memoryBudgetBytes: budgetBytes, states: states, resume: resume,
       experts: test.settings.experts, firstTokenWeight: test.settings.resolvedFirstTokenWeight,
-      rotation: test.settings.rotate,
+      correctsHead: test.settings.correctHead, rotation: test.settings.rotate,
       averageBits: test.settings.averageBits, bitChoices: test.settings.widths)
     request.batchTokens = Self.batchSamples * Self.sequenceLength
     return request

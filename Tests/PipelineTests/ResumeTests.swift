@@ -36,7 +36,10 @@ struct ResumeTests {
     },
     ResumeCase("llama-tied", "rotated") { $0.rotate = .residual },
     ResumeCase("llama", "rotated by trial") { $0.rotate = .auto },
-    ResumeCase("llama", "rules") { $0.rules = ["down_proj=skip", #"\.0\.mlp\.=bits:8,symmetric"#] },
+    ResumeCase("llama", "rules") {
+      $0.rules = ["down_proj=skip", #"\.0\.mlp\.=bits:8,symmetric"#]
+      $0.correctHead = false
+    },
   ]
 
   @Test(arguments: cases)
@@ -72,9 +75,22 @@ struct ResumeTests {
       let run = try bench.goOn(from: moment)
       #expect(run.result == expected, "\(moment)")
       #expect(run.resumedLinears == moment.linears)
-      let isDone = moment.linears == expected.rows.count && !bench.hasHead
+      let isDone = moment.linears == expected.rows.count && !bench.hasHeadWork
       #expect(run.batchesComputed == (isDone ? bench.outsideCount : bench.batches(after: 0)), "\(moment)")
     }
+  }
+
+  /// How far a process was among stages without linears to quantize is in the cache alone.
+  @Test func `a process that ends on the way to the head goes on with what it left`() throws {
+    let bench = try ResumeBench(ResumeCase("llama", "no last linears") { $0.rules = [#"\.1\."# + "=skip"] })
+    let expected = try bench.uninterrupted()
+    var batches: Set<Int> = []
+    for moment in try bench.watchedRun().moments where moment.linears == expected.rows.count {
+      let run = try bench.goOn(from: moment)
+      #expect(run.result == expected, "\(moment)")
+      batches.insert(run.batchesComputed)
+    }
+    #expect(batches.count > 1 && (batches.min() ?? 0) < bench.batchCount, "\(batches)")
   }
 
   @Test(arguments: cases)

@@ -20,6 +20,20 @@ struct TargetChoiceTests {
     #expect(settings.resolvedTarget == .layer)
   }
 
+  @Test func `the published algorithms are not rotated, unless told`() {
+    var settings = QuantizationSettings()
+    #expect(settings.resolvedRotation == .auto)
+    for change: (inout QuantizationSettings) -> Void in [
+      { $0.preset = .paper }, { $0.solver = .gptq }, { $0.solver = .rtn },
+    ] {
+      settings = QuantizationSettings()
+      change(&settings)
+      #expect(settings.resolvedRotation == .off)
+      settings.rotate = .residual
+      #expect(settings.resolvedRotation == .residual)
+    }
+  }
+
   @Test(arguments: [(2, 1), (3, 1), (4, 0.25), (5, 0.125), (8, 0.125)])
   func `the share follows from the bits, unless it is given`(_ bits: Int, _ share: Double) {
     var settings = QuantizationSettings()

@@ -147,6 +147,10 @@ enum SettingTable {
       "target-share", \.settings.targetShare, upTo: 1, expected: "a share of the sequences",
       "Target original: share of the sequences that also run through the original model; auto goes by the bits."
     ),
+    .flag(
+      "correct-head", \.settings.correctHead,
+      "Target original: a head that is not that of the embeddings is corrected for what the layers have lost."
+    ),
     .automatic(
       "first-token-weight", \.settings.firstTokenWeight, upTo: 10_000, expected: "how often it counts",
       "How often a sequence's first token counts, to which all others attend; auto: once, as all others."
@@ -198,7 +202,7 @@ enum SettingTable {
     ),
     .choice(
       "rotate", \.settings.rotate,
-      "residual: rotate the residual stream first, which helps most where a scale is a whole row's; auto: if a trial says so."
+      "residual: rotate the residual stream first, which helps most where a scale is a whole row's; auto: if a trial says so; other solvers and the paper's preset do without."
     ),
     .flag(
       "allow-requantize", \.settings.allowRequantize,

@@ -372,7 +372,8 @@ public struct ReportPage {
         ("Solver", settings.solver),
         ("Target", targetNote),
       ] + gridEntries + (settings.allocation.map { [("Bits by need", $0.description)] } ?? [])
-      + (settings.rotation.map { [("Rotation", $0.description)] } ?? []) + [
+      + (settings.rotation.map { [("Rotation", $0.description)] } ?? [])
+      + (report.correctedHead.map { [("Head", "\($0), corrected for what the layers have lost")] } ?? []) + [
         ("Formats", settings.formats.map(\.rawValue).joined(separator: ", ")),
         ("Computed by", settings.kernels ?? "unknown"),
         ("Calibration", calibration.source),

@@ -26,6 +26,32 @@ struct RotationTrial {
   /// The part of the result that a head of its own may be.
   private static let largestHead = 0.1
 
+  /// Why none is made, memory aside; nil if one is.
+  static func obstacle(
+    of model: ModelDescription, _ treatments: [String: Treatment], in checkpoint: CheckpointReader,
+    samples: Int
+  ) -> String? {
+    if let obstacle = RotatedWeights.obstacle(model, checkpoint) { return obstacle }
+    if let note = headNote(of: model, treatments) { return note }
+    if model.latentFeatures > 0 || model.hasMixtures {
+      return "no trial is made of a model with latents or experts"
+    }
+    return samples < 2 ? "a trial takes two sequences" : nil
+  }
+
+  /// Why a head of its own would cost too much; nil where the model has one, or it is a small part of the result.
+  private static func headNote(of model: ModelDescription, _ treatments: [String: Treatment]) -> String? {
+    guard model.hasTiedHead else { return nil }
+    let bytes = model.vocabularySize * model.hiddenSize * 2
+    let linears = model.exported(by: treatments).reduce(0) { sum, linear in
+      sum + linear.outFeatures * linear.inFeatures * (linear.gridFormat?.bitWidth.rawValue ?? 16) / 8
+    }
+    let growth = Double(bytes) / Double(bytes + linears)
+    guard growth > largestHead else { return nil }
+    let percent = Int((growth * 100).rounded())
+    return "its head is that of the embeddings, and one of its own would make the result \(percent) % larger"
+  }
+
   /// - Throws: what a run throws that begins with these settings
   static func decision(
     _ request: QuantizationRequest, _ backend: any ComputeBackend, _ progress: (ProgressEvent) -> Void
@@ -37,13 +63,14 @@ struct RotationTrial {
     }
     func off(_ note: String) -> Report.Rotation { Report.Rotation(chosen: "off", note: note) }
     let start = ContinuousClock.now
-    let plain = try run(.off)
-    if let obstacle = RotatedWeights.obstacle(plain.description, plain.checkpoint) { return off(obstacle) }
-    if let note = plain.headNote(largest: largestHead) { return off(note) }
-    if plain.description.latentFeatures > 0 || plain.description.hasMixtures {
-      return off("no trial is made of a model with latents or experts")
+    let (checkpoint, model) = try QuantizationRun.open(
+      request.model, symlinks: request.symlinks, allowingRequantizing: request.allowsRequantizing,
+      rotation: .off)
+    let linears = try request.recipe.resolve(for: model, in: checkpoint).linears
+    if let obstacle = obstacle(of: model, linears, in: checkpoint, samples: request.calibration.samples) {
+      return off(obstacle)
     }
-    if request.calibration.samples < 2 { return off("a trial takes two sequences") }
+    let plain = try run(.off)
     let needed = plain.trialBytes
     let budget = backend.deviceMemory?.limitBytes ?? request.memoryBudgetBytes
     if needed > budget { return off("a trial takes \(needed.memorySize) of memory") }
@@ -67,24 +94,33 @@ struct RotationTrial {
     }
   }
 
-  /// The sequences that layers are solved for, and those that are looked at.
-  fileprivate static func samples(of run: QuantizationRun) -> (solved: Int, heldOut: Int) {
-    let calibration = run.request.calibration
-    let solved = max(
-      1, min(calibration.samples / Self.share, Self.tokens / calibration.sequenceLength))
-    return (solved, max(1, solved / Self.heldOutShare))
+  /// What it takes beside a run.
+  struct Sizes {
+    /// The sequences that layers are solved for, and those that are looked at.
+    let (solved, heldOut): (Int, Int)
+    /// The layers that are quantized.
+    let layers: Int
+
+    init(samples: Int, sequenceLength: Int, layerCount: Int) {
+      solved = max(1, min(samples / RotationTrial.share, RotationTrial.tokens / sequenceLength))
+      heldOut = max(1, solved / RotationTrial.heldOutShare)
+      layers = min(RotationTrial.layers, layerCount)
+    }
+
+    /// The sequences that go through the layers: what is looked at does with the quantized ones and without.
+    var sequences: Int { solved + 2 * heldOut }
   }
 
   /// The mean divergence of the model with its quantized layers from the one without any.
   private func divergence() throws -> Double {
     let calibration = run.request.calibration
     let length = calibration.sequenceLength
-    let (solved, heldOut) = Self.samples(of: run)
+    let sizes = run.trialSizes
     let model = try run.model(sequenceLength: length)
     let chosen = chosenLayers
     // What layers are solved for, and what is looked at, without quantized layers and with them.
-    var gathered = try TrialStates(model, calibration.tokens(of: 0..<solved), backend: backend)
-    let samples = calibration.samples - heldOut..<calibration.samples
+    var gathered = try TrialStates(model, calibration.tokens(of: 0..<sizes.solved), backend: backend)
+    let samples = calibration.samples - sizes.heldOut..<calibration.samples
     var reference = try TrialStates(model, calibration.tokens(of: samples), backend: backend)
     var quantized = reference.copy
     for index in 0..<run.description.layerCount {
@@ -114,8 +150,7 @@ struct RotationTrial {
   }
 
   private var chosenLayers: [Int] {
-    let count = run.description.layerCount
-    let wanted = min(Self.layers, count)
+    let (count, wanted) = (run.description.layerCount, run.trialSizes.layers)
     return (0..<wanted).map { (2 * $0 + 1) * count / (2 * wanted) }
   }
 
@@ -134,25 +169,17 @@ struct RotationTrial {
 }
 
 extension QuantizationRun {
+  fileprivate var trialSizes: RotationTrial.Sizes {
+    RotationTrial.Sizes(
+      samples: request.calibration.samples, sequenceLength: request.calibration.sequenceLength,
+      layerCount: description.layerCount)
+  }
+
   /// What a trial takes at its peak, in a layer or at the head, of the memory that matrices are in.
   fileprivate var trialBytes: Int {
-    let (solved, heldOut) = RotationTrial.samples(of: self)
-    let tokens = (solved + 2 * heldOut) * request.calibration.sequenceLength
+    let tokens = trialSizes.sequences * request.calibration.sequenceLength
     let states = tokens * description.widestStates * 4
     let head = description.vocabularySize * (description.hiddenSize + 3 * DecoderHead.trialTokens) * 4
     return states + max(plan.devicePeakBytes ?? plan.peakBytes, head)
-  }
-
-  /// Why a head of its own would cost too much; nil where the model has one, or it is a small part of the result.
-  fileprivate func headNote(largest share: Double) -> String? {
-    guard description.hasTiedHead else { return nil }
-    let bytes = description.vocabularySize * description.hiddenSize * 2
-    let linears = exportedLinears.reduce(0) { sum, linear in
-      sum + linear.outFeatures * linear.inFeatures * (linear.gridFormat?.bitWidth.rawValue ?? 16) / 8
-    }
-    let growth = Double(bytes) / Double(bytes + linears)
-    guard growth > share else { return nil }
-    let percent = Int((growth * 100).rounded())
-    return "its head is that of the embeddings, and one of its own would make the result \(percent) % larger"
   }
 }

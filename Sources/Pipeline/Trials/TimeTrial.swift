@@ -94,6 +94,10 @@ struct TimeTrial {
           count * trial.secondsPerSquare * (mixture.squaresPerToken * tokens + mixture.squaresOnce)
       }
     }
+    let head = headCorrection(costs, tokens: originalTokens)
+    seconds[.forward, default: 0] += head.forward
+    seconds[.gram, default: 0] += head.gram
+    if plan.rotation == .trial { seconds[.trial] = rotationTrial(costs) }
     seconds = seconds.mapValues { $0 / ranks.speed }
     seconds[.files] =
       Double(plan.inputBytes) / Self.bytesReadPerSecond + Double(plan.resultBytes)
@@ -108,6 +112,44 @@ struct TimeTrial {
         "a trial here: \(kinds.count == 1 ? "a layer" : "\(kinds.count) kinds of layer") with weights by chance on "
         + "\(triedTokens) tokens, the solver on \(Self.rows.many) rows, by \(backend.kernels(for: operands)); disks as "
         + "local ones usually are")
+  }
+
+  /// What finding out takes whether a rotation helps: one rank's, without it and with it.
+  private func rotationTrial(_ costs: Costs) -> Double {
+    let length = plan.settings.sequenceLength
+    let sizes = RotationTrial.Sizes(
+      samples: plan.settings.samples, sequenceLength: length, layerCount: plan.model.layerCount)
+    let tokens = Double(sizes.sequences * length)
+    var seconds = 0.0
+    for layers in Dictionary(grouping: plan.model.layers.indices, by: kind).values {
+      guard let forward = costs.forward[layers[0]] else { continue }
+      let solver = plan.model.stages(ofLayer: layers[0]).flatMap(\.halves).reduce(0) { sum, half in
+        let rows = half.linears.reduce(0) { $0 + $1.outFeatures }
+        return sum + (costs.solvers[half.inFeatures].map { $0.perStage + $0.perRow * Double(rows) } ?? 0)
+      }
+      let quantized = Double(sizes.layers) / Double(plan.model.layerCount)
+      seconds +=
+        Double(layers.count)
+        * (forward.forward * tokens
+          + quantized * (forward.gram * Double(sizes.solved * length) + solver))
+    }
+    // The logits of what is looked at, without the quantized layers and with them.
+    let logits =
+      2 * Double(sizes.heldOut * length) * Double(plan.model.vocabularySize * plan.model.head.width)
+    return 2 * (seconds + logits * (costs.forward.values.first?.secondsPerProduct ?? 0))
+  }
+
+  /// Both models' last stage, the sums of what the head reads, and their factor.
+  private func headCorrection(_ costs: Costs, tokens: Double) -> (forward: Double, gram: Double) {
+    guard plan.work(operands).correctsHead,
+      let stage = plan.model.stages(ofLayer: plan.model.layerCount - 1).last,
+      let cost = costs.forward.values.first
+    else { return (0, 0) }
+    let width = Double(plan.model.head.width)
+    return (
+      2 * tokens * Double(stage.linears.weightCount) * cost.secondsPerProduct,
+      (2 * tokens * width * width + 2 * width * width * width) * cost.secondsPerProduct
+    )
   }
 
   /// What makes a layer take the time that it takes.

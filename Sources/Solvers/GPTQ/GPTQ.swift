@@ -18,6 +18,8 @@ public struct GPTQ: LayerSolver {
     self.damping = damping
   }
 
+  public func factorize(_ problem: LayerProblem) throws(SolverError) { _ = try problem.factor(.natural) }
+
   public func start(
     _ weights: Matrix, problem: LayerProblem, grid: Grid, into codes: Matrix, backend: any ComputeBackend
   ) throws {

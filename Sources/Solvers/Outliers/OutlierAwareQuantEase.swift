@@ -22,6 +22,11 @@ public struct OutlierAwareQuantEase: LinearQuantizer {
   /// The ridge that its problems carry, as a share of Σ's mean diagonal.
   public var damping: Float { settings.method == .standard ? base.damping : 0 }
 
+  public func factorize(_ problem: LayerProblem) throws(SolverError) {
+    // The published algorithm takes none.
+    if settings.method == .standard { try base.factorize(problem) }
+  }
+
   public func draft(
     _ weights: LinearRows, problem: LayerProblem, format: GridFormat, backend: any ComputeBackend,
     panelRows: Int

@@ -58,6 +58,10 @@ public struct QuantEase: LayerSolver {
     self.settings = settings
   }
 
+  public func factorize(_ problem: LayerProblem) throws(SolverError) {
+    if settings.start == .nearestPlane { _ = try problem.factor(.smallestPivot) }
+  }
+
   public func start(
     _ weights: Matrix, problem: LayerProblem, grid: Grid, into codes: Matrix, backend: any ComputeBackend
   ) throws {

@@ -1,0 +1,108 @@
+import Checkpoint
+import ComputeOpenBLAS
+import Decoder
+import Export
+import SystemIO
+import Tensors
+import TestSupport
+import Testing
+
+@testable import Pipeline
+
+/// Heads that make up for what the layers have lost.
+struct HeadCorrectionTests {
+  private static let cases = [
+    ResumeCase("llama") { _ in },
+    ResumeCase("llama", "rotated") { $0.rotate = .residual },
+    ResumeCase("llama-tied", "rotated") { $0.rotate = .residual },
+    ResumeCase("mixtral") { _ in },
+    ResumeCase("llama", "two formats") { $0.formats = [.dense, .compressedTensors] },
+  ]
+
+  @Test(arguments: cases)
+  func `a corrected head is closer to the original's predictions`(_ test: ResumeCase) throws {
+    func bench(_ correctsHead: Bool) throws -> ResumeBench {
+      var test = test
+      test.settings.bits = 2
+      (test.settings.correctHead, test.settings.targetShare) = (correctsHead, 1)
+      return try ResumeBench(test)
+    }
+    let (plain, corrected) = (try bench(false), try bench(true))
+    for bench in [plain, corrected] { _ = try bench.uninterrupted() }
+    let expected = try logits(test.path, plain)
+    func error(_ bench: ResumeBench) throws -> Float {
+      let path = bench.directory.file(test.settings.formats.count > 1 ? "expected/dense" : "expected")
+      return zip(try logits(path, bench), expected).reduce(0) { $0 + ($1.0 - $1.1) * ($1.0 - $1.1) }
+    }
+    let (before, after) = (try error(plain), try error(corrected))
+    #expect(after < 0.95 * before, "\(after) for \(before)")
+    #expect(try report(plain).correctedHead == nil)
+    let name = try #require(try report(corrected).correctedHead)
+    // It is told of the tensor that differs, and of no other: all else is as without a correction.
+    func others(_ bench: ResumeBench) throws -> [String: [UInt8]] {
+      let directory = bench.directory.file(test.settings.formats.count > 1 ? "expected/dense" : "expected")
+      let reader = try CheckpointReader.open(directory)
+      var bytes: [String: [UInt8]] = [:]
+      for tensor in reader.tensorNames where tensor != name {
+        let count = try #require(reader.tensors[tensor]).byteCount
+        try reader.withBytes(of: tensor, 0..<count) { span in
+          bytes[tensor] = (0..<span.byteCount).map {
+            unsafe span.unsafeLoad(fromByteOffset: $0, as: UInt8.self)
+          }
+        }
+      }
+      return bytes
+    }
+    #expect(try others(plain) == others(corrected))
+  }
+
+  @Test(arguments: [
+    ResumeCase("llama", "the layers' own outputs") { $0.target = .layer },
+    ResumeCase("llama", "GPTQ") { $0.solver = .gptq },
+    ResumeCase("llama-tied") { _ in },
+  ])
+  func `a head stays as it is where nothing is known to correct, or the embeddings are the same`(
+    _ test: ResumeCase
+  ) throws {
+    let bench = try ResumeBench(test)
+    let result = try bench.uninterrupted()
+    #expect(try report(bench).correctedHead == nil)
+    var other = test
+    other.settings.correctHead = false
+    #expect(try ResumeBench(other).uninterrupted() == result)
+  }
+
+  /// Older clients take the embeddings for the head then, whatever is stored.
+  @Test(arguments: [true, nil])
+  func `a head that config.json does not call the model's own stays as it is`(_ tie: Bool?) throws {
+    let directory = try TemporaryDirectory(isInMemory: true)
+    let source = TestFiles.model("llama")
+    try FileSystem.copyFile(
+      FileSystem.join(source, "model.safetensors"), to: directory.file("model.safetensors"))
+    var configuration = try #require(try CheckpointReader(directory: source).configuration.object)
+    #expect(configuration["tie_word_embeddings"]?.bool == false)
+    configuration["tie_word_embeddings"] = tie.map { .bool($0) }
+    try directory.write(JSONValue.object(configuration).compactText, to: "config.json")
+    let bench = try ResumeBench(ResumeCase(directory.path) { _ in })
+    _ = try bench.uninterrupted()
+    #expect(try report(bench).correctedHead == nil)
+  }
+
+  /// Of what the run is calibrated on.
+  private func logits(_ path: String, _ bench: ResumeBench) throws -> [Float] {
+    let opened = try openWeights(path)
+    let description = try ModelDescription(checking: opened.reader, source: opened.weights)
+    let backend = OpenBLASBackend(threads: 2)
+    let length = bench.calibration.sequenceLength
+    let model = try DecoderModel(
+      description, source: opened.weights, backend: backend, sequenceLength: length)
+    let states = try model.embed(bench.calibration.tokens)
+    for index in 0..<description.layerCount { try model.layer(index).run(states, sequenceLength: length) }
+    return try model.head().logits(states).elements
+  }
+
+  private func report(_ bench: ResumeBench) throws -> Report {
+    try Report(
+      json: FileSystem.contents(of: bench.directory.file("expected/\(Report.fileName)"), limit: 1 << 20))
+  }
+}
