@@ -118,6 +118,12 @@ public final class HiddenStatesStore: Sendable {
     held.withLock { $0.removeAll() }
   }
 
+  /// Gives the memory of values that are held in it back. Those in the file stay, for a process that goes on with them.
+  public func releaseHeld() {
+    prefetcher.forget { _ in true }
+    held.withLock { $0.removeAll() }
+  }
+
   /// Deletes a stream's values of some stages.
   public func removeAll(ofStream stream: Int, stages: Range<Int>) throws(CacheError) {
     let bounds = [stages.lowerBound, stages.upperBound].map {

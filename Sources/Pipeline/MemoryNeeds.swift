@@ -29,6 +29,8 @@ struct MemoryNeeds {
   /// weight, and what their places are chosen by.
   private static let matricesOfDraft = 3
   private static let draftMatricesWithOutliers = 5
+  /// What is kept of the panels of the stage before, at most.
+  private static let spares = 32 << 20
   /// A panel of a tensor, what it is changed to, and its bytes.
   private static let exported = 3 * 4 * 1_048_576
 
@@ -45,14 +47,14 @@ struct MemoryNeeds {
   func onHost(_ phase: MemoryPlan.Phase) -> Int {
     switch phase {
     case .gathering: gathering
-    case .factoring: solving { square($0) + drift($0) }
+    case .factoring: solving { square($0) + drift($0) + min(panels($0, panelMatrices), Self.spares) }
     case .drafting:
       solving { stage in
         drafts(stage) + square(stage) + drift(stage)
           + max(panels(stage, panelMatricesOfDraft), rounding(stage))
       }
     case .descending: descending
-    case .exporting: Self.base + Self.exported + rotated + headCorrection
+    case .exporting: Self.base + Self.exported + rotated + headCorrection + writtenValue + valuesAhead
     }
   }
 

@@ -11,6 +11,18 @@ extension QuantizationRun {
     return try SourceFiles(named: files.names, in: files.directory, symlinks: symlinks)
   }
 
+  /// Makes a trial. Where the source is another by the time that it fails, that is told of, and not what came of it.
+  static func watching<Decision>(
+    _ source: SourceFiles, of request: QuantizationRequest, _ trial: () throws -> Decision
+  ) throws -> Decision {
+    do { return try trial() } catch {
+      let isFile = CheckpointReader.isGGUF(request.model)
+      try source.check(
+        in: isFile ? FileSystem.parent(of: request.model) : request.model, symlinks: request.symlinks)
+      throw error
+    }
+  }
+
   /// Opens a checkpoint and looks whether it is one that can be quantized, which takes no time: what cannot be is to be
   /// told before a text is tokenized for it.
   @discardableResult

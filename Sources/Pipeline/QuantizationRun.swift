@@ -67,8 +67,8 @@ public final class QuantizationRun: Sendable {
     if request.rotation == .auto {
       let decision =
         try opening.head?.rotation
-        ?? ranks.share(MessageLabel(.decision)) { [request] in
-          try RotationTrial.decision(request, backend, progress)
+        ?? ranks.share(MessageLabel(.decision)) { [request, source] in
+          try Self.watching(source, of: request) { try RotationTrial.decision(request, backend, progress) }
         }
       progress(.step("rotation \(decision)"))
       request.rotation = decision.chosen == QuantizationSettings.Rotation.residual.rawValue ? .residual : .off
@@ -105,8 +105,10 @@ public final class QuantizationRun: Sendable {
         widths: request.bitChoices)
       let decision =
         try opening.head?.allocation
-        ?? ranks.share(MessageLabel(.decision)) { [request] in
-          try AllocationTrial.decision(request, problem, backend, progress)
+        ?? ranks.share(MessageLabel(.decision)) { [request, source] in
+          try Self.watching(source, of: request) {
+            try AllocationTrial.decision(request, problem, backend, progress)
+          }
         }
       progress(.step("\(decision)"))
       try resolved.choose(decision.choices, of: problem.units)
@@ -240,6 +242,7 @@ public final class QuantizationRun: Sendable {
       try finished.finish()
       try result.get()
     }
+    store.releaseHeld()
     memory.lap(.descending)
     guard let export, let staging else { return try receiveReport(removing: store) }
     progress(.step("writing the other tensors and files"))

@@ -427,7 +427,7 @@ final class ResumeBench {
       journal: directory.file("\(name)/journal"), cache: directory.file("\(name)/cache"), identity: identity)
   }
 
-  private func request(output: String, resume: ResumePlace?) -> QuantizationRequest {
+  func request(output: String, resume: ResumePlace?) -> QuantizationRequest {
     guard let recipe = try? test.settings.recipe() else { preconditionFailure("\(test.settings)") }
     if let resume { try? FileSystem.createDirectories(FileSystem.parent(of: resume.journal)) }
     var request = QuantizationRequest(

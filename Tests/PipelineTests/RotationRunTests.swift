@@ -3,6 +3,7 @@ import Checkpoint
 import ComputeOpenBLAS
 import Decoder
 import Export
+import Foundation
 import SystemIO
 import Tensors
 import TestSupport
@@ -70,6 +71,40 @@ struct RotationRunTests {
     let bench = try ResumeBench(ResumeCase("llama") { $0.rotate = .auto })
     let rotation = try #require(try report(bench).settings.rotation)
     #expect(rotation.chosen == "off" && rotation.note?.contains("of memory") == true, "\(rotation)")
+  }
+
+  /// Numbers that are none, which a trial ends by.
+  @Test(arguments: [
+    ResumeCase("llama", "a rotation") { $0.rotate = .auto },
+    ResumeCase("llama", "bits") { ($0.averageBits, $0.symmetric) = (3.5, true) },
+  ])
+  func `a source that is written to during a trial is told of, and not what comes of it`(_ test: ResumeCase)
+    throws
+  {
+    let directory = try TemporaryDirectory(isInMemory: true)
+    for name in ["config.json", "model.safetensors"] {
+      try FileSystem.copyFile(
+        FileSystem.join(TestFiles.model(test.fixture), name), to: directory.file(name))
+    }
+    var copied = ResumeCase(directory.path, test.testDescription)
+    copied.settings = test.settings
+    let bench = try ResumeBench(copied, memoryBudgetBytes: 1 << 40)
+    let shard = directory.file("model.safetensors")
+    let size = try FileSystem.contents(of: shard, limit: 1 << 30).count
+    let error = #expect(throws: SourceChange.self) {
+      _ = try QuantizationRun(
+        bench.request(output: bench.directory.file("output"), resume: nil), backend: bench.backend
+      ) { event in
+        guard case .step(let step) = event, step.hasPrefix("trying") || step.hasPrefix("measuring") else {
+          return
+        }
+        let file = FileHandle(forWritingAtPath: shard)
+        try? file?.seek(toOffset: UInt64(size / 2))
+        try? file?.write(contentsOf: Data(repeating: 0xFF, count: size / 2))
+        try? file?.close()
+      }
+    }
+    #expect(error?.path == shard)
   }
 
   @Test(arguments: [
