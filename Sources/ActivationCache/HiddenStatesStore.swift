@@ -113,9 +113,8 @@ public final class HiddenStatesStore: Sendable {
   /// Deletes every value.
   public func removeAll() throws(CacheError) {
     try environment.write { (transaction) throws(CacheError) in try transaction.deleteAll() }
-    prefetcher.forget { _ in true }
     records.withLock { $0.sizes = [:] }
-    held.withLock { $0.removeAll() }
+    releaseHeld()
   }
 
   /// Gives the memory of values that are held in it back. Those in the file stay, for a process that goes on with them.

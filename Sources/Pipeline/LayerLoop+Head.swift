@@ -70,7 +70,7 @@ extension LayerLoop {
     guard ranks.isChief else { return nil }
     return try times.measure(.gram) {
       try backend.requireFinite(gram.values, of: "the head", layer: model.description.layerCount)
-      let tokens = batches[original.batches.indices].reduce(0) { $0 + $1.count } * calibration.sequenceLength
+      let tokens = original.batches.reduce(0) { $0 + $1.count } * calibration.sequenceLength
       return try TargetDrift.correction(
         sum: sum, gram: gram.values, rows: [0..<width],
         damping: TargetDrift.headDamping(width: width, tokens: tokens), backend: backend)

@@ -82,7 +82,7 @@ public struct MemoryPlan: Sendable, Equatable {
     public var isRotated: Bool
     /// Whether the head is quantized for what it reads.
     public var solvesHead: Bool
-    /// Whether the head is corrected for what the layers have lost.
+    /// Whether the head is corrected for what the layers have lost, which the original's last states tell.
     public var correctsHead: Bool
     /// Tokens of a batch, as far as they are whole sequences. On the processor a constant: sums over tokens, and even
     /// products of single tokens, depend on it in their last digits, and bits must not follow from memory. Larger batches
@@ -105,13 +105,13 @@ public struct MemoryPlan: Sendable, Equatable {
     ) {
       self.isRotated = isRotated
       self.solvesHead = solvesHead
-      self.correctsHead = correctsHead
       self.stateBytes = stateBytes
       self.states = states
       self.model = model
       self.samples = samples
       self.sequenceLength = sequenceLength
       self.originalSamples = model.hasPlainOutputs ? originalSamples : 0
+      self.correctsHead = correctsHead && self.originalSamples > 0
       self.operands = operands
       self.keepsOutliers = keepsOutliers
     }

@@ -16,9 +16,8 @@ extension QuantizationRun {
     _ source: SourceFiles, of request: QuantizationRequest, _ trial: () throws -> Decision
   ) throws -> Decision {
     do { return try trial() } catch {
-      let isFile = CheckpointReader.isGGUF(request.model)
-      try source.check(
-        in: isFile ? FileSystem.parent(of: request.model) : request.model, symlinks: request.symlinks)
+      let directory = try CheckpointReader.files(of: request.model, symlinks: request.symlinks).directory
+      try source.check(in: directory, symlinks: request.symlinks)
       throw error
     }
   }

@@ -134,7 +134,7 @@ public final class QuantizationRun: Sendable {
       keepsOutliers: resolved.linears.values.contains { $0.outliers != nil },
       stateBytes: (request.cacheType ?? modelType).byteWidth, states: request.states,
       isRotated: request.rotation != .off, solvesHead: resolved.head != nil,
-      correctsHead: request.correctsHead && request.originalSamples > 0
+      correctsHead: request.correctsHead
         && checkpoint.hasHeadToCorrect(description, isQuantized: resolved.head != nil, isGGUF: outline != nil)
     )
     work.batchTokens = request.batchTokens
@@ -161,8 +161,6 @@ public final class QuantizationRun: Sendable {
   var treatments: [String: Treatment] { resolved.linears }
   /// What stands in blocks of a GGUF file and is no linear of a layer, nor the head.
   var rounded: [LinearDescription] { resolved.rounded }
-  /// Whether the head is corrected for what the layers have lost.
-  var correctsHead: Bool { work.correctsHead }
   /// The head, if it is to be quantized.
   var head: Recipe.Head? { resolved.head }
 
@@ -236,7 +234,7 @@ public final class QuantizationRun: Sendable {
       let result = Result {
         try loop.run(
           knowing: known, stages.quantize, collecting: stages.collect,
-          correctingHead: correctsHead ? stages.correctHead : nil,
+          correctingHead: work.correctsHead ? stages.correctHead : nil,
           head: head.map { head in { try stages.quantize(head, $0) } })
       }
       try finished.finish()

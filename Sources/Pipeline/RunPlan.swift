@@ -184,8 +184,7 @@ public struct RunPlan: Sendable {
       originalSamples: settings.originalSamples, operands: operands,
       keepsOutliers: treatments.values.contains { $0.outliers != nil }, stateBytes: modelType.byteWidth,
       isRotated: rotation != .off, solvesHead: head != nil,
-      correctsHead: settings.correctHead && settings.originalSamples > 0 && model.hasPlainOutputs
-        && (hasHeadToCorrect || rotation == .trial))
+      correctsHead: settings.correctHead && (hasHeadToCorrect || rotation == .trial))
   }
 
   /// Of every linear that is to be quantized: its weights, and the bits of one.

@@ -30,9 +30,11 @@ struct HeadCorrectionTests {
     let (plain, corrected) = (try bench(false), try bench(true))
     for bench in [plain, corrected] { _ = try bench.uninterrupted() }
     let expected = try logits(test.path, plain)
+    func output(_ bench: ResumeBench) -> String {
+      bench.directory.file(test.settings.formats.count > 1 ? "expected/dense" : "expected")
+    }
     func error(_ bench: ResumeBench) throws -> Float {
-      let path = bench.directory.file(test.settings.formats.count > 1 ? "expected/dense" : "expected")
-      return zip(try logits(path, bench), expected).reduce(0) { $0 + ($1.0 - $1.1) * ($1.0 - $1.1) }
+      zip(try logits(output(bench), bench), expected).reduce(0) { $0 + ($1.0 - $1.1) * ($1.0 - $1.1) }
     }
     let (before, after) = (try error(plain), try error(corrected))
     #expect(after < 0.95 * before, "\(after) for \(before)")
@@ -40,8 +42,7 @@ struct HeadCorrectionTests {
     let name = try #require(try report(corrected).correctedHead)
     // It is told of the tensor that differs, and of no other: all else is as without a correction.
     func others(_ bench: ResumeBench) throws -> [String: [UInt8]] {
-      let directory = bench.directory.file(test.settings.formats.count > 1 ? "expected/dense" : "expected")
-      let reader = try CheckpointReader.open(directory)
+      let reader = try CheckpointReader.open(output(bench))
       var bytes: [String: [UInt8]] = [:]
       for tensor in reader.tensorNames where tensor != name {
         let count = try #require(reader.tensors[tensor]).byteCount

@@ -77,19 +77,24 @@ struct RotationRunTests {
   @Test(arguments: [
     ResumeCase("llama", "a rotation") { $0.rotate = .auto },
     ResumeCase("llama", "bits") { ($0.averageBits, $0.symmetric) = (3.5, true) },
+    ResumeCase("llama-wide.gguf", "bits of a GGUF file in a directory") {
+      ($0.averageBits, $0.formats) = (4, [.gguf])
+    },
   ])
   func `a source that is written to during a trial is told of, and not what comes of it`(_ test: ResumeCase)
     throws
   {
     let directory = try TemporaryDirectory(isInMemory: true)
-    for name in ["config.json", "model.safetensors"] {
-      try FileSystem.copyFile(
-        FileSystem.join(TestFiles.model(test.fixture), name), to: directory.file(name))
+    let isGGUF = test.fixture.hasSuffix(".gguf")
+    let source = isGGUF ? FileSystem.parent(of: test.path) : test.path
+    let names = isGGUF ? [test.fixture] : ["config.json", "model.safetensors"]
+    for name in names {
+      try FileSystem.copyFile(FileSystem.join(source, name), to: directory.file(name))
     }
     var copied = ResumeCase(directory.path, test.testDescription)
     copied.settings = test.settings
     let bench = try ResumeBench(copied, memoryBudgetBytes: 1 << 40)
-    let shard = directory.file("model.safetensors")
+    let shard = directory.file(names[names.count - 1])
     let size = try FileSystem.contents(of: shard, limit: 1 << 30).count
     let error = #expect(throws: SourceChange.self) {
       _ = try QuantizationRun(

@@ -97,7 +97,7 @@ struct TimeTrial {
     let head = headCorrection(costs, tokens: originalTokens)
     seconds[.forward, default: 0] += head.forward
     seconds[.gram, default: 0] += head.gram
-    if plan.rotation == .trial { seconds[.trial] = rotationTrial(costs) }
+    if plan.rotation == .trial { seconds[.trial] = rotationTrial(costs, kinds.values) }
     seconds = seconds.mapValues { $0 / ranks.speed }
     seconds[.files] =
       Double(plan.inputBytes) / Self.bytesReadPerSecond + Double(plan.resultBytes)
@@ -115,13 +115,14 @@ struct TimeTrial {
   }
 
   /// What finding out takes whether a rotation helps: one rank's, without it and with it.
-  private func rotationTrial(_ costs: Costs) -> Double {
+  /// - Parameter kinds: the layers of each kind
+  private func rotationTrial(_ costs: Costs, _ kinds: some Sequence<[Int]>) -> Double {
     let length = plan.settings.sequenceLength
     let sizes = RotationTrial.Sizes(
       samples: plan.settings.samples, sequenceLength: length, layerCount: plan.model.layerCount)
     let tokens = Double(sizes.sequences * length)
     var seconds = 0.0
-    for layers in Dictionary(grouping: plan.model.layers.indices, by: kind).values {
+    for layers in kinds {
       guard let forward = costs.forward[layers[0]] else { continue }
       let solver = plan.model.stages(ofLayer: layers[0]).flatMap(\.halves).reduce(0) { sum, half in
         let rows = half.linears.reduce(0) { $0 + $1.outFeatures }
