@@ -65,8 +65,7 @@ extension QuantizationRun {
     factorized: () -> Void = {}
   ) throws -> BegunLinear {
     let start = ContinuousClock.now
-    // Every solver has a damping of its own, and a rule may name another one.
-    let problem = stageProblem.damped(by: treatment.quantizer.damping)
+    let problem = treatment.damped(stageProblem)
     let zeroRows = ZeroRows(of: weights, backend: backend)
     let work = try work(
       zeroRows.watched, treatment, problem, dealer: &dealer, by: ranks, factorized: factorized)
@@ -155,7 +154,7 @@ extension QuantizationRun {
   ) throws -> Report.Linear {
     let start = ContinuousClock.now
     let (linear, quantizer) = (head.linear, head.treatment.quantizer)
-    let problem = stageProblem.damped(by: quantizer.damping)
+    let problem = head.treatment.damped(stageProblem)
     let count = MemoryPlan.headRows(description, panelRows: plan.panelRows)
     var (objective, scale, bits) = (0.0, 0.0, 0.0)
     var rounding: Double?

@@ -63,6 +63,9 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
   /// Share of the calibration sequences that also run through the original model, for ``Target/original``; nil for
   /// ``defaultTargetShare``.
   public var targetShare: Double?
+  /// The ridge of the solver's problems, as a share of Σ's mean diagonal; nil for
+  /// ``Damping/automatic``, and GPTQ's own.
+  public var damping: Double?
   /// Passes of coordinate descent, at most.
   public var passes = 25
   public var start = Start.nearestPlane
@@ -167,6 +170,14 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
       try require(
         targetShare > 0 && targetShare <= 1, "target-share", targetShare,
         "a share of the sequences, above 0 and up to 1")
+    }
+    if let damping {
+      try require(
+        damping > 0 && damping <= 10, "damping", damping, "a share of the mean diagonal, above 0 and up to 10"
+      )
+      try require(
+        isStandard || solver == .gptq, "damping", damping,
+        "it goes with the solver gptq, and with quantease's standard preset")
     }
     if let expertPrior {
       try require(
@@ -284,7 +295,7 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
     switch (name, preset) {
     case (.quantease, .standard): QuantEase(standardSettings)
     case (.quantease, .paper): QuantEase(.paper(passes: passes))
-    case (.gptq, _): GPTQ()
+    case (.gptq, _): damping.map { GPTQ(damping: Float($0)) } ?? GPTQ()
     case (.rtn, _): RoundToNearest()
     }
   }
@@ -294,6 +305,7 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
     settings.start = start == .weights ? .weights : .nearestPlane
     settings.searchesGrid = gridSearch
     settings.refitsScales = scaleRefit
+    settings.damping = damping.map { .share(Float($0)) } ?? .automatic
     if !pairMoves { settings.pairNeighbours = 0 }
     return settings
   }

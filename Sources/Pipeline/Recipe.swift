@@ -25,6 +25,11 @@ public struct Treatment: Sendable {
     guard let outliers else { return solver }
     return OutlierAwareQuantEase(outliers, base: solver as? QuantEase ?? QuantEase())
   }
+
+  /// A stage's problem with the ridge that the treatment takes: solvers and widths have their own.
+  func damped(_ stageProblem: LayerProblem) -> LayerProblem {
+    stageProblem.damped(by: quantizer.damping(for: gridFormat))
+  }
 }
 
 /// The treatment of every linear of a model: one for all, and rules for those that need another.

@@ -11,8 +11,8 @@ public protocol LinearQuantizer: Sendable {
   /// The name that the command line and the reports give it.
   var name: String { get }
 
-  /// The ridge that its problems carry, as a share of Σ's mean diagonal.
-  var damping: Float { get }
+  /// The ridge that its problems carry where codes are those of a format, as a share of Σ's mean diagonal.
+  func damping(for format: GridFormat) -> Float
 
   /// Makes the factor of Σ that all drafts of a stage begin with.
   /// - Throws: ``SolverError``

@@ -117,6 +117,14 @@ struct SolverOptions: ParsableArguments {
       """, valueName: "weight"))
   var firstTokenWeight: Double?
 
+  @Option(
+    help: ArgumentHelp(
+      """
+      The ridge that speaks for inputs that the calibration set does not show, as a share of the Gram matrix's mean \
+      diagonal. Default: 0.1; 0.01 for gptq, and at 2 bits without outliers.
+      """, valueName: "share"))
+  var damping: Double?
+
   @Option(help: "quantease only: passes over all columns, at most.")
   var passes = 25
 
@@ -168,6 +176,7 @@ struct SolverOptions: ParsableArguments {
     settings.preset = preset
     settings.target = target
     settings.targetShare = targetShare
+    settings.damping = damping
     settings.passes = passes
     settings.start = start
     settings.gridSearch = gridSearch

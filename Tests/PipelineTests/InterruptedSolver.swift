@@ -31,7 +31,7 @@ struct InterruptedSolver: LayerSolver {
   }
 
   var name: String { solver.name }
-  var damping: Float { solver.damping }
+  func damping(for format: GridFormat) -> Float { solver.damping(for: format) }
   var mayBeWorseThanRounding: Bool { solver.mayBeWorseThanRounding }
 
   func start(

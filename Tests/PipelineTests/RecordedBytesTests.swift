@@ -95,7 +95,8 @@ struct RecordedBytesTests {
     for name in Self.names {
       let solution = try quantizer.quantize(
         name: name, weights: try source.matrix("\(name).weight", shape: [Self.rows, Self.columns]),
-        problem: LayerProblem(gram: gram.copy(), damping: quantizer.damping, backend: backend), format: grid,
+        problem: LayerProblem(gram: gram.copy(), damping: quantizer.damping(for: grid), backend: backend),
+        format: grid,
         backend: backend)
       try export.write(solution.linear)
     }

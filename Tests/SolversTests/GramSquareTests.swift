@@ -40,7 +40,7 @@ struct GramSquareTests {
   @Test func `linears of one stage that differ in solver and damping are as if each were alone`() throws {
     let backend = OpenBLASBackend(threads: 2)
     var settings = QuantEase.Settings.standard()
-    settings.damping = 0.1
+    settings.damping = .share(0.1)
     let quantizers: [any LinearQuantizer] = [
       QuantEase(), GPTQ(damping: 0.02), QuantEase(settings), RoundToNearest(),
       OutlierAwareQuantEase(OutlierSettings(share: 0.05, isStructured: true)),
@@ -49,16 +49,18 @@ struct GramSquareTests {
     let weights = LinearRows(Self.problem.weights, backend: backend)
     let drafts = try quantizers.indices.map { index in
       try quantizers[index].draft(
-        weights, problem: shared.damped(by: quantizers[index].damping), format: Self.format,
+        weights, problem: shared.damped(by: quantizers[index].damping(for: Self.format)), format: Self.format,
         backend: backend, panelRows: 16)
     }
     for (index, quantizer) in quantizers.enumerated() {
       let together = try quantizer.finish(
-        drafts[index], name: "l", weights: weights, problem: shared.damped(by: quantizer.damping),
+        drafts[index], name: "l", weights: weights,
+        problem: shared.damped(by: quantizer.damping(for: Self.format)),
         backend: backend, panelRows: 16)
       let alone = try quantizer.quantize(
         name: "l", weights: Self.problem.weights.copy(),
-        problem: Self.problem.layerProblem(damping: quantizer.damping, backend: backend), format: Self.format,
+        problem: Self.problem.layerProblem(damping: quantizer.damping(for: Self.format), backend: backend),
+        format: Self.format,
         backend: backend, panelRows: 16)
       #expect(together.linear.codes == alone.linear.codes)
       #expect(together.linear.grid.scales.elements == alone.linear.grid.scales.elements)

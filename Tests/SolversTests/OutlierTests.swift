@@ -26,7 +26,8 @@ enum OutlierCase: String, CaseIterable, Sendable {
     let solver = solver(share: share)
     return try solver.quantize(
       name: "linear", weights: problem.weights.copy(),
-      problem: problem.layerProblem(damping: solver.damping, backend: OpenBLASBackend(threads: threads)),
+      problem: problem.layerProblem(
+        damping: solver.damping(for: format), backend: OpenBLASBackend(threads: threads)),
       format: format,
       backend: OpenBLASBackend(threads: threads), panelRows: panelRows)
   }
@@ -45,7 +46,7 @@ struct OutlierTests {
     let rounding = try Method.rounding.solve(Self.problem, format)
     #expect(solution.isValid)
     // Solvers descend on Σ + ρI: there it holds row by row.
-    let damped = Self.problem.layerProblem(damping: QuantEase().damping)
+    let damped = Self.problem.layerProblem(damping: QuantEase().damping(for: format))
     let dampedProblem = TestProblem(weights: Self.problem.weights, gram: damped.gram)
     for (row, without) in zip(
       dampedProblem.rowObjectives(of: solution.linear.dequantized()),
@@ -63,7 +64,7 @@ struct OutlierTests {
   ) throws {
     let format = GridFormat(bitWidth: .three, groupSize: group, isSymmetric: false, scaleTypes: [.bfloat16])
     let solver = kind.solver()
-    let problem = Self.problem.layerProblem(damping: solver.damping)
+    let problem = Self.problem.layerProblem(damping: solver.damping(for: format))
     let solution = try solver.quantize(
       name: "linear", weights: Self.problem.weights.copy(), problem: problem, format: format,
       backend: OpenBLASBackend(threads: 2), panelRows: 16)

@@ -25,7 +25,7 @@ enum Method: String, CaseIterable, Sendable {
   ) throws -> LayerSolution {
     try solver.quantize(
       name: "linear", weights: problem.weights.copy(),
-      problem: problem.layerProblem(damping: solver.damping, backend: backend), format: format,
+      problem: problem.layerProblem(damping: solver.damping(for: format), backend: backend), format: format,
       backend: backend, panelRows: panelRows)
   }
 }

@@ -37,7 +37,7 @@ struct SolverTests {
     func isWorse(_ solver: any LayerSolver) throws -> Bool {
       try solver.quantize(
         name: "l", weights: Self.problem.weights.copy(),
-        problem: Self.problem.layerProblem(damping: solver.damping), format: format,
+        problem: Self.problem.layerProblem(damping: solver.damping(for: format)), format: format,
         backend: OpenBLASBackend(threads: 2), panelRows: 16
       ).isWorseThanRounding
     }
@@ -214,8 +214,9 @@ struct DegenerateProblemTests {
 /// Rounds to nearest, and then moves every second code away from there.
 private struct EverySecondUp: LayerSolver {
   let name = "up"
-  let damping: Float = 0
   let mayBeWorseThanRounding = true
+
+  func damping(for format: GridFormat) -> Float { 0 }
 
   func start(
     _ target: Matrix, problem: LayerProblem, grid: Grid, into codes: Matrix, backend: any ComputeBackend

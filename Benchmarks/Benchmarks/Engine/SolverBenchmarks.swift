@@ -79,7 +79,7 @@ extension Suite {
         run: {
           _ = try solver.quantize(
             name: "linear", weights: weights,
-            problem: LayerProblem(gram: gram, damping: solver.damping, backend: backend),
+            problem: LayerProblem(gram: gram, damping: solver.damping(for: format), backend: backend),
             format: format, backend: backend, panelRows: panelRows)
         })
     }

@@ -147,6 +147,10 @@ enum SettingTable {
       "target-share", \.settings.targetShare, upTo: 1, expected: "a share of the sequences",
       "Target original: share of the sequences that also run through the original model; auto goes by the bits."
     ),
+    .automatic(
+      "damping", \.settings.damping, upTo: 10, expected: "a share of the mean diagonal",
+      "The ridge that speaks for inputs that the calibration set does not show; auto: by solver and bits."
+    ),
     .flag(
       "correct-head", \.settings.correctHead,
       "Target original: a head that is not that of the embeddings is corrected for what the layers have lost."

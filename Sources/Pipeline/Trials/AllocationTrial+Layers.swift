@@ -135,7 +135,8 @@ struct GridComparison {
     _ backend: any ComputeBackend
   ) throws {
     let quantizer = treatment.quantizer
-    let problem = stageProblem.damped(by: quantizer.damping)
+    // One factor serves all, by the ridge of the grid that the linear has now.
+    let problem = treatment.damped(stageProblem)
     let rows = LinearRows(rows, backend: backend)
     drafts = try grids.map {
       try quantizer.draft(

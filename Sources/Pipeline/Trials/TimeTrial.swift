@@ -236,7 +236,7 @@ struct TimeTrial {
       return try time {
         _ = try treatment.quantizer.quantize(
           name: "trial", weights: weights,
-          problem: LayerProblem(gram: gram, backend: backend).damped(by: treatment.quantizer.damping),
+          problem: treatment.damped(LayerProblem(gram: gram, backend: backend)),
           format: treatment.gridFormat, backend: backend, panelRows: memory.panelRows)
       }
     }

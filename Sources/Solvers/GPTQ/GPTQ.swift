@@ -9,14 +9,16 @@ import Tensors
 /// two to be the same), which needs no inverse.
 public struct GPTQ: LayerSolver {
   public let name = "gptq"
-  /// Added to Σ's diagonal, as a share of its mean.
-  public let damping: Float
+  private let damping: Float
 
   public let mayBeWorseThanRounding = true
 
+  /// - Parameter damping: added to Σ's diagonal, as a share of its mean
   public init(damping: Float = 0.01) {
     self.damping = damping
   }
+
+  public func damping(for format: GridFormat) -> Float { damping }
 
   public func factorize(_ problem: LayerProblem) throws(SolverError) { _ = try problem.factor(.natural) }
 

@@ -19,8 +19,9 @@ public struct OutlierAwareQuantEase: LinearQuantizer {
     self.base = base
   }
 
-  /// The ridge that its problems carry, as a share of Σ's mean diagonal.
-  public var damping: Float { settings.method == .standard ? base.damping : 0 }
+  public func damping(for format: GridFormat) -> Float {
+    settings.method == .standard ? base.settings.damping.share(for: format, besideOutliers: true) : 0
+  }
 
   public func factorize(_ problem: LayerProblem) throws(SolverError) {
     // The published algorithm takes none.

@@ -9,7 +9,6 @@ import Tensors
 public struct QuantEase: LayerSolver {
   public let name = "quantease"
   public let settings: Settings
-  public var damping: Float { settings.damping }
   /// The published schedule goes off the grid and back, and stops where its passes end.
   public var mayBeWorseThanRounding: Bool { settings.start == .weights }
 
@@ -31,8 +30,8 @@ public struct QuantEase: LayerSolver {
     public var refitsScales: Bool
     /// The neighbours with which every column tries to move in pairs; none if 0.
     public var pairNeighbours: Int
-    /// Added to Σ's diagonal, as a share of its mean.
-    public var damping: Float
+    /// The ridge.
+    public var damping: Damping
     /// A pass that lowers the objective by less than this share is the last.
     public var leastGain: Double
 
@@ -43,20 +42,22 @@ public struct QuantEase: LayerSolver {
     public static func paper(passes: Int = 25) -> Settings {
       Settings(
         start: .weights, passes: passes, searchesGrid: false, refitsScales: false,
-        pairNeighbours: 0, damping: 0, leastGain: 0)
+        pairNeighbours: 0, damping: .share(0), leastGain: 0)
     }
 
     /// All that lowers the error at the same bits and in the same file format.
     public static func standard(passes: Int = 25) -> Settings {
       Settings(
         start: .nearestPlane, passes: passes, searchesGrid: true, refitsScales: true,
-        pairNeighbours: 16, damping: 0.01, leastGain: 0.002)
+        pairNeighbours: 16, damping: .share(0.01), leastGain: 0.002)
     }
   }
 
   public init(_ settings: Settings = .standard()) {
     self.settings = settings
   }
+
+  public func damping(for format: GridFormat) -> Float { settings.damping.share(for: format) }
 
   public func factorize(_ problem: LayerProblem) throws(SolverError) {
     if settings.start == .nearestPlane { _ = try problem.factor(.smallestPivot) }

@@ -5,7 +5,6 @@ import Tensors
 /// Every weight takes the nearest point of the grid from its row's minimum to its maximum, or of a better one.
 public struct RoundToNearest: LayerSolver {
   public let name = "rtn"
-  public let damping: Float = 0
 
   public let mayBeWorseThanRounding = false
 
@@ -13,6 +12,8 @@ public struct RoundToNearest: LayerSolver {
 
   /// - Parameter searchesGrid: whether grids are those of the least squared error
   public init(searchesGrid: Bool = false) { self.searchesGrid = searchesGrid }
+
+  public func damping(for format: GridFormat) -> Float { 0 }
 
   /// Rounds a panel of rows of which no inputs are known.
   /// - Returns: codes, `[panelRows, inFeatures]`, and their grids, in the backend's memory
