@@ -96,8 +96,7 @@ struct RecordedBytesTests {
       let solution = try quantizer.quantize(
         name: name, weights: try source.matrix("\(name).weight", shape: [Self.rows, Self.columns]),
         problem: LayerProblem(gram: gram.copy(), damping: quantizer.damping(for: grid), backend: backend),
-        format: grid,
-        backend: backend)
+        format: grid, backend: backend)
       try export.write(solution.linear)
     }
     try export.copyUnquantized()

@@ -55,13 +55,11 @@ struct GramSquareTests {
     for (index, quantizer) in quantizers.enumerated() {
       let together = try quantizer.finish(
         drafts[index], name: "l", weights: weights,
-        problem: shared.damped(by: quantizer.damping(for: Self.format)),
-        backend: backend, panelRows: 16)
+        problem: shared.damped(by: quantizer.damping(for: Self.format)), backend: backend, panelRows: 16)
       let alone = try quantizer.quantize(
         name: "l", weights: Self.problem.weights.copy(),
         problem: Self.problem.layerProblem(damping: quantizer.damping(for: Self.format), backend: backend),
-        format: Self.format,
-        backend: backend, panelRows: 16)
+        format: Self.format, backend: backend, panelRows: 16)
       #expect(together.linear.codes == alone.linear.codes)
       #expect(together.linear.grid.scales.elements == alone.linear.grid.scales.elements)
       #expect(together.objective == alone.objective)

@@ -28,8 +28,7 @@ enum OutlierCase: String, CaseIterable, Sendable {
       name: "linear", weights: problem.weights.copy(),
       problem: problem.layerProblem(
         damping: solver.damping(for: format), backend: OpenBLASBackend(threads: threads)),
-      format: format,
-      backend: OpenBLASBackend(threads: threads), panelRows: panelRows)
+      format: format, backend: OpenBLASBackend(threads: threads), panelRows: panelRows)
   }
 }
 
