@@ -22,7 +22,7 @@ extension LayerLoop {
       return []
     }
     return times.measure(.forward) {
-      let share = output.routing.shares[index]
+      let share = output.tokens.routing.shares[index]
       var own: ExpertRows = []
       forEachOutput(of: expert, share, layer, output) { made, range in
         backend.withHostMatrix(made, for: .reading) { host in
@@ -50,11 +50,11 @@ extension LayerLoop {
     _ stream: Stream, to output: MixtureOutput
   ) throws {
     if ranks.isAlone { return }
-    let share = output.routing.shares[index]
+    let share = output.tokens.routing.shares[index]
     let source = ranks.owner(of: index)
     normalizeRouted(before: expert, layer, output)
     var own = source == ranks.rank ? own?[...] : nil
-    for range in Self.chunks(of: share.tokens.count) {
+    for range in MixtureTokens.chunks(of: share.tokens.count) {
       let places = places(of: share, range, on: ranks.rank)
       guard !places.isEmpty else { continue }
       let rows =

@@ -8,9 +8,6 @@ import Tensors
 // A layer's mixture: the tokens are routed once, and then every expert is quantized and run on its own tokens, so that
 // the memory of one expert is enough. Their order is fixed, and so are the sums, to the bit.
 extension LayerLoop {
-  /// Tokens that an expert is run on at a time.
-  private static let chunkTokens = 4_096
-
   /// Quantizes and runs a mixture; what it makes of every token is added to the residual stream when the batches are taken
   /// to the next stage.
   /// - Parameters:
@@ -26,18 +23,23 @@ extension LayerLoop {
     let originalOutput = try position.original.flatMap { original in
       try self.original.map { try route(position, original, $0) }
     }
+    let grams = shared.map {
+      ExpertGrams(
+        layer: layer, tokens: output.tokens, shared: $0, settings: experts,
+        operands: quantized.model.operands, backend: backend)
+    }
     /// Quantizes an expert, and leaves all of it loaded.
     func solve(_ expert: Stage.Expert, _ index: Int) throws {
       let share = expert.number.map {
-        ExpertShare(number: $0, tokens: output.routing.shares[index].tokens.count)
+        ExpertShare(number: $0, tokens: output.tokens.routing.shares[index].tokens.count)
       }
-      if let shared, known?.isKnown(expert.expansion, inLayer: layer.index) != true {
-        let gram = times.measure(.gram) { expansionGram(expert, index, layer, output, shared) }
+      if let grams, known?.isKnown(expert.expansion, inLayer: layer.index) != true {
+        let gram = times.measure(.gram) { grams.expansion(of: expert, index) }
         replaceWeights(of: layer, by: try self.solve(expert.expansion, in: layer, gram, share, quantize))
       }
       try load(expert.expansion, in: layer)
-      if shared != nil, known?.isKnown(expert.contraction, inLayer: layer.index) != true {
-        let gram = times.measure(.gram) { contractionGram(expert, index, layer, output) }
+      if let grams, known?.isKnown(expert.contraction, inLayer: layer.index) != true {
+        let gram = times.measure(.gram) { grams.contraction(of: expert, index) }
         replaceWeights(of: layer, by: try self.solve(expert.contraction, in: layer, gram, share, quantize))
       }
       try load(expert.contraction, in: layer)
@@ -135,9 +137,9 @@ extension LayerLoop {
       let input = layer.mixtureInput(of: stage, state)
       let first = batches[batch].lowerBound * calibration.sequenceLength
       backend.withHostMatrix(input, for: .reading) {
-        output.inputs.rows(first..<first + $0.rows).copy(from: $0)
+        output.tokens.inputs.rows(first..<first + $0.rows).copy(from: $0)
       }
-      output.routing.append(layer.route(input), offset: first)
+      output.tokens.routing.append(layer.route(input), offset: first)
     }
   }
 
@@ -158,106 +160,10 @@ extension LayerLoop {
     return output
   }
 
-  /// Lends the rows that an expert reads, some at a time.
-  /// - Parameter body: gets `[count, hiddenSize]`, and which of the tokens they are
-  func forEachChunk(
-    of share: Routing.Share, _ expert: Stage.Expert, _ layer: DecoderLayer, _ output: MixtureOutput,
-    _ body: (_ rows: Matrix, _ range: Range<Int>) -> Void
-  ) {
-    for range in Self.chunks(of: share.tokens.count) {
-      let rows = layer.expertInput(rows: range.count)
-      backend.withHostMatrix(rows, for: .writing) { $0.gather(share.tokens[range], from: output.inputs) }
-      layer.prepare(rows, for: expert, factors: share.factors[range])
-      body(rows, range)
-    }
-  }
-
-  static func chunks(of tokens: Int) -> [Range<Int>] {
-    (0..<tokens).parts(of: chunkTokens)
-  }
-
-  /// Σ of an expert's first half: of its own tokens, and of the mean token as often as it is of use. An expert that few
-  /// tokens reach is solved for all of them.
-  private func expansionGram(
-    _ expert: Stage.Expert, _ index: Int, _ layer: DecoderLayer, _ output: MixtureOutput, _ shared: GramMatrix
-  ) -> Matrix {
-    let gram = makeGramMatrix(expert.expansion)
-    let share = output.routing.shares[index]
-    if layer.hasOwnInput(expert) {
-      // The others' mean is none of its tokens; all there are are its own.
-      backend.fill(gram.values, with: 0)
-    } else {
-      backend.copy(shared.values, into: gram.values)
-      if experts.isShared { return gram.values }
-      let energy = layer.scalesInput(of: expert) ? share.meanEnergy : 1
-      let prior = prior(
-        expert, expert.expansion, times: ExpertPrior.strengths.expansion, share, layer, output
-      ) { rows, _ in rows }
-      backend.scale(gram.values, by: energy * prior / Float(max(shared.tokens, 1)))
-    }
-    forEachChunk(of: share, expert, layer, output) { rows, _ in gram.accumulate(rows) }
-    return gram.values
-  }
-
-  /// Σ of its second half: of its own tokens, each by its weight, and of tokens from all over as often as they are of use.
-  private func contractionGram(
-    _ expert: Stage.Expert, _ index: Int, _ layer: DecoderLayer, _ output: MixtureOutput
-  ) -> Matrix {
-    let gram = makeGramMatrix(expert.contraction)
-    let share = output.routing.shares[index]
-    let isWeighted = !layer.scalesInput(of: expert)
-    func inner(_ rows: Matrix, _ factors: ArraySlice<Float>) -> Matrix {
-      let inner = layer.intermediate(of: expert, rows)
-      if isWeighted { backend.withHostMatrix(inner, for: .changing) { $0.multiplyRows(by: factors) } }
-      return inner
-    }
-    let prior = prior(
-      expert, expert.contraction, times: ExpertPrior.strengths.contraction, share, layer, output, inner)
-    // Every so manyth, of all that there are.
-    let all = output.inputs.rows
-    let count = min(all, Self.priorTokens * expert.contraction.inFeatures)
-    let others = share.mean(of: (0..<count).map { $0 * all / max(count, 1) })
-    forEachChunk(of: others, expert, layer, output) { rows, _ in
-      gram.accumulate(layer.intermediate(of: expert, rows))
-    }
-    let energy = isWeighted ? share.meanEnergy : 1
-    backend.scale(gram.values, by: energy * prior / Float(max(count, 1)))
-    forEachChunk(of: share, expert, layer, output) { rows, range in
-      gram.accumulate(inner(rows, share.factors[range]))
-    }
-    return gram.values
-  }
-
-  /// The tokens that stand for all.
-  /// - Parameter made: what a half reads of rows that the expert reads, and of their factors
-  private func prior(
-    _ expert: Stage.Expert, _ half: Stage, times strength: Double, _ share: Routing.Share,
-    _ layer: DecoderLayer, _ output: MixtureOutput, _ made: (Matrix, ArraySlice<Float>) -> Matrix
-  ) -> Float {
-    if let fixed = experts.prior { return Float(fixed * Double(half.inFeatures)) }
-    func sample(_ share: Routing.Share) -> Matrix {
-      let sample = backend.makeMatrix(rows: share.tokens.count, columns: half.inFeatures)
-      forEachChunk(of: share, expert, layer, output) { rows, range in
-        backend.copy(made(rows, share.factors[range]), into: sample.rows(range))
-      }
-      return sample
-    }
-    let own = ExpertPrior.sample(of: share.tokens.count)
-    return Float(
-      ExpertPrior(backend: backend).tokens(
-        own: sample(
-          Routing.Share(tokens: own.map { share.tokens[$0] }, factors: own.map { share.factors[$0] })),
-        others: sample(share.mean(of: ExpertPrior.sample(of: output.inputs.rows))),
-        times: strength, upTo: Double(half.inFeatures)))
-  }
-
-  /// Tokens from all over for the second half, as a multiple of its width.
-  static let priorTokens = 2
-
   /// Adds what an expert, all of which is loaded, makes of its tokens.
   func add(_ expert: Stage.Expert, _ index: Int, _ layer: DecoderLayer, to output: MixtureOutput) {
     times.measure(.forward) {
-      let share = output.routing.shares[index]
+      let share = output.tokens.routing.shares[index]
       normalizeRouted(before: expert, layer, output)
       forEachOutput(of: expert, share, layer, output) { made, range in
         layer.add(made, of: expert, share, range, to: output.sums)
@@ -267,7 +173,7 @@ extension LayerLoop {
 
   /// Normalizes what the experts before the shared one have made together.
   func normalizeRouted(before expert: Stage.Expert, _ layer: DecoderLayer, _ output: MixtureOutput) {
-    for range in Self.chunks(of: output.sums.rows) {
+    for range in MixtureTokens.chunks(of: output.sums.rows) {
       layer.normalizeRouted(output.sums.rows(range), before: expert)
     }
   }
@@ -277,7 +183,7 @@ extension LayerLoop {
     of expert: Stage.Expert, _ share: Routing.Share, _ layer: DecoderLayer, _ output: MixtureOutput,
     _ body: (_ made: Matrix, _ range: Range<Int>) -> Void
   ) {
-    forEachChunk(of: share, expert, layer, output) { rows, range in
+    output.tokens.forEachChunk(of: share, expert, layer, backend) { rows, range in
       body(layer.output(of: expert, intermediate: layer.intermediate(of: expert, rows)), range)
     }
   }

@@ -337,8 +337,6 @@ final class LayerLoop {
       original: layers.original)
   }
 
-  func makeGramMatrix(_ stage: Stage) -> GramMatrix { makeGramMatrix(inFeatures: stage.inFeatures) }
-
   func makeGramMatrix(inFeatures: Int, owning owns: (Int) -> Bool = { _ in true }) -> GramMatrix {
     GramMatrix(inFeatures: inFeatures, operands: quantized.model.operands, backend: backend, owning: owns)
   }

@@ -153,7 +153,7 @@ extension RunPlan {
       let share = expert.number == nil ? 1 : Double(experts) / Double(routed)
       let weights = Double(expert.expansion.linears.weightCount)
       let (outer, inner) = (Double(expert.expansion.inFeatures), Double(expert.contraction.inFeatures))
-      let others = Double(LayerLoop.priorTokens) * inner
+      let others = Double(ExpertGrams.priorTokens) * inner
       products.perToken += share * weights
       products.once += others * weights
       let isOwn = settings.expertGram == .own

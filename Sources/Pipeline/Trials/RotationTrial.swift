@@ -33,9 +33,6 @@ struct RotationTrial {
   ) -> String? {
     if let obstacle = RotatedWeights.obstacle(model, checkpoint) { return obstacle }
     if let note = headNote(of: model, treatments) { return note }
-    if model.latentFeatures > 0 || model.hasMixtures {
-      return "no trial is made of a model with latents or experts"
-    }
     return samples < 2 ? "a trial takes two sequences" : nil
   }
 
@@ -124,22 +121,29 @@ struct RotationTrial {
     var reference = try TrialStates(model, calibration.tokens(of: samples), backend: backend)
     var quantized = reference.copy
     for index in 0..<run.description.layerCount {
+      let isChosen = chosen.contains(index)
       let layer = try model.unloadedLayer(index)
-      for stage in layer.stages {
+      // One of its own takes what is quantized: queries of latents are made again in a later stage.
+      let own = isChosen ? try model.unloadedLayer(index) : layer
+      for (stage, ownStage) in zip(layer.stages, own.stages) {
         advanced()
         try layer.load(stage)
         let gram =
-          chosen.contains(index)
-          ? GramMatrix(inFeatures: stage.inFeatures, operands: run.operands, backend: backend) : nil
+          isChosen ? GramMatrix(inFeatures: stage.inFeatures, operands: run.operands, backend: backend) : nil
+        let tokens = gram == nil || stage.experts.isEmpty ? nil : gathered.mixtureTokens(of: stage, in: layer)
         if index <= chosen.last ?? 0 { gathered.advance(through: stage, of: layer, summing: gram) }
         reference.advance(through: stage, of: layer)
         if let gram {
-          layer.unload(stage)
-          try quantize(stage, layer, gram)
-          try layer.load(stage)
+          layer.leave(stage)
+          if let tokens {
+            try quantize(ownStage, own, tokens, gram)
+          } else {
+            try quantize(ownStage, own, gram.values)
+          }
+          try own.load(ownStage)
         }
-        quantized.advance(through: stage, of: layer)
-        layer.leave(stage)
+        quantized.advance(through: ownStage, of: own)
+        own.leave(ownStage)
         try backend.checkDevice()
       }
     }
@@ -154,8 +158,9 @@ struct RotationTrial {
     return (0..<wanted).map { (2 * $0 + 1) * count / (2 * wanted) }
   }
 
-  private func quantize(_ stage: Stage, _ layer: DecoderLayer, _ gram: GramMatrix) throws {
-    let problem = try backend.problem(gram.values, of: stage.title, layer: layer.index)
+  /// - Parameter gram: Σ, which has no other use from now on
+  private func quantize(_ stage: Stage, _ layer: DecoderLayer, _ gram: Matrix) throws {
+    let problem = try backend.problem(gram, of: stage.title, layer: layer.index)
     let begun = try stage.linears.compactMap { linear -> QuantizationRun.BegunLinear? in
       let name = layer.moduleName(of: linear)
       guard let treatment = run.treatments[name] else { return nil }
@@ -164,6 +169,22 @@ struct RotationTrial {
     for linear in begun {
       let quantized = try run.finish(linear, layer: layer.index).linear
       layer.replaceWeights(of: linear.description, by: quantized, backend: backend)
+    }
+  }
+
+  /// Quantizes a mixture's experts as a run would, one after the other, and leaves all of them loaded.
+  private func quantize(
+    _ stage: Stage, _ layer: DecoderLayer, _ tokens: MixtureTokens, _ shared: GramMatrix
+  ) throws {
+    let grams = ExpertGrams(
+      layer: layer, tokens: tokens, shared: shared, settings: run.request.experts, operands: run.operands,
+      backend: backend)
+    for (index, expert) in stage.experts.enumerated() {
+      advanced()
+      try quantize(expert.expansion, layer, grams.expansion(of: expert, index))
+      try layer.load(expert.expansion)
+      try quantize(expert.contraction, layer, grams.contraction(of: expert, index))
+      try layer.load(expert.contraction)
     }
   }
 }
@@ -180,6 +201,11 @@ extension QuantizationRun {
     let tokens = trialSizes.sequences * request.calibration.sequenceLength
     let states = tokens * description.widestStates * 4
     let head = description.vocabularySize * (description.hiddenSize + 3 * DecoderHead.trialTokens) * 4
-    return states + max(plan.devicePeakBytes ?? plan.peakBytes, head)
+    // The queries' weights of latents, twice; or all experts of a layer, what they read, and what they make of it.
+    let stages = (0..<description.layerCount).flatMap { description.stages(ofLayer: $0) }
+    let together = stages.map { ($0.experts.isEmpty ? $0.companions : $0.linears).weightCount }.max() ?? 0
+    let mixture = description.hasMixtures ? 5 * tokens * description.hiddenSize * 4 : 0
+    return states + mixture + together * (operands == .bfloat16 ? 2 : 4)
+      + max(plan.devicePeakBytes ?? plan.peakBytes, head)
   }
 }

@@ -26,6 +26,12 @@ struct TrialStates {
     return result
   }
 
+  /// What the experts of a stage read of them, and who reads what.
+  func mixtureTokens(of stage: Stage, in layer: DecoderLayer) -> MixtureTokens {
+    let input = layer.mixtureInput(of: stage, state)
+    return MixtureTokens(inputs: backend.download(input), routing: layer.route(input))
+  }
+
   /// Runs a stage that is loaded. What it leaves in the layer's own memory is copied: other states go through it next.
   /// - Parameter gram: gets what the stage reads
   mutating func advance(through stage: Stage, of layer: DecoderLayer, summing gram: GramMatrix? = nil) {
