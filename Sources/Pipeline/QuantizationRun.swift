@@ -92,6 +92,13 @@ public final class QuantizationRun: Sendable {
       throw DecoderError.tokenOutsideVocabulary(token: id, vocabulary: description.vocabularySize)
     }
     let modelType = checkpoint.weightType(of: description)
+    if request.recipe.choosesSymmetry {
+      request.recipe = try request.recipe.choosingSymmetry(
+        for: description, in: checkpoint, formats: request.formats)
+      if request.recipe.standard.gridFormat.isSymmetric {
+        progress(.step("symmetric grids, as no runtime is known to load others of this model and format"))
+      }
+    }
     request.recipe.standard.gridFormat.scaleTypes = Set(
       request.formats.flatMap { $0.format.scaleTypes(modelType: modelType) }
     ).sorted { $0.rawValue < $1.rawValue }

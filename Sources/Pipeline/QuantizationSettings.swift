@@ -54,7 +54,9 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
   public var bits = 4
   /// Columns that share a scale; −1 is one scale for a whole row.
   public var groupSize = -1
-  public var symmetric = false
+  /// Whether grids have no zero points; nil for asymmetric ones, which are more exact, but where runtimes load others alone: see
+  /// ``Recipe/choosingSymmetry(for:in:formats:)``.
+  public var symmetric: Bool?
   /// Only positive scales on symmetric grids, for runtimes that take no others.
   public var unsignedScales = false
   public var solver = SolverName.quantease
@@ -231,10 +233,11 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
       preconditionFailure("validated settings")
     }
     let grid = GridFormat(
-      bitWidth: bitWidth, groupSize: size, isSymmetric: symmetric, hasSignedScales: !unsignedScales)
+      bitWidth: bitWidth, groupSize: size, isSymmetric: symmetric ?? false, hasSignedScales: !unsignedScales)
     return Recipe(
       Treatment(gridFormat: grid, solver: layerSolver(solver), outliers: outlierSettings),
-      rules: try rules.map { try RecipeRule(parsing: $0, solvers: solvers) }, mix: mix)
+      rules: try rules.map { try RecipeRule(parsing: $0, solvers: solvers) }, mix: mix,
+      choosesSymmetry: symmetric == nil)
   }
 
   /// The width that all linears have, or that is nearest to their average.

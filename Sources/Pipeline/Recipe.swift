@@ -39,11 +39,35 @@ public struct Recipe: Sendable {
   public var rules: [RecipeRule]
   /// What decides about grids in place of the standard one, where a GGUF file is written.
   public var mix: GGUFMix?
+  /// Whether the standard grid's symmetry is still to be chosen.
+  public private(set) var choosesSymmetry: Bool
 
-  public init(_ standard: Treatment, rules: [RecipeRule] = [], mix: GGUFMix? = nil) {
+  public init(
+    _ standard: Treatment, rules: [RecipeRule] = [], mix: GGUFMix? = nil, choosesSymmetry: Bool = false
+  ) {
     self.standard = standard
     self.rules = rules
     self.mix = mix
+    self.choosesSymmetry = choosesSymmetry
+  }
+
+  /// The recipe with a symmetric standard grid, if that was left open and more of the formats then have a runtime that loads
+  /// them: of compressed-tensors no runtime loads experts on asymmetric grids, and none at all GPTQ's first version.
+  /// - Throws: what ``resolve(for:in:)`` throws
+  public func choosingSymmetry(
+    for model: ModelDescription, in checkpoint: CheckpointReader? = nil, formats: [OutputFormatName]
+  ) throws(RecipeError) -> Recipe {
+    var chosen = self
+    chosen.choosesSymmetry = false
+    guard choosesSymmetry, mix == nil else { return chosen }
+    let traits = model.traits(of: try resolve(for: model, in: checkpoint).linears)
+    func loadable(_ grid: GridFormat) -> Int {
+      formats.count { $0.format.runtimes(for: grid, of: traits).contains(where: \.loads) }
+    }
+    var symmetric = standard.gridFormat
+    symmetric.isSymmetric = true
+    if loadable(symmetric) > loadable(standard.gridFormat) { chosen.standard.gridFormat = symmetric }
+    return chosen
   }
 
   /// The treatments of a model's linears, by module name, and of what else a GGUF file has in blocks.

@@ -56,7 +56,7 @@ public struct RunPlan: Sendable {
     (checkpoint, model) = try QuantizationRun.open(
       path, symlinks: symlinks, allowingRequantizing: settings.allowRequantize, rotation: settings.rotate)
     self.settings = settings
-    let recipe = try settings.recipe()
+    let recipe = try settings.recipe().choosingSymmetry(for: model, in: checkpoint, formats: settings.formats)
     let resolved = try recipe.resolve(for: model, in: checkpoint)
     // Which type a tensor gets is measured when the run begins.
     outline = settings.averageBits == nil ? recipe.outline(resolved, of: checkpoint) : nil

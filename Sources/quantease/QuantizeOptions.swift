@@ -50,8 +50,11 @@ struct GridOptions: ParsableArguments {
 
   @Flag(
     exclusivity: .exclusive,
-    help: "Without or with zero points. Symmetric loads in more runtimes, asymmetric is more exact.")
-  var symmetry = Symmetry.asymmetric
+    help: """
+      Without or with zero points. Symmetric loads in more runtimes, asymmetric is more exact. Default: asymmetric, but \
+      where runtimes load symmetric grids alone: mixtures of experts in compressed-tensors, and the format gptq.
+      """)
+  var symmetry: Symmetry?
 
   enum Symmetry: String, EnumerableFlag {
     case symmetric, asymmetric
@@ -67,7 +70,7 @@ struct GridOptions: ParsableArguments {
   func set(_ settings: inout QuantizationSettings) {
     settings.bits = bits
     settings.groupSize = groupSize
-    settings.symmetric = symmetry == .symmetric
+    settings.symmetric = symmetry.map { $0 == .symmetric }
     settings.unsignedScales = unsignedScales
     settings.ggufType = ggufType
     settings.ggufPure = pure

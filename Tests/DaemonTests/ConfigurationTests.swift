@@ -53,7 +53,7 @@ struct ConfigurationTests {
     #expect(configuration.attempts == 7)
     #expect(configuration.defaults.settings.bits == 3)
     #expect(configuration.defaults.settings.groupSize == 64)
-    #expect(configuration.defaults.settings.symmetric)
+    #expect(configuration.defaults.settings.symmetric == true)
     #expect(
       configuration.origins["spool"]
         == .file(directory.file("quanteased.yaml"), TextPosition(line: 1, column: 1)))
@@ -165,7 +165,7 @@ struct ConfigurationTests {
     ("defaults:\n  bits: 7", #"quanteased.yaml:2:3: bits: "7" is not possible; 2 to 6, or 8"#),
     (
       "defaults:\n  symmetric: maybe",
-      #"quanteased.yaml:2:3: symmetric: "maybe" is not possible; expected true or false"#
+      #"quanteased.yaml:2:3: symmetric: "maybe" is not possible; expected auto, true or false"#
     ),
     (
       "defaults:\n  solver: qptq",

@@ -390,18 +390,19 @@ struct QuantizeTests {
     #expect(try Quantease(["plan", TestFiles.model("llama"), "--bits", "7"]).status == 64)
   }
 
-  @Test func `experts on asymmetric grids are warned about before the work, and reported`() throws {
+  @Test func `experts are on symmetric grids by default, and others are warned about before the work`() throws
+  {
     let directory = try TemporaryDirectory()
     let tokens = try directory.write(randomTokens: 4, of: 32, vocabulary: 64, seed: 1)
     let common = [
       "quantize", TestFiles.model("qwen3-moe"), "--calibration", tokens, "--samples", "4",
       "--sequence-length", "32",
     ]
-    let asymmetric = try Quantease(common + ["--output", directory.file("a")])
+    let asymmetric = try Quantease(common + ["--output", directory.file("a"), "--asymmetric"])
     #expect(asymmetric.status == 0)
     #expect(
       asymmetric.errors.contains("mixtures of experts only with symmetric grids"), "\(asymmetric.errors)")
-    let symmetric = try Quantease(common + ["--output", directory.file("b"), "--symmetric"])
+    let symmetric = try Quantease(common + ["--output", directory.file("b")])
     #expect(symmetric.status == 0 && !symmetric.errors.contains("mixtures"), "\(symmetric.errors)")
     #expect(symmetric.output.contains("transformers loads it"))
     let ignored = try JSONValue(contentsOf: directory.file("b") + "/config.json")["quantization_config"]?[

@@ -67,15 +67,23 @@ struct Setting<Subject>: Sendable {
   }
 
   static func flag(_ key: String, _ path: Path<Bool>, _ help: String) -> Setting {
+    value(key, path, expected: "true or false", help, parse: truth)
+  }
+
+  /// A flag, or nil, which is `auto` and leaves the choice to the job.
+  static func automatic(_ key: String, _ path: Path<Bool?>, _ help: String) -> Setting {
     value(
-      key, path, expected: "true or false", help,
-      parse: { text in
-        switch text.lowercased() {
-        case "true", "yes", "on": true
-        case "false", "no", "off": false
-        default: nil
-        }
-      })
+      key, path, expected: "auto, true or false", help,
+      parse: { text -> Bool?? in text == "auto" ? .some(nil) : truth(text).map { .some($0) } },
+      show: { $0.map { "\($0)" } ?? "auto" })
+  }
+
+  private static func truth(_ text: String) -> Bool? {
+    switch text.lowercased() {
+    case "true", "yes", "on": true
+    case "false", "no", "off": false
+    default: nil
+    }
   }
 
   static func choice<Value: RawRepresentable<String> & CaseIterable & Sendable>(

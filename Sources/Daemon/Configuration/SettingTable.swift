@@ -118,7 +118,9 @@ enum SettingTable {
     .integer(
       "group-size", \.settings.groupSize, -1...(1 << 24),
       "Columns that share a scale; -1 is one scale for a whole row."),
-    .flag("symmetric", \.settings.symmetric, "Without zero points: loads in more runtimes, is less exact."),
+    .automatic(
+      "symmetric", \.settings.symmetric,
+      "Without zero points: loads in more runtimes, is less exact; auto: where runtimes load nothing else."),
     .flag(
       "unsigned-scales", \.settings.unsignedScales,
       "Symmetric grids: only positive scales, for runtimes that take no others; less exact."),
