@@ -42,6 +42,25 @@ struct SymmetryTests {
     #expect(!plan.treatments.values.contains { !$0.gridFormat.isSymmetric })
   }
 
+  /// A person who says nothing is not to find files in the morning that nothing reads: the run is refused, or some runtime
+  /// loads what it writes.
+  @Test func `by default every family's result is loaded by some runtime`() throws {
+    var refused: [String] = []
+    for fixture in TestFiles.models {
+      do {
+        let plan = try RunPlan(
+          model: TestFiles.model(fixture), settings: QuantizationSettings(), symlinks: .follow)
+        let grid = try #require(plan.treatments.values.first?.gridFormat)
+        let runtimes = OutputFormatName.compressedTensors.format.runtimes(
+          for: grid, of: plan.model.traits(of: plan.treatments))
+        #expect(runtimes.contains { $0.loads }, "\(fixture)")
+      } catch let error as ExportError {
+        refused.append("\(fixture): \(error)")
+      }
+    }
+    #expect(refused.count == 2 && refused.allSatisfy { $0.hasPrefix("gpt-oss") }, "\(refused)")
+  }
+
   private func grid(_ fixture: String, _ change: (inout QuantizationSettings) -> Void) throws -> Bool {
     var settings = QuantizationSettings()
     change(&settings)
