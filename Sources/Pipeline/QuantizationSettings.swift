@@ -54,8 +54,8 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
   public var bits = 4
   /// Columns that share a scale; −1 is one scale for a whole row.
   public var groupSize = -1
-  /// Whether grids have no zero points; nil for asymmetric ones, which are more exact, but where runtimes load others alone: see
-  /// ``Recipe/choosingSymmetry(for:in:formats:)``.
+  /// Whether grids have no zero points; nil for those that have, which are more exact, or for those without where runtimes load
+  /// nothing else: see ``Recipe/choosingSymmetry(for:in:formats:)``.
   public var symmetric: Bool?
   /// Only positive scales on symmetric grids, for runtimes that take no others.
   public var unsignedScales = false

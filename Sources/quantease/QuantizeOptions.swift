@@ -51,8 +51,8 @@ struct GridOptions: ParsableArguments {
   @Flag(
     exclusivity: .exclusive,
     help: """
-      Without or with zero points. Symmetric loads in more runtimes, asymmetric is more exact. Default: asymmetric, but \
-      where runtimes load symmetric grids alone: mixtures of experts in compressed-tensors, and the format gptq.
+      Without or with zero points. Symmetric loads in more runtimes, asymmetric is more exact. Default: asymmetric; \
+      symmetric where runtimes load nothing else, as of mixtures of experts in compressed-tensors, and of the format gptq.
       """)
   var symmetry: Symmetry?
 
