@@ -31,6 +31,8 @@ public struct QuantizationRequest: Sendable {
   /// Where the run keeps what it has done, for another to go on with; nil if nothing is to be left of a run that
   /// ends early.
   public var resume: ResumePlace?
+  /// What the report calls the model; as its directory is called, if nil.
+  public var modelName: String?
   /// Whether the checkpoint's files may be links: not where strangers put them.
   public var symlinks: SymlinkPolicy
   /// The checkpoint's files as they are to be read; as they are when the run begins, if nil.

@@ -278,7 +278,8 @@ public final class QuantizationRun: Sendable {
     memory.report(in: &totals, plan)
     totals.seconds = (ContinuousClock.now - start).seconds
     var report = Report(
-      model: Report.Model(name: FileSystem.name(of: request.model), architecture: description.modelType),
+      model: Report.Model(
+        name: request.modelName ?? FileSystem.name(of: request.model), architecture: description.modelType),
       settings: settings, linears: finished.rows, totals: totals, loadsIn: export.runtimes)
     report.rounded = rounded.isEmpty ? nil : rounded.map(\.name)
     report.head = stages.head

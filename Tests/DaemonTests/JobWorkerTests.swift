@@ -86,8 +86,10 @@ struct JobWorkerTests {
   }
 
   @Test func `the result says whose it is`() throws {
+    bench.order.name = "dropped"
     try bench.work()
     let report = try Report(directory: bench.files.result)
+    #expect(report.model.name == "dropped")
     #expect(report.job == bench.order.id && report.identity == bench.identity && report.identity != nil)
     #expect(try OutputVerification.problems(of: bench.files.result) == [])
   }

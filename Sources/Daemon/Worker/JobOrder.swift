@@ -66,6 +66,9 @@ public struct JobOrder: Codable, Sendable, Equatable {
     self.python = python
   }
 
+  /// What the report calls the model: a claimed checkpoint's directory has the job's name.
+  public var modelName: String { name ?? FileSystem.name(of: model) }
+
   /// A published checkpoint.
   public struct Result: Codable, Sendable, Equatable {
     public var job: String

@@ -102,6 +102,7 @@ public struct JobWorker {
       order.settings, model: model, output: output, calibration: calibration, from: order.calibration,
       memoryBudgetBytes: order.memoryBytes ?? ProcessMemory.availableBytes(), states: order.states ?? .auto)
     request.symlinks = symlinks
+    request.modelName = order.modelName
     return request
   }
 
@@ -188,7 +189,7 @@ public struct JobWorker {
         send(.reused(job: result.job, output: result.output))
         return WorkerEvent.Summary(report.totals)
       }
-      report.model.name = FileSystem.name(of: order.model)
+      report.model.name = order.modelName
       report.madeBy = result.job
       let own = [Report.fileName, ReportPage.fileName, ChecksumManifest.fileName, JobLog.fileName]
       let staging = FileSystem.join(files.own, ".reused")
