@@ -96,7 +96,7 @@ public final class QuantizationRun: Sendable {
       request.recipe = try request.recipe.choosingSymmetry(
         for: description, in: checkpoint, formats: request.formats)
       if request.recipe.standard.gridFormat.isSymmetric {
-        progress(.step("symmetric grids, as no runtime is known to load others of this model and format"))
+        progress(.step("symmetric grids, as no runtime is known to load others in some format"))
       }
     }
     request.recipe.standard.gridFormat.scaleTypes = Set(

@@ -2,7 +2,6 @@ import Calibration
 import Checkpoint
 import Decoder
 import Export
-import SystemIO
 import TestSupport
 import Testing
 
@@ -22,12 +21,6 @@ struct AllocationRunTests {
       }, memoryBudgetBytes: 1 << 40)
   }
 
-  private func report(_ bench: ResumeBench) throws -> Report {
-    _ = try bench.uninterrupted()
-    return try Report(
-      json: FileSystem.contents(of: bench.directory.file("expected/\(Report.fileName)"), limit: 1 << 22))
-  }
-
   @Test func `what was measured stands, and a run that goes on measures nothing`() throws {
     let chosen = try bench("llama") { ($0.averageBits, $0.targetShare) = (4.9, 0.25) }
     let run = try chosen.watchedRun()
@@ -38,7 +31,7 @@ struct AllocationRunTests {
       #expect(!isTold(later.steps) && later.result == run.result)
     }
     // It is the result of these bits, as if a person had given them by rules.
-    let allocation = try #require(try report(chosen).settings.allocation)
+    let allocation = try #require(try chosen.report().settings.allocation)
     let rules = run.result.rows.map { "^\($0.name)$=bits:\($0.bits)" }
     let ruled = try bench("llama") { ($0.rules, $0.bits, $0.targetShare) = (rules, 5, 0.25) }
     var expected = try ruled.uninterrupted()
@@ -50,7 +43,7 @@ struct AllocationRunTests {
 
   @Test(arguments: [3.9, 4.9, 6.5])
   func `linears take as many bits as was asked for, and fused ones are alike`(_ average: Double) throws {
-    let report = try report(try bench("llama") { $0.averageBits = average })
+    let report = try bench("llama") { $0.averageBits = average }.report()
     let allocation = try #require(report.settings.allocation)
     #expect(report.totals.bitsPerWeight <= average && report.totals.bitsPerWeight > average - 0.3)
     #expect(abs(allocation.reachedBits - report.totals.bitsPerWeight) < 1e-9)
@@ -70,7 +63,7 @@ struct AllocationRunTests {
   ) throws {
     let bench = try ResumeBench(
       ResumeCase("llama") { ($0.averageBits, $0.symmetric) = (5.5, isSymmetric) }, memoryBudgetBytes: 1 << 40)
-    let report = try report(bench)
+    let report = try bench.report()
     #expect(Set(report.linears.map(\.bits)).isSubset(of: expected))
     #expect(Set(report.linears.map(\.bits)).count > 1)
     let loads = Dictionary(uniqueKeysWithValues: report.loadsIn.map { ($0.runtime, $0.loads) })
@@ -79,11 +72,10 @@ struct AllocationRunTests {
   }
 
   @Test func `what a rule says stays, and counts`() throws {
-    let report = try report(
-      try bench("llama") {
-        ($0.averageBits, $0.bitChoices) = (4.9, [3, 4])
-        $0.rules = ["down_proj=bits:8", "layers.0.self_attn.o_proj=skip"]
-      })
+    let report = try bench("llama") {
+      ($0.averageBits, $0.bitChoices) = (4.9, [3, 4])
+      $0.rules = ["down_proj=bits:8", "layers.0.self_attn.o_proj=skip"]
+    }.report()
     for linear in report.linears {
       #expect(linear.name.contains("down_proj") ? linear.bits == 8 : [3, 4].contains(linear.bits))
     }
@@ -93,11 +85,10 @@ struct AllocationRunTests {
 
   @Test func `a rule for the group size alone leaves the bits to be chosen, of those that there are`() throws
   {
-    let report = try report(
-      try bench("llama") {
-        ($0.averageBits, $0.bitChoices, $0.groupSize) = (6.4, [8, 4, 4], 16)
-        $0.rules = ["down_proj=group-size:32"]
-      })
+    let report = try bench("llama") {
+      ($0.averageBits, $0.bitChoices, $0.groupSize) = (6.4, [8, 4, 4], 16)
+      $0.rules = ["down_proj=group-size:32"]
+    }.report()
     #expect(Set(report.linears.map(\.bits)) == [4, 8])
     #expect(report.linears.allSatisfy { $0.groupSize == ($0.name.contains("down_proj") ? 32 : 16) })
   }
@@ -110,10 +101,9 @@ struct AllocationRunTests {
     _ fixture: String, _ rotation: QuantizationSettings.Rotation, _ outliers: Double
   ) throws {
     let average = 5 + 80 * outliers
-    let report = try report(
-      try bench(fixture) {
-        ($0.averageBits, $0.rotate, $0.outliers) = (average, rotation, outliers)
-      })
+    let report = try bench(fixture) {
+      ($0.averageBits, $0.rotate, $0.outliers) = (average, rotation, outliers)
+    }.report()
     let allocation = try #require(report.settings.allocation)
     #expect(abs(allocation.reachedBits - report.totals.bitsPerWeight) < 0.02)
     #expect(report.totals.bitsPerWeight <= average + 1e-9 && report.totals.bitsPerWeight > average - 0.5)
@@ -122,12 +112,11 @@ struct AllocationRunTests {
   @Test func `the fewest bits that there are can be asked for, to the last digit`() throws {
     func least(_ symmetric: Bool) throws -> Double {
       let bench = try bench("llama") { ($0.bits, $0.symmetric) = (2, symmetric) }
-      return try report(bench).totals.bitsPerWeight
+      return try bench.report().totals.bitsPerWeight
     }
     for symmetric in [false, true] {
       let least = try least(symmetric)
-      let report = try report(
-        try bench("llama") { ($0.averageBits, $0.symmetric) = (least, symmetric) })
+      let report = try bench("llama") { ($0.averageBits, $0.symmetric) = (least, symmetric) }.report()
       #expect(report.linears.allSatisfy { $0.bits == 2 } && report.totals.bitsPerWeight == least)
     }
   }
@@ -136,8 +125,7 @@ struct AllocationRunTests {
     "mixtral", "qwen2-moe", "deepseek-v3", "gpt-oss", "qwen3-next", "falcon-40b", "gemma4-moe",
   ])
   func `every family is measured, each expert like its fellows`(_ fixture: String) throws {
-    let report = try report(
-      try bench(fixture) { ($0.averageBits, $0.formats) = (5.5, [.dense]) })
+    let report = try bench(fixture) { ($0.averageBits, $0.formats) = (5.5, [.dense]) }.report()
     let allocation = try #require(report.settings.allocation)
     #expect(report.totals.bitsPerWeight <= 5.5 && report.totals.bitsPerWeight > 4.5)
     #expect(allocation.standardDivergence > 0 && allocation.divergence.isFinite)
@@ -168,7 +156,7 @@ struct AllocationRunTests {
     _ fixture: String
   ) throws {
     let bench = try bench("\(fixture).gguf") { ($0.averageBits, $0.formats) = (6.2, [.gguf]) }
-    let report = try report(bench)
+    let report = try bench.report()
     let result = try CheckpointReader.open(bench.directory.file("expected"))
     let gguf = try #require(result.gguf)
     #expect(gguf.file.hasSuffix("-6.2bpw.gguf") && report.settings.gguf?.file == "6.2bpw")

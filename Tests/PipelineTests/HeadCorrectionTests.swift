@@ -1,9 +1,6 @@
 import Checkpoint
-import ComputeOpenBLAS
-import Decoder
 import Export
 import SystemIO
-import Tensors
 import TestSupport
 import Testing
 
@@ -29,17 +26,17 @@ struct HeadCorrectionTests {
     }
     let (plain, corrected) = (try bench(false), try bench(true))
     for bench in [plain, corrected] { _ = try bench.uninterrupted() }
-    let expected = try logits(test.path, plain)
+    let expected = try predictions(test.path, plain)
     func output(_ bench: ResumeBench) -> String {
       bench.directory.file(test.settings.formats.count > 1 ? "expected/dense" : "expected")
     }
     func error(_ bench: ResumeBench) throws -> Float {
-      zip(try logits(output(bench), bench), expected).reduce(0) { $0 + ($1.0 - $1.1) * ($1.0 - $1.1) }
+      zip(try predictions(output(bench), bench), expected).reduce(0) { $0 + ($1.0 - $1.1) * ($1.0 - $1.1) }
     }
     let (before, after) = (try error(plain), try error(corrected))
     #expect(after < 0.95 * before, "\(after) for \(before)")
-    #expect(try report(plain).correctedHead == nil)
-    let name = try #require(try report(corrected).correctedHead)
+    #expect(try plain.report().correctedHead == nil)
+    let name = try #require(try corrected.report().correctedHead)
     // It is told of the tensor that differs, and of no other: all else is as without a correction.
     func others(_ bench: ResumeBench) throws -> [String: [UInt8]] {
       let reader = try CheckpointReader.open(output(bench))
@@ -67,7 +64,7 @@ struct HeadCorrectionTests {
   ) throws {
     let bench = try ResumeBench(test)
     let result = try bench.uninterrupted()
-    #expect(try report(bench).correctedHead == nil)
+    #expect(try bench.report().correctedHead == nil)
     var other = test
     other.settings.correctHead = false
     #expect(try ResumeBench(other).uninterrupted() == result)
@@ -86,24 +83,13 @@ struct HeadCorrectionTests {
     try directory.write(JSONValue.object(configuration).compactText, to: "config.json")
     let bench = try ResumeBench(ResumeCase(directory.path) { _ in })
     _ = try bench.uninterrupted()
-    #expect(try report(bench).correctedHead == nil)
+    #expect(try bench.report().correctedHead == nil)
   }
 
   /// Of what the run is calibrated on.
-  private func logits(_ path: String, _ bench: ResumeBench) throws -> [Float] {
-    let opened = try openWeights(path)
-    let description = try ModelDescription(checking: opened.reader, source: opened.weights)
-    let backend = OpenBLASBackend(threads: 2)
-    let length = bench.calibration.sequenceLength
-    let model = try DecoderModel(
-      description, source: opened.weights, backend: backend, sequenceLength: length)
-    let states = try model.embed(bench.calibration.tokens)
-    for index in 0..<description.layerCount { try model.layer(index).run(states, sequenceLength: length) }
-    return try model.head().logits(states).elements
-  }
-
-  private func report(_ bench: ResumeBench) throws -> Report {
-    try Report(
-      json: FileSystem.contents(of: bench.directory.file("expected/\(Report.fileName)"), limit: 1 << 20))
+  private func predictions(_ path: String, _ bench: ResumeBench) throws -> [Float] {
+    try logits(
+      ofModel: path, bench.calibration.tokens, sequenceLength: bench.calibration.sequenceLength
+    ).elements
   }
 }

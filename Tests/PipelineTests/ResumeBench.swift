@@ -218,6 +218,13 @@ final class ResumeBench {
     return result
   }
 
+  /// What that one reports.
+  func report() throws -> Report {
+    _ = try uninterrupted()
+    return try Report(
+      json: FileSystem.contents(of: directory.file("expected/\(Report.fileName)"), limit: 1 << 22))
+  }
+
   /// A run that is looked at whenever it tells of something, begun anew or from a moment of an earlier one.
   func watchedRun(from moment: Moment? = nil, identity: String = "job") throws -> WatchedRun {
     try watchedRun(from: moment, identity: identity, keepingMoments: true, memoryBudgetBytes: budgetBytes)

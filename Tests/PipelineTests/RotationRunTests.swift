@@ -1,7 +1,5 @@
 import Calibration
 import Checkpoint
-import ComputeOpenBLAS
-import Decoder
 import Export
 import Foundation
 import SystemIO
@@ -29,7 +27,10 @@ struct RotationRunTests {
     _ = try bench.uninterrupted()
     let (source, result) = (try openWeights(test.path), try openWeights(bench.directory.file("expected")))
     let tokens = (0..<32).map { Int32($0 + 3) }
-    let (expected, found) = (try logits(source, tokens, 16).elements, try logits(result, tokens, 16).elements)
+    func predicted(_ path: String) throws -> [Float] {
+      try logits(ofModel: path, tokens, sequenceLength: 16).elements
+    }
+    let (expected, found) = (try predicted(test.path), try predicted(bench.directory.file("expected")))
     let energy = expected.reduce(0) { $0 + $1 * $1 }
     let error = zip(expected, found).reduce(0) { $0 + ($1.0 - $1.1) * ($1.0 - $1.1) }
     #expect(error < 0.002 * energy, "\(error / energy)")
@@ -55,7 +56,7 @@ struct RotationRunTests {
     // It is the result of the choice that was made, as if a person had made it.
     let choices = try [QuantizationSettings.Rotation.off, .residual].map { try bench($0).uninterrupted() }
     #expect(choices[0] != choices[1])
-    let rotation = try #require(try report(tried).settings.rotation)
+    let rotation = try #require(try tried.report().settings.rotation)
     #expect(run.result == choices[rotation.chosen == "residual" ? 1 : 0])
     let (plain, rotated) = (try #require(rotation.divergence), try #require(rotation.rotatedDivergence))
     #expect(plain > 0 && rotated > 0 && (rotation.chosen == "residual") == (rotated < 0.95 * plain))
@@ -80,15 +81,17 @@ struct RotationRunTests {
         }, memoryBudgetBytes: 1 << 40)
     }
     let (tried, plain) = (try bench(.auto), try bench(.off))
-    let found = try #require(try report(tried).settings.rotation?.divergence)
+    let found = try #require(try tried.report().settings.rotation?.divergence)
     _ = try plain.uninterrupted()
     let calibration = plain.calibration
     let sizes = RotationTrial.Sizes(
       samples: calibration.samples, sequenceLength: calibration.sequenceLength, layerCount: 1)
     let heldOut = calibration.tokens(of: calibration.samples - sizes.heldOut..<calibration.samples)
-    let (original, result) = try (
-      logits(openWeights(TestFiles.model(fixture)), heldOut, calibration.sequenceLength),
-      logits(openWeights(plain.directory.file("expected")), heldOut, calibration.sequenceLength)
+    func predicted(_ path: String) throws -> Matrix {
+      try logits(ofModel: path, heldOut, sequenceLength: calibration.sequenceLength)
+    }
+    let (original, result) = (
+      try predicted(TestFiles.model(fixture)), try predicted(plain.directory.file("expected"))
     )
     let divergences = plain.backend.divergences(of: result, from: original).map(\.divergence)
     let expected = Double(divergences.reduce(0, +)) / Double(divergences.count)
@@ -97,7 +100,7 @@ struct RotationRunTests {
 
   @Test func `a trial that there is no memory for is none`() throws {
     let bench = try ResumeBench(ResumeCase("llama") { $0.rotate = .auto })
-    let rotation = try #require(try report(bench).settings.rotation)
+    let rotation = try #require(try bench.report().settings.rotation)
     #expect(rotation.chosen == "off" && rotation.note?.contains("of memory") == true, "\(rotation)")
   }
 
@@ -147,30 +150,9 @@ struct RotationRunTests {
   func `where no trial is made the report says why`(_ fixture: String, _ reason: String) throws {
     let bench = try ResumeBench(ResumeCase(fixture) { $0.rotate = .auto })
     _ = try bench.uninterrupted()
-    let rotation = try #require(try report(bench).settings.rotation)
+    let rotation = try #require(try bench.report().settings.rotation)
     #expect(rotation.chosen == "off" && rotation.divergence == nil)
     #expect(rotation.note?.contains(reason) == true, "\(rotation)")
-  }
-
-  /// `[tokens, vocabularySize]`
-  private func logits(
-    _ opened: (reader: CheckpointReader, weights: any WeightSource), _ tokens: [Int32], _ sequenceLength: Int
-  ) throws -> Matrix {
-    let description = try ModelDescription(checking: opened.reader, source: opened.weights)
-    let backend = OpenBLASBackend(threads: 2)
-    let model = try DecoderModel(
-      description, source: opened.weights, backend: backend, sequenceLength: sequenceLength)
-    let states = try model.embed(tokens)
-    for index in 0..<description.layerCount {
-      try model.layer(index).run(states, sequenceLength: sequenceLength)
-    }
-    return try model.head().logits(states)
-  }
-
-  private func report(_ bench: ResumeBench) throws -> Report {
-    _ = try bench.uninterrupted()
-    return try Report(
-      json: FileSystem.contents(of: bench.directory.file("expected/\(Report.fileName)"), limit: 1 << 20))
   }
 
   private func width(_ opened: (reader: CheckpointReader, weights: any WeightSource)) -> Int {

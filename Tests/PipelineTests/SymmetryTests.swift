@@ -1,7 +1,6 @@
 import Checkpoint
 import Decoder
 import Export
-import SystemIO
 import TestSupport
 import Testing
 
@@ -33,8 +32,7 @@ struct SymmetryTests {
     let bench = try ResumeBench(ResumeCase("qwen3-moe"))
     let result = try bench.uninterrupted()
     #expect(!result.rows.contains { !$0.symmetric })
-    let report = try Report(
-      json: FileSystem.contents(of: bench.directory.file("expected/\(Report.fileName)"), limit: 1 << 20))
+    let report = try bench.report()
     #expect(report.settings.symmetric)
     #expect(report.loadsIn.contains { $0.loads })
     let plan = try RunPlan(
