@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <malloc.h>
 #include <signal.h>
+#include <spawn.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -20,4 +21,10 @@ static inline int allocate_blocks(int descriptor, long byte_count) {
 static inline void map_blocks_from(int byte_count) {
   mallopt(M_MMAP_THRESHOLD, byte_count);
   mallopt(M_TRIM_THRESHOLD, byte_count);
+}
+
+// Closes what the child would have beyond its streams. Hidden as well.
+int posix_spawn_file_actions_addclosefrom_np(posix_spawn_file_actions_t *, int);
+static inline int close_in_child(posix_spawn_file_actions_t *actions, int first_descriptor) {
+  return posix_spawn_file_actions_addclosefrom_np(actions, first_descriptor);
 }

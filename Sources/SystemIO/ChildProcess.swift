@@ -12,7 +12,7 @@ public final class ChildProcess: Sendable {
   public let identifier: Int32
   private let output: Descriptor
 
-  /// Starts the program at `path`.
+  /// Starts the program at `path`, which gets no open files but its three streams.
   /// - Parameters:
   ///   - isAlone: whether it gets a group of processes of its own, which ``killAll()`` ends with it
   ///   - readsErrors: whether its standard error is read here, too; else that goes where this process's does

@@ -20,6 +20,9 @@ extension SystemCall {
     unsafe posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0)
     unsafe posix_spawn_file_actions_adddup2(&actions, output.number, STDOUT_FILENO)
     if readsErrors { unsafe posix_spawn_file_actions_adddup2(&actions, output.number, STDERR_FILENO) }
+    // Ours are closed by themselves. Those of libraries need not be, and whoever waits for the end of a connection would
+    // wait for the child's.
+    unsafe close_in_child(&actions, STDERR_FILENO + 1)
 
     // What this process has turned off, the child takes as it comes: what is ignored or blocked stays so in a new
     // program.
