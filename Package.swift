@@ -74,6 +74,7 @@ let package = Package(
       resources: cudaKernels.map { .embedInCode("Kernels/\($0).cu") }),
     module("Devices", ["Compute", "ComputeCUDA", "ComputeOpenBLAS"]),
     module("Decoder", ["Tensors", "Checkpoint", "Compute"]),
+    module("Tuning", ["Tensors", "Checkpoint", "Compute", "Decoder"]),
     module(
       "Calibration", ["Tensors", "Compute", "SystemIO", "Checkpoint"],
       resources: [.embedInCode("Resources/tokenize.py")]),
@@ -83,7 +84,7 @@ let package = Package(
       "Pipeline",
       [
         "Tensors", "SystemIO", "Collective", "Checkpoint", "ActivationCache", "Compute", "Quantization",
-        "Decoder", "Calibration", "Solvers", "Export",
+        "Decoder", "Tuning", "Calibration", "Solvers", "Export",
       ]),
     module(
       "Evaluation",
@@ -143,6 +144,11 @@ let package = Package(
       [
         "Decoder", "Calibration", "Checkpoint", "Compute", "ComputeOpenBLAS", "Tensors",
         "TestSupport",
+      ]),
+    tests(
+      "TuningTests",
+      [
+        "Tuning", "Checkpoint", "Compute", "ComputeOpenBLAS", "Decoder", "Tensors", "TestSupport",
       ]),
     tests(
       "CalibrationTests", ["Calibration", "Checkpoint", "SystemIO", "Tensors", "TestSupport"]),

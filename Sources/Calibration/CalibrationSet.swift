@@ -5,28 +5,33 @@ public struct CalibrationSet: Sendable {
   public let sequenceLength: Int
   /// Sequences one after the other.
   public let tokens: [Int32]
+  /// Other sequences of the source, as far as it had some and they were asked for: text that no layer is solved for.
+  public let spare: [Int32]
   /// Of the whole source that they were drawn from: an id that no model of this tokenizer has tells that the source is
   /// another one's, drawn or not.
   public let idRange: ClosedRange<Int32>
 
   public var samples: Int { tokens.count / sequenceLength }
 
-  public init(sequenceLength: Int, tokens: [Int32]) {
-    self.init(sequenceLength: sequenceLength, tokens: tokens, idRange: tokens.range)
+  public init(sequenceLength: Int, tokens: [Int32], spare: [Int32] = []) {
+    self.init(sequenceLength: sequenceLength, tokens: tokens, spare: spare, idRange: (tokens + spare).range)
   }
 
-  public init(sequenceLength: Int, tokens: [Int32], idRange: ClosedRange<Int32>) {
-    precondition(tokens.count % sequenceLength == 0, "sequences have one length")
+  public init(sequenceLength: Int, tokens: [Int32], spare: [Int32] = [], idRange: ClosedRange<Int32>) {
+    precondition(
+      tokens.count % sequenceLength == 0 && spare.count % sequenceLength == 0, "sequences have one length")
     self.sequenceLength = sequenceLength
     self.tokens = tokens
+    self.spare = spare
     self.idRange = idRange
   }
 
   /// Draws sequences from a source: every stretch of `sequenceLength` tokens is drawn at most once, all with
   /// the same chance, and those drawn keep the source's order.
+  /// - Parameter spare: so many others are drawn beside them, or as many as are left
   /// - Throws: ``CalibrationError/tooFewTokens(available:sequences:samples:sequenceLength:source:)``
   public init(
-    drawing samples: Int, sequenceLength: Int, from source: TokenRows, seed: UInt64
+    drawing samples: Int, spare: Int = 0, sequenceLength: Int, from source: TokenRows, seed: UInt64
   ) throws(CalibrationError) {
     let windows = source.windows(length: sequenceLength)
     guard source.tokenCount > 0 else { throw .empty(source: source.name) }
@@ -36,10 +41,19 @@ public struct CalibrationSet: Sendable {
         sequenceLength: sequenceLength, source: source.name)
     }
     var generator = SplitMix64(seed: seed)
-    let drawn = windows.indices.shuffled(using: &generator).prefix(samples).sorted()
+    let order = windows.indices.shuffled(using: &generator)
+    func tokens(_ drawn: ArraySlice<Int>) -> [Int32] { drawn.sorted().flatMap { Array(windows[$0]) } }
     self.init(
-      sequenceLength: sequenceLength, tokens: drawn.flatMap { Array(windows[$0]) },
-      idRange: source.rows.joined().range)
+      sequenceLength: sequenceLength, tokens: tokens(order.prefix(samples)),
+      spare: tokens(order.dropFirst(samples).prefix(spare)), idRange: source.rows.joined().range)
+  }
+
+  /// Sequence by sequence, those that layers are solved for, and the spare ones.
+  public var sequences: (solved: [[Int32]], spare: [[Int32]]) {
+    func parts(_ tokens: [Int32]) -> [[Int32]] {
+      stride(from: 0, to: tokens.count, by: sequenceLength).map { Array(tokens[$0..<$0 + sequenceLength]) }
+    }
+    return (parts(tokens), parts(spare))
   }
 
   /// The tokens of some samples, one after the other.

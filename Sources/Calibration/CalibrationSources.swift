@@ -95,17 +95,20 @@ extension CalibrationSet {
   /// - Parameters:
   ///   - sources: the files
   ///   - rows: the tokens of each
+  ///   - spare: so many others are drawn beside them, from each source its share, or as many as are left
   /// - Throws: ``CalibrationError``
   public init(
-    drawing samples: Int, sequenceLength: Int, from sources: CalibrationSources, rows: [TokenRows],
-    seed: UInt64
+    drawing samples: Int, spare: Int = 0, sequenceLength: Int, from sources: CalibrationSources,
+    rows: [TokenRows], seed: UInt64
   ) throws(CalibrationError) {
     precondition(sources.files.count == rows.count, "each has its tokens")
     if rows.count == 1 {
-      try self.init(drawing: samples, sequenceLength: sequenceLength, from: rows[0], seed: seed)
+      try self.init(
+        drawing: samples, spare: spare, sequenceLength: sequenceLength, from: rows[0], seed: seed)
       return
     }
     var parts: [CalibrationSet] = []
+    let spares = sources.shares(of: spare)
     for (index, share) in sources.shares(of: samples).enumerated() {
       let available = rows[index].windows(length: sequenceLength).count
       guard share > 0, available >= share || rows[index].tokenCount == 0 else {
@@ -113,7 +116,8 @@ extension CalibrationSet {
       }
       parts.append(
         try CalibrationSet(
-          drawing: share, sequenceLength: sequenceLength, from: rows[index], seed: seed &+ UInt64(index)))
+          drawing: share, spare: spares[index], sequenceLength: sequenceLength, from: rows[index],
+          seed: seed &+ UInt64(index)))
     }
     let turns = parts.indices.flatMap { part in
       (0..<parts[part].samples).map {
@@ -124,6 +128,7 @@ extension CalibrationSet {
     self.init(
       sequenceLength: sequenceLength,
       tokens: turns.flatMap { parts[$0.part].tokens(of: $0.sample..<$0.sample + 1) },
+      spare: parts.flatMap(\.spare),
       idRange: parts.map(\.idRange).reduce(parts[0].idRange) {
         min($0.lowerBound, $1.lowerBound)...max($0.upperBound, $1.upperBound)
       })

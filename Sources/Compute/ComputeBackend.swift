@@ -17,9 +17,6 @@ public protocol ComputeBackend: DecoderOperations, LinearAlgebra, GridSweeps, Ou
   /// writes a result down asks first.
   var failure: (any DeviceError)? { get }
 
-  /// The memory of a device that matrices are in; nil where they are in the host's.
-  var deviceMemory: (any DeviceMemoryGauge)? { get }
-
   /// What computes, for reports: a library, and its kernels.
   /// - Parameter operands: of the model's products
   func kernels(for operands: OperandType) -> String
@@ -30,8 +27,6 @@ public protocol ComputeBackend: DecoderOperations, LinearAlgebra, GridSweeps, Ou
 
 extension ComputeBackend {
   public var failure: (any DeviceError)? { nil }
-
-  public var deviceMemory: (any DeviceMemoryGauge)? { nil }
 
   public func computesRowsAlike(for operands: OperandType) -> Bool { false }
 
@@ -278,12 +273,29 @@ public struct NormalizationParameters: Sendable {
   public let weight: [Float]
   public let bias: [Float]?
   public let epsilon: Float
+  /// Where the weight is stored; nil where it is no tensor's alone.
+  public let origin: Origin?
 
-  public init(kind: Kind, weight: [Float], bias: [Float]? = nil, epsilon: Float) {
+  /// The tensor that a weight is of.
+  public struct Origin: Sendable, Hashable {
+    public let tensor: String
+    /// What the weight is more than what is stored.
+    public let offset: Float
+
+    public init(tensor: String, offset: Float) {
+      self.tensor = tensor
+      self.offset = offset
+    }
+  }
+
+  public init(
+    kind: Kind, weight: [Float], bias: [Float]? = nil, epsilon: Float, origin: Origin? = nil
+  ) {
     self.kind = kind
     self.weight = weight
     self.bias = bias
     self.epsilon = epsilon
+    self.origin = origin
   }
 
   /// So many rows, one after the other, have weights of their own.

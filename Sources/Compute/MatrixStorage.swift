@@ -5,6 +5,9 @@ import Tensors
 /// Operations take matrices that their backend has made, unless they say otherwise; parts of them are as good. What they
 /// hold is reached from outside by ``withHostMatrix(_:for:_:)`` alone.
 public protocol MatrixStorage: Sendable {
+  /// The memory of a device that matrices are in; nil where they are in the host's.
+  var deviceMemory: (any DeviceMemoryGauge)? { get }
+
   /// A matrix of zeros.
   func makeMatrix(rows: Int, columns: Int) -> Matrix
 
@@ -81,6 +84,8 @@ public enum HostAccess: Sendable {
 }
 
 extension MatrixStorage {
+  public var deviceMemory: (any DeviceMemoryGauge)? { nil }
+
   public func convert(_ stored: RawSpan, _ type: DType, into matrix: Matrix) {
     preconditionFailure("a backend without a device has its weights converted by the host")
   }

@@ -23,6 +23,12 @@ extension DecoderLayer {
     }
   }
 
+  /// Takes over the weights of linears that are resident in the same layer, made before.
+  public func adoptWeights(of other: DecoderLayer) {
+    precondition(other.index == index, "it is another layer")
+    resident.merge(other.resident) { $1 }
+  }
+
   /// Gives the memory of the weights of a stage's linears back, and forgets what they were replaced by.
   public func unload(_ stage: Stage) { unload(stage.linears) }
 
@@ -107,7 +113,7 @@ extension DecoderLayer {
 extension WeightSource {
   /// The whole of a tensor, `[out, in]`, in the memory of a backend.
   /// - Throws: As ``matrix(_:shape:)`` does.
-  func matrix(_ tensor: String, shape: [Int], for backend: any ComputeBackend) throws -> Matrix {
+  func matrix(_ tensor: String, shape: [Int], for backend: any DecoderOperations) throws -> Matrix {
     let (columns, panels) = try panels(of: tensor, shape: shape)
     let matrix = backend.makeMatrix(rows: panels.last?.upperBound ?? 0, columns: columns)
     if try convertPanels(of: tensor, shape: shape, by: backend, { backend.copy($1, into: matrix.rows($0)) }) {
@@ -119,7 +125,7 @@ extension WeightSource {
 
   /// Fills a matrix in the memory of a backend with some rows of a tensor, a panel at a time.
   fileprivate func read(
-    _ tensor: String, rows: Range<Int>, panelRows: Int, into matrix: Matrix, of backend: any ComputeBackend
+    _ tensor: String, rows: Range<Int>, panelRows: Int, into matrix: Matrix, of backend: any DecoderOperations
   ) throws {
     for part in rows.parts(of: panelRows) {
       let place = part.lowerBound - rows.lowerBound..<part.upperBound - rows.lowerBound
@@ -135,7 +141,7 @@ extension WeightSource {
   /// - Returns: whether it was done; if not, there is no device, the type is another, or a value is not finite, which
   ///   ``read(_:rows:into:)`` then tells of
   fileprivate func convertPanels(
-    of tensor: String, shape expected: [Int], by backend: any ComputeBackend,
+    of tensor: String, shape expected: [Int], by backend: any DecoderOperations,
     _ body: (_ rows: Range<Int>, _ panel: Matrix) -> Void
   ) throws -> Bool {
     if backend.deviceMemory == nil { return false }
@@ -180,7 +186,8 @@ extension WeightSource {
       kind: norm.kind,
       weight: try vector("\(prefix)\(norm.name).weight", count: size).map { norm.addsOne ? $0 + 1 : $0 },
       bias: norm.hasBias ? try vector("\(prefix)\(norm.name).bias", count: size) : nil,
-      epsilon: norm.epsilon)
+      epsilon: norm.epsilon,
+      origin: .init(tensor: "\(prefix)\(norm.name).weight", offset: norm.addsOne ? 1 : 0))
   }
 }
 

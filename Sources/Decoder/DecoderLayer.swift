@@ -30,7 +30,7 @@ public final class DecoderLayer {
   let model: ModelDescription
   let description: LayerDescription
   let source: any WeightSource
-  let backend: any ComputeBackend
+  let backend: any DecoderOperations
   let workspace: Workspace
   private let tables: PositionTables
   let operands: OperandType
@@ -55,7 +55,7 @@ public final class DecoderLayer {
   /// Reads the layer's norms and biases.
   /// - Throws: errors of the source for a missing tensor, a wrong shape, or a value that is not finite.
   init(
-    index: Int, model: ModelDescription, source: any WeightSource, backend: any ComputeBackend,
+    index: Int, model: ModelDescription, source: any WeightSource, backend: any DecoderOperations,
     workspace: Workspace, tables: PositionTables, operands: OperandType
   ) throws {
     self.index = index

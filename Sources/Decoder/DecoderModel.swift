@@ -8,7 +8,7 @@ public final class DecoderModel {
   public let description: ModelDescription
   public let sequenceLength: Int
   private let source: any WeightSource
-  private let backend: any ComputeBackend
+  private let backend: any DecoderOperations
   private let workspace: Workspace
   private let tables: PositionTables
   /// What weights and inputs of the layers' linears are rounded to; embedding and head stay fp32.
@@ -18,7 +18,7 @@ public final class DecoderModel {
 
   /// - Throws: ``DecoderError/sequenceTooLong(_:maximum:)``
   public init(
-    _ description: ModelDescription, source: any WeightSource, backend: any ComputeBackend,
+    _ description: ModelDescription, source: any WeightSource, backend: any DecoderOperations,
     sequenceLength: Int, operands: OperandType = .float32, roundTokens: ((_ rows: Matrix) -> Void)? = nil
   ) throws {
     if let maximum = description.maximumSequenceLength, sequenceLength > maximum {
@@ -131,7 +131,7 @@ public final class DecoderModel {
 
 /// The final norm, and what else comes before the head's matrix, resident in fp32.
 public struct HeadInput {
-  let backend: any ComputeBackend
+  let backend: any DecoderOperations
   let workspace: Workspace
   let norm: NormalizationParameters?
   let projection: Matrix?

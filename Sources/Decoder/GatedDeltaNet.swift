@@ -69,7 +69,7 @@ struct GatedDeltaNetDescription: Sendable {
 /// What a layer of linear attention has beside its quantized linears, resident in fp32.
 struct GatedDeltaNet {
   let description: GatedDeltaNetDescription
-  private let backend: any ComputeBackend
+  private let backend: any DecoderOperations
   private let decay: Matrix
   private let gate: Matrix
   /// `[taps, channels]`
@@ -81,7 +81,7 @@ struct GatedDeltaNet {
   /// - Throws: errors of the source for a missing tensor, a wrong shape, or a value that is not finite.
   init(
     _ description: GatedDeltaNetDescription, prefix: String, hiddenSize: Int, source: any WeightSource,
-    backend: any ComputeBackend
+    backend: any DecoderOperations
   ) throws {
     self.description = description
     self.backend = backend

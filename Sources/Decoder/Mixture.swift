@@ -146,7 +146,7 @@ public struct Routing: Sendable {
 /// What a mixture has beside its experts, resident in fp32.
 struct MixtureRouter {
   let description: MixtureDescription
-  private let backend: any ComputeBackend
+  private let backend: any DecoderOperations
   private let weights: Matrix
   private let bias: [Float]?
   private let corrections: [Float]?
@@ -157,7 +157,7 @@ struct MixtureRouter {
   /// - Throws: errors of the source for a missing tensor, a wrong shape, or a value that is not finite.
   init(
     _ description: MixtureDescription, prefix: String, hiddenSize: Int, source: any WeightSource,
-    backend: any ComputeBackend
+    backend: any DecoderOperations
   ) throws {
     self.description = description
     self.backend = backend

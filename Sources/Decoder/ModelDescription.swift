@@ -46,6 +46,14 @@ public struct ModelDescription: Sendable {
   /// Whether some layer sends its tokens to experts.
   public var hasMixtures: Bool { layers.contains { $0.mixture != nil } }
 
+  /// Whether all that its layers compute has a gradient that is known here.
+  public var hasGradients: Bool {
+    layers.allSatisfy { layer in
+      layer.mixture == nil && layer.latentAttention == nil && layer.linearAttention == nil
+        && layer.mlp.xielu == nil && layer.mlp.clampedSwiGLU == nil
+    }
+  }
+
   /// The experts that a token of a layer goes through, but for a shared one; none without a mixture.
   public func expertsPerToken(ofLayer index: Int) -> Int { layers[index].mixture?.perToken ?? 0 }
 

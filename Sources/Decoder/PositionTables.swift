@@ -7,7 +7,7 @@ struct PositionTables: Sendable {
 
   private var tables: [AttentionDescription.Positions: Table] = [:]
 
-  init(_ layers: [LayerDescription], sequenceLength: Int, backend: any ComputeBackend) {
+  init(_ layers: [LayerDescription], sequenceLength: Int, backend: any DecoderOperations) {
     for attention in layers.map(\.attention) where tables[attention.positions] == nil {
       switch attention.positions {
       case .none: tables[.none] = (nil, nil)

@@ -14,7 +14,8 @@ struct ResidentLinear {
   ///   - rows: of the checkpoint's matrix, for every part
   ///   - bias: the checkpoint's
   init(
-    rows: [[Range<Int>]], inFeatures: Int, bias: [Float]?, operands: OperandType, backend: any ComputeBackend
+    rows: [[Range<Int>]], inFeatures: Int, bias: [Float]?, operands: OperandType,
+    backend: any DecoderOperations
   ) {
     self.rows = rows
     parts = rows.map { ranges in
@@ -28,7 +29,7 @@ struct ResidentLinear {
 
   /// Sets some rows of the checkpoint's matrix.
   /// - Parameter areOwn: whether they are in the backend's memory, and not in the host's
-  func store(_ panel: Matrix, firstRow: Int, areOwn: Bool = false, by backend: any ComputeBackend) {
+  func store(_ panel: Matrix, firstRow: Int, areOwn: Bool = false, by backend: any DecoderOperations) {
     let panelRows = firstRow..<firstRow + panel.rows
     for (part, ranges) in zip(parts, rows) {
       var start = 0

@@ -103,7 +103,7 @@ struct RotaryEmbedding: Sendable, Hashable {
   }
 
   /// The table for sequences of up to `sequenceLength` tokens.
-  func table(sequenceLength: Int, backend: any ComputeBackend) -> RotaryTable {
+  func table(sequenceLength: Int, backend: any DecoderOperations) -> RotaryTable {
     let frequencies = frequencies(sequenceLength: sequenceLength)
     let factor = factor
     let cosines = Matrix(rows: sequenceLength, columns: frequencies.count)

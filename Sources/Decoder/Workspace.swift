@@ -13,10 +13,10 @@ final class Workspace {
       logits
   }
 
-  private let backend: any ComputeBackend
+  private let backend: any DecoderOperations
   private var buffers: [Role: Matrix] = [:]
 
-  init(backend: any ComputeBackend) { self.backend = backend }
+  init(backend: any DecoderOperations) { self.backend = backend }
 
   /// A matrix of this shape over the role's buffer; what it holds is left over from earlier use.
   func matrix(_ role: Role, rows: Int, columns: Int) -> Matrix {

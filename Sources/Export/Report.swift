@@ -276,6 +276,37 @@ public struct Report: Codable, Sendable, Equatable {
   public var head: Linear?
   /// The head's matrix, where it is another than the source's: corrected for what the layers have lost.
   public var correctedHead: String?
+  /// What came of tuning the norms; nil where nobody asked for it.
+  public var tuning: Tuning?
+
+  /// How norms were brought to predictions closer to the original's, when all else was quantized.
+  public struct Tuning: Codable, Sendable, Equatable, CustomStringConvertible {
+    /// The tensors that are others than they were; 0 where nothing better was found.
+    public var tensors: Int
+    /// Mean Kullback-Leibler divergence from the original, in nats a token of calibration sequences that nothing was learnt
+    /// of, without the tuning and with it.
+    public var before: Double?
+    public var after: Double?
+    public var seconds: Double?
+    /// Why they stayed as they were.
+    public var note: String?
+
+    public init(tensors: Int, before: Double, after: Double, seconds: Double) {
+      (self.tensors, self.before, self.after, self.seconds) = (tensors, before, after, seconds)
+      if tensors == 0 { note = "no better weights were found" }
+    }
+
+    public init(note: String) {
+      tensors = 0
+      self.note = note
+    }
+
+    public var description: String {
+      guard let before, let after, tensors > 0 else { return "as they were: \(note ?? "")" }
+      return
+        "\(tensors) tuned: divergence \(fixed(after, 4)), \(fixed(before, 4)) without, on sequences that are left out"
+    }
+  }
 
   /// What came of evaluations of the result, the latest last; nil where there was none.
   public var evaluations: [Evaluation]?

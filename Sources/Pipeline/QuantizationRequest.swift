@@ -44,6 +44,8 @@ public struct QuantizationRequest: Sendable {
   public var firstTokenWeight: Double
   /// Whether a head of its own is corrected for what the layers have lost, for ``Target/original``.
   public var correctsHead: Bool
+  /// Whether norms follow the gradient of the whole model's divergence, when all else is quantized.
+  public var tunesNorms: Bool
   /// Whether a checkpoint may be quantized that is quantized already.
   public var allowsRequantizing: Bool
   /// Whether the residual stream is rotated before.
@@ -69,7 +71,7 @@ public struct QuantizationRequest: Sendable {
     resume: ResumePlace? = nil,
     symlinks: SymlinkPolicy = .follow, source: SourceFiles? = nil, isStrict: Bool = false,
     experts: ExpertSettings = ExpertSettings(), firstTokenWeight: Double = 1,
-    correctsHead: Bool = true, allowsRequantizing: Bool = false,
+    correctsHead: Bool = true, tunesNorms: Bool = false, allowsRequantizing: Bool = false,
     rotation: QuantizationSettings.Rotation = .off, averageBits: Double? = nil,
     bitChoices: Set<Int>? = nil
   ) {
@@ -94,6 +96,7 @@ public struct QuantizationRequest: Sendable {
     self.experts = experts
     self.firstTokenWeight = firstTokenWeight
     self.correctsHead = correctsHead
+    self.tunesNorms = tunesNorms
     self.allowsRequantizing = allowsRequantizing
     self.rotation = rotation
     self.averageBits = averageBits
@@ -114,7 +117,8 @@ extension QuantizationRequest {
       seed: settings.seed, calibrationSources: sources, memoryBudgetBytes: memoryBudgetBytes, states: states,
       isStrict: settings.strict, experts: settings.experts,
       firstTokenWeight: settings.resolvedFirstTokenWeight, correctsHead: settings.correctHead,
-      allowsRequantizing: settings.allowRequantize, rotation: settings.resolvedRotation,
+      tunesNorms: settings.tuneNorms, allowsRequantizing: settings.allowRequantize,
+      rotation: settings.resolvedRotation,
       averageBits: settings.averageBits, bitChoices: settings.widths)
   }
 

@@ -260,6 +260,7 @@ public final class QuantizationRun: Sendable {
       try export.finish()
     }
     memory.lap(.exporting)
+    let tuning = request.tunesNorms ? try tuneNorms(in: staging.path, progress) : nil
     try checkSource()
     try backend.checkDevice()
 
@@ -283,6 +284,7 @@ public final class QuantizationRun: Sendable {
       settings: settings, linears: finished.rows, totals: totals, loadsIn: export.runtimes)
     report.rounded = rounded.isEmpty ? nil : rounded.map(\.name)
     report.head = stages.head
+    report.tuning = tuning
     report.correctedHead = stages.headCorrection == nil ? nil : description.head.weights
     // What stands beside a single file is not the result's.
     report.filesCopied = request.isOneFile ? [] : export.copiedFiles
@@ -357,7 +359,7 @@ public final class QuantizationRun: Sendable {
   }
 
   /// - Throws: ``SourceChange``: what has been read and what is still to come may be of two checkpoints.
-  private func checkSource() throws {
+  func checkSource() throws {
     try source.check(in: checkpoint.directory, symlinks: request.symlinks)
   }
 }

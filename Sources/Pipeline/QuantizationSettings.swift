@@ -1,6 +1,7 @@
 import Export
 import Quantization
 import Solvers
+import Tuning
 
 /// What a person chooses about a quantization, as plain values: what the command line, the daemon's configuration
 /// and a job's own file have in common.
@@ -112,6 +113,16 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
   }
   /// nil in orders of earlier versions.
   private var headCorrection: Bool? = true
+  /// Whether norms follow the gradient of the whole model's divergence, when all else is quantized.
+  public var tuneNorms: Bool {
+    get { normTuning ?? false }
+    set { normTuning = newValue ? true : nil }
+  }
+  private var normTuning: Bool?
+  /// Calibration sequences to draw beside those that layers are solved for.
+  public var spareSamples: Int {
+    tuneNorms ? NormTuning.Schedule().wanted(length: sequenceLength) : 0
+  }
   /// Whether a checkpoint may be quantized that is quantized already.
   public var allowRequantize: Bool {
     get { requantizing ?? false }
@@ -216,6 +227,9 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
     try require(
       !formats.isEmpty && Set(formats).count == formats.count, "format",
       formats.map(\.rawValue).joined(separator: ", "), "at least one, and each once")
+    try require(
+      !tuneNorms || !formats.contains(.gguf), "tune-norms", tuneNorms,
+      "norms of a GGUF file stay as they are: choose another format")
     try require(samples > 0, "samples", samples, "at least 1")
     try require(sequenceLength > 1, "sequence-length", sequenceLength, "at least 2")
     for rule in rules {

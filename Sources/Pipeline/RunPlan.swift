@@ -4,6 +4,7 @@ import Decoder
 import Export
 import SystemIO
 import Tensors
+import Tuning
 
 /// What is known of a rotation before a run.
 public enum RotationPlan: String, Sendable {
@@ -97,6 +98,20 @@ public struct RunPlan: Sendable {
 
   private static func parameters(of checkpoint: CheckpointReader) -> Int {
     checkpoint.tensors.values.reduce(0) { $0 + $1.shape.reduce(1, *) }
+  }
+
+  /// Whether norms are tuned when all is quantized, on a processor.
+  var tunesNorms: Bool {
+    settings.tuneNorms && NormTuning.obstacle(of: model, samples: settings.samples) == nil
+  }
+
+  /// What that takes of the memory, at least, and where there is room; nil where norms are not tuned.
+  public var tuningBytes: [Int]? {
+    guard tunesNorms else { return nil }
+    return [false, true].map {
+      NormTuning.bytes(
+        of: model, samples: settings.samples, sequenceLength: settings.sequenceLength, keepingLayers: $0)
+    }
   }
 
   /// The linears that are to be quantized.

@@ -12,6 +12,8 @@ public struct TimePlan: Sendable {
     case files
     /// Finding out whether a rotation helps.
     case trial
+    /// Tuning norms.
+    case tuning
     /// What several ranks tell one another.
     case network
   }

@@ -146,6 +146,8 @@ struct Needs: Encodable {
   let allocationBytes: Int?
   /// Whether the residual stream is rotated, or a trial decides.
   let rotation: String
+  /// What tuning norms takes of the memory when all is quantized, at least and where there is room; nil where they are not.
+  let tuningBytes: [Int]?
 
   struct Hosts: Encodable {
     let ranks: Int
@@ -169,7 +171,7 @@ struct Needs: Encodable {
       memoryBytesPerPhase
     case deviceMemoryBytes, deviceMemoryBytesPerPhase, deviceMemoryBudgetBytes, states
     case memoryBudgetBytes, memoryShortage, seconds, secondsPerPhase, basis, ranks, gguf,
-      allocationBytes, rotation
+      allocationBytes, rotation, tuningBytes
   }
 
   init(
@@ -189,6 +191,7 @@ struct Needs: Encodable {
     title = "\(plan.linearCount) linears \(goal), solver \(settings.solver.rawValue)"
     gguf = plan.outline
     rotation = plan.rotation.rawValue
+    tuningBytes = plan.tuningBytes
     inputBytes = plan.inputBytes
     func space(_ bytes: Int, in path: String) throws -> Space {
       Space(path: path, bytes: bytes, freeBytes: try FileSystem.freeBytes(FileSystem.nearestExisting(path)))
@@ -266,6 +269,10 @@ struct Needs: Encodable {
     }
     if rotation == RotationPlan.trial.rawValue {
       lines.append("rotation if a trial says that it helps, before the run")
+    }
+    if let tuningBytes {
+      let amounts = tuningBytes.map(Console.bytes).joined(separator: ", or ")
+      lines.append("norms    tuned when all is quantized, in \(amounts) of memory where there is room")
     }
     if let journalSpace {
       lines.append("journal  about \(text(journalSpace)), until the result is published")

@@ -189,7 +189,8 @@ struct QuantizeCommand: ParsableCommand {
     // It stays, hidden, if it cannot be removed: the result is what counts.
     defer { try? converted?.discard() }
     let calibration = try CalibrationSet(
-      drawing: options.samples, sequenceLength: options.sequenceLength, from: sources, rows: rows, seed: seed)
+      drawing: options.samples, spare: settings.spareSamples, sequenceLength: options.sequenceLength,
+      from: sources, rows: rows, seed: seed)
     _ = try ranks.share(calibration)
     var request = try request(
       calibration, model: converted.map { FileSystem.join($0.path, convertedName) } ?? model)

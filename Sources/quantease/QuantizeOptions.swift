@@ -112,6 +112,15 @@ struct SolverOptions: ParsableArguments {
       """)
   var correctHead = true
 
+  @Flag(
+    help: """
+      When all is quantized, tune the weights of norms by the gradient of the whole model's divergence from the original: \
+      at 2 bits 7 % less of it for a small model, and 10 % where the calibration text is longer than what layers are \
+      solved for. At 3 bits that is needed, and brings perplexity down by 3 %. It takes about as long as running the model \
+      on 130,000 tokens. On the processor alone, and not for GGUF.
+      """)
+  var tuneNorms = false
+
   @Option(
     help: ArgumentHelp(
       """
@@ -174,6 +183,7 @@ struct SolverOptions: ParsableArguments {
     settings.expertGram = expertGram
     settings.expertPrior = expertPrior
     settings.correctHead = correctHead
+    settings.tuneNorms = tuneNorms
     settings.firstTokenWeight = firstTokenWeight
     settings.solver = name
     settings.preset = preset

@@ -142,4 +142,20 @@ struct CalibrationSetTests {
     #expect(set.batches(of: 3, endingAt: 7) == [0..<3, 3..<6, 6..<7])
     #expect(set.tokens(of: 6..<7) == [12, 13])
   }
+
+  /// Those that layers are solved for stay the same.
+  @Test func `spare sequences are others of the same source`() throws {
+    let rows = TokenRows(name: "text", rows: [(0..<1_000).map { Int32($0) }])
+    let plain = try CalibrationSet(drawing: 6, sequenceLength: 50, from: rows, seed: 3)
+    let set = try CalibrationSet(drawing: 6, spare: 5, sequenceLength: 50, from: rows, seed: 3)
+    #expect(set.tokens == plain.tokens && plain.spare.isEmpty)
+    #expect(set.spare.count == 5 * 50 && Set(set.spare).isDisjoint(with: set.tokens))
+    #expect(set.sequences.spare.map(\.count) == Array(repeating: 50, count: 5))
+    let most = try CalibrationSet(drawing: 6, spare: 100, sequenceLength: 50, from: rows, seed: 3)
+    #expect(Set(most.tokens + most.spare).count == 1_000)
+    let sources = try #require(CalibrationSources(["one:3", "two"]))
+    let both = try CalibrationSet(
+      drawing: 8, spare: 4, sequenceLength: 50, from: sources, rows: [rows, rows], seed: 3)
+    #expect(both.spare.count == 4 * 50)
+  }
 }

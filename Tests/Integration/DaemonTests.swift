@@ -265,6 +265,21 @@ import Testing
     #expect(try bench.snapshot.counters.published == 1)
   }
 
+  /// Of sequences that no layer is solved for, which the worker writes down beside the others.
+  @Test func `tuned norms are the command's, by a daemon that was killed, too`() throws {
+    let bench = try DaemonBench(samples: 600)
+    try bench.start()
+    try bench.drop("tiny", recipe: "bits: 2\nsamples: 500\ntune-norms: true\n")
+    try bench.wait("three linears") { bench.linearsLogged >= 3 }
+    try bench.stop(SIGKILL)
+    try bench.start()
+    try bench.waitForOutput("tiny")
+    let expected = try bench.expectedWeights("--bits", "2", "--samples", "500", "--tune-norms")
+    #expect(try bench.weights("tiny") == expected)
+    let report = try JSONValue(contentsOf: "\(bench.spool.output)/tiny/quantease_report.json")
+    #expect(report["tuning"]?["tensors"]?.int ?? 0 > 0)
+  }
+
   @Test func `defaults that change while a daemon is down are for the jobs that come`() throws {
     let bench = try DaemonBench(samples: 600)
     try bench.start()

@@ -443,8 +443,9 @@ final class ResumeBench {
       formats: test.settings.formats, calibration: calibration, seed: 0, calibrationSources: "tokens",
       memoryBudgetBytes: budgetBytes, states: states, resume: resume,
       experts: test.settings.experts, firstTokenWeight: test.settings.resolvedFirstTokenWeight,
-      correctsHead: test.settings.correctHead, rotation: test.settings.rotate,
-      averageBits: test.settings.averageBits, bitChoices: test.settings.widths)
+      correctsHead: test.settings.correctHead, tunesNorms: test.settings.tuneNorms,
+      rotation: test.settings.rotate, averageBits: test.settings.averageBits, bitChoices: test.settings.widths
+    )
     request.batchTokens = Self.batchSamples * Self.sequenceLength
     return request
   }

@@ -157,6 +157,10 @@ enum SettingTable {
       "correct-head", \.settings.correctHead,
       "Target original: a head that is not that of the embeddings is corrected for what the layers have lost."
     ),
+    .flag(
+      "tune-norms", \.settings.tuneNorms,
+      "When all is quantized, norms are tuned by the gradient of the whole model's divergence from the original."
+    ),
     .automatic(
       "first-token-weight", \.settings.firstTokenWeight, upTo: 10_000, expected: "how often it counts",
       "How often a sequence's first token counts, to which all others attend; auto: once, as all others."

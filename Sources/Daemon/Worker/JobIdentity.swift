@@ -30,6 +30,7 @@ enum JobIdentity {
     digest.update(String(decoding: try encoder.encode(order.settings), as: UTF8.self))
     digest.update("\n\(tokens.sequenceLength)\n")
     digest.update(unsafe tokens.tokens.span.bytes)
+    digest.update(unsafe tokens.spare.span.bytes)
     return digest.finish()
   }
 

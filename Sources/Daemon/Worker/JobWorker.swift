@@ -309,10 +309,12 @@ public struct JobWorker {
     send(.step("reading \(order.calibration)"))
     let rows = try TokenRows.all(of: order.calibration, model: order.model, python: order.python)
     let set = try CalibrationSet(
-      drawing: order.settings.samples, sequenceLength: order.settings.sequenceLength, from: order.calibration,
-      rows: rows, seed: order.settings.seed)
+      drawing: order.settings.samples, spare: order.settings.spareSamples,
+      sequenceLength: order.settings.sequenceLength, from: order.calibration, rows: rows,
+      seed: order.settings.seed)
     try settle(
-      set.tokens.flatMap { token in (0..<4).map { UInt8(truncatingIfNeeded: token >> (8 * $0)) } },
+      (set.tokens + set.spare).flatMap { token in (0..<4).map { UInt8(truncatingIfNeeded: token >> (8 * $0)) }
+      },
       at: files.tokens)
     return try storedCalibrationSet()
   }
@@ -322,7 +324,10 @@ public struct JobWorker {
     let tokens = stride(from: 0, to: bytes.count, by: 4).map { start in
       bytes[start..<start + 4].reversed().reduce(Int32(0)) { $0 << 8 | Int32($1) }
     }
-    return CalibrationSet(sequenceLength: order.settings.sequenceLength, tokens: tokens)
+    let solved = order.settings.samples * order.settings.sequenceLength
+    return CalibrationSet(
+      sequenceLength: order.settings.sequenceLength, tokens: Array(tokens.prefix(solved)),
+      spare: Array(tokens.dropFirst(solved)))
   }
 
   /// Writes what is to be the same for all workers of the job: the first one's counts. It comes from this worker's own

@@ -373,7 +373,8 @@ public struct ReportPage {
         ("Target", targetNote),
       ] + gridEntries + (settings.allocation.map { [("Bits by need", $0.description)] } ?? [])
       + (settings.rotation.map { [("Rotation", $0.description)] } ?? [])
-      + (report.correctedHead.map { [("Head", "\($0), corrected for what the layers have lost")] } ?? []) + [
+      + (report.correctedHead.map { [("Head", "\($0), corrected for what the layers have lost")] } ?? [])
+      + (report.tuning.map { [("Norms", $0.description)] } ?? []) + [
         ("Formats", settings.formats.map(\.rawValue).joined(separator: ", ")),
         ("Computed by", settings.kernels ?? "unknown"),
         ("Calibration", calibration.source),

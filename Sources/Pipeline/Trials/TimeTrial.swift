@@ -6,6 +6,7 @@ import Decoder
 import Solvers
 import SystemIO
 import Tensors
+import Tuning
 
 /// Runs one layer of each kind, with weights by chance, on a part of a batch, its solver on some rows, and the cache on a
 /// batch; the run is so much more of the same.
@@ -98,6 +99,7 @@ struct TimeTrial {
     seconds[.forward, default: 0] += head.forward
     seconds[.gram, default: 0] += head.gram
     if plan.rotation == .trial { seconds[.trial] = rotationTrial(costs, kinds.values) }
+    if plan.tunesNorms { seconds[.tuning] = normTuning(costs, kinds.values) }
     seconds = seconds.mapValues { $0 / ranks.speed }
     seconds[.files] =
       Double(plan.inputBytes) / Self.bytesReadPerSecond + Double(plan.resultBytes)
@@ -138,6 +140,27 @@ struct TimeTrial {
     let logits =
       2 * Double(sizes.heldOut * length) * Double(plan.model.vocabularySize * plan.model.head.width)
     return 2 * (seconds + logits * (costs.forward.values.first?.secondsPerProduct ?? 0))
+  }
+
+  /// What a step of tuning takes of a token's way through a layer: twice forward, back in fp32, and the attention's way back.
+  private static let tuningPerForward = 8.0
+
+  /// - Parameter kinds: the layers of each kind
+  private func normTuning(_ costs: Costs, _ kinds: some Sequence<[Int]>) -> Double {
+    let length = plan.settings.sequenceLength
+    let schedule = NormTuning.Schedule()
+    let steps = Double(schedule.steps * schedule.sequences(length: length) * length)
+    let (learnt, judged) = schedule.parts(of: plan.settings.samples, length: length)
+    let others = Double((learnt.count + 3 * judged.count) * length)
+    let layers = kinds.reduce(0) { sum, layers in
+      let cost = costs.forward[layers[0]]?.forward ?? 0
+      return sum + Double(layers.count) * cost * (Self.tuningPerForward * steps + others)
+    }
+    // Logits of both models, and back from those of one.
+    let logits =
+      Double(plan.model.vocabularySize * plan.model.head.width)
+      * (3 * steps + 4 * Double(judged.count * length))
+    return layers + logits * (costs.forward.values.first?.secondsPerProduct ?? 0)
   }
 
   /// Both models' last stage, the sums of what the head reads, and their factor.

@@ -1,0 +1,122 @@
+import Checkpoint
+import Export
+import TestSupport
+import Testing
+
+@testable import Pipeline
+
+/// Norms that follow the gradient of the whole model's divergence.
+struct NormTuningTests {
+  private static func bench(
+    _ fixture: String, tunes: Bool = true,
+    _ change: (inout QuantizationSettings) -> Void = { _ in }
+  ) throws -> ResumeBench {
+    try ResumeBench(
+      ResumeCase(fixture) {
+        ($0.bits, $0.tuneNorms) = (2, tunes)
+        change(&$0)
+      }, memoryBudgetBytes: 1 << 32)
+  }
+
+  /// Norms with a bias, and those that are stored less 1, among them.
+  @Test(arguments: ["llama-tied", "falcon-7b", "gemma", "gemma2"])
+  func `tuned norms are closer to the original's predictions, and nothing else changes`(_ name: String) throws
+  {
+    let (plain, tuned) = (try Self.bench(name, tunes: false), try Self.bench(name))
+    let tuning = try #require(try tuned.report().tuning)
+    #expect(try plain.report().tuning == nil)
+    let (before, after) = (try #require(tuning.before), try #require(tuning.after))
+    #expect(tuning.tensors > 0 && after < before, "\(tuning)")
+    let tensors = try [plain, tuned].map { try Self.tensors($0.directory.file("expected")) }
+    let changed = tensors[0].keys.filter { tensors[0][$0] != tensors[1][$0] }
+    #expect(tensors[0].keys == tensors[1].keys)
+    #expect(
+      changed.count == tuning.tensors && changed.allSatisfy { $0.contains("norm") || $0.contains("ln") })
+    let expected = try Self.logits(TestFiles.model(name), plain)
+    func error(_ bench: ResumeBench) throws -> Float {
+      zip(try Self.logits(bench.directory.file("expected"), bench), expected)
+        .reduce(0) { $0 + ($1.0 - $1.1) * ($1.0 - $1.1) }
+    }
+    let errors = (before: try error(plain), after: try error(tuned))
+    #expect(errors.after < errors.before, "\(errors)")
+  }
+
+  @Test func `every format gets the same norms`() throws {
+    let bench = try Self.bench("llama-tied") { $0.formats = [.dense, .compressedTensors] }
+    let tuning = try #require(try bench.report().tuning)
+    let results = try ["expected/dense", "expected/compressed-tensors"].map {
+      try Self.tensors(bench.directory.file($0)).filter { $0.key.contains("norm") }
+    }
+    #expect(tuning.tensors == results[0].count && tuning.tensors > 0 && results[0] == results[1])
+    let source = try Self.tensors(TestFiles.model("llama-tied")).filter { $0.key.contains("norm") }
+    #expect(source.keys == results[0].keys && source.allSatisfy { results[0][$0.key] != $0.value })
+  }
+
+  /// A night is not to end in an error about its own result.
+  @Test(arguments: TestFiles.models)
+  func `every family's result is tuned, or it is said why not`(_ name: String) throws {
+    let bench = try Self.bench(name) { ($0.bits, $0.formats) = (4, [.dense]) }
+    let tuning = try #require(try bench.report().tuning)
+    #expect((tuning.before == nil) == (tuning.note?.contains("gradients") == true), "\(tuning)")
+  }
+
+  @Test(arguments: [OutputFormatName.compressedTensors, .gptq, .gptqV2, .awq])
+  func `results in every format are tuned`(_ format: OutputFormatName) throws {
+    for outliers in format == .awq ? [0.0] : [0.0, 0.05] {
+      let bench = try Self.bench("llama-bf16-sharded") {
+        ($0.bits, $0.formats, $0.outliers, $0.symmetric) = (4, [format], outliers, format == .gptq)
+      }
+      #expect(try bench.report().tuning?.before != nil)
+    }
+  }
+
+  /// What is done at the end is done again by whoever goes on.
+  @Test func `a run that ends before its norms are tuned comes to the same bytes`() throws {
+    let bench = try Self.bench("llama-tied")
+    #expect(try bench.report().tuning?.tensors ?? 0 > 0)
+    let expected = try bench.uninterrupted()
+    let moments = try bench.watchedRun().moments
+    for moment in [moments.first, moments.dropLast(3).last, moments.last].compactMap(\.self) {
+      #expect(try bench.goOn(from: moment).result == expected, "\(moment)")
+    }
+  }
+
+  @Test func `where norms cannot be tuned it is said why, and they stay`() throws {
+    for name in ["mixtral", "deepseek-v2"] {
+      let (plain, bench) = (try Self.bench(name, tunes: false), try Self.bench(name))
+      let tuning = try #require(try bench.report().tuning)
+      #expect(tuning.tensors == 0 && tuning.note?.contains("gradients") == true, "\(tuning)")
+      #expect(try bench.uninterrupted().files == plain.uninterrupted().files)
+    }
+    let bench = try Self.bench("llama-tied")
+    let run = try QuantizationRun(
+      bench.request(output: bench.directory.file("output"), resume: nil), backend: bench.backend)
+    #expect(run.obstacleToTuning(memoryBytes: 1 << 30) == nil)
+    #expect(run.obstacleToTuning(memoryBytes: 100_000)?.contains("100 kB may be taken") == true)
+  }
+
+  @Test func `a GGUF file has no norms to tune`() {
+    var settings = QuantizationSettings()
+    (settings.tuneNorms, settings.formats) = (true, [.gguf])
+    let error = #expect(throws: SettingsError.self) { try settings.validate() }
+    #expect(error.map { "\($0)".contains("tune-norms") && "\($0)".contains("GGUF") } == true)
+  }
+
+  // MARK: Results
+
+  private static func logits(_ path: String, _ bench: ResumeBench) throws -> [Float] {
+    let calibration = bench.calibration
+    return try PipelineTests.logits(
+      ofModel: path, calibration.tokens, sequenceLength: calibration.sequenceLength
+    ).elements
+  }
+
+  private static func tensors(_ path: String) throws -> [String: [UInt8]] {
+    let reader = try CheckpointReader.open(path)
+    return try reader.tensors.mapValues { tensor in
+      try reader.withBytes(of: tensor.name, 0..<tensor.byteRange.count) { span in
+        (0..<span.byteCount).map { unsafe span.unsafeLoad(fromByteOffset: $0, as: UInt8.self) }
+      }
+    }
+  }
+}
