@@ -304,7 +304,7 @@ public struct Report: Codable, Sendable, Equatable {
     public var description: String {
       guard let before, let after, tensors > 0 else { return "as they were: \(note ?? "")" }
       return
-        "\(tensors) tuned: divergence \(fixed(after, 4)), \(fixed(before, 4)) without, on sequences that are left out"
+        "\(tensors) tuned: divergence \(fixed(after, 4)), \(fixed(before, 4)) without, on sequences that nothing was learnt of"
     }
   }
 

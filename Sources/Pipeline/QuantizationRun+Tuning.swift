@@ -37,6 +37,9 @@ extension QuantizationRun {
       try checkSource()
       progress(.step("tuning norms, step \($0 + 1) of \($1)"))
     }
+    guard outcome.before.isFinite, outcome.after.isFinite else {
+      return Report.Tuning(note: "the divergence of the predictions is no finite number")
+    }
     for (reader, _) in results {
       for (tensor, values) in outcome.weights { try reader.overwrite(tensor, with: values) }
     }
@@ -48,7 +51,7 @@ extension QuantizationRun {
   /// Why the norms cannot be tuned; nil if they can.
   /// - Parameter memoryBytes: what may be taken
   func obstacleToTuning(memoryBytes: Int) -> String? {
-    if backend.deviceMemory != nil { return "a device computes no gradients here" }
+    if !(backend is any HostMemoryBackend) { return "a device computes no gradients here" }
     if let obstacle = NormTuning.obstacle(of: description, samples: tuningSamples) { return obstacle }
     let needed = tuningBytes(keepingLayers: false)
     return needed > memoryBytes

@@ -268,6 +268,7 @@ public final class QuantizationRun: Sendable {
     totals.secondsPerPhase = times.merging(finished.times.byName) { $0 + $1 }
     // Writing a linear happens inside the solver's turn.
     totals.secondsPerPhase["solver"] = finished.rows.reduce(stages.head?.seconds ?? 0) { $0 + $1.seconds }
+    if let seconds = tuning?.seconds { totals.secondsPerPhase["tuning"] = seconds }
     totals.tokens = request.calibration.tokens.count
     totals.states = plan.states.rawValue
     totals.cacheBytesRaw = store.statistics.rawBytesWritten

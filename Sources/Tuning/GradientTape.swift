@@ -22,7 +22,7 @@ public final class GradientTape: DecoderOperations, HostMemoryBackend, @unchecke
   private var weights: [UInt: Matrix] = [:]
 
   public init(_ base: any ComputeBackend) {
-    precondition(base.deviceMemory == nil, "gradients are computed in the host's memory")
+    precondition(base is any HostMemoryBackend, "gradients are computed in the host's memory")
     self.base = base
     team = ThreadTeam(threads: base.threads)
     gradients = Gradients(team: team)

@@ -27,6 +27,7 @@ struct NormTuningTests {
     #expect(try plain.report().tuning == nil)
     let (before, after) = (try #require(tuning.before), try #require(tuning.after))
     #expect(tuning.tensors > 0 && after < before, "\(tuning)")
+    #expect(try tuned.report().totals.secondsPerPhase["tuning"] == tuning.seconds)
     let tensors = try [plain, tuned].map { try Self.tensors($0.directory.file("expected")) }
     let changed = tensors[0].keys.filter { tensors[0][$0] != tensors[1][$0] }
     #expect(tensors[0].keys == tensors[1].keys)
