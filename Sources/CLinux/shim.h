@@ -5,7 +5,6 @@
 #include <fcntl.h>
 #include <malloc.h>
 #include <signal.h>
-#include <spawn.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -23,8 +22,6 @@ static inline void map_blocks_from(int byte_count) {
   mallopt(M_TRIM_THRESHOLD, byte_count);
 }
 
-// Closes what the child would have beyond its streams. Hidden as well.
-int posix_spawn_file_actions_addclosefrom_np(posix_spawn_file_actions_t *, int);
-static inline int close_in_child(posix_spawn_file_actions_t *actions, int first_descriptor) {
-  return posix_spawn_file_actions_addclosefrom_np(actions, first_descriptor);
-}
+// posix_spawn_file_actions_addclosefrom_np by its symbol: spawn.h hides it unless asked before any header, and asked so it
+// brings types that differ from those of Swift's Glibc module.
+int close_in_child(void *actions, int first_descriptor) __asm__("posix_spawn_file_actions_addclosefrom_np");
