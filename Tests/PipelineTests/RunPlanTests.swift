@@ -31,12 +31,30 @@ struct RunPlanTests {
     let plan = try plan(fixture)
     let memory = try plan.memoryPlan(backend: backend, budgetBytes: 1 << 34)
     let time = try plan.timePlan(backend: backend, memory: memory, cacheDirectory: directory.path)
-    for phase in TimePlan.Phase.allCases where phase != .network && phase != .trial {
+    let others: [TimePlan.Phase] = [.network, .trial, .tuning]
+    for phase in TimePlan.Phase.allCases where !others.contains(phase) {
       #expect(time.secondsPerPhase[phase] ?? 0 > 0, "\(phase)")
     }
     #expect(time.secondsPerPhase[.network] == nil)
     #expect(time.seconds < 3_600)
     #expect(try FileSystem.names(in: directory.path) == [])
+  }
+
+  @Test func `tuning norms takes time and memory, of models that have gradients`() throws {
+    let directory = try TemporaryDirectory()
+    let backend = OpenBLASBackend(threads: 2)
+    for (fixture, isTuned) in [("llama", true), ("mixtral", false)] {
+      let plan = try plan(fixture) { $0.tuneNorms = true }
+      let memory = try plan.memoryPlan(backend: backend, budgetBytes: 1 << 34)
+      let time = try plan.timePlan(backend: backend, memory: memory, cacheDirectory: directory.path)
+      #expect((time.secondsPerPhase[.tuning] ?? 0 > 0) == isTuned)
+      #expect(plan.tuningBytes.map { $0[0] > 0 && $0[0] <= $0[1] } == (isTuned ? true : nil))
+    }
+    let plain = try plan("llama")
+    #expect(plain.tuningBytes == nil)
+    let memory = try plain.memoryPlan(backend: backend, budgetBytes: 1 << 34)
+    let time = try plain.timePlan(backend: backend, memory: memory, cacheDirectory: directory.path)
+    #expect(time.secondsPerPhase[.tuning] == nil)
   }
 
   @Test func `more hosts take less time, and send one another what the formulas say`() throws {
