@@ -51,7 +51,7 @@ public struct CalibrationSet: Sendable {
   /// Sequence by sequence, those that layers are solved for, and the spare ones.
   public var sequences: (solved: [[Int32]], spare: [[Int32]]) {
     func parts(_ tokens: [Int32]) -> [[Int32]] {
-      stride(from: 0, to: tokens.count, by: sequenceLength).map { Array(tokens[$0..<$0 + sequenceLength]) }
+      tokens.indices.parts(of: sequenceLength).map { Array(tokens[$0]) }
     }
     return (parts(tokens), parts(spare))
   }

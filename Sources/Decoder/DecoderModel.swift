@@ -167,6 +167,11 @@ public struct DecoderHead {
     return DecoderHead(description: description, input: input, weights: weights, bias: bias)
   }
 
+  /// The same head behind another norm and projection.
+  public func replacingInput(by input: HeadInput) -> DecoderHead {
+    DecoderHead(description: description, input: input, weights: weights, bias: bias)
+  }
+
   /// Logits `[tokens, vocabulary]` of hidden states `[tokens, hiddenSize]`; valid until the next call.
   public func logits(_ hiddenStates: Matrix) -> Matrix {
     let (backend, workspace) = (input.backend, input.workspace)

@@ -61,6 +61,7 @@ public struct NormTuning {
   private let schedule: Schedule
   private let keepsLayers: Bool
   private var layers: [DecoderLayer?]
+  private var ownHead: DecoderHead?
 
   /// Rows whose logits are in memory at a time.
   private static let logitRows = 256
@@ -122,9 +123,7 @@ public struct NormTuning {
   ) throws -> Outcome {
     let length = model.sequenceLength
     let (learnt, judged) = schedule.parts(of: sequences.count, length: length)
-    let batches = Array(learnt).parts(of: schedule.sequences(length: length)).map {
-      $0.flatMap { sequences[$0] }
-    }
+    let batches = learnt.parts(of: schedule.sequences(length: length)).map { sequences[$0].flatMap { $0 } }
     let judges = judged.map { sequences[$0] }
     let targets = try lastStates(of: batches + judges)
     let head = try original.head()
@@ -179,6 +178,13 @@ public struct NormTuning {
     return layer
   }
 
+  /// The quantized model's head, its norm as it is now.
+  private mutating func head() throws -> DecoderHead {
+    let head = try ownHead?.replacingInput(by: model.headInput()) ?? model.head()
+    ownHead = head
+    return head
+  }
+
   /// Mean divergence of what the quantized model predicts.
   private mutating func divergence(
     _ batches: [[Int32]], _ targets: [Matrix], _ originalHead: DecoderHead
@@ -188,7 +194,7 @@ public struct NormTuning {
       let layer = try layer(index)
       for batch in states { layer.run(batch, sequenceLength: model.sequenceLength) }
     }
-    let head = try model.head()
+    let head = try head()
     var (sum, count) = (0.0, 0)
     for (own, target) in zip(states, targets) {
       for rows in (0..<own.rows).parts(of: Self.logitRows) {
@@ -213,7 +219,7 @@ public struct NormTuning {
     }
     tape.isRecording = true
     defer { tape.isRecording = false }
-    let head = try model.head()
+    let head = try head()
     var gradient = backend.makeMatrix(rows: states.rows, columns: states.columns)
     for rows in (0..<states.rows).parts(of: Self.logitRows) {
       let part = states.rows(rows)
@@ -313,11 +319,5 @@ extension Matrix {
       }
     }
     return result
-  }
-}
-
-extension Array {
-  fileprivate func parts(of size: Int) -> [[Element]] {
-    indices.parts(of: size).map { Array(self[$0]) }
   }
 }

@@ -26,30 +26,18 @@ struct HeadCorrectionTests {
     }
     let (plain, corrected) = (try bench(false), try bench(true))
     for bench in [plain, corrected] { _ = try bench.uninterrupted() }
-    let expected = try predictions(test.path, plain)
+    let expected = try plain.predictions(of: test.path)
     func output(_ bench: ResumeBench) -> String {
       bench.directory.file(test.settings.formats.count > 1 ? "expected/dense" : "expected")
     }
-    func error(_ bench: ResumeBench) throws -> Float {
-      zip(try predictions(output(bench), bench), expected).reduce(0) { $0 + ($1.0 - $1.1) * ($1.0 - $1.1) }
-    }
+    func error(_ bench: ResumeBench) throws -> Float { try bench.error(of: output(bench), from: expected) }
     let (before, after) = (try error(plain), try error(corrected))
     #expect(after < 0.95 * before, "\(after) for \(before)")
     #expect(try plain.report().correctedHead == nil)
     let name = try #require(try corrected.report().correctedHead)
     // It is told of the tensor that differs, and of no other: all else is as without a correction.
     func others(_ bench: ResumeBench) throws -> [String: [UInt8]] {
-      let reader = try CheckpointReader.open(output(bench))
-      var bytes: [String: [UInt8]] = [:]
-      for tensor in reader.tensorNames where tensor != name {
-        let count = try #require(reader.tensors[tensor]).byteCount
-        try reader.withBytes(of: tensor, 0..<count) { span in
-          bytes[tensor] = (0..<span.byteCount).map {
-            unsafe span.unsafeLoad(fromByteOffset: $0, as: UInt8.self)
-          }
-        }
-      }
-      return bytes
+      try tensorBytes(of: output(bench)).filter { $0.key != name }
     }
     #expect(try others(plain) == others(corrected))
   }
@@ -84,12 +72,5 @@ struct HeadCorrectionTests {
     let bench = try ResumeBench(ResumeCase(directory.path) { _ in })
     _ = try bench.uninterrupted()
     #expect(try bench.report().correctedHead == nil)
-  }
-
-  /// Of what the run is calibrated on.
-  private func predictions(_ path: String, _ bench: ResumeBench) throws -> [Float] {
-    try logits(
-      ofModel: path, bench.calibration.tokens, sequenceLength: bench.calibration.sequenceLength
-    ).elements
   }
 }

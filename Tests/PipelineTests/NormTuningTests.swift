@@ -28,15 +28,14 @@ struct NormTuningTests {
     let (before, after) = (try #require(tuning.before), try #require(tuning.after))
     #expect(tuning.tensors > 0 && after < before, "\(tuning)")
     #expect(try tuned.report().totals.secondsPerPhase["tuning"] == tuning.seconds)
-    let tensors = try [plain, tuned].map { try Self.tensors($0.directory.file("expected")) }
+    let tensors = try [plain, tuned].map { try tensorBytes(of: $0.directory.file("expected")) }
     let changed = tensors[0].keys.filter { tensors[0][$0] != tensors[1][$0] }
     #expect(tensors[0].keys == tensors[1].keys)
     #expect(
       changed.count == tuning.tensors && changed.allSatisfy { $0.contains("norm") || $0.contains("ln") })
-    let expected = try Self.logits(TestFiles.model(name), plain)
+    let expected = try plain.predictions(of: TestFiles.model(name))
     func error(_ bench: ResumeBench) throws -> Float {
-      zip(try Self.logits(bench.directory.file("expected"), bench), expected)
-        .reduce(0) { $0 + ($1.0 - $1.1) * ($1.0 - $1.1) }
+      try bench.error(of: bench.directory.file("expected"), from: expected)
     }
     let errors = (before: try error(plain), after: try error(tuned))
     #expect(errors.after < errors.before, "\(errors)")
@@ -46,10 +45,10 @@ struct NormTuningTests {
     let bench = try Self.bench("llama-tied") { $0.formats = [.dense, .compressedTensors] }
     let tuning = try #require(try bench.report().tuning)
     let results = try ["expected/dense", "expected/compressed-tensors"].map {
-      try Self.tensors(bench.directory.file($0)).filter { $0.key.contains("norm") }
+      try tensorBytes(of: bench.directory.file($0)).filter { $0.key.contains("norm") }
     }
     #expect(tuning.tensors == results[0].count && tuning.tensors > 0 && results[0] == results[1])
-    let source = try Self.tensors(TestFiles.model("llama-tied")).filter { $0.key.contains("norm") }
+    let source = try tensorBytes(of: TestFiles.model("llama-tied")).filter { $0.key.contains("norm") }
     #expect(source.keys == results[0].keys && source.allSatisfy { results[0][$0.key] != $0.value })
   }
 
@@ -101,23 +100,5 @@ struct NormTuningTests {
     (settings.tuneNorms, settings.formats) = (true, [.gguf])
     let error = #expect(throws: SettingsError.self) { try settings.validate() }
     #expect(error.map { "\($0)".contains("tune-norms") && "\($0)".contains("GGUF") } == true)
-  }
-
-  // MARK: Results
-
-  private static func logits(_ path: String, _ bench: ResumeBench) throws -> [Float] {
-    let calibration = bench.calibration
-    return try PipelineTests.logits(
-      ofModel: path, calibration.tokens, sequenceLength: calibration.sequenceLength
-    ).elements
-  }
-
-  private static func tensors(_ path: String) throws -> [String: [UInt8]] {
-    let reader = try CheckpointReader.open(path)
-    return try reader.tensors.mapValues { tensor in
-      try reader.withBytes(of: tensor.name, 0..<tensor.byteRange.count) { span in
-        (0..<span.byteCount).map { unsafe span.unsafeLoad(fromByteOffset: $0, as: UInt8.self) }
-      }
-    }
   }
 }
