@@ -283,16 +283,19 @@ public struct Report: Codable, Sendable, Equatable {
   public struct Tuning: Codable, Sendable, Equatable, CustomStringConvertible {
     /// The tensors that are others than they were; 0 where nothing better was found.
     public var tensors: Int
-    /// Mean Kullback-Leibler divergence from the original, in nats a token of calibration sequences that nothing was learnt
-    /// of, without the tuning and with it.
+    /// Mean Kullback-Leibler divergence from the original, in nats a token of the calibration text, without the tuning and
+    /// with it.
     public var before: Double?
     public var after: Double?
+    /// Whether layers were solved for that text, which then tells little of other text.
+    public var isJudgeSolved: Bool?
     public var seconds: Double?
     /// Why they stayed as they were.
     public var note: String?
 
-    public init(tensors: Int, before: Double, after: Double, seconds: Double) {
-      (self.tensors, self.before, self.after, self.seconds) = (tensors, before, after, seconds)
+    public init(tensors: Int, before: Double, after: Double, isJudgeSolved: Bool, seconds: Double) {
+      (self.tensors, self.before, self.after) = (tensors, before, after)
+      (self.isJudgeSolved, self.seconds) = (isJudgeSolved, seconds)
       if tensors == 0 { note = "no better weights were found" }
     }
 
@@ -303,8 +306,11 @@ public struct Report: Codable, Sendable, Equatable {
 
     public var description: String {
       guard let before, let after, tensors > 0 else { return "as they were: \(note ?? "")" }
-      return
-        "\(tensors) tuned: divergence \(fixed(after, 4)), \(fixed(before, 4)) without, on sequences that nothing was learnt of"
+      let text =
+        isJudgeSolved == true
+        ? "text that layers were solved for, which tells little of other text"
+        : "sequences that nothing was learnt of"
+      return "\(tensors) tuned: divergence \(fixed(after, 4)), \(fixed(before, 4)) without, on \(text)"
     }
   }
 

@@ -28,12 +28,10 @@ extension QuantizationRun {
       model: (quantized, result), original: (description, checkpoint),
       sequenceLength: calibration.sequenceLength, operands: operands, backend: backend,
       keepsLayers: tuningBytes(keepingLayers: true) <= request.memoryBudgetBytes)
-    // Text that layers were solved for is closer to the original than other text: where there is enough of that, all is
-    // learnt of it, and what there is judges.
+    // Text that layers were solved for is closer to the original than other text: that is learnt of where there is some.
     let (solved, spare) = calibration.sequences
-    let isEnough = spare.count >= NormTuning.Schedule().wanted(length: calibration.sequenceLength)
-    let sequences = isEnough ? spare : solved + spare
-    let outcome = try tuning.run(on: sequences, storedAs: { result.tensors[$0]?.dtype ?? .float32 }) {
+    let text = NormTuning.Schedule().text(solved: solved, spare: spare, length: calibration.sequenceLength)
+    let outcome = try tuning.run(on: text, storedAs: { result.tensors[$0]?.dtype ?? .float32 }) {
       try checkSource()
       progress(.step("tuning norms, step \($0 + 1) of \($1)"))
     }
@@ -45,14 +43,13 @@ extension QuantizationRun {
     }
     return Report.Tuning(
       tensors: outcome.weights.count, before: outcome.before, after: outcome.after,
-      seconds: (ContinuousClock.now - start).seconds)
+      isJudgeSolved: text.isJudgeSolved, seconds: (ContinuousClock.now - start).seconds)
   }
 
   /// Why the norms cannot be tuned; nil if they can.
   /// - Parameter memoryBytes: what may be taken
   func obstacleToTuning(memoryBytes: Int) -> String? {
-    if !(backend is any HostMemoryBackend) { return "a device computes no gradients here" }
-    if let obstacle = NormTuning.obstacle(of: description, samples: tuningSamples) { return obstacle }
+    if let obstacle = NormTuning.obstacle(of: description, on: backend) { return obstacle }
     let needed = tuningBytes(keepingLayers: false)
     return needed > memoryBytes
       ? "it takes \(byteSize(needed)) of memory, and \(byteSize(memoryBytes)) may be taken" : nil

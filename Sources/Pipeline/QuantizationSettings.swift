@@ -121,7 +121,9 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
   private var normTuning: Bool?
   /// Calibration sequences to draw beside those that layers are solved for.
   public var spareSamples: Int {
-    tuneNorms ? NormTuning.Schedule().wanted(length: sequenceLength) : 0
+    guard tuneNorms else { return 0 }
+    let wanted = NormTuning.Schedule().wanted(length: sequenceLength)
+    return wanted.learnt + wanted.judged
   }
   /// Whether a checkpoint may be quantized that is quantized already.
   public var allowRequantize: Bool {

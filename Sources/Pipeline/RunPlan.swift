@@ -100,14 +100,14 @@ public struct RunPlan: Sendable {
     checkpoint.tensors.values.reduce(0) { $0 + $1.shape.reduce(1, *) }
   }
 
-  /// Whether norms are tuned when all is quantized, on a processor.
-  var tunesNorms: Bool {
-    settings.tuneNorms && NormTuning.obstacle(of: model, samples: settings.samples) == nil
+  /// Whether norms are tuned when all is quantized.
+  func tunesNorms(on backend: any ComputeBackend) -> Bool {
+    settings.tuneNorms && NormTuning.obstacle(of: model, on: backend) == nil
   }
 
   /// What that takes of the memory, at least, and where there is room; nil where norms are not tuned.
-  public var tuningBytes: [Int]? {
-    guard tunesNorms else { return nil }
+  public func tuningBytes(backend: any ComputeBackend) -> [Int]? {
+    guard tunesNorms(on: backend) else { return nil }
     return [false, true].map {
       NormTuning.bytes(
         of: model, samples: settings.samples, sequenceLength: settings.sequenceLength, keepingLayers: $0)
@@ -191,6 +191,17 @@ public struct RunPlan: Sendable {
     return AllocationTrial.Sizes(samples: settings.samples, sequenceLength: settings.sequenceLength).bytes(
       work(backend.operandType(for: modelType)), panelRows: memory.panelRows,
       isOnDevice: backend.deviceMemory != nil)
+  }
+
+  /// What the trial of a rotation takes before the run, of the memory that matrices are in; nil where none is made. The run
+  /// does without a rotation where there is less.
+  public func trialBytes(backend: any ComputeBackend, memory: MemoryPlan) -> Int? {
+    guard rotation == .trial else { return nil }
+    let sizes = RotationTrial.Sizes(
+      samples: settings.samples, sequenceLength: settings.sequenceLength, layerCount: model.layerCount)
+    return sizes.bytes(
+      of: model, sequenceLength: settings.sequenceLength, operands: backend.operandType(for: modelType),
+      plan: memory)
   }
 
   func work(_ operands: OperandType) -> MemoryPlan.Work {

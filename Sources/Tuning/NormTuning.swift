@@ -22,7 +22,7 @@ public struct NormTuning {
     /// What a weight moves by at most in the first step, as a share of itself; it falls to nothing by half a cosine. nil goes by
     /// how far the models are apart: steps of Adam are as long where little is to be gained.
     public var rate: Double?
-    /// Tokens that nothing is learnt of, and that decide whether the weights are kept.
+    /// Tokens that decide whether the weights are kept.
     public var judgedTokens = 2_048
 
     public init() {}
@@ -31,22 +31,49 @@ public struct NormTuning {
 
     public func sequences(length: Int) -> Int { max(1, batchTokens / length) }
 
-    /// Sequences of a length that there is use for.
-    public func wanted(length: Int) -> Int {
-      steps * sequences(length: length) + max(1, judgedTokens / length)
+    /// Sequences that there is use for, to learn of and to judge by.
+    public func wanted(length: Int) -> (learnt: Int, judged: Int) {
+      (steps * sequences(length: length), max(1, judgedTokens / length))
     }
 
-    /// Sequences that are learnt of, and that are judged by, of so many that there are, each of `length` tokens. Where there are
-    /// few, each is learnt of several times.
-    public func parts(of samples: Int, length: Int) -> (learnt: Range<Int>, judged: Range<Int>) {
-      let judged = min(max(1, judgedTokens / length), max(samples / 8, 1))
-      let learnt = min(steps * sequences(length: length), samples - judged)
-      return (0..<learnt, samples - judged..<samples)
+    /// Divides what there is.
+    /// - Parameters:
+    ///   - solved: sequences that layers were solved for
+    ///   - spare: others of their kind
+    public func text(solved: [[Int32]], spare: [[Int32]], length: Int) -> Text {
+      let wanted = wanted(length: length)
+      guard spare.count > wanted.judged else {
+        let all = spare + solved
+        return Text(
+          learnt: Array(all.prefix(wanted.learnt)), judged: Array(all.suffix(wanted.judged)),
+          isJudgeSolved: true)
+      }
+      let others = Array(spare.dropLast(wanted.judged))
+      return Text(
+        learnt: Array((others + solved).prefix(wanted.learnt)), judged: Array(spare.suffix(wanted.judged)),
+        isJudgeSolved: false)
     }
   }
 
+  /// What is learnt of, each sequence several times where there are few, and what judges.
+  public struct Text: Sendable, Equatable {
+    public let learnt: [[Int32]]
+    public let judged: [[Int32]]
+    /// Whether layers were solved for what judges. The model is closer to the original there than elsewhere, and what brings it
+    /// closer on other text can take it away there: it tells no more than that no step went astray.
+    public let isJudgeSolved: Bool
+
+    public init(learnt: [[Int32]], judged: [[Int32]], isJudgeSolved: Bool) {
+      precondition(!learnt.isEmpty && !judged.isEmpty, "a sequence to learn of and another to judge by")
+      (self.learnt, self.judged, self.isJudgeSolved) = (learnt, judged, isJudgeSolved)
+    }
+
+    /// The divergence that weights are kept up to, of so much without them.
+    func limit(_ before: Double) -> Double { (isJudgeSolved ? 1.1 : 1) * before }
+  }
+
   public struct Outcome: Sendable, Equatable {
-    /// Mean divergence in nats of the tokens that were judged by, with the weights as they were and as they came to be.
+    /// Mean divergence in nats a token of what judged, with the weights as they were and as they came to be.
     public let before: Double
     public let after: Double
     /// The weights as they are to be stored, by tensor; none where they came to nothing better.
@@ -98,36 +125,36 @@ public struct NormTuning {
     let layers = (0..<model.layerCount).map { model.linears(ofLayer: $0).weightCount }
     // In fp32, and as the backend multiplies by them; and the original's.
     let weights = 8 * (keepingLayers ? layers.reduce(0, +) : layers.max() ?? 0) + 4 * (layers.max() ?? 0)
-    let (learnt, judged) = schedule.parts(of: samples, length: length)
+    let wanted = schedule.wanted(length: length)
     let tokens = schedule.sequences(length: length) * length
-    let states = (learnt.count + 2 * judged.count) * length + (model.layerCount + 3) * tokens
+    let states =
+      (min(wanted.learnt, samples) + 2 * min(wanted.judged, samples)) * length + (model.layerCount + 3)
+      * tokens
     let widest = model.linears(ofLayer: 0).reduce(0) { $0 + $1.outFeatures + $1.inFeatures }
     let heads = 2 * model.vocabularySize * model.head.width + 5 * logitRows * model.vocabularySize
     return weights + 4 * (states * model.hiddenSize + 3 * tokens * widest + 2 * length * length + heads)
   }
 
   /// Why a model's norms cannot be tuned; nil if they can.
-  public static func obstacle(of model: ModelDescription, samples: Int) -> String? {
-    if !model.hasGradients { return "gradients of \(model.modelType)'s layers are not known" }
-    return samples < 2 ? "it takes a sequence to learn of and another to judge by" : nil
+  public static func obstacle(of model: ModelDescription, on backend: any ComputeBackend) -> String? {
+    if !(backend is any HostMemoryBackend) { return "a device computes no gradients here" }
+    return model.hasGradients ? nil : "gradients of \(model.modelType)'s layers are not known"
   }
 
   /// Learns, and judges what was learnt.
   /// - Parameters:
-  ///   - sequences: whole sequences, one after the other
+  ///   - text: sequences of the model's length
   ///   - stored: the type that a tensor's values are stored in
   ///   - progress: steps done, of how many
   public mutating func run(
-    on sequences: [[Int32]], storedAs stored: (_ tensor: String) -> DType,
+    on text: Text, storedAs stored: (_ tensor: String) -> DType,
     progress: (_ done: Int, _ total: Int) throws -> Void = { _, _ in }
   ) throws -> Outcome {
-    let length = model.sequenceLength
-    let (learnt, judged) = schedule.parts(of: sequences.count, length: length)
-    let batches = learnt.parts(of: schedule.sequences(length: length)).map { sequences[$0].flatMap { $0 } }
-    let judges = judged.map { sequences[$0] }
-    let targets = try lastStates(of: batches + judges)
+    let size = schedule.sequences(length: model.sequenceLength)
+    let batches = text.learnt.indices.parts(of: size).map { text.learnt[$0].flatMap { $0 } }
+    let targets = try lastStates(of: batches + text.judged)
     let head = try original.head()
-    let before = try divergence(judges, Array(targets[batches.count...]), head)
+    let before = try divergence(text.judged, Array(targets[batches.count...]), head)
     var adam = Adam(rate: schedule.rate(divergence: before), steps: schedule.steps)
     var weights: [NormalizationParameters.Origin: [Float]] = [:]
     var generator = SplitMix64(seed: 1)
@@ -147,8 +174,8 @@ public struct NormTuning {
     for (tensor, values) in norms.stored {
       norms.stored[tensor] = values.map { $0.rounded(to: stored(tensor)) }
     }
-    let after = try divergence(judges, Array(targets[batches.count...]), head)
-    return Outcome(before: before, after: after, weights: after < before ? norms.stored : [:])
+    let after = try divergence(text.judged, Array(targets[batches.count...]), head)
+    return Outcome(before: before, after: after, weights: after < text.limit(before) ? norms.stored : [:])
   }
 
   // MARK: The models

@@ -146,6 +146,8 @@ struct Needs: Encodable {
   let allocationBytes: Int?
   /// Whether the residual stream is rotated, or a trial decides.
   let rotation: String
+  /// What that trial takes of the memory that matrices are in; nil where none is made.
+  let trialBytes: Int?
   /// What tuning norms takes of the memory when all is quantized, at least and where there is room; nil where they are not.
   let tuningBytes: [Int]?
 
@@ -171,7 +173,7 @@ struct Needs: Encodable {
       memoryBytesPerPhase
     case deviceMemoryBytes, deviceMemoryBytesPerPhase, deviceMemoryBudgetBytes, states
     case memoryBudgetBytes, memoryShortage, seconds, secondsPerPhase, basis, ranks, gguf,
-      allocationBytes, rotation, tuningBytes
+      allocationBytes, rotation, trialBytes, tuningBytes
   }
 
   init(
@@ -191,7 +193,7 @@ struct Needs: Encodable {
     title = "\(plan.linearCount) linears \(goal), solver \(settings.solver.rawValue)"
     gguf = plan.outline
     rotation = plan.rotation.rawValue
-    tuningBytes = plan.tuningBytes
+    tuningBytes = plan.tuningBytes(backend: backend)
     inputBytes = plan.inputBytes
     func space(_ bytes: Int, in path: String) throws -> Space {
       Space(path: path, bytes: bytes, freeBytes: try FileSystem.freeBytes(FileSystem.nearestExisting(path)))
@@ -220,6 +222,7 @@ struct Needs: Encodable {
     self.states = memory?.states
     memoryShortage = shortage
     allocationBytes = memory.flatMap { plan.allocationBytes(backend: backend, memory: $0) }
+    trialBytes = memory.flatMap { plan.trialBytes(backend: backend, memory: $0) }
     // Where the cache may not be tried, a temporary file tells nearly as well.
     let directory = try FileSystem.nearestExisting(places.cache)
     let place = FileSystem.isWritable(directory) ? directory : FileManager.default.temporaryDirectory.path
@@ -268,7 +271,16 @@ struct Needs: Encodable {
       if let warning = gguf.warning { lines.append("         \(warning)") }
     }
     if rotation == RotationPlan.trial.rawValue {
-      lines.append("rotation if a trial says that it helps, before the run")
+      let budget = deviceMemoryBudgetBytes ?? memoryBudgetBytes
+      let verdict =
+        switch trialBytes {
+        case nil: "if a trial before the run says that it helps"
+        case let bytes? where bytes > budget:
+          "none: to try it takes \(Console.bytes(bytes)) of \(Console.bytes(budget))"
+        case let bytes?:
+          "if a trial before the run says that it helps, in \(Console.bytes(bytes)) of memory"
+        }
+      lines.append("rotation \(verdict)")
     }
     if let tuningBytes {
       let amounts = tuningBytes.map(Console.bytes).joined(separator: ", or ")

@@ -115,9 +115,8 @@ struct SolverOptions: ParsableArguments {
   @Flag(
     help: """
       When all is quantized, tune the weights of norms by the gradient of the whole model's divergence from the original: \
-      at 2 bits 7 % less of it for a small model, and 10 % where the calibration text is longer than what layers are \
-      solved for. At 3 bits that is needed, and brings perplexity down by 3 %. It takes about as long as running the model \
-      on 130,000 tokens. On the processor alone, and not for GGUF.
+      of a small model 3 to 7 % less of it, and 10 % at 2 bits where the calibration text is longer than what layers are \
+      solved for. It takes about as long as running the model on 130,000 tokens. On the processor alone, and not for GGUF.
       """)
   var tuneNorms = false
 

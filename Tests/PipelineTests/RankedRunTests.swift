@@ -69,7 +69,7 @@ struct RankedRunTests {
     ResumeCase("deepseek-v3-dense"), ResumeCase("mixtral"),
   ]) func `ranks send as many bytes as the formulas say`(_ test: ResumeCase) throws {
     let bench = try ResumeBench(test)
-    let expected = try bench.rankedPlan().traffic(backend: bench.backend)
+    let expected = try bench.runPlan().traffic(backend: bench.backend)
     for count in [2, 3] {
       let sent = try bench.rankedRun(count, panelRows: MemoryPlan.panelRows).map { try $0.get().sent }
       func all(_ kind: MessageLabel.Kind) -> Int { sent.reduce(0) { $0 + ($1[kind] ?? 0) } }
@@ -89,7 +89,7 @@ struct RankedRunTests {
     ResumeCase("llama-bf16-sharded", "GPTQ") { $0.solver = .gptq },
   ]) func `ranks multiply as much as the formulas say`(_ test: ResumeCase) throws {
     let bench = try ResumeBench(test)
-    let plan = try bench.rankedPlan()
+    let plan = try bench.runPlan()
     for count in 1...4 {
       let results = try bench.rankedRun(count, panelRows: MemoryPlan.panelRows)
       for (rank, result) in results.enumerated() {

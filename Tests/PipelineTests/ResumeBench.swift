@@ -314,8 +314,8 @@ final class ResumeBench {
       })
   }
 
-  /// The plan of what its ranks do.
-  func rankedPlan() throws -> RunPlan {
+  /// The plan of what it does.
+  func runPlan() throws -> RunPlan {
     var settings = test.settings
     (settings.samples, settings.sequenceLength) = (Self.samples, Self.sequenceLength)
     return try RunPlan(model: test.path, settings: settings, symlinks: .follow)

@@ -48,10 +48,11 @@ struct RunPlanTests {
       let memory = try plan.memoryPlan(backend: backend, budgetBytes: 1 << 34)
       let time = try plan.timePlan(backend: backend, memory: memory, cacheDirectory: directory.path)
       #expect((time.secondsPerPhase[.tuning] ?? 0 > 0) == isTuned)
-      #expect(plan.tuningBytes.map { $0[0] > 0 && $0[0] <= $0[1] } == (isTuned ? true : nil))
+      let bytes = plan.tuningBytes(backend: backend)
+      #expect(bytes.map { $0[0] > 0 && $0[0] <= $0[1] } == (isTuned ? true : nil))
     }
     let plain = try plan("llama")
-    #expect(plain.tuningBytes == nil)
+    #expect(plain.tuningBytes(backend: backend) == nil)
     let memory = try plain.memoryPlan(backend: backend, budgetBytes: 1 << 34)
     let time = try plain.timePlan(backend: backend, memory: memory, cacheDirectory: directory.path)
     #expect(time.secondsPerPhase[.tuning] == nil)

@@ -31,7 +31,7 @@ import Testing
 
   private static func outcome(
     _ name: String, backend: any ComputeBackend = OpenBLASBackend(threads: 2), keepsLayers: Bool = true,
-    rate: Double = 0.01
+    rate: Double = 0.01, isJudgeSolved: Bool = false
   ) throws -> NormTuning.Outcome {
     let reader = try CheckpointReader(directory: TestFiles.model(name))
     let description = try ModelDescription(configuration: reader.configuration) {
@@ -44,7 +44,8 @@ import Testing
     var tuning = try NormTuning(
       model: (description, CoarseWeights(reader)), original: (description, reader), sequenceLength: 24,
       operands: .float32, backend: backend, schedule: schedule, keepsLayers: keepsLayers)
-    return try tuning.run(on: Array(repeating: sequence, count: 8), storedAs: { _ in .float32 })
+    let text = NormTuning.Text(learnt: [sequence], judged: [sequence], isJudgeSolved: isJudgeSolved)
+    return try tuning.run(on: text, storedAs: { _ in .float32 })
   }
 
   /// What is learnt is what is judged by here, so that nothing but a wrong gradient can be in the way.
@@ -56,8 +57,18 @@ import Testing
   }
 
   @Test func `weights that are no better are not kept`() throws {
-    let outcome = try Self.outcome("llama", rate: 5)
-    #expect(outcome.after > outcome.before && outcome.weights.isEmpty)
+    for isJudgeSolved in [false, true] {
+      let outcome = try Self.outcome("llama", rate: 5, isJudgeSolved: isJudgeSolved)
+      #expect(outcome.after > outcome.before && outcome.weights.isEmpty)
+    }
+  }
+
+  /// Steps that are right go up there as well: the model was fitted to that text.
+  @Test func `text that layers were solved for may be a little farther away`() {
+    func limit(_ isJudgeSolved: Bool) -> Double {
+      NormTuning.Text(learnt: [[0]], judged: [[0]], isJudgeSolved: isJudgeSolved).limit(0.04)
+    }
+    #expect(limit(false) == 0.04 && limit(true) > 0.041 && limit(true) < 0.05)
   }
 
   @Test func `threads and memory change nothing`() throws {
@@ -66,14 +77,23 @@ import Testing
     #expect(try Self.outcome("llama", keepsLayers: false) == outcome)
   }
 
-  @Test func `sequences to learn of and to judge by are others`() {
+  @Test func `spare sequences judge, and are learnt of first`() {
     let schedule = NormTuning.Schedule()
-    for (samples, length) in [(2, 512), (8, 16), (32, 512), (128, 2_048), (128, 512), (1_000, 64)] {
-      let (learnt, judged) = schedule.parts(of: samples, length: length)
-      #expect(!learnt.isEmpty && !judged.isEmpty && !learnt.overlaps(judged))
-      #expect(learnt.upperBound <= samples && judged.upperBound == samples)
+    func sequences(_ ids: Range<Int32>) -> [[Int32]] { ids.map { [$0] } }
+    // Of 512 tokens 32 are learnt of, and 4 judge.
+    func text(_ solved: Int32, _ spare: Int32) -> NormTuning.Text {
+      schedule.text(solved: sequences(0..<solved), spare: sequences(100..<100 + spare), length: 512)
     }
-    #expect(schedule.parts(of: 128, length: 2_048).learnt.count == 16)
-    #expect(schedule.parts(of: 128, length: 512).learnt.count == 32)
+    let plenty = text(32, 36)
+    #expect(plenty.learnt == sequences(100..<132) && plenty.judged == sequences(132..<136))
+    let some = text(32, 6)
+    #expect(some.learnt == sequences(100..<102) + sequences(0..<30) && some.judged == sequences(102..<106))
+    #expect(!plenty.isJudgeSolved && !some.isJudgeSolved)
+    let few = text(32, 4)
+    #expect(few.learnt == sequences(100..<104) + sequences(0..<28) && few.judged == sequences(28..<32))
+    let one = text(1, 0)
+    #expect(one.learnt == [[0]] && one.judged == [[0]] && few.isJudgeSolved && one.isJudgeSolved)
+    let long = schedule.text(solved: sequences(0..<64), spare: [], length: 2_048)
+    #expect(long.learnt == sequences(0..<16) && long.judged == sequences(63..<64))
   }
 }

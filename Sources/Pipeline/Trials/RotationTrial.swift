@@ -106,6 +106,22 @@ struct RotationTrial {
 
     /// The sequences that go through the layers: what is looked at does with the quantized ones and without.
     var sequences: Int { solved + 2 * heldOut }
+
+    /// What it takes at its peak, in a layer or at the head.
+    /// - Parameter plan: of the run without a rotation
+    func bytes(
+      of model: ModelDescription, sequenceLength: Int, operands: OperandType, plan: MemoryPlan
+    ) -> Int {
+      let tokens = sequences * sequenceLength
+      let states = tokens * model.widestStates * 4
+      let head = model.vocabularySize * (model.hiddenSize + 3 * DecoderHead.trialTokens) * 4
+      // The queries' weights of latents, twice; or all experts of a layer, what they read, and what they make of it.
+      let stages = (0..<model.layerCount).flatMap { model.stages(ofLayer: $0) }
+      let together = stages.map { ($0.experts.isEmpty ? $0.companions : $0.linears).weightCount }.max() ?? 0
+      let mixture = model.hasMixtures ? 5 * tokens * model.hiddenSize * 4 : 0
+      return states + mixture + together * (operands == .bfloat16 ? 2 : 4)
+        + max(plan.devicePeakBytes ?? plan.peakBytes, head)
+    }
   }
 
   /// The mean divergence of the model with its quantized layers from the one without any.
@@ -196,16 +212,9 @@ extension QuantizationRun {
       layerCount: description.layerCount)
   }
 
-  /// What a trial takes at its peak, in a layer or at the head, of the memory that matrices are in.
+  /// What a trial takes at its peak, of the memory that matrices are in.
   fileprivate var trialBytes: Int {
-    let tokens = trialSizes.sequences * request.calibration.sequenceLength
-    let states = tokens * description.widestStates * 4
-    let head = description.vocabularySize * (description.hiddenSize + 3 * DecoderHead.trialTokens) * 4
-    // The queries' weights of latents, twice; or all experts of a layer, what they read, and what they make of it.
-    let stages = (0..<description.layerCount).flatMap { description.stages(ofLayer: $0) }
-    let together = stages.map { ($0.experts.isEmpty ? $0.companions : $0.linears).weightCount }.max() ?? 0
-    let mixture = description.hasMixtures ? 5 * tokens * description.hiddenSize * 4 : 0
-    return states + mixture + together * (operands == .bfloat16 ? 2 : 4)
-      + max(plan.devicePeakBytes ?? plan.peakBytes, head)
+    trialSizes.bytes(
+      of: description, sequenceLength: request.calibration.sequenceLength, operands: operands, plan: plan)
   }
 }

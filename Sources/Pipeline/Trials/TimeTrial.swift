@@ -99,7 +99,7 @@ struct TimeTrial {
     seconds[.forward, default: 0] += head.forward
     seconds[.gram, default: 0] += head.gram
     if plan.rotation == .trial { seconds[.trial] = rotationTrial(costs, kinds.values) }
-    if plan.tunesNorms { seconds[.tuning] = normTuning(costs, kinds.values) }
+    if plan.tunesNorms(on: backend) { seconds[.tuning] = normTuning(costs, kinds.values) }
     seconds = seconds.mapValues { $0 / ranks.speed }
     seconds[.files] =
       Double(plan.inputBytes) / Self.bytesReadPerSecond + Double(plan.resultBytes)
@@ -150,8 +150,11 @@ struct TimeTrial {
     let length = plan.settings.sequenceLength
     let schedule = NormTuning.Schedule()
     let steps = Double(schedule.steps * schedule.sequences(length: length) * length)
-    let (learnt, judged) = schedule.parts(of: plan.settings.samples, length: length)
-    let others = Double((learnt.count + 3 * judged.count) * length)
+    let wanted = schedule.wanted(length: length)
+    let (learnt, judged) = (
+      min(wanted.learnt, plan.settings.samples), min(wanted.judged, plan.settings.samples)
+    )
+    let others = Double((learnt + 3 * judged) * length)
     let layers = kinds.reduce(0) { sum, layers in
       let cost = costs.forward[layers[0]]?.forward ?? 0
       return sum + Double(layers.count) * cost * (Self.tuningPerForward * steps + others)
@@ -159,7 +162,7 @@ struct TimeTrial {
     // Logits of both models, and back from those of one.
     let logits =
       Double(plan.model.vocabularySize * plan.model.head.width)
-      * (3 * steps + 4 * Double(judged.count * length))
+      * (3 * steps + 4 * Double(judged * length))
     return layers + logits * (costs.forward.values.first?.secondsPerProduct ?? 0)
   }
 
