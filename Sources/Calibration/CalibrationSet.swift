@@ -11,41 +11,66 @@ public struct CalibrationSet: Sendable {
   /// another one's, drawn or not.
   public let idRange: ClosedRange<Int32>
 
+  /// Sequences that were cut of text that others were cut of before, as it had too few.
+  public let overlapping: Int
+
   public var samples: Int { tokens.count / sequenceLength }
 
   public init(sequenceLength: Int, tokens: [Int32], spare: [Int32] = []) {
     self.init(sequenceLength: sequenceLength, tokens: tokens, spare: spare, idRange: (tokens + spare).range)
   }
 
-  public init(sequenceLength: Int, tokens: [Int32], spare: [Int32] = [], idRange: ClosedRange<Int32>) {
+  public init(
+    sequenceLength: Int, tokens: [Int32], spare: [Int32] = [], idRange: ClosedRange<Int32>,
+    overlapping: Int = 0
+  ) {
     precondition(
       tokens.count % sequenceLength == 0 && spare.count % sequenceLength == 0, "sequences have one length")
     self.sequenceLength = sequenceLength
     self.tokens = tokens
     self.spare = spare
     self.idRange = idRange
+    self.overlapping = overlapping
+  }
+
+  /// What a person is to know of how the sequences were drawn; nil if nothing.
+  public var warning: String? {
+    guard overlapping > 0 else { return nil }
+    return "the calibration text has \(samples - overlapping) sequences of \(sequenceLength) tokens, so "
+      + "\(overlapping) more are cut of it at other places; more text would be worth more"
   }
 
   /// Draws sequences from a source: every stretch of `sequenceLength` tokens is drawn at most once, all with
-  /// the same chance, and those drawn keep the source's order.
-  /// - Parameter spare: so many others are drawn beside them, or as many as are left
+  /// the same chance, and those drawn keep the source's order. Of a source that has fewer all are drawn, and what is missing
+  /// from the same text cut at other places.
+  /// - Parameter spare: so many others are drawn beside them, or as many as are left of what does not overlap
   /// - Throws: ``CalibrationError/tooFewTokens(available:sequences:samples:sequenceLength:source:)``
   public init(
     drawing samples: Int, spare: Int = 0, sequenceLength: Int, from source: TokenRows, seed: UInt64
   ) throws(CalibrationError) {
-    let windows = source.windows(length: sequenceLength)
     guard source.tokenCount > 0 else { throw .empty(source: source.name) }
-    guard windows.count >= samples else {
+    let cuts = source.cuts(length: sequenceLength)
+    var generator = SplitMix64(seed: seed)
+    func tokens(_ drawn: ArraySlice<Int>, of windows: [ArraySlice<Int32>]) -> [Int32] {
+      drawn.sorted().flatMap { Array(windows[$0]) }
+    }
+    var (solved, others): ([Int32], [Int32]) = ([], [])
+    for windows in cuts {
+      let missing = samples - solved.count / sequenceLength
+      guard missing > 0 else { break }
+      let order = windows.indices.shuffled(using: &generator)
+      solved += tokens(order.prefix(missing), of: windows)
+      // Of a later cut all is text that layers are solved for.
+      if missing == samples { others = tokens(order.dropFirst(samples).prefix(spare), of: windows) }
+    }
+    guard solved.count == samples * sequenceLength else {
       throw .tooFewTokens(
-        available: source.tokenCount, sequences: windows.count, samples: samples,
+        available: source.tokenCount, sequences: cuts.map(\.count).reduce(0, +), samples: samples,
         sequenceLength: sequenceLength, source: source.name)
     }
-    var generator = SplitMix64(seed: seed)
-    let order = windows.indices.shuffled(using: &generator)
-    func tokens(_ drawn: ArraySlice<Int>) -> [Int32] { drawn.sorted().flatMap { Array(windows[$0]) } }
     self.init(
-      sequenceLength: sequenceLength, tokens: tokens(order.prefix(samples)),
-      spare: tokens(order.dropFirst(samples).prefix(spare)), idRange: source.rows.joined().range)
+      sequenceLength: sequenceLength, tokens: solved, spare: others, idRange: source.rows.joined().range,
+      overlapping: max(0, samples - cuts[0].count))
   }
 
   /// Sequence by sequence, those that layers are solved for, and the spare ones.
@@ -99,6 +124,17 @@ public struct TokenRows: Sendable {
       stride(from: 0, through: row.count - length, by: length).map { row[$0..<$0 + length] }
     }
   }
+
+  /// ``windows(length:)``, and then the same tokens, as a ring, cut in between: in the middle, and at both quarters. Each cut has as
+  /// many.
+  func cuts(length: Int) -> [[ArraySlice<Int32>]] {
+    let first = windows(length: length)
+    let tokens = Array(first.joined())
+    let ring = tokens + tokens.prefix(length)
+    let shifts = [length / 2, length / 4, length - length / 4].filter { 0 < $0 && $0 < length }
+    return [first]
+      + shifts.map { TokenRows(name: name, rows: [Array(ring.dropFirst($0))]).windows(length: length) }
+  }
 }
 
 /// Calibration or evaluation tokens that cannot be had.
@@ -116,7 +152,7 @@ public enum CalibrationError: Error, Sendable, Equatable, CustomStringConvertibl
     case .empty(let source):
       "\(source): holds no tokens; give a text of the kind that the model will be used on"
     case .tooFewTokens(let available, let sequences, let samples, let length, let source):
-      "\(source): holds \(available) tokens, \(sequences) sequences of \(length), and \(samples) were asked for; "
+      "\(source): holds \(available) tokens, at most \(sequences) sequences of \(length), and \(samples) were asked for; "
         + (sequences > 0
           ? "give more text, or ask for --samples \(sequences) or a shorter --sequence-length"
           : "give more text, or ask for --sequence-length \(available) or less")

@@ -110,7 +110,7 @@ extension CalibrationSet {
     var parts: [CalibrationSet] = []
     let spares = sources.shares(of: spare)
     for (index, share) in sources.shares(of: samples).enumerated() {
-      let available = rows[index].windows(length: sequenceLength).count
+      let available = rows[index].cuts(length: sequenceLength).map(\.count).reduce(0, +)
       guard share > 0, available >= share || rows[index].tokenCount == 0 else {
         throw .unlikeShare(source: rows[index].name, share: share, samples: samples, available: available)
       }
@@ -131,6 +131,7 @@ extension CalibrationSet {
       spare: parts.flatMap(\.spare),
       idRange: parts.map(\.idRange).reduce(parts[0].idRange) {
         min($0.lowerBound, $1.lowerBound)...max($0.upperBound, $1.upperBound)
-      })
+      },
+      overlapping: parts.reduce(0) { $0 + $1.overlapping })
   }
 }

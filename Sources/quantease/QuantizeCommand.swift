@@ -17,8 +17,9 @@ struct QuantizeCommand: ParsableCommand {
     commandName: "quantize",
     abstract: "Quantizes a checkpoint and writes it with a report of what it cost.",
     discussion: """
-      The calibration text should read like what the model will be used on; a few hundred kilobytes are
-      enough. The output directory appears only when everything in it is complete.
+      The calibration text should read like what the model will be used on. A megabyte has the 128 sequences
+      of 2,048 tokens that are drawn by default; of a quarter of that they are cut at several places, which
+      is nearly as good. The output directory appears only when everything in it is complete.
 
       Examples:
         quantease quantize llama --output llama-w4 --calibration prose.txt
@@ -191,6 +192,7 @@ struct QuantizeCommand: ParsableCommand {
     let calibration = try CalibrationSet(
       drawing: options.samples, spare: settings.spareSamples, sequenceLength: options.sequenceLength,
       from: sources, rows: rows, seed: seed)
+    if let warning = calibration.warning { progress.show(.warning(warning)) }
     _ = try ranks.share(calibration)
     var request = try request(
       calibration, model: converted.map { FileSystem.join($0.path, convertedName) } ?? model)

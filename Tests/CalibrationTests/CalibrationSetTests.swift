@@ -52,16 +52,47 @@ struct CalibrationSetTests {
     #expect(set.tokens == [0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12, 13])
   }
 
+  /// All of it as it is cut first, and then of the cut in the middle.
+  @Test func `a text that has too few sequences is cut at other places, too`() throws {
+    let text = TokenRows(name: "text", rows: [Array(0..<43)])
+    let set = try CalibrationSet(drawing: 9, spare: 4, sequenceLength: 8, from: text, seed: 2)
+    let firsts = (0..<9).map { Int(set.tokens(of: $0..<$0 + 1)[0]) }
+    #expect(
+      firsts.prefix(5) == [0, 8, 16, 24, 32] && Set(firsts.suffix(4)).isSubset(of: [4, 12, 20, 28, 36]))
+    #expect(
+      (0..<9).allSatisfy { index in
+        set.tokens(of: index..<index + 1) == (firsts[index]..<firsts[index] + 8).map { Int32($0 % 40) }
+      })
+    #expect(set.overlapping == 4 && set.spare.isEmpty)
+    #expect(set.warning?.contains("has 5 sequences of 8 tokens, so 4 more") == true, "\(set.warning ?? "")")
+    let all = try CalibrationSet(drawing: 20, sequenceLength: 8, from: text, seed: 2)
+    let starts = (0..<20).map { Int(all.tokens(of: $0..<$0 + 1)[0]) }
+    #expect(Set(starts).count == 20 && starts.suffix(10) == [2, 10, 18, 26, 34, 6, 14, 22, 30, 38])
+    let enough = try CalibrationSet(drawing: 4, spare: 4, sequenceLength: 8, from: text, seed: 2)
+    #expect(enough.overlapping == 0 && enough.warning == nil && enough.spare.count == 8)
+  }
+
+  @Test func `rows are one text where it is cut at other places`() throws {
+    let set = try CalibrationSet(drawing: 6, sequenceLength: 4, from: source, seed: 9)
+    #expect(set.tokens.prefix(12) == [0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12, 13])
+    #expect(set.tokens.suffix(12) == [2, 3, 4, 5, 6, 7, 10, 11, 12, 13, 0, 1])
+    #expect(set.overlapping == 3)
+  }
+
   @Test func `too few tokens are refused with their number`() throws {
     let error = try #require(throws: CalibrationError.self) {
-      try CalibrationSet(drawing: 4, sequenceLength: 4, from: source, seed: 0)
+      try CalibrationSet(drawing: 13, sequenceLength: 4, from: source, seed: 0)
     }
     #expect(
       error
-        == .tooFewTokens(available: 17, sequences: 3, samples: 4, sequenceLength: 4, source: "rows"))
+        == .tooFewTokens(available: 17, sequences: 12, samples: 13, sequenceLength: 4, source: "rows"))
     #expect("\(error)".contains("17 tokens"))
-    #expect("\(error)".contains("--samples 3"))
+    #expect("\(error)".contains("--samples 12"))
     #expect(error.exitCode == 65)
+    // Rows that are all shorter are not made one text.
+    #expect(throws: CalibrationError.self) {
+      try CalibrationSet(drawing: 1, sequenceLength: 12, from: source, seed: 0)
+    }
   }
 
   @Test(arguments: [[], [[]], [[], []]] as [[[Int32]]])
@@ -105,15 +136,15 @@ struct CalibrationSetTests {
     let sources = try #require(CalibrationSources(["a.txt", "b.txt"]))
     let rows = [100, 7].map { TokenRows(name: "file-\($0)", rows: [Array(0..<Int32($0))]) }
     let error = try #require(throws: CalibrationError.self) {
-      try CalibrationSet(drawing: 8, sequenceLength: 4, from: sources, rows: rows, seed: 0)
+      try CalibrationSet(drawing: 10, sequenceLength: 4, from: sources, rows: rows, seed: 0)
     }
-    #expect(error == .unlikeShare(source: "file-7", share: 4, samples: 8, available: 1))
+    #expect(error == .unlikeShare(source: "file-7", share: 5, samples: 10, available: 4))
     let light = try #require(CalibrationSources(["a.txt:100", "b.txt"]))
     let none = try #require(throws: CalibrationError.self) {
       try CalibrationSet(drawing: 4, sequenceLength: 4, from: light, rows: rows, seed: 0)
     }
     #expect(
-      none == .unlikeShare(source: "file-7", share: 0, samples: 4, available: 1)
+      none == .unlikeShare(source: "file-7", share: 0, samples: 4, available: 4)
         && "\(none)".contains("leave it out"))
   }
 

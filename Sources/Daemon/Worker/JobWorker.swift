@@ -312,6 +312,7 @@ public struct JobWorker {
       drawing: order.settings.samples, spare: order.settings.spareSamples,
       sequenceLength: order.settings.sequenceLength, from: order.calibration, rows: rows,
       seed: order.settings.seed)
+    if let warning = set.warning { send(.warning(warning)) }
     try settle(
       (set.tokens + set.spare).flatMap { token in (0..<4).map { UInt8(truncatingIfNeeded: token >> (8 * $0)) }
       },
