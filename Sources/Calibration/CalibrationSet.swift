@@ -49,28 +49,28 @@ public struct CalibrationSet: Sendable {
     drawing samples: Int, spare: Int = 0, sequenceLength: Int, from source: TokenRows, seed: UInt64
   ) throws(CalibrationError) {
     guard source.tokenCount > 0 else { throw .empty(source: source.name) }
-    let cuts = source.cuts(length: sequenceLength)
-    var generator = SplitMix64(seed: seed)
-    func tokens(_ drawn: ArraySlice<Int>, of windows: [ArraySlice<Int32>]) -> [Int32] {
-      drawn.sorted().flatMap { Array(windows[$0]) }
+    let available = source.windows(length: sequenceLength).count
+    let capacity = source.windowCount(length: sequenceLength)
+    guard capacity >= samples else {
+      throw .tooFewTokens(
+        available: source.tokenCount, sequences: capacity, samples: samples, sequenceLength: sequenceLength,
+        source: source.name)
     }
+    var generator = SplitMix64(seed: seed)
     var (solved, others): ([Int32], [Int32]) = ([], [])
-    for windows in cuts {
+    for shift in TokenRows.shifts(length: sequenceLength) {
       let missing = samples - solved.count / sequenceLength
       guard missing > 0 else { break }
+      let windows = source.windows(length: sequenceLength, shiftedBy: shift)
+      func tokens(_ drawn: ArraySlice<Int>) -> [Int32] { drawn.sorted().flatMap { Array(windows[$0]) } }
       let order = windows.indices.shuffled(using: &generator)
-      solved += tokens(order.prefix(missing), of: windows)
+      solved += tokens(order.prefix(missing))
       // Of a later cut all is text that layers are solved for.
-      if missing == samples { others = tokens(order.dropFirst(samples).prefix(spare), of: windows) }
-    }
-    guard solved.count == samples * sequenceLength else {
-      throw .tooFewTokens(
-        available: source.tokenCount, sequences: cuts.map(\.count).reduce(0, +), samples: samples,
-        sequenceLength: sequenceLength, source: source.name)
+      if shift == 0 { others = tokens(order.dropFirst(missing).prefix(spare)) }
     }
     self.init(
       sequenceLength: sequenceLength, tokens: solved, spare: others, idRange: source.rows.joined().range,
-      overlapping: max(0, samples - cuts[0].count))
+      overlapping: max(0, samples - available))
   }
 
   /// Sequence by sequence, those that layers are solved for, and the spare ones.
@@ -125,16 +125,22 @@ public struct TokenRows: Sendable {
     }
   }
 
-  /// ``windows(length:)``, and then the same tokens, as a ring, cut in between: in the middle, and at both quarters. Each cut has as
-  /// many.
-  func cuts(length: Int) -> [[ArraySlice<Int32>]] {
-    let first = windows(length: length)
-    let tokens = Array(first.joined())
-    let ring = tokens + tokens.prefix(length)
-    let shifts = [length / 2, length / 4, length - length / 4].filter { 0 < $0 && $0 < length }
-    return [first]
-      + shifts.map { TokenRows(name: name, rows: [Array(ring.dropFirst($0))]).windows(length: length) }
+  /// Where a text is cut that has too few windows: as ever, then in their middle, and at both quarters.
+  static func shifts(length: Int) -> [Int] {
+    [0] + [length / 2, length / 4, length - length / 4].filter { 0 < $0 && $0 < length }
   }
+
+  /// The tokens of ``windows(length:)``, as a ring, cut so much later: as many windows.
+  func windows(length: Int, shiftedBy shift: Int) -> [ArraySlice<Int32>] {
+    let windows = windows(length: length)
+    if shift == 0 { return windows }
+    let tokens = Array(windows.joined())
+    let ring = Array(tokens[min(shift, tokens.count)...] + tokens.prefix(shift))
+    return TokenRows(name: name, rows: [ring]).windows(length: length)
+  }
+
+  /// With those of all shifts.
+  func windowCount(length: Int) -> Int { windows(length: length).count * Self.shifts(length: length).count }
 }
 
 /// Calibration or evaluation tokens that cannot be had.
