@@ -36,8 +36,8 @@ public struct CalibrationSet: Sendable {
   /// What a person is to know of how the sequences were drawn; nil if nothing.
   public var warning: String? {
     guard overlapping > 0 else { return nil }
-    return "the calibration text has \(samples - overlapping) sequences of \(sequenceLength) tokens, so "
-      + "\(overlapping) more are cut of it at other places; more text would be worth more"
+    return "\(samples) sequences of \(sequenceLength) tokens are drawn of a calibration text that has "
+      + "\(samples - overlapping), so that some overlap; more text would be worth more"
   }
 
   /// Draws sequences from a source: every stretch of `sequenceLength` tokens is drawn at most once, all with

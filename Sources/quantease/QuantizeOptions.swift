@@ -209,7 +209,11 @@ struct RunOptions: ParsableArguments {
       valueName: "format"))
   var format: [OutputFormatName] = []
 
-  @Option(help: "Sequences to draw from the calibration files, all together.")
+  @Option(
+    help: """
+      Sequences to draw from the calibration files, all together. Of a text that has fewer, down to a quarter, they are cut \
+      at several places.
+      """)
   var samples = 128
 
   @Option(help: "Tokens of a sequence.")

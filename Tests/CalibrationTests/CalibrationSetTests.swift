@@ -64,7 +64,9 @@ struct CalibrationSetTests {
         set.tokens(of: index..<index + 1) == (firsts[index]..<firsts[index] + 8).map { Int32($0 % 40) }
       })
     #expect(set.overlapping == 4 && set.spare.isEmpty)
-    #expect(set.warning?.contains("has 5 sequences of 8 tokens, so 4 more") == true, "\(set.warning ?? "")")
+    #expect(
+      set.warning?.contains("9 sequences of 8 tokens are drawn of a calibration text that has 5") == true,
+      "\(set.warning ?? "")")
     let all = try CalibrationSet(drawing: 20, sequenceLength: 8, from: text, seed: 2)
     let starts = (0..<20).map { Int(all.tokens(of: $0..<$0 + 1)[0]) }
     #expect(Set(starts).count == 20 && starts.suffix(10) == [2, 10, 18, 26, 34, 6, 14, 22, 30, 38])

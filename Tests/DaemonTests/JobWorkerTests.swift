@@ -43,6 +43,22 @@ struct JobWorkerTests {
     #expect(try bench.weights() == expected)
   }
 
+  /// Of eight sequences twelve are cut, the same ones by whoever goes on.
+  @Test func `a calibration text that is short is told of, and no reason to fail in the night`() throws {
+    bench.order.settings.samples = 12
+    let warnings = try bench.work().compactMap { event -> String? in
+      if case .warning(let text) = event { text } else { nil }
+    }
+    #expect(warnings.contains { $0.contains("12 sequences of 16 tokens are drawn of") }, "\(warnings)")
+    let expected = try bench.weights()
+    try FileSystem.removeTree(bench.order.directory)
+    try FileSystem.createDirectories(bench.order.directory)
+    try bench.workPartly(linears: 5)
+    try bench.work()
+    #expect(bench.resumedLinears == 5)
+    #expect(try bench.weights() == expected)
+  }
+
   @Test func `a checkpoint that is to become a GGUF file is converted first, and once`() throws {
     let calls = bench.directory.file("calls")
     bench.order.ggufConverter = try bench.directory.write(

@@ -235,9 +235,9 @@ extension BadInput {
     BadInput("no calibration tokens", status: 65, "empty.safetensors", "no tokens", "give a text") { bench in
       bench.calibration = try bench.directory.write(tokens: [], to: "empty.safetensors")
     },
-    BadInput("too few calibration tokens", status: 65, "384 tokens", "12 sequences of 32", "--samples 12") {
+    BadInput("too few calibration tokens", status: 65, "384 tokens", "48 sequences of 32", "--samples 48") {
       bench in
-      bench.options = ["--samples", "13"]
+      bench.options = ["--samples", "49"]
     },
     BadInput("a missing calibration file", status: 66, "nowhere.safetensors", "check the path") { bench in
       bench.calibration = bench.directory.file("nowhere.safetensors")

@@ -201,7 +201,8 @@ enum SettingTable {
       parse: OutputFormatName.init(rawValue:), show: \.rawValue),
     .integer(
       "samples", \.settings.samples, 1...1_000_000,
-      "Sequences to draw from the calibration files, all together."),
+      "Sequences to draw from the calibration files, all together; of a text that has fewer they are cut at several places."
+    ),
     .integer("sequence-length", \.settings.sequenceLength, 2...(1 << 20), "Tokens of a sequence."),
     .value(
       "seed", \.settings.seed, expected: "a whole number from 0", "Decides which sequences are drawn.",
