@@ -16,8 +16,10 @@ public struct CalibrationSet: Sendable {
 
   public var samples: Int { tokens.count / sequenceLength }
 
-  public init(sequenceLength: Int, tokens: [Int32], spare: [Int32] = []) {
-    self.init(sequenceLength: sequenceLength, tokens: tokens, spare: spare, idRange: (tokens + spare).range)
+  public init(sequenceLength: Int, tokens: [Int32], spare: [Int32] = [], overlapping: Int = 0) {
+    self.init(
+      sequenceLength: sequenceLength, tokens: tokens, spare: spare, idRange: (tokens + spare).range,
+      overlapping: overlapping)
   }
 
   public init(

@@ -23,12 +23,15 @@ public struct Report: Codable, Sendable, Equatable {
     public var seed: UInt64
     /// The name of the file that the tokens come from.
     public var source: String
+    /// Samples that are cut of text that others are cut of, as it has too few; nil where there are none.
+    public var overlapping: Int?
 
-    public init(samples: Int, sequenceLength: Int, seed: UInt64, source: String) {
+    public init(samples: Int, sequenceLength: Int, seed: UInt64, source: String, overlapping: Int = 0) {
       self.samples = samples
       self.sequenceLength = sequenceLength
       self.seed = seed
       self.source = source
+      self.overlapping = overlapping > 0 ? overlapping : nil
     }
   }
 

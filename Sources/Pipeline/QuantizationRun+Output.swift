@@ -62,7 +62,8 @@ extension QuantizationRun {
       formats: request.formats,
       calibration: Report.Calibration(
         samples: request.calibration.samples, sequenceLength: request.calibration.sequenceLength,
-        seed: request.seed, source: request.calibrationSources.names))
+        seed: request.seed, source: request.calibrationSources.names,
+        overlapping: request.calibration.overlapping))
     settings.kernels = kernelsInUse
     settings.gguf = outline
     settings.rotation = rotation

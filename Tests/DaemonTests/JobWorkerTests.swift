@@ -57,6 +57,7 @@ struct JobWorkerTests {
     try bench.work()
     #expect(bench.resumedLinears == 5)
     #expect(try bench.weights() == expected)
+    #expect(try Report(directory: bench.files.result).settings.calibration.overlapping == 4)
   }
 
   @Test func `a checkpoint that is to become a GGUF file is converted first, and once`() throws {
@@ -137,7 +138,7 @@ struct JobWorkerTests {
     (bench.order.settings.sequenceLength, bench.order.settings.samples) = (12, 3)
     try bench.work()
     #expect(bench.resumedLinears == nil)
-    #expect(try FileSystem.fileSize(bench.files.tokens) == 3 * 12 * 4)
+    #expect(try FileSystem.fileSize(bench.files.tokens) == (3 * 12 + 1) * 4)
   }
 
   @Test func `a job whose checkpoint was mended before it is tried again begins anew`() throws {

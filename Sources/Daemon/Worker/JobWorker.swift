@@ -314,7 +314,8 @@ public struct JobWorker {
       seed: order.settings.seed)
     if let warning = set.warning { send(.warning(warning)) }
     try settle(
-      (set.tokens + set.spare).flatMap { token in (0..<4).map { UInt8(truncatingIfNeeded: token >> (8 * $0)) }
+      (set.tokens + set.spare + [Int32(set.overlapping)]).flatMap { token in
+        (0..<4).map { UInt8(truncatingIfNeeded: token >> (8 * $0)) }
       },
       at: files.tokens)
     return try storedCalibrationSet()
@@ -325,10 +326,13 @@ public struct JobWorker {
     let tokens = stride(from: 0, to: bytes.count, by: 4).map { start in
       bytes[start..<start + 4].reversed().reduce(Int32(0)) { $0 << 8 | Int32($1) }
     }
-    let solved = order.settings.samples * order.settings.sequenceLength
+    let length = order.settings.sequenceLength
+    let solved = order.settings.samples * length
+    // Behind whole sequences it is said how many overlap; a job of an earlier version has none that do.
+    let counts = tokens.suffix(tokens.count % length)
     return CalibrationSet(
-      sequenceLength: order.settings.sequenceLength, tokens: Array(tokens.prefix(solved)),
-      spare: Array(tokens.dropFirst(solved)))
+      sequenceLength: length, tokens: Array(tokens.prefix(solved)),
+      spare: Array(tokens.dropFirst(solved).dropLast(counts.count)), overlapping: Int(counts.first ?? 0))
   }
 
   /// Writes what is to be the same for all workers of the job: the first one's counts. It comes from this worker's own

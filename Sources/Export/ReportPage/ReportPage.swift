@@ -378,7 +378,11 @@ public struct ReportPage {
         ("Formats", settings.formats.map(\.rawValue).joined(separator: ", ")),
         ("Computed by", settings.kernels ?? "unknown"),
         ("Calibration", calibration.source),
-        ("Samples", "\(grouped(calibration.samples)) × \(grouped(calibration.sequenceLength)) tokens"),
+        (
+          "Samples",
+          "\(grouped(calibration.samples)) × \(grouped(calibration.sequenceLength)) tokens"
+            + (calibration.overlapping.map { ", \(grouped($0)) of them of text that others are cut of" } ?? "")
+        ),
         ("Seed", "\(calibration.seed)"),
       ]
     let list = entries.map { "<div><dt>\($0.0)</dt><dd>\(escaped($0.1))</dd></div>" }
