@@ -17,9 +17,9 @@ struct QuantizeCommand: ParsableCommand {
     commandName: "quantize",
     abstract: "Quantizes a checkpoint and writes it with a report of what it cost.",
     discussion: """
-      The calibration text should read like what the model will be used on. A megabyte has the 128 sequences
-      of 2,048 tokens that are drawn by default; of a quarter of that they are cut at several places, which
-      is nearly as good. The output directory appears only when everything in it is complete.
+      The calibration text should read like what the model will be used on. 1.2 MB of English have the 128
+      sequences of 2,048 tokens that are drawn by default; of less, down to a quarter, they are cut at several
+      places. The output directory appears only when everything in it is complete.
 
       Examples:
         quantease quantize llama --output llama-w4 --calibration prose.txt
