@@ -10,7 +10,6 @@ public struct CalibrationSet: Sendable {
   /// Of the whole source that they were drawn from: an id that no model of this tokenizer has tells that the source is
   /// another one's, drawn or not.
   public let idRange: ClosedRange<Int32>
-
   /// Sequences that were cut of text that others were cut of before, as it had too few.
   public let overlapping: Int
 
@@ -51,8 +50,7 @@ public struct CalibrationSet: Sendable {
     drawing samples: Int, spare: Int = 0, sequenceLength: Int, from source: TokenRows, seed: UInt64
   ) throws(CalibrationError) {
     guard source.tokenCount > 0 else { throw .empty(source: source.name) }
-    let available = source.windows(length: sequenceLength).count
-    let capacity = source.windowCount(length: sequenceLength)
+    let capacity = source.shiftedWindowCount(length: sequenceLength)
     guard capacity >= samples else {
       throw .tooFewTokens(
         available: source.tokenCount, sequences: capacity, samples: samples, sequenceLength: sequenceLength,
@@ -72,7 +70,7 @@ public struct CalibrationSet: Sendable {
     }
     self.init(
       sequenceLength: sequenceLength, tokens: solved, spare: others, idRange: source.rows.joined().range,
-      overlapping: max(0, samples - available))
+      overlapping: max(0, samples - source.windowCount(length: sequenceLength)))
   }
 
   /// Sequence by sequence, those that layers are solved for, and the spare ones.
@@ -141,8 +139,13 @@ public struct TokenRows: Sendable {
     return TokenRows(name: name, rows: [ring]).windows(length: length)
   }
 
+  /// Of ``windows(length:)``.
+  func windowCount(length: Int) -> Int { rows.reduce(0) { $0 + $1.count / length } }
+
   /// With those of all shifts.
-  func windowCount(length: Int) -> Int { windows(length: length).count * Self.shifts(length: length).count }
+  func shiftedWindowCount(length: Int) -> Int {
+    windowCount(length: length) * Self.shifts(length: length).count
+  }
 }
 
 /// Calibration or evaluation tokens that cannot be had.

@@ -110,7 +110,7 @@ extension CalibrationSet {
     var parts: [CalibrationSet] = []
     let spares = sources.shares(of: spare)
     for (index, share) in sources.shares(of: samples).enumerated() {
-      let available = rows[index].windowCount(length: sequenceLength)
+      let available = rows[index].shiftedWindowCount(length: sequenceLength)
       guard share > 0, available >= share || rows[index].tokenCount == 0 else {
         throw .unlikeShare(source: rows[index].name, share: share, samples: samples, available: available)
       }

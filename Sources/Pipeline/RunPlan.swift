@@ -193,13 +193,17 @@ public struct RunPlan: Sendable {
       isOnDevice: backend.deviceMemory != nil)
   }
 
+  /// Of the trial of a rotation.
+  var trialSizes: RotationTrial.Sizes {
+    RotationTrial.Sizes(
+      samples: settings.samples, sequenceLength: settings.sequenceLength, layerCount: model.layerCount)
+  }
+
   /// What the trial of a rotation takes before the run, of the memory that matrices are in; nil where none is made. The run
   /// does without a rotation where there is less.
   public func trialBytes(backend: any ComputeBackend, memory: MemoryPlan) -> Int? {
     guard rotation == .trial else { return nil }
-    let sizes = RotationTrial.Sizes(
-      samples: settings.samples, sequenceLength: settings.sequenceLength, layerCount: model.layerCount)
-    return sizes.bytes(
+    return trialSizes.bytes(
       of: model, sequenceLength: settings.sequenceLength, operands: backend.operandType(for: modelType),
       plan: memory)
   }

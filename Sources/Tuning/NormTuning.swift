@@ -36,22 +36,24 @@ public struct NormTuning {
       (steps * sequences(length: length), max(1, judgedTokens / length))
     }
 
+    /// The same of so many that there are, at most.
+    public func used(of samples: Int, length: Int) -> (learnt: Int, judged: Int) {
+      let wanted = wanted(length: length)
+      return (min(wanted.learnt, samples), min(wanted.judged, samples))
+    }
+
     /// Divides what there is.
     /// - Parameters:
     ///   - solved: sequences that layers were solved for
     ///   - spare: others of their kind
     public func text(solved: [[Int32]], spare: [[Int32]], length: Int) -> Text {
       let wanted = wanted(length: length)
-      guard spare.count > wanted.judged else {
-        let all = spare + solved
-        return Text(
-          learnt: Array(all.prefix(wanted.learnt)), judged: Array(all.suffix(wanted.judged)),
-          isJudgeSolved: true)
-      }
-      let others = Array(spare.dropLast(wanted.judged))
+      let isJudgeSolved = spare.count <= wanted.judged
+      let learnt = (isJudgeSolved ? spare : spare.dropLast(wanted.judged)) + solved
+      let judged = isJudgeSolved ? spare + solved : spare
       return Text(
-        learnt: Array((others + solved).prefix(wanted.learnt)), judged: Array(spare.suffix(wanted.judged)),
-        isJudgeSolved: false)
+        learnt: Array(learnt.prefix(wanted.learnt)), judged: Array(judged.suffix(wanted.judged)),
+        isJudgeSolved: isJudgeSolved)
     }
   }
 
@@ -125,11 +127,9 @@ public struct NormTuning {
     let layers = (0..<model.layerCount).map { model.linears(ofLayer: $0).weightCount }
     // In fp32, and as the backend multiplies by them; and the original's.
     let weights = 8 * (keepingLayers ? layers.reduce(0, +) : layers.max() ?? 0) + 4 * (layers.max() ?? 0)
-    let wanted = schedule.wanted(length: length)
+    let used = schedule.used(of: samples, length: length)
     let tokens = schedule.sequences(length: length) * length
-    let states =
-      (min(wanted.learnt, samples) + 2 * min(wanted.judged, samples)) * length + (model.layerCount + 3)
-      * tokens
+    let states = (used.learnt + 2 * used.judged) * length + (model.layerCount + 3) * tokens
     let widest = model.linears(ofLayer: 0).reduce(0) { $0 + $1.outFeatures + $1.inFeatures }
     let heads = 2 * model.vocabularySize * model.head.width + 5 * logitRows * model.vocabularySize
     return weights + 4 * (states * model.hiddenSize + 3 * tokens * widest + 2 * length * length + heads)

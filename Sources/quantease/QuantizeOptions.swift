@@ -115,7 +115,7 @@ struct SolverOptions: ParsableArguments {
   @Flag(
     help: """
       When all is quantized, tune the weights of norms by the gradient of the whole model's divergence from the original: \
-      of a small model 3 to 7 % less of it, and 10 % at 2 bits where the calibration text is longer than what layers are \
+      of a small model 1 to 7 % less of it, and 10 % at 2 bits where the calibration text is longer than what layers are \
       solved for. It takes about as long as running the model on 130,000 tokens. On the processor alone, and not for GGUF.
       """)
   var tuneNorms = false

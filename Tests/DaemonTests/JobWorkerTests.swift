@@ -31,15 +31,19 @@ struct JobWorkerTests {
   @Test func `the next worker goes on where one ended`() throws {
     try bench.work()
     let expected = try bench.weights()
-    try FileSystem.removeTree(bench.order.directory)
-    try FileSystem.createDirectories(bench.order.directory)
-    try bench.workPartly(linears: 5)
-    try bench.work()
-    #expect(bench.resumedLinears == 5)
-    #expect(try bench.weights() == expected)
+    try expectResumption(to: expected)
     // And the one after finds it finished.
     let events = try bench.work()
     #expect(!events.contains { if case .linear = $0 { true } else { false } })
+    #expect(try bench.weights() == expected)
+  }
+
+  /// The job done anew by two workers, the second of which goes on where the first ended.
+  private func expectResumption(to expected: [UInt8]) throws {
+    try bench.beginAnew()
+    try bench.workPartly(linears: 5)
+    try bench.work()
+    #expect(bench.resumedLinears == 5)
     #expect(try bench.weights() == expected)
   }
 
@@ -51,12 +55,7 @@ struct JobWorkerTests {
     }
     #expect(warnings.contains { $0.contains("12 sequences of 16 tokens are drawn of") }, "\(warnings)")
     let expected = try bench.weights()
-    try FileSystem.removeTree(bench.order.directory)
-    try FileSystem.createDirectories(bench.order.directory)
-    try bench.workPartly(linears: 5)
-    try bench.work()
-    #expect(bench.resumedLinears == 5)
-    #expect(try bench.weights() == expected)
+    try expectResumption(to: expected)
     #expect(try Report(directory: bench.files.result).settings.calibration.overlapping == 4)
   }
 
@@ -118,8 +117,7 @@ struct JobWorkerTests {
     try bench.work()
     #expect(bench.resumedLinears == nil)
     let (mixed, identity) = (try bench.weights(), bench.identity)
-    try FileSystem.removeTree(bench.order.directory)
-    try FileSystem.createDirectories(bench.order.directory)
+    try bench.beginAnew()
     try bench.work()
     #expect(try bench.weights() == mixed)
     #expect(bench.identity == identity)
@@ -186,8 +184,7 @@ struct JobWorkerTests {
     try bench.work()
     #expect(
       bench.events.contains { if case .step(let text) = $0 { text.contains("once more") } else { false } })
-    try FileSystem.removeTree(bench.order.directory)
-    try FileSystem.createDirectories(bench.order.directory)
+    try bench.beginAnew()
     var isChanged = false
     let failure = try #require(throws: JobFailure.self) {
       try bench.work { event in

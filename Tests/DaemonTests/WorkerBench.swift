@@ -74,6 +74,12 @@ final class WorkerBench {
     }
   }
 
+  /// As if the job had been dropped now.
+  func beginAnew() throws {
+    try FileSystem.removeTree(order.directory)
+    try FileSystem.createDirectories(order.directory)
+  }
+
   /// What `retry` does to the job's files.
   func prepareRetry() throws {
     for path in [files.order, files.tokens, files.identity, files.result] {

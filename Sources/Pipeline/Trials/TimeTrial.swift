@@ -120,8 +120,7 @@ struct TimeTrial {
   /// - Parameter kinds: the layers of each kind
   private func rotationTrial(_ costs: Costs, _ kinds: some Sequence<[Int]>) -> Double {
     let length = plan.settings.sequenceLength
-    let sizes = RotationTrial.Sizes(
-      samples: plan.settings.samples, sequenceLength: length, layerCount: plan.model.layerCount)
+    let sizes = plan.trialSizes
     let tokens = Double(sizes.sequences * length)
     var seconds = 0.0
     for layers in kinds {
@@ -150,10 +149,7 @@ struct TimeTrial {
     let length = plan.settings.sequenceLength
     let schedule = NormTuning.Schedule()
     let steps = Double(schedule.steps * schedule.sequences(length: length) * length)
-    let wanted = schedule.wanted(length: length)
-    let (learnt, judged) = (
-      min(wanted.learnt, plan.settings.samples), min(wanted.judged, plan.settings.samples)
-    )
+    let (learnt, judged) = schedule.used(of: plan.settings.samples, length: length)
     let others = Double((learnt + 3 * judged) * length)
     let layers = kinds.reduce(0) { sum, layers in
       let cost = costs.forward[layers[0]]?.forward ?? 0
