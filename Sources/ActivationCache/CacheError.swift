@@ -79,7 +79,9 @@ extension CacheError {
   /// By sysexits(3).
   public var exitCode: Int32 {
     switch self {
-    case .noSpace, .file: 73
+    // It may be there later.
+    case .noSpace: 75
+    case .file: 73
     case .lmdb, .corrupt, .missing: 74
     case .notFinite, .overflow: 65
     case .zstd, .shapeMismatch: 70

@@ -30,6 +30,26 @@ public struct Spool: Sendable, Equatable {
   /// Held by the daemon.
   public var lock: String { FileSystem.join(root, ".lock") }
 
+  /// What tells this spool from any other directory in its place, such as the one that its file system is mounted on.
+  private var markFile: String { FileSystem.join(root, ".spool") }
+
+  /// - Returns: nil where there is none, as in a spool of an earlier version
+  /// - Throws: ``FileError``
+  func mark() throws(FileError) -> String? {
+    guard try FileSystem.exists(markFile) else { return nil }
+    return String(
+      decoding: try FileSystem.contents(of: markFile, limit: 64, symlinks: .refuse), as: UTF8.self)
+  }
+
+  /// Gives the spool a mark, where it has none.
+  /// - Throws: ``FileError``
+  func marked() throws -> String {
+    if let mark = try mark() { return mark }
+    let mark = String(UInt64.random(in: .min ... .max), radix: 16)
+    try AtomicFile.write(mark, to: markFile)
+    return mark
+  }
+
   /// Creates the directories that are missing.
   /// - Throws: ``FileError``
   public func create() throws(FileError) {

@@ -8,7 +8,8 @@ extension Supervisor {
     _ = folder.drain()
     let now = ContinuousClock.now
     drops = folder.scan(now: now, claims: Spool.claims(of: ledger.jobs))
-    if let fault = folder.fault { log.error("\(fault)") }
+    // The mend makes a folder anew that somebody has removed.
+    if let fault = folder.fault { attempt { throw fault } }
     var claimed: Set<String> = []
     for drop in drops {
       if firstSeen[drop.name] == nil { firstSeen[drop.name] = Date().timeIntervalSince1970 }
@@ -64,11 +65,20 @@ extension Supervisor {
     let retention = Retention(keepDone: configuration.keepDone, keepFailed: configuration.keepFailed)
     guard retention.isActive else { return }
     attempt {
-      for item in try retention.surplus(in: spool, jobs: ledger.jobs) {
-        try Retention.remove(item, in: spool)
-        log.notice("removed a source that is not kept longer", .job(item.id), .path(item.path))
+      let surplus = try retention.surplus(in: spool, jobs: ledger.jobs) { tellKept($0) }
+      for item in surplus {
+        do {
+          try Retention.remove(item, in: spool)
+          log.notice("removed a source that is not kept longer", .job(item.id), .path(item.path))
+        } catch { tellKept(error) }
       }
     }
+  }
+
+  /// Says once of a source why it stays that is not to be kept. Nothing else stays for it.
+  private func tellKept(_ fault: any Error) {
+    guard saidKept.insert("\(fault)").inserted else { return }
+    log.warning("a source that is not to be kept stays: \(fault)")
   }
 
   /// Says once what a person has to see to, and again when it is something else.

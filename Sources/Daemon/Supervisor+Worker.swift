@@ -91,16 +91,8 @@ extension Supervisor {
   func conclude(_ id: String, _ outcome: Result<WorkerEvent.Summary, JobFailure>) throws {
     switch outcome {
     case .success(let summary):
-      // What follows is said once the row has it, even where something of the job could not be cleared away yet.
-      defer {
-        if let job = ledger.job(id), job.phase == .published {
-          tellResumption(id)
-          log.notice(
-            "published", .job(id), .path(job.output ?? ""), .relativeError(summary.meanRelativeError))
-          leave(.done, job)
-          nextCleaning = .now
-        }
-      }
+      // It is told once the row has it, even where something of the job could not be cleared away yet.
+      defer { tellEnds() }
       if let job = ledger.job(id), job.madeBy != nil, job.output != nil {
         try ledger.publishAsItStands(id, summary: summary)
       } else {
@@ -113,6 +105,11 @@ extension Supervisor {
   /// Decides what becomes of a job that did not get to its end.
   func settle(_ id: String, _ failure: JobFailure) {
     attempt {
+      var failure = failure
+      // What is not to be found there now is no job's fault.
+      do { try ledger.requireOwnSpool() } catch {
+        failure = JobFailure(.blocked, "\(error)", code: MissingSpool.exitCode)
+      }
       let attempts = ledger.job(id)?.attempts ?? 0
       switch failure.kind {
       case .broken where attempts < configuration.attempts:
@@ -166,13 +163,27 @@ extension Supervisor {
 
   private func fail(_ id: String, _ failure: JobFailure) throws {
     tell(.error, "failed: \(failure.message)", of: id, [.code(Int(failure.code))])
-    defer {
-      if let job = ledger.job(id), job.phase == .failed {
-        saidPauses[id] = nil
-        leave(.failed, job, reason: job.failure?.message)
-        nextCleaning = .now
-      }
-    }
+    defer { tellEnds() }
     try ledger.fail(id, failure)
+  }
+
+  /// Tells of jobs that have come to their end, however they did: a daemon may have ended before it told.
+  func tellEnds() {
+    for job in ledger.jobs where job.isUntold == true {
+      switch job.phase {
+      case .published:
+        tellResumption(job.id)
+        log.notice(
+          "published", .job(job.id), .path(job.output ?? ""),
+          .relativeError(job.summary?.meanRelativeError ?? .nan))
+        leave(.done, job)
+      case .failed:
+        saidPauses[job.id] = nil
+        leave(.failed, job, reason: job.failure?.message)
+      case .queued, .running, .publishing, .cancelled: break
+      }
+      attempt { try ledger.update(job.id) { $0.isUntold = nil } }
+      nextCleaning = .now
+    }
   }
 }

@@ -45,6 +45,8 @@ public final class Supervisor {
   var saidRefusals: [String: Drop.Refusal] = [:]
   /// Uploads that nobody ends, and that this process may not remove.
   var saidAbandoned: Set<String> = []
+  /// Why sources stay that are not to be kept.
+  var saidKept: Set<String> = []
   /// Of jobs that the machine stands in the way of, what was last said of it.
   var saidPauses: [String: String] = [:]
   /// Whether it was said last that no job is worked on.
@@ -68,7 +70,7 @@ public final class Supervisor {
   ///   - readConfiguration: reads the configuration anew, for SIGHUP
   ///   - program: what workers run: this very program
   /// - Throws: ``FileLockError`` if another daemon has the spool; ``ConfigurationError`` for a state or a cache that is not on
-  ///   a local disk; ``FileError``, ``StateError``
+  ///   a local disk; ``MissingSpool`` where the spool is not the one that the jobs are in; ``FileError``, ``StateError``
   public init(
     configuration: DaemonConfiguration, readConfiguration: @escaping () throws -> DaemonConfiguration,
     log: Log, notifier: ServiceNotifier, patience: Patience = Patience(),
@@ -99,9 +101,18 @@ public final class Supervisor {
       requestWatch = nil
       log.warning("requests are seen at the next scan only", .mend("\(error)"))
     }
+    try ledger.requireOwnSpool()
     try tellStateOrigin()
     try adoptSlurmJobs()
-    for line in try ledger.recover(sparing: jobsAtWork) { log.notice("recovered: \(line)") }
+    attempt(recover)
+  }
+
+  /// Brings the spool in order, and tells of what has come to its end by that.
+  private func recover() throws {
+    let recovery = try ledger.recover(sparing: jobsAtWork)
+    for line in recovery.news { log.notice("recovered: \(line)") }
+    tellEnds()
+    for fault in recovery.faults { attempt { throw fault } }
   }
 
   /// Jobs that somebody works on.
@@ -196,9 +207,11 @@ public final class Supervisor {
     guard let time = mendAt, ContinuousClock.now >= time else { return }
     mendAt = nil
     attempt {
+      // In the place of a file system that is not mounted nothing is made.
+      try ledger.requireOwnSpool()
       // A directory that somebody removed is the likeliest fault, and this its mend.
       try spool.create()
-      for line in try ledger.recover(sparing: jobsAtWork) { log.notice("recovered: \(line)") }
+      try recover()
     }
   }
 

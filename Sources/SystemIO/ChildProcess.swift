@@ -53,6 +53,23 @@ public final class ChildProcess: Sendable {
     let status = try FileError.attempt(.inspect, "process \(identifier)") { () throws(Errno) in
       try SystemCall.wait(for: identifier)
     }
+    return Self.end(status)
+  }
+
+  /// Waits for the end, but no longer than until a time.
+  /// - Returns: nil if the process runs on; else the end, which is not to be asked for any more
+  public func end(before deadline: ContinuousClock.Instant) throws(FileError) -> End? {
+    while true {
+      let status = try FileError.attempt(.inspect, "process \(identifier)") { () throws(Errno) in
+        try SystemCall.statusIfEnded(of: identifier)
+      }
+      if let status { return Self.end(status) }
+      guard ContinuousClock.now < deadline else { return nil }
+      SystemCall.pause(milliseconds: 10)
+    }
+  }
+
+  private static func end(_ status: Int32) -> End {
     let signal = status & 0x7F
     return signal == 0 ? .exited(status: (status >> 8) & 0xFF) : .killed(signal: signal)
   }

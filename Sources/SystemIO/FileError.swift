@@ -85,12 +85,17 @@ public struct FileError: Error, Equatable, Sendable, CustomStringConvertible {
     }
   }
 
+  /// Whether there is no space left, on the file system or of what this user may take of it.
+  public var isLackOfSpace: Bool { errno == .noSpace || errno == .diskQuotaExceeded }
+
   /// The process's exit status, after sysexits.h.
   public var exitCode: Int32 {
     switch errno {
     case .permissionDenied, .notPermitted: EX_NOPERM
     case .noSuchFileOrDirectory where !operation.isCreating: EX_NOINPUT
-    case .noSpace, .diskQuotaExceeded, .readOnlyFileSystem: EX_CANTCREAT
+    // There may be some later.
+    case .noSpace, .diskQuotaExceeded: EX_TEMPFAIL
+    case .readOnlyFileSystem: EX_CANTCREAT
     case .fileExists, .directoryNotEmpty, .noSuchFileOrDirectory: EX_CANTCREAT
     default: EX_IOERR
     }

@@ -68,6 +68,14 @@ extension SystemCall {
     return status
   }
 
+  /// - Returns: a child's wait status; nil while it runs
+  static func statusIfEnded(of process: pid_t) throws(Errno) -> Int32? {
+    var status: Int32 = 0
+    return try retrying { unsafe waitpid(process, &status, WNOHANG) } == 0 ? nil : status
+  }
+
+  static func pause(milliseconds: UInt32) { usleep(milliseconds * 1_000) }
+
   static func kill(_ process: pid_t, _ signal: Int32) throws(Errno) {
     try retrying { Glibc.kill(process, signal) }
   }

@@ -39,6 +39,7 @@ struct QuanteasedCommand: ParsableCommand {
     case let error as FileLockError: error.exitCode
     case let error as SocketError: error.exitCode
     case is StateError: 74
+    case is MissingSpool: MissingSpool.exitCode
     default: sysexit(of: error)
     }
   }

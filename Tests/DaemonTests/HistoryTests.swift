@@ -57,7 +57,7 @@ struct HistoryTests {
     try fixture.withLedger { ledger throws in
       #expect(ledger.stateOrigin == .made)
       #expect(try ledger.rebuild() == 5)
-      #expect(try ledger.recover() == ["\(Self.id("stays")): claimed, and not yet entered"])
+      #expect(try ledger.recover().news == ["\(Self.id("stays")): claimed, and not yet entered"])
       #expect(ledger.counters == .init(published: 3, failed: 1))
       let jobs = Dictionary(uniqueKeysWithValues: ledger.jobs.map { ($0.name, $0) })
       #expect(Set(jobs.keys) == ["bad", "dropped", "good", "alone", "kept", "stays"])

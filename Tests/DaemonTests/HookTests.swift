@@ -69,6 +69,16 @@ struct HookTests {
     #expect(log.components(separatedBy: "<6>y hook").count == 101)
   }
 
+  @Test func `one that closes its output and hangs is ended`() throws {
+    try put(.done, "exec >/dev/null 2>&1; sleep 600")
+    try HookEvent(.done, name: "m").leave(in: fixture.spool)
+    let start = ContinuousClock.now
+    let log = try run(limit: .milliseconds(300))
+    #expect(log.contains("<4>ended after 0.3 seconds: it took too long hook=on-done"))
+    // It sleeps for ten minutes.
+    #expect(ContinuousClock.now - start < .seconds(60))
+  }
+
   @Test func `without a program nothing is left, and events that nobody takes do not pile up without end`()
     throws
   {
@@ -129,6 +139,16 @@ extension SupervisorTests {
         "on-paused \(LedgerFixture.name): 1 too few", "on-resumed \(LedgerFixture.name)",
         "on-done \(LedgerFixture.name)",
       ])
+  }
+
+  /// A daemon that ended before it told, by the row that says so.
+  @Test func `what was published as a daemon ended is told by the next`() throws {
+    try fixture.makeSource()
+    try fixture.makeCheckpoint()
+    var job = LedgerFixture.job(.publishing)
+    job.output = FileSystem.join(fixture.spool.output, LedgerFixture.name)
+    try fixture.save(job)
+    #expect(try told(worker: "exit 1") { !$0.finished.isEmpty } == ["on-done \(LedgerFixture.name)"])
   }
 
   @Test func `a program that does not end holds nothing up`() throws {

@@ -159,7 +159,7 @@ struct JobLedgerTests {
   @Test func `what a worker that broke down has done is kept for another try`() throws {
     try begun { ledger throws in
       try ledger.fail(Self.id, JobFailure(.broken, "killed", code: 70))
-      #expect(try ledger.recover() == [])
+      #expect(try ledger.recover().news == [])
       #expect(try FileSystem.names(in: spool.partial) == [Self.id])
       try ledger.carryOut(JobRequest(.retry, job: Self.id))
       // The journal says itself what it is of; the result does not.
@@ -183,7 +183,7 @@ struct JobLedgerTests {
       #expect(job.phase == .queued && job.attempts == 0 && job.failure == nil && job.finishedAt == nil)
       #expect(try FileSystem.names(in: spool.working + "/" + Self.id) == ["model.safetensors"])
       #expect(try FileSystem.names(in: spool.failed) == [])
-      #expect(try ledger.recover() == [])
+      #expect(try ledger.recover().news == [])
     }
   }
 
@@ -259,7 +259,7 @@ struct JobLedgerTests {
         job.slurm?.number = "7"
       }
       // As a command does that holds another job back.
-      #expect(try ledger.recover() == [])
+      #expect(try ledger.recover().news == [])
       #expect(ledger.job(Self.id)?.phase == .running && ledger.job(Self.id)?.slurm?.number == "7")
     }
   }

@@ -1,3 +1,5 @@
+import Calibration
+import Decoder
 import Export
 import Foundation
 import SystemIO
@@ -177,6 +179,60 @@ struct JobWorkerTests {
     // Its journal is sound: the next worker has little to do.
     try bench.work()
     #expect(bench.resumedLinears == 14)
+  }
+
+  /// A person has moved a result away, and another job's has got its name.
+  @Test(arguments: ["model", "other"])
+  func `what stands where the same job's result stood is looked at before it is taken`(_ name: String) throws
+  {
+    try bench.work()
+    let identity = try #require(bench.identity)
+    let output = bench.directory.file("output/model")
+    try FileSystem.createDirectories(bench.directory.file("output"))
+    try bench.beginAnew()
+    bench.order.settings.bits = 3
+    try bench.work()
+    try FileSystem.move(bench.files.result, to: output)
+    try bench.beginAnew()
+    bench.order.settings.bits = 4
+    bench.order.name = name
+    bench.order.results = [.init(job: "earlier", identity: identity, output: output)]
+    let events = try bench.work()
+    #expect(bench.identity == identity)
+    #expect(!events.contains { if case .reused = $0 { true } else { false } })
+    #expect(try Report(directory: bench.files.result).settings.width.contains("4"))
+  }
+
+  @Test func `a checkpoint that changes while it is converted is not quantized`() throws {
+    bench.order.ggufConverter = try bench.directory.write(
+      "cp \(TestFiles.gguf("llama.gguf")) \"$5\"\nprintf x >> \"$1/model.safetensors\"\n", to: "convert.sh")
+    bench.order.python = "/bin/sh"
+    bench.order.settings.formats = [.gguf]
+    bench.order.source = try SourceFiles(of: bench.order.model, symlinks: .refuse)
+    let change = try #require(throws: SourceChange.self) { try bench.work() }
+    #expect(change.path.hasSuffix("model.safetensors"))
+    #expect(try !FileSystem.exists(bench.files.converted("working")))
+  }
+
+  @Test func `another converter makes another job`() throws {
+    var identities: Set<String> = []
+    for text in ["one", "another"] {
+      bench.order.settings.formats = [.gguf]
+      bench.order.ggufConverter = try bench.directory.write(text, to: "\(text).py")
+      identities.insert(
+        try JobIdentity.digest(
+          of: bench.order, contents: "", tokens: CalibrationSet(sequenceLength: 2, tokens: [1, 2])))
+    }
+    #expect(identities.count == 2)
+  }
+
+  @Test func `token ids of another model's tokenizer are refused, drawn or not`() throws {
+    var rows = [[Int64]](repeating: (0..<16).map { $0 * 3 }, count: 64)
+    rows[40][3] = 9_000
+    let path = try bench.directory.write(tokens: rows, to: "foreign.safetensors")
+    bench.order.calibration = CalibrationSources([.init(path: path)])
+    #expect(throws: DecoderError.tokenOutsideVocabulary(token: 9_000, vocabulary: 64)) { try bench.work() }
+    #expect(try !FileSystem.exists(bench.files.tokens))
   }
 
   @Test func `a source on the network is read again at the end, whatever its times say`() throws {

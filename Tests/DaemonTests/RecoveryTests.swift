@@ -55,10 +55,10 @@ struct RecoveryTests {
       // What is done last may leave something to the next look; then all is settled.
       _ = try ledger.recover()
       _ = try ledger.recover()
-      #expect(try ledger.recover() == [])
+      #expect(try ledger.recover().news == [])
     }
     try fixture.withLedger { ledger throws in
-      #expect(try ledger.recover() == [])
+      #expect(try ledger.recover().news == [])
       let job = try #require(ledger.job(id))
       #expect(job.phase == remains.outcome)
       #expect(try FileSystem.names(in: spool.working) == (job.phase == .queued ? [id] : []))
@@ -86,15 +86,68 @@ struct RecoveryTests {
     if isPublishedNow, let name = outputs.last { #expect(try fixture.output(name) == "result of \(id)") }
   }
 
+  @Test func `what stands in the way of one job holds up no other`() throws {
+    let fixture = try LedgerFixture()
+    let (first, second) = (LedgerFixture.id, "20261123T231503Z-00a7-second")
+    var failed = LedgerFixture.job(.failed)
+    failed.failure = JobFailure(.job, "bad", code: 65)
+    try fixture.save(failed)
+    try fixture.makeSource(first)
+    // Where its reason is to stand.
+    try FileSystem.createDirectories("\(fixture.spool.working)/\(first)/reason.json/in the way")
+    var job = LedgerFixture.job(.publishing, id: second, name: "second")
+    job.output = FileSystem.join(fixture.spool.output, "second")
+    try fixture.save(job)
+    try fixture.makeCheckpoint(second)
+    try fixture.withLedger { ledger throws in
+      let recovery = try ledger.recover()
+      #expect(recovery.faults.count == 1)
+      #expect(recovery.news == ["\(second): published"])
+      #expect(try fixture.output("second") == "result of \(second)")
+      try FileSystem.removeTree("\(fixture.spool.working)/\(first)/reason.json")
+      #expect(try ledger.recover().faults.isEmpty)
+      #expect(try FileSystem.names(in: fixture.spool.failed) == [first])
+    }
+  }
+
+  /// An empty spool where the jobs' own is not mounted.
+  @Test func `jobs are not lost with a file system that is not there`() throws {
+    let fixture = try LedgerFixture()
+    try fixture.makeSource()
+    try fixture.makeCheckpoint()
+    try fixture.withLedger { ledger throws in
+      try ledger.enter(LedgerFixture.id, name: LedgerFixture.name, arrivedAt: 1)
+      #expect(try ledger.recover().news == [])
+    }
+    let elsewhere = fixture.directory.file("unmounted")
+    try FileSystem.move(fixture.spool.root, to: elsewhere)
+    try fixture.spool.create()
+    try fixture.withLedger { ledger throws in
+      #expect(throws: MissingSpool.self) { try ledger.recover() }
+      #expect(ledger.job(LedgerFixture.id)?.phase == .queued)
+    }
+    try FileSystem.removeTree(fixture.spool.root)
+    try FileSystem.move(elsewhere, to: fixture.spool.root)
+    try fixture.withLedger { ledger throws in
+      #expect(try ledger.recover().news == [])
+      #expect(try FileSystem.names(in: fixture.spool.partial) == [LedgerFixture.id])
+      // With nothing left to lose, a new spool is as good.
+      try ledger.cancel(LedgerFixture.id)
+    }
+    try FileSystem.removeTree(fixture.spool.root)
+    try fixture.spool.create()
+    try fixture.withLedger { ledger throws in #expect(try ledger.recover().faults.isEmpty) }
+  }
+
   @Test func `a claim that was not entered is entered`() throws {
     let fixture = try LedgerFixture()
     try fixture.makeSource()
     try fixture.withLedger { ledger throws in
-      #expect(try ledger.recover().count == 1)
+      #expect(try ledger.recover().news.count == 1)
       let job = try #require(ledger.job(LedgerFixture.id))
       #expect(job.name == LedgerFixture.name)
       #expect(job.phase == .queued)
-      #expect(try ledger.recover() == [])
+      #expect(try ledger.recover().news == [])
     }
   }
 
@@ -166,7 +219,7 @@ struct RecoveryTests {
     let fixture = try LedgerFixture()
     try fixture.makeCheckpoint("20261123T231502Z-00a7-gone")
     try fixture.withLedger { ledger throws in
-      #expect(try ledger.recover().count == 1)
+      #expect(try ledger.recover().news.count == 1)
       #expect(try FileSystem.names(in: fixture.spool.partial) == [])
     }
   }
@@ -191,7 +244,7 @@ struct RecoveryTests {
     try fixture.makeSource()
     try fixture.save(LedgerFixture.job(.running))
     try fixture.withLedger { ledger throws in
-      #expect(try ledger.recover(sparing: [LedgerFixture.id]) == [])
+      #expect(try ledger.recover(sparing: [LedgerFixture.id]).news == [])
       #expect(ledger.job(LedgerFixture.id)?.phase == .running)
     }
   }
@@ -202,7 +255,7 @@ struct RecoveryTests {
     try fixture.withLedger { ledger throws in
       _ = try ledger.recover()
       try ledger.fail("stray", JobFailure(.job, "no directory", code: 65))
-      #expect(try ledger.recover() == [])
+      #expect(try ledger.recover().news == [])
     }
     #expect(try FileSystem.names(in: fixture.spool.failed) == ["stray"])
   }

@@ -34,6 +34,26 @@ struct RetentionTests {
     #expect(kept(.bytes(65)) == [1, 2, 5, 9])
   }
 
+  /// A folder of another person's, below one that could be moved.
+  @Test func `a source that cannot be looked at keeps no other one from going`() throws {
+    let fixture = try LedgerFixture()
+    let spool = fixture.spool
+    for number in 1...2 {
+      try fixture.makeSource(Self.id(number), in: spool.done)
+      try fixture.save(LedgerFixture.job(.published, id: Self.id(number), name: "model"))
+    }
+    // No directory at all, so that looking into it fails, whoever asks.
+    try FileSystem.removeTree("\(spool.done)/\(Self.id(1))")
+    try AtomicFile.write("", to: "\(spool.done)/\(Self.id(1))")
+    try fixture.withLedger { ledger throws in
+      var faults = 0
+      let surplus = try Retention(keepDone: .count(0), keepFailed: .all)
+        .surplus(in: spool, jobs: ledger.jobs) { _ in faults += 1 }
+      #expect(surplus.map(\.id) == [Self.id(2)])
+      #expect(faults == 1)
+    }
+  }
+
   private static func id(_ number: Int) -> String { "2026112\(number)T231502Z-00a7-model" }
 
   @Test func `sources are removed, and neither outputs nor what a person or an unfinished job has there`()

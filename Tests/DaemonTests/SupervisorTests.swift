@@ -265,6 +265,28 @@ import Testing
     #expect(try FileSystem.names(in: fixture.spool.failed) == [Self.id])
   }
 
+  @Test func `what a worker has started ends with it`() throws {
+    try fixture.makeSource()
+    let helper = fixture.directory.file("helper")
+    let supervisor = try supervisor(
+      worker: "sleep 600 & echo $! > \(helper).draft; mv \(helper).draft \(helper); wait")
+    try run(supervisor) { _ in (try? FileSystem.exists(helper)) == true }
+    let process = try fixture.text(helper).trimmingCharacters(in: .whitespacesAndNewlines)
+    // It may be a zombie for a moment, of whoever takes orphans.
+    let state = try? fixture.text("/proc/\(process)/stat").components(separatedBy: ") ")[1].first
+    #expect(state == nil || state == "Z")
+  }
+
+  @Test func `a drop folder that is removed is made anew`() throws {
+    try fixture.makeSource()
+    let supervisor = try supervisor(
+      worker: "rm -r \(fixture.spool.incoming); mkdir \"$files/result\"; \(saying(Self.finished))")
+    try run(supervisor) { snapshot in
+      !snapshot.finished.isEmpty && (try? FileSystem.exists(self.fixture.spool.incoming)) == true
+    }
+    #expect(try FileSystem.exists(fixture.spool.incoming))
+  }
+
   @Test func `an end that was asked for is no attempt`() throws {
     try fixture.makeSource()
     let supervisor = try supervisor(worker: "exec sleep 60")

@@ -45,7 +45,7 @@ extension DaemonTests {
     #expect(try names("--name", "two", "--since", "1h") == ["two"])
     #expect(try names("--since", "0h") == [])
     #expect(try names("--limit", "1") == ["one"])
-    let json = try Quantease.json("history", "--state", "failed", "--config", bench.configuration)
+    let json = try Quantease.json("history", "--outcome", "failed", "--config", bench.configuration)
     #expect(json.array?.first?["failure"]?["code"]?.int == 65)
     #expect(try bench.quantease("history", "--since", "soon").status == 64)
 

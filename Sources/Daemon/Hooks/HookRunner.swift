@@ -48,13 +48,17 @@ public struct HookRunner {
       let process = try ChildProcess(
         program, arguments: [], environment: environment.merging(event.environment) { $1 }, isAlone: true,
         readsErrors: true)
-      let (words, isLate) = try listen(to: process)
+      let deadline = ContinuousClock.now + limit
+      let words = try listen(to: process, until: deadline)
+      // It may have closed its output long before its end.
+      let ended = try process.end(before: deadline)
+      let isLate = ended == nil
+      // What it left running is nobody's.
+      process.killAll()
+      let end = try ended ?? process.wait()
       for line in words.split(separator: UInt8(ascii: "\n")).prefix(Self.lineLimit) {
         log.write(.info, String(decoding: line, as: UTF8.self), about)
       }
-      let end = try process.wait()
-      // What it left running is nobody's.
-      process.killAll()
       switch end {
       case _ where isLate: log.write(.warning, "ended after \(limit): it took too long", about)
       case .exited(status: 0): log.write(.info, "told", about)
@@ -69,19 +73,15 @@ public struct HookRunner {
   private static let lineLimit = 100
   private static let byteLimit = 1 << 16
 
-  /// What a process says, up to a limit, until it has nothing more to say or its time is over; it is then ended.
-  private func listen(to process: ChildProcess) throws -> (words: [UInt8], isLate: Bool) {
-    let deadline = ContinuousClock.now + limit
+  /// What a process says, up to a limit, until it has closed its output or its time is over.
+  private func listen(to process: ChildProcess, until deadline: ContinuousClock.Instant) throws -> [UInt8] {
     var words: [UInt8] = []
     while true {
       let left = deadline - .now
-      guard left > .zero else {
-        process.killAll()
-        return (words, true)
-      }
+      guard left > .zero else { return words }
       guard try !DescriptorWaiting.readable(among: [process.descriptor], for: left).isEmpty else { continue }
       let bytes = try process.read()
-      if bytes.isEmpty { return (words, false) }
+      if bytes.isEmpty { return words }
       words += bytes.prefix(max(0, Self.byteLimit - words.count))
     }
   }

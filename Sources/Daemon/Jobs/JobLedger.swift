@@ -96,6 +96,7 @@ public final class JobLedger {
     try state.save(refusals)
     try state.save(heldSince: heldSince)
     for job in jobs { try state.save(job, counters: counters) }
+    if let mark = try spool.mark() { try state.save(spoolMark: mark) }
     return true
   }
 
@@ -121,7 +122,7 @@ public final class JobLedger {
   ///   - contents: what it holds
   func claim(_ id: String, name: String, inode: UInt64, contents: DropContents, arrivedAt: Double) throws {
     precondition(CheckpointParts.isPlainName(id), "an id is one name")
-    do { try note(contents.source, of: id) } catch let error as FileError where error.errno == .noSpace {
+    do { try note(contents.source, of: id) } catch let error as FileError where error.isLackOfSpace {
       // The job waits for space by itself, and says so; a drop that cannot be claimed would say nothing.
       unwritten[id] = contents.source
     }
@@ -195,7 +196,7 @@ public final class JobLedger {
     }
     // An earlier attempt may have ended between the move and this.
     try update(id, counting: { $0.published += 1 }) { job in
-      job.phase = .published
+      (job.phase, job.isUntold) = (.published, true)
       job.finishedAt = now
       job.rest()
     }
@@ -215,7 +216,7 @@ public final class JobLedger {
   /// Ends a job whose result stands in the output folder already, under its name.
   func publishAsItStands(_ id: String, summary: WorkerEvent.Summary) throws {
     try update(id, counting: { $0.published += 1 }) { job in
-      job.phase = .published
+      (job.phase, job.isUntold) = (.published, true)
       job.summary = summary
       job.finishedAt = now
       job.rest()
@@ -233,7 +234,7 @@ public final class JobLedger {
 
   func fail(_ id: String, _ failure: JobFailure) throws {
     try update(id, counting: { $0.failed += 1 }) { job in
-      job.phase = .failed
+      (job.phase, job.isUntold) = (.failed, true)
       job.failure = failure
       job.finishedAt = now
       job.rest()
@@ -281,6 +282,7 @@ public final class JobLedger {
       job.failure = nil
       job.warnings = nil
       job.breakdowns = nil
+      job.isUntold = nil
       job.finishedAt = nil
       job.step = ""
     }
@@ -356,55 +358,85 @@ public final class JobLedger {
 
   // MARK: Recovery
 
+  /// What a recovery has come to.
+  public struct Recovery {
+    /// What was done, a line each.
+    public var news: [String] = []
+    /// What could not be done, and is to be tried again.
+    public var faults: [any Error] = []
+  }
+
+  /// Makes sure that the spool is the one that the jobs are in. An empty directory in its place, as where a file system is not
+  /// mounted, would have every job lost.
+  /// - Throws: ``MissingSpool``; ``FileError``, ``StateError``
+  func requireOwnSpool() throws {
+    let known = try state.spoolMark()
+    if let known, known == (try spool.mark()) { return }
+    guard known == nil || jobs.allSatisfy(\.phase.isOver) else {
+      throw MissingSpool(root: spool.root, state: state.path)
+    }
+    try state.save(spoolMark: spool.marked())
+  }
+
   /// Brings rows and directories together after the daemon ended in whatever way.
   /// - Parameter working: jobs that somebody is at; nil where no daemon knows, and what Slurm has goes on without one
-  /// - Returns: what was done, a line each
-  public func recover(sparing working: Set<String>? = nil) throws -> [String] {
-    var news: [String] = []
+  /// - Throws: ``MissingSpool``; ``FileError``, ``StateError``
+  @discardableResult
+  public func recover(sparing working: Set<String>? = nil) throws -> Recovery {
+    try requireOwnSpool()
+    var recovery = Recovery()
     let kept = try FileSystem.names(in: spool.incoming).compactMap { Spool.job(keptUnder: $0, .working) }
     for id in try FileSystem.names(in: spool.working) + kept where records[id] == nil {
       let arrivedAt = now
       try enter(id, name: JobName.name(of: id), arrivedAt: arrivedAt)
-      news.append("\(id): claimed, and not yet entered")
+      recovery.news.append("\(id): claimed, and not yet entered")
     }
+    // What stands in the way of one job holds up no other.
     for job in jobs where !(working?.contains(job.id) ?? job.isWithSlurm) {
-      switch job.phase {
-      case .queued, .running:
-        guard try spool.source(of: job) != nil else {
-          try fail(
-            job.id,
-            JobFailure(
-              .job,
-              "the checkpoint that was dropped as \(job.name) is not in the spool any more: drop it again",
-              code: 66))
-          news.append("\(job.id): its source is gone")
-          continue
-        }
-        try move(job.id, to: .working)
-        if job.phase == .running {
-          try update(job.id) { $0.phase = .queued }
-          news.append("\(job.id): goes on after \(job.linears.count) linears")
-        }
-      case .publishing:
-        if try FileSystem.exists(files(of: job.id).result) || isInPlace(job) {
-          try publish(job.id, summary: job.summary)
-          news.append("\(job.id): published")
-        } else {
-          try update(job.id) { $0.phase = .queued }
-          news.append("\(job.id): its result is gone, and made again")
-        }
-      case .published, .failed, .cancelled:
-        if try spool.places(job.id, .working).contains(where: { try FileSystem.exists($0) }) {
-          try clear(job.id)
-          news.append("\(job.id): its source was still where it was worked on")
-        }
-      }
+      do {
+        if let news = try recover(job) { recovery.news.append("\(job.id): \(news)") }
+      } catch { recovery.faults.append(error) }
     }
     for id in try FileSystem.names(in: spool.partial) where isAbandoned(id) {
-      try FileSystem.removeTree(FileSystem.join(spool.partial, id))
-      news.append("\(id): removed what it left in \(spool.partial)")
+      do {
+        try FileSystem.removeTree(FileSystem.join(spool.partial, id))
+        recovery.news.append("\(id): removed what it left in \(spool.partial)")
+      } catch { recovery.faults.append(error) }
     }
-    return news
+    return recovery
+  }
+
+  /// - Returns: what was done; nil if that is nothing
+  private func recover(_ job: JobRecord) throws -> String? {
+    switch job.phase {
+    case .queued, .running:
+      guard try spool.source(of: job) != nil else {
+        try fail(
+          job.id,
+          JobFailure(
+            .job,
+            "the checkpoint that was dropped as \(job.name) is not in the spool any more: drop it again",
+            code: 66))
+        return "its source is gone"
+      }
+      try move(job.id, to: .working)
+      guard job.phase == .running else { return nil }
+      try update(job.id) { $0.phase = .queued }
+      return "goes on after \(job.linears.count) linears"
+    case .publishing:
+      if try FileSystem.exists(files(of: job.id).result) || isInPlace(job) {
+        try publish(job.id, summary: job.summary)
+        return "published"
+      }
+      try update(job.id) { $0.phase = .queued }
+      return "its result is gone, and made again"
+    case .published, .failed, .cancelled:
+      guard try spool.places(job.id, .working).contains(where: { try FileSystem.exists($0) }) else {
+        return nil
+      }
+      try clear(job.id)
+      return "its source was still where it was worked on"
+    }
   }
 
   /// Whether what stands in `.partial/` serves nothing any more.
@@ -414,6 +446,21 @@ public final class JobLedger {
   }
 
   private var now: Double { Date().timeIntervalSince1970 }
+}
+
+/// The spool is not where it was, while there are jobs in it.
+public struct MissingSpool: Error, Equatable, CustomStringConvertible {
+  public let root: String
+  /// The path of the state database.
+  public let state: String
+
+  public var description: String {
+    "\(root) is not the spool that the jobs of \(state) are in: mount its file system; if that spool is gone for good, remove "
+      + "the state database, and the jobs with it"
+  }
+
+  /// By sysexits(3): tried again, until the file system is there.
+  public static let exitCode: Int32 = 75
 }
 
 extension FileError {

@@ -63,6 +63,8 @@ public struct JobRecord: Codable, Sendable, Equatable {
   public var slurm: SlurmJob?
   /// The number of the last attempt whose directory is gone; nil where none is.
   public var lastAttempt: Int?
+  /// Whether the programs that want to hear of its end are still to be told; nil if not.
+  var isUntold: Bool?
   /// What looked wrong and did not stop the job; nil as long as nothing did.
   public var warnings: [String]?
 

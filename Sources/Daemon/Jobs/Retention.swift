@@ -27,10 +27,12 @@ public struct Retention: Sendable {
   /// - Parameters:
   ///   - jobs: those that are known
   ///   - now: in seconds since 1970
+  ///   - unreadable: takes why one cannot be looked at; it stays
   /// - Throws: ``FileError``
-  public func surplus(in spool: Spool, jobs: [JobRecord], now: Double = Date().timeIntervalSince1970) throws
-    -> [Item]
-  {
+  public func surplus(
+    in spool: Spool, jobs: [JobRecord], now: Double = Date().timeIntervalSince1970,
+    unreadable: (any Error) -> Void = { _ in }
+  ) throws -> [Item] {
     let known = Dictionary(jobs.map { ($0.id, $0) }) { first, _ in first }
     return try [(spool.done, keepDone), (spool.failed, keepFailed)].flatMap { folder, keeping -> [Item] in
       if keeping == .all { return [] }
@@ -38,10 +40,15 @@ public struct Retention: Sendable {
         // What has no job's name was put there by a person, who may remove it.
         guard JobName.name(of: id) != id, known[id]?.phase.isOver ?? true else { return nil }
         let path = FileSystem.join(folder, id)
-        let changedAt = try Double(FileSystem.stamp(of: path).stamp.modifiedNanoseconds) / 1e9
-        return Item(
-          id: id, path: path, byteCount: try FileSystem.treeSize(path),
-          finishedAt: known[id]?.finishedAt ?? changedAt)
+        do {
+          let changedAt = try Double(FileSystem.stamp(of: path).stamp.modifiedNanoseconds) / 1e9
+          return Item(
+            id: id, path: path, byteCount: try FileSystem.treeSize(path),
+            finishedAt: known[id]?.finishedAt ?? changedAt)
+        } catch {
+          unreadable(error)
+          return nil
+        }
       }
       return keeping.surplus(of: items.sorted { $0.finishedAt > $1.finishedAt }) {
         now - $0.finishedAt

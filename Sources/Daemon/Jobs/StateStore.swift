@@ -213,6 +213,13 @@ import SystemIO
     try put([(Self.holdKey, Array(try JSONEncoder().encode(heldSince.map { [$0] } ?? [])))])
   }
 
+  /// The mark of the spool that the jobs are in; nil if none is known yet.
+  func spoolMark() throws -> String? {
+    try rows(withPrefix: Self.spoolKey).first.map { String(decoding: $0, as: UTF8.self) }
+  }
+
+  func save(spoolMark: String) throws { try put([(Self.spoolKey, Array(spoolMark.utf8))]) }
+
   /// Writes a job's row, and the counters if they change with it, and returns when they are on the disk.
   public func save(_ job: JobRecord, counters: StatusSnapshot.Counters? = nil) throws {
     let encoder = JSONEncoder()
@@ -257,6 +264,7 @@ import SystemIO
   private static let countersKey = "counters"
   private static let refusalsKey = "refusals"
   private static let holdKey = "held since"
+  private static let spoolKey = "spool"
 
   fileprivate static func check(_ code: Int32, _ path: String) throws(StateError) {
     if code != MDB_SUCCESS { throw StateError(code: code, path: path) }

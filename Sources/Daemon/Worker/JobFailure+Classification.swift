@@ -17,7 +17,7 @@ extension JobFailure {
     let code = sysexit(of: error) ?? (error as? ConfigurationError)?.exitCode ?? 70
     switch error {
     case let failure as JobFailure: self = failure
-    case let error as FileError where error.errno == .noSpace || error.errno == .diskQuotaExceeded:
+    case let error as FileError where error.isLackOfSpace:
       self.init(
         .noSpace, text, code: code, shortage: Shortage(path: error.path, neededBytes: error.neededBytes))
     case CacheError.noSpace(let path, _):

@@ -8,7 +8,7 @@ import SystemIO
 /// and the version of the algorithm.
 enum JobIdentity {
   /// To be raised whenever the same job comes to other numbers than before: unfinished jobs then begin anew.
-  static let algorithmVersion = 13
+  static let algorithmVersion = 14
 
   /// What a job comes to, by what it is and by what computes: the same on the same machine.
   /// - Parameters:
@@ -25,6 +25,11 @@ enum JobIdentity {
     var digest = SHA256Digest()
     digest.update("quantease \(algorithmVersion)\n")
     digest.update(contents)
+    // Another converter makes other weights of the same checkpoint.
+    if let program = order.converter {
+      guard FileSystem.isReadable(program) else { throw GGUFConversionError.missing(program: program) }
+      digest.update("converter \(try SHA256Digest.of(file: program, symlinks: .follow))\n")
+    }
     let encoder = JSONEncoder()
     encoder.outputFormatting = [.sortedKeys]
     digest.update(String(decoding: try encoder.encode(order.settings), as: UTF8.self))

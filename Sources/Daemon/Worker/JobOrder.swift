@@ -1,4 +1,5 @@
 import Calibration
+import Checkpoint
 import Devices
 import FoundationEssentials
 import Pipeline
@@ -64,6 +65,11 @@ public struct JobOrder: Codable, Sendable, Equatable {
     self.states = states
     self.memoryBytes = memoryBytes
     self.python = python
+  }
+
+  /// The converter that the model goes through first; nil where it is quantized as it is, or there is none.
+  var converter: String? {
+    settings.isGGUF && !CheckpointReader.isGGUF(model) ? ggufConverter : nil
   }
 
   /// What the report calls the model: a claimed checkpoint's directory has the job's name.

@@ -174,7 +174,10 @@ public struct JobWorker {
     let results = (order.results ?? []).filter { $0.identity == identity }
     func hasOwnName(_ result: JobOrder.Result) -> Bool { FileSystem.name(of: result.output) == order.name }
     for result in results.filter(hasOwnName) + results.filter({ !hasOwnName($0) }) {
-      guard try FileSystem.exists(result.output) else { continue }
+      // Another job's result may stand there by now, where somebody has moved this one's away.
+      guard try FileSystem.exists(result.output),
+        (try? Report(directory: result.output))?.identity == identity
+      else { continue }
       send(.step("checking \(result.output), to which the same job came before"))
       if let problem = try OutputVerification.problems(of: result.output, advanced: { send(.advanced) }).first
       {
@@ -228,16 +231,26 @@ public struct JobWorker {
 
   /// What is quantized: the model, or the GGUF file that it becomes first, where it is to become one.
   private func convertedModel() throws -> String {
-    guard order.settings.isGGUF, !CheckpointReader.isGGUF(order.model),
-      let program = order.ggufConverter
-    else { return order.model }
+    guard let program = order.converter else { return order.model }
     let file = files.converted(order.name ?? FileSystem.name(of: order.model))
     if try FileSystem.exists(file) { return file }
     send(.step("converting to GGUF by \(program)"))
     try FileSystem.createDirectories(files.convertedDirectory)
+    try checkSource()
     try GGUFConverter(program: program, python: order.python)
       .convert(order.model, to: file, symlinks: symlinks) { send(.advanced) }
+    // What it read is not seen by anybody later: of a file that changed meanwhile nothing may be left.
+    do { try checkSource() } catch {
+      try FileSystem.removeTree(file)
+      throw error
+    }
     return file
+  }
+
+  /// Makes sure that the checkpoint's files are those that were claimed.
+  private func checkSource() throws {
+    try order.source?.check(
+      in: CheckpointReader.files(of: order.model, symlinks: symlinks).directory, symlinks: symlinks)
   }
 
   private func quantize(_ calibration: CalibrationSet, _ identity: String, model: String) throws {
@@ -303,7 +316,7 @@ public struct JobWorker {
   /// The tokens that the job began with, or those drawn now.
   private func calibrationSet() throws -> CalibrationSet {
     if try FileSystem.exists(files.tokens) { return try storedCalibrationSet() }
-    try QuantizationRun.open(
+    let (_, model) = try QuantizationRun.open(
       order.model, symlinks: symlinks, allowingRequantizing: order.settings.allowRequantize,
       rotation: order.settings.rotate)
     send(.step("reading \(order.calibration)"))
@@ -312,6 +325,8 @@ public struct JobWorker {
       drawing: order.settings.samples, spare: order.settings.spareSamples,
       sequenceLength: order.settings.sequenceLength, from: order.calibration, rows: rows,
       seed: order.settings.seed)
+    // What is kept knows only those that were drawn.
+    try QuantizationRun.requireTokens(set, of: model)
     if let warning = set.warning { send(.warning(warning)) }
     try settle(
       (set.tokens + set.spare + [Int32(set.overlapping)]).flatMap { token in

@@ -20,7 +20,9 @@ final class WorkerProcess {
   ) throws {
     self.job = job
     self.source = source
-    process = try ChildProcess(program, arguments: ["worker", order], environment: environment)
+    // In a group of its own, as it starts others: a tokenizer or a converter must not go on without it.
+    process = try ChildProcess(
+      program, arguments: ["worker", order], environment: environment, isAlone: true)
   }
 
   var descriptor: Int32 { process.descriptor }
@@ -46,7 +48,7 @@ final class WorkerProcess {
     return (now - lapStart).seconds
   }
 
-  func kill() { process.kill() }
+  func kill() { process.killAll() }
 
   func wait() throws -> ChildProcess.End { try process.wait() }
 

@@ -7,13 +7,13 @@ struct HistoryCommand: ParsableCommand {
     commandName: "history", abstract: "Lists every job that is over, newest first.",
     discussion: """
       Example, what came to nothing in the last week:
-        quantease history --state failed --since 7d
+        quantease history --outcome failed --since 7d
       """)
 
-  enum State: String, ExpressibleByArgument, CaseIterable { case published, failed, cancelled }
+  enum Outcome: String, ExpressibleByArgument, CaseIterable { case published, failed, cancelled }
 
   @Option(help: "Only jobs of this outcome.")
-  var state: State?
+  var outcome: Outcome?
 
   @Option(help: "Only jobs of this name.")
   var name: String?
@@ -39,7 +39,7 @@ struct HistoryCommand: ParsableCommand {
     let view = try SpoolView(options)
     let earliest = since.flatMap(Keeping.age).map { Date().timeIntervalSince1970 - $0 } ?? 0
     let jobs = view.jobs.filter { job in
-      job.phase.isOver && (state == nil || job.phase.rawValue == state?.rawValue)
+      job.phase.isOver && (outcome == nil || job.phase.rawValue == outcome?.rawValue)
         && (name == nil || job.name == name) && (job.finishedAt ?? 0) >= earliest
     }.sorted { ($0.finishedAt ?? 0) > ($1.finishedAt ?? 0) }.prefix(limit ?? .max)
     let finished = jobs.map { StatusSnapshot.Finished($0, in: view.spool) }

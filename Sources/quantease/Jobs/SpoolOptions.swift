@@ -103,6 +103,7 @@ func sysexit(ofDaemon error: any Error) -> Int32? {
   case let error as JobFailure: error.code
   case let error as SubmissionError: error.exitCode
   case is StateError: 74
+  case is MissingSpool: MissingSpool.exitCode
   default: nil
   }
 }
