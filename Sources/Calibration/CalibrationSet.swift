@@ -10,10 +10,15 @@ public struct CalibrationSet: Sendable {
   /// Of the whole source that they were drawn from: an id that no model of this tokenizer has tells that the source is
   /// another one's, drawn or not.
   public let idRange: ClosedRange<Int32>
-  /// Sequences that were cut of text that others were cut of before, as it had too few.
+  /// Sequences that were cut of text that others were cut of before, as it had too few. They are the last ones.
   public let overlapping: Int
 
   public var samples: Int { tokens.count / sequenceLength }
+
+  /// The sequences that overlap no other one of these, which are the first ones: what is solved for some of them has not seen
+  /// the text of the others. Those that are cut again overlap two of them, and the last one of a cut the text's beginning, as a
+  /// ring has it.
+  public var distinct: Int { max(0, samples - overlapping) }
 
   public init(sequenceLength: Int, tokens: [Int32], spare: [Int32] = [], overlapping: Int = 0) {
     self.init(

@@ -91,7 +91,7 @@ extension CalibrationSources: Codable {
 
 extension CalibrationSet {
   /// Draws sequences from several sources, from each its share. Any beginning of the set has of each in proportion, as nearly as
-  /// may be.
+  /// may be, until a source has no more that overlap none of its others: those that do come last.
   /// - Parameters:
   ///   - sources: the files
   ///   - rows: the tokens of each
@@ -121,10 +121,13 @@ extension CalibrationSet {
     }
     let turns = parts.indices.flatMap { part in
       (0..<parts[part].samples).map {
-        (place: (Double($0) + 0.5) / Double(parts[part].samples), part: part, sample: $0)
+        (
+          isCutAgain: $0 < parts[part].distinct ? 0 : 1,
+          place: (Double($0) + 0.5) / Double(parts[part].samples), part: part, sample: $0
+        )
       }
     }
-    .sorted { ($0.place, $0.part) < ($1.place, $1.part) }
+    .sorted { ($0.isCutAgain, $0.place, $0.part) < ($1.isCutAgain, $1.place, $1.part) }
     self.init(
       sequenceLength: sequenceLength,
       tokens: turns.flatMap { parts[$0.part].tokens(of: $0.sample..<$0.sample + 1) },

@@ -1,3 +1,4 @@
+import Calibration
 import Checkpoint
 import Decoder
 import Export
@@ -9,6 +10,17 @@ extension QuantizationRun {
   public static func sourceFiles(of model: String, symlinks: SymlinkPolicy) throws -> SourceFiles {
     let files = try CheckpointReader.files(of: model, symlinks: symlinks)
     return try SourceFiles(named: files.names, in: files.directory, symlinks: symlinks)
+  }
+
+  /// Makes sure that a calibration set's source is this model's, as far as its ids tell.
+  /// - Throws: ``DecoderError/tokenOutsideVocabulary(token:vocabulary:)``
+  public static func requireTokens(_ calibration: CalibrationSet, of model: ModelDescription)
+    throws(DecoderError)
+  {
+    for id in [calibration.idRange.lowerBound, calibration.idRange.upperBound]
+    where !(0..<model.vocabularySize).contains(Int(id)) {
+      throw .tokenOutsideVocabulary(token: id, vocabulary: model.vocabularySize)
+    }
   }
 
   /// Makes a trial. Where the source is another by the time that it fails, that is told of, and not what came of it.

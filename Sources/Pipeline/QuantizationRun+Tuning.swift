@@ -6,16 +6,46 @@ import SystemIO
 import Tensors
 import Tuning
 
+/// Whether norms are tuned when all is quantized, as it was decided when the job began: later there may be more memory, or
+/// less, and a job that goes on comes to the bytes of one that was not interrupted.
+struct TuningDecision: Codable, Equatable {
+  /// Why they stay as they are; nil if they are tuned.
+  var note: String?
+}
+
 // What is done to a result when all of it is written.
 extension QuantizationRun {
+  /// What was decided when the job began, or is now; nil where nobody asked for it, and of ranks that have no result to tune.
+  ///
+  /// A job that was begun by a version that did not keep its decision decides now.
+  /// - Throws: ``PipelineError/notEnoughMemory(needed:available:phase:mend:)`` if the job began with the memory for it, and it is
+  ///   not there now: to wait for it is all that comes to the same bytes
+  /// - Parameter available: what memory may be taken
+  func tuningDecision(memoryBytes available: Int) throws(PipelineError) -> TuningDecision? {
+    guard request.tunesNorms, ranks.isChief else { return nil }
+    guard let begun = opening.head?.tuning else {
+      return TuningDecision(note: obstacleToTuning(memoryBytes: available))
+    }
+    let needed = tuningBytes(keepingLayers: false)
+    guard note(of: begun) == nil, needed > available else { return begun }
+    throw .notEnoughMemory(
+      needed: needed, available: available, phase: .exporting,
+      mend: "that is to tune norms, for which it began with enough: it goes on when there is as much again")
+  }
+
+  /// Why norms stay as they are by a decision; nil if they are tuned. A job that began on the processor may have come to a device
+  /// that has no gradients, and has other bits for that already.
+  func note(of decision: TuningDecision) -> String? {
+    decision.note ?? NormTuning.obstacle(of: description, on: backend)
+  }
+
   /// Tunes the norms of the model that stands in a directory, in all of its formats.
   /// - Returns: what came of it; with a note where nothing could
-  func tuneNorms(in directory: String, _ progress: (ProgressEvent) -> Void) throws -> Report.Tuning {
+  func tuneNorms(_ decision: TuningDecision, in directory: String, _ progress: (ProgressEvent) -> Void) throws
+    -> Report.Tuning
+  {
     let start = ContinuousClock.now
-    if let note = obstacleToTuning(memoryBytes: request.memoryBudgetBytes) {
-      progress(.warning("norms are not tuned: \(note)"))
-      return Report.Tuning(note: note)
-    }
+    if let note = note(of: decision) { return Report.Tuning(note: note) }
     let places =
       request.formats.count == 1
       ? [directory] : request.formats.map { FileSystem.join(directory, $0.rawValue) }
@@ -28,9 +58,7 @@ extension QuantizationRun {
       model: (quantized, result), original: (description, checkpoint),
       sequenceLength: calibration.sequenceLength, operands: operands, backend: backend,
       keepsLayers: tuningBytes(keepingLayers: true) <= request.memoryBudgetBytes)
-    // Text that layers were solved for is closer to the original than other text: that is learnt of where there is some.
-    let (solved, spare) = calibration.sequences
-    let text = NormTuning.Schedule().text(solved: solved, spare: spare, length: calibration.sequenceLength)
+    let text = tuningText
     let outcome = try tuning.run(on: text, storedAs: { result.tensors[$0]?.dtype ?? .float32 }) {
       try checkSource()
       progress(.step("tuning norms, step \($0 + 1) of \($1)"))
@@ -44,6 +72,15 @@ extension QuantizationRun {
     return Report.Tuning(
       tensors: outcome.weights.count, before: outcome.before, after: outcome.after,
       isJudgeSolved: text.isJudgeSolved, seconds: (ContinuousClock.now - start).seconds)
+  }
+
+  /// What norms are learnt of, and judged by. Text that layers were solved for is closer to the original than other text: that
+  /// is learnt of where there is some. Sequences that overlap are left out, as they would be on both sides.
+  var tuningText: NormTuning.Text {
+    let calibration = request.calibration
+    let (solved, spare) = calibration.sequences
+    return NormTuning.Schedule().text(
+      solved: Array(solved.prefix(calibration.distinct)), spare: spare, length: calibration.sequenceLength)
   }
 
   /// Why the norms cannot be tuned; nil if they can.

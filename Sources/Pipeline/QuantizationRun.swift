@@ -87,10 +87,7 @@ public final class QuantizationRun: Sendable {
         on: "a checkpoint with the checksum",
         try checkpoint.fingerprint(of: request.model, symlinks: request.symlinks))
     }
-    for id in [request.calibration.idRange.lowerBound, request.calibration.idRange.upperBound]
-    where !(0..<description.vocabularySize).contains(Int(id)) {
-      throw DecoderError.tokenOutsideVocabulary(token: id, vocabulary: description.vocabularySize)
-    }
+    try Self.requireTokens(request.calibration, of: description)
     let modelType = checkpoint.weightType(of: description)
     if request.recipe.choosesSymmetry {
       request.recipe = try request.recipe.choosingSymmetry(
@@ -99,8 +96,13 @@ public final class QuantizationRun: Sendable {
         progress(.step("symmetric grids, as no runtime is known to load others in some format"))
       }
     }
+    // A format may keep a scale in the type of its linear's weights: every one goes through the types of all.
+    let weightTypes = checkpoint.weightTypes(
+      ofModules: try request.recipe.resolve(for: description, in: checkpoint).linears.keys)
     request.recipe.standard.gridFormat.scaleTypes = Set(
-      request.formats.flatMap { $0.format.scaleTypes(modelType: modelType) }
+      request.formats.flatMap { name in
+        weightTypes.flatMap { name.format.scaleTypes(modelType: $0) }
+      }
     ).sorted { $0.rawValue < $1.rawValue }
     if !description.hasPlainOutputs { request.target = .layer }
     self.description = description
@@ -202,6 +204,8 @@ public final class QuantizationRun: Sendable {
   private func quantize(_ progress: @escaping (ProgressEvent) -> Void) throws -> Report {
     let start = ContinuousClock.now
     let memory = RunMemory(backend)
+    let tuningDecision = try tuningDecision(memoryBytes: request.memoryBudgetBytes)
+    if let note = tuningDecision.flatMap(note(of:)) { progress(.warning("norms are not tuned: \(note)")) }
     let (staging, store) = try makeFiles()
     defer { unpublished.withLock { ($0.output, $0.cache, $0.lock) = (nil, nil, nil) } }
     // What another job has left would be taken for this one's.
@@ -216,7 +220,7 @@ public final class QuantizationRun: Sendable {
         journal.head
         ?? ResumeJournal.Head(
           identity: request.identity, batchSamples: plan.batchSamples, panelRows: plan.panelRows,
-          kernels: kernels, rotation: rotation, allocation: allocation)
+          kernels: kernels, rotation: rotation, allocation: allocation, tuning: tuningDecision)
       try journal.begin(head, for: exportedLinears)
     }
     progress(.step("computing by \(kernelsInUse)"))
@@ -260,7 +264,7 @@ public final class QuantizationRun: Sendable {
       try export.finish()
     }
     memory.lap(.exporting)
-    let tuning = request.tunesNorms ? try tuneNorms(in: staging.path, progress) : nil
+    let tuning = try tuningDecision.map { try tuneNorms($0, in: staging.path, progress) }
     try checkSource()
     try backend.checkDevice()
 

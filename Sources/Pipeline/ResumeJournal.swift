@@ -33,6 +33,8 @@ final class ResumeJournal: Sendable {
     var rotation: Report.Rotation?
     /// nil where bits are as the settings say.
     var allocation: Report.Allocation?
+    /// nil where nobody asked for tuned norms, and in journals of earlier versions, which did not keep it.
+    var tuning: TuningDecision?
   }
 
   /// What a linear's record says ahead of its numbers.

@@ -110,9 +110,12 @@ public struct RunPlan: Sendable {
     guard tunesNorms(on: backend) else { return nil }
     return [false, true].map {
       NormTuning.bytes(
-        of: model, samples: settings.samples, sequenceLength: settings.sequenceLength, keepingLayers: $0)
+        of: model, samples: tuningSamples, sequenceLength: settings.sequenceLength, keepingLayers: $0)
     }
   }
+
+  /// The sequences that norms can be tuned on, with the spare ones that a text of any length has.
+  var tuningSamples: Int { settings.samples + settings.spareSamples }
 
   /// The linears that are to be quantized.
   public var linearCount: Int { treatments.count }

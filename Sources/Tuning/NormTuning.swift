@@ -44,7 +44,7 @@ public struct NormTuning {
 
     /// Divides what there is.
     /// - Parameters:
-    ///   - solved: sequences that layers were solved for
+    ///   - solved: sequences that layers were solved for, without those that overlap others: they would be learnt of and judge
     ///   - spare: others of their kind
     public func text(solved: [[Int32]], spare: [[Int32]], length: Int) -> Text {
       let wanted = wanted(length: length)

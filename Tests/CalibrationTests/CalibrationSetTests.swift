@@ -74,6 +74,32 @@ struct CalibrationSetTests {
     #expect(enough.overlapping == 0 && enough.warning == nil && enough.spare.count == 8)
   }
 
+  /// The last one of a cut has the beginning of the text behind its end.
+  @Test(arguments: [4, 5, 6, 9, 20])
+  func `sequences that overlap no other ones are the first ones`(_ samples: Int) throws {
+    let text = TokenRows(name: "text", rows: [Array(0..<43)])
+    let set = try CalibrationSet(drawing: samples, sequenceLength: 8, from: text, seed: 2)
+    #expect(set.distinct == min(samples, 5))
+    #expect(Set(set.tokens(of: 0..<set.distinct)).count == 8 * set.distinct)
+    for sample in set.distinct..<samples {
+      #expect(!Set(set.tokens(of: sample..<sample + 1)).isDisjoint(with: set.tokens(of: 0..<set.distinct)))
+    }
+  }
+
+  @Test func `so they are of several sources, one of which has too few`() throws {
+    let sources = try #require(CalibrationSources(["long.txt", "short.txt"]))
+    let rows = [0..<40, 1_000..<1_012].map { (ids: Range<Int32>) in
+      TokenRows(name: "\(ids.lowerBound)", rows: [Array(ids)])
+    }
+    let set = try CalibrationSet(drawing: 12, sequenceLength: 4, from: sources, rows: rows, seed: 5)
+    #expect(set.overlapping == 3 && set.distinct == 9)
+    #expect(Set(set.tokens(of: 0..<9)).count == 4 * 9)
+    let isOfLong = (0..<12).map { set.tokens(of: $0..<$0 + 1)[0] < 1_000 }
+    // In proportion for as long as the short one has some that do not.
+    #expect(isOfLong.prefix(6) == [true, false, true, false, true, false])
+    #expect(isOfLong.suffix(6) == [true, true, true, false, false, false])
+  }
+
   @Test func `rows are one text where it is cut at other places`() throws {
     let set = try CalibrationSet(drawing: 6, sequenceLength: 4, from: source, seed: 9)
     #expect(set.tokens.prefix(12) == [0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12, 13])

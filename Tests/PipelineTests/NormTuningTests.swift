@@ -1,5 +1,7 @@
+import Calibration
 import Checkpoint
 import Export
+import SystemIO
 import TestSupport
 import Testing
 
@@ -79,6 +81,72 @@ struct NormTuningTests {
     for moment in [moments.first, moments.dropLast(3).last, moments.last].compactMap(\.self) {
       #expect(try bench.goOn(from: moment).result == expected, "\(moment)")
     }
+  }
+
+  /// A journal in which no linear is done, and what was decided when it began.
+  private static func begun(_ bench: ResumeBench, _ decision: TuningDecision?) throws -> ResumePlace {
+    let path = bench.directory.file("begun")
+    try FileSystem.removeTree(path)
+    let place = ResumePlace(
+      journal: path, cache: bench.directory.file("begun-cache"), identity: "job")
+    let head = ResumeJournal.Head(
+      identity: "job", batchSamples: ResumeBench.batchSamples, panelRows: MemoryPlan.panelRows,
+      kernels: "some", tuning: decision)
+    try ResumeJournal(place).begin(head, for: [])
+    return place
+  }
+
+  /// By another process there may be more memory, or less.
+  @Test func `whether norms are tuned is decided when a job begins, which then waits for memory`() throws {
+    let bench = try Self.bench("llama-tied")
+    func decision(_ begun: TuningDecision?, memoryBytes: Int) throws -> TuningDecision? {
+      let request = bench.request(
+        output: bench.directory.file("output"), resume: try Self.begun(bench, begun))
+      return try QuantizationRun(request, backend: bench.backend).tuningDecision(memoryBytes: memoryBytes)
+    }
+    let (tuned, untuned) = (TuningDecision(note: nil), TuningDecision(note: "there was no room"))
+    #expect(try decision(tuned, memoryBytes: 1 << 30) == tuned)
+    #expect {
+      _ = try decision(tuned, memoryBytes: 100_000)
+    } throws: {
+      ($0 as? PipelineError)?.isLackOfMemory == true && "\($0)".contains("to tune norms")
+    }
+    for memoryBytes in [100_000, 1 << 30] {
+      #expect(try decision(untuned, memoryBytes: memoryBytes) == untuned)
+    }
+    // A version that kept nothing of it decided at the end.
+    #expect(try decision(nil, memoryBytes: 1 << 30) == tuned)
+    #expect(try decision(nil, memoryBytes: 100_000)?.note?.contains("100 kB may be taken") == true)
+  }
+
+  @Test func `a job keeps whether it tunes norms, and goes on by it`() throws {
+    let (plain, bench) = (try Self.bench("llama-tied", tunes: false), try Self.bench("llama-tied"))
+    for (bench, isTuned) in [(plain, false), (bench, true)] {
+      let moment = try #require(try bench.watchedRun().moments.first)
+      let path = try bench.directory.write(moment.journal, to: "kept")
+      let kept = try ResumeJournal.head(of: ResumePlace(journal: path, cache: "", identity: "job"))
+      let head = try #require(kept)
+      #expect(head.tuning == (isTuned ? TuningDecision(note: nil) : nil))
+    }
+    // As one that began where there was no room for it.
+    let place = try Self.begun(bench, TuningDecision(note: "there was no room"))
+    let moment = Moment(
+      linears: 0, isAfterLinear: true,
+      journal: try FileSystem.contents(of: place.journal, limit: 1 << 30), cache: nil)
+    let later = try bench.goOn(from: moment)
+    #expect(later.warnings.contains { $0.contains("norms are not tuned: there was no room") })
+    #expect(try later.result.files == plain.uninterrupted().files)
+    #expect(try bench.uninterrupted().files != plain.uninterrupted().files)
+  }
+
+  @Test func `norms are neither learnt of nor judged by text that was cut again`() throws {
+    let bench = try Self.bench("llama-tied")
+    var request = bench.request(output: bench.directory.file("output"), resume: nil)
+    request.calibration = CalibrationSet(
+      sequenceLength: bench.calibration.sequenceLength, tokens: bench.calibration.tokens, overlapping: 3)
+    let text = try QuantizationRun(request, backend: bench.backend).tuningText
+    let distinct = Array(bench.calibration.sequences.solved.prefix(5))
+    #expect(text.isJudgeSolved && text.learnt == distinct && text.judged == distinct)
   }
 
   @Test func `where norms cannot be tuned it is said why, and they stay`() throws {

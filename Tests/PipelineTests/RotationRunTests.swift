@@ -98,6 +98,69 @@ struct RotationRunTests {
     #expect(expected > 0.01 && abs(found / expected - 1) < 0.01, "\(found) for \(expected)")
   }
 
+  /// It is solved for the first of the sequences that do not overlap, and looks at the last of them: those that were cut of the
+  /// same text again are nothing to it.
+  @Test(arguments: [
+    ResumeCase("llama", "a rotation") { ($0.rotate, $0.bits) = (.auto, 3) },
+    ResumeCase("llama", "bits") { ($0.averageBits, $0.bitChoices) = (4.9, [2, 3, 4, 5, 6, 8]) },
+  ])
+  func `a trial looks at no text that it is solved for, where a short one was cut again`(_ test: ResumeCase)
+    throws
+  {
+    let bench = try ResumeBench(test, memoryBudgetBytes: 1 << 40)
+    let length = bench.calibration.sequenceLength
+    /// What comes of the trial, with other tokens in some of the sequences.
+    func found(changing changed: Range<Int>, overlapping: Int = 3) throws -> [Double?] {
+      var tokens = bench.calibration.tokens
+      for place in changed.lowerBound * length..<changed.upperBound * length { tokens[place] ^= 1 }
+      var request = bench.request(output: bench.directory.file("output"), resume: nil)
+      request.calibration = CalibrationSet(
+        sequenceLength: length, tokens: tokens, overlapping: overlapping)
+      let run = try QuantizationRun(request, backend: bench.backend)
+      return [
+        run.rotation?.divergence, run.rotation?.rotatedDivergence, run.allocation?.divergence,
+        run.allocation?.standardDivergence,
+      ]
+    }
+    let first = try found(changing: 0..<0)
+    #expect(first.contains { $0 != nil })
+    #expect(try found(changing: 5..<8) == first)
+    // Of those that do not overlap it looks at the last one, which is the set's last one where none does.
+    #expect(try found(changing: 4..<5) != first)
+    #expect(try found(changing: 7..<8, overlapping: 0) != found(changing: 0..<0, overlapping: 0))
+  }
+
+  @Test func `a trial takes fewer sequences where more would overlap, and is none of a single one`() throws {
+    for samples in [2, 3, 5, 8, 31, 128] {
+      for length in [64, 512, 2_048] {
+        func sizes(_ distinct: Int?) -> RotationTrial.Sizes {
+          RotationTrial.Sizes(
+            samples: samples, distinct: distinct, sequenceLength: length, layerCount: 4)
+        }
+        for distinct in 2...samples {
+          let sizes = sizes(distinct)
+          #expect(sizes.solved + sizes.heldOut <= distinct, "\(distinct) of \(samples)")
+        }
+        #expect(sizes(samples).solved == sizes(nil).solved && sizes(samples).heldOut == sizes(nil).heldOut)
+      }
+    }
+    let few = RotationTrial.Sizes(samples: 128, distinct: 32, sequenceLength: 64, layerCount: 4)
+    #expect(few.solved == 21 && few.heldOut == 10)
+    func run(_ change: (inout QuantizationSettings) -> Void) throws -> QuantizationRun {
+      let bench = try ResumeBench(ResumeCase("llama", "", change), memoryBudgetBytes: 1 << 40)
+      var request = bench.request(output: bench.directory.file("output"), resume: nil)
+      request.calibration = CalibrationSet(
+        sequenceLength: bench.calibration.sequenceLength, tokens: bench.calibration.tokens, overlapping: 7)
+      return try QuantizationRun(request, backend: bench.backend)
+    }
+    let rotation = try #require(try run { $0.rotate = .auto }.rotation)
+    #expect(rotation.chosen == "off" && rotation.note == "a trial takes two sequences that do not overlap")
+    let error = #expect(throws: SettingsError.self) {
+      try run { ($0.averageBits, $0.bitChoices) = (4.9, [2, 3, 4, 5, 6, 8]) }
+    }
+    #expect(error?.key == "average-bits" && error?.mend.contains("give more text") == true)
+  }
+
   @Test func `a trial that there is no memory for is none`() throws {
     let bench = try ResumeBench(ResumeCase("llama") { $0.rotate = .auto })
     let rotation = try #require(try bench.report().settings.rotation)

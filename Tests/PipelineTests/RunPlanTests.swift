@@ -51,6 +51,11 @@ struct RunPlanTests {
       let bytes = plan.tuningBytes(backend: backend)
       #expect(bytes.map { $0[0] > 0 && $0[0] <= $0[1] } == (isTuned ? true : nil))
     }
+    // The spare sequences are learnt of where there are few others.
+    let bytes = try [4, 4_000].map { samples in
+      try plan("llama") { ($0.tuneNorms, $0.samples) = (true, samples) }.tuningBytes(backend: backend)
+    }
+    #expect(bytes[0] == bytes[1])
     let plain = try plan("llama")
     #expect(plain.tuningBytes(backend: backend) == nil)
     let memory = try plain.memoryPlan(backend: backend, budgetBytes: 1 << 34)

@@ -64,13 +64,20 @@ struct AllocationTrial {
 
   // MARK: The decision
 
-  /// - Throws: ``PipelineError/notEnoughMemory(needed:available:phase:mend:)``, ``PipelineError/unmeasurableDivergence``, and
-  ///   what a run throws that begins with these settings
+  /// - Throws: ``PipelineError/notEnoughMemory(needed:available:phase:mend:)``, ``PipelineError/unmeasurableDivergence``,
+  ///   ``SettingsError`` of a text that has no two sequences, and what a run throws that begins with these settings
   static func decision(
     _ request: QuantizationRequest, _ problem: AllocationProblem, _ backend: any ComputeBackend,
     _ progress: (ProgressEvent) -> Void
   ) throws -> Report.Allocation {
     let start = ContinuousClock.now
+    // On text that linears are solved for, all widths are closer to the model than elsewhere, and each by another factor.
+    guard request.calibration.distinct > 1 else {
+      throw SettingsError(
+        key: "average-bits", value: "\(problem.averageBits)",
+        mend: "bits are chosen on sequences that nothing is solved for, and the calibration text has no two "
+          + "that do not overlap: give more text, or a shorter sequence-length")
+    }
     var plain = request
     (plain.averageBits, plain.resume, plain.importanceMatrix) = (nil, nil, nil)
     let run = try QuantizationRun(plain, backend: backend)
@@ -129,9 +136,9 @@ struct AllocationTrial {
     unitOfModule = Dictionary(
       uniqueKeysWithValues: units.enumerated().flatMap { unit, value in value.modules.map { ($0, unit) } })
     let all = run.request.calibration
-    let sizes = Sizes(samples: all.samples, sequenceLength: all.sequenceLength)
+    let sizes = Sizes(samples: all.distinct, sequenceLength: all.sequenceLength)
     self.sizes = sizes
-    let drawn = Array(0..<sizes.solved) + Array(all.samples - sizes.heldOut..<all.samples)
+    let drawn = Array(0..<sizes.solved) + Array(all.distinct - sizes.heldOut..<all.distinct)
     calibration = CalibrationSet(
       sequenceLength: sizes.length,
       tokens: drawn.flatMap { all.tokens(of: $0..<$0 + 1).prefix(sizes.length) })
@@ -156,7 +163,7 @@ struct AllocationTrial {
     let solved: Int
     let heldOut: Int
 
-    /// - Parameter samples: the run's sequences, at least 2, of `sequenceLength` tokens each
+    /// - Parameter samples: the run's sequences that do not overlap, at least 2, of `sequenceLength` tokens each
     init(samples: Int, sequenceLength: Int) {
       length = min(sequenceLength, AllocationTrial.longest)
       heldOut = max(1, min(samples / 4, AllocationTrial.heldOutTokens / length))

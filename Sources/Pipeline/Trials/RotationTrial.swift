@@ -19,7 +19,8 @@ struct RotationTrial {
   /// Layers that are quantized, evenly spaced.
   private static let layers = 4
   /// Tokens that they are solved for, at most; as a share of all, where there are few; and the tokens that are looked at, as a
-  /// share of those. Of a quarter of them the trial of SmolLM2 at 2 bits came to the wrong answer.
+  /// share of those. Of a quarter of them the trial of SmolLM2 at 2 bits came to the wrong answer. Where so many would overlap,
+  /// there are fewer of both.
   private static let (tokens, share, heldOutShare) = (4_096, 4, 2)
   /// A rotation that helps less is none: it costs a head of its own where there was none, and a trial errs.
   private static let leastGain = 0.05
@@ -27,13 +28,14 @@ struct RotationTrial {
   private static let largestHead = 0.1
 
   /// Why none is made, memory aside; nil if one is.
+  /// - Parameter samples: sequences that do not overlap
   static func obstacle(
     of model: ModelDescription, _ treatments: [String: Treatment], in checkpoint: CheckpointReader,
     samples: Int
   ) -> String? {
     if let obstacle = RotatedWeights.obstacle(model, checkpoint) { return obstacle }
     if let note = headNote(of: model, treatments) { return note }
-    return samples < 2 ? "a trial takes two sequences" : nil
+    return samples < 2 ? "a trial takes two sequences that do not overlap" : nil
   }
 
   /// Why a head of its own would cost too much; nil where the model has one, or it is a small part of the result.
@@ -64,7 +66,7 @@ struct RotationTrial {
       request.model, symlinks: request.symlinks, allowingRequantizing: request.allowsRequantizing,
       rotation: .off)
     let linears = try request.recipe.resolve(for: model, in: checkpoint).linears
-    if let obstacle = obstacle(of: model, linears, in: checkpoint, samples: request.calibration.samples) {
+    if let obstacle = obstacle(of: model, linears, in: checkpoint, samples: request.calibration.distinct) {
       return off(obstacle)
     }
     let plain = try run(.off)
@@ -98,9 +100,14 @@ struct RotationTrial {
     /// The layers that are quantized.
     let layers: Int
 
-    init(samples: Int, sequenceLength: Int, layerCount: Int) {
-      solved = max(1, min(samples / RotationTrial.share, RotationTrial.tokens / sequenceLength))
-      heldOut = max(1, solved / RotationTrial.heldOutShare)
+    /// - Parameters:
+    ///   - samples: the run's sequences
+    ///   - distinct: those of them that do not overlap, at least 2, of which both are taken; nil if all are such
+    init(samples: Int, distinct: Int? = nil, sequenceLength: Int, layerCount: Int) {
+      let share = RotationTrial.heldOutShare
+      let possible = (distinct ?? samples) * share / (share + 1)
+      solved = max(1, min(samples / RotationTrial.share, RotationTrial.tokens / sequenceLength, possible))
+      heldOut = max(1, solved / share)
       layers = min(RotationTrial.layers, layerCount)
     }
 
@@ -133,7 +140,7 @@ struct RotationTrial {
     let chosen = chosenLayers
     // What layers are solved for, and what is looked at, without quantized layers and with them.
     var gathered = try TrialStates(model, calibration.tokens(of: 0..<sizes.solved), backend: backend)
-    let samples = calibration.samples - sizes.heldOut..<calibration.samples
+    let samples = calibration.distinct - sizes.heldOut..<calibration.distinct
     var reference = try TrialStates(model, calibration.tokens(of: samples), backend: backend)
     var quantized = reference.copy
     for index in 0..<run.description.layerCount {
@@ -208,8 +215,8 @@ struct RotationTrial {
 extension QuantizationRun {
   fileprivate var trialSizes: RotationTrial.Sizes {
     RotationTrial.Sizes(
-      samples: request.calibration.samples, sequenceLength: request.calibration.sequenceLength,
-      layerCount: description.layerCount)
+      samples: request.calibration.samples, distinct: request.calibration.distinct,
+      sequenceLength: request.calibration.sequenceLength, layerCount: description.layerCount)
   }
 
   /// What a trial takes at its peak, of the memory that matrices are in.

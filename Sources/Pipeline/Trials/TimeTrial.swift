@@ -149,7 +149,7 @@ struct TimeTrial {
     let length = plan.settings.sequenceLength
     let schedule = NormTuning.Schedule()
     let steps = Double(schedule.steps * schedule.sequences(length: length) * length)
-    let (learnt, judged) = schedule.used(of: plan.settings.samples, length: length)
+    let (learnt, judged) = schedule.used(of: plan.tuningSamples, length: length)
     let others = Double((learnt + 3 * judged) * length)
     let layers = kinds.reduce(0) { sum, layers in
       let cost = costs.forward[layers[0]]?.forward ?? 0
