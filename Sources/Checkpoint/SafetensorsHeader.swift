@@ -6,7 +6,8 @@ public struct TensorInfo: Sendable, Hashable {
   public let name: String
   /// Of what it stands for, where it is scaled.
   public let dtype: DType
-  /// Extents, the slowest first; empty for a single value.
+  /// Extents, the slowest first; empty for a single value. Those of a file make no more bits than an `Int` counts, with zeros
+  /// left out, too.
   public let shape: [Int]
   /// The path of the file that holds the bytes.
   public let file: String
@@ -148,15 +149,13 @@ private struct HeaderChecker {
     guard offsets[0] <= offsets[1] else {
       throw error(.offsetsReversed(begin: offsets[0], end: offsets[1], tensor: name))
     }
-    // Of a type that is not known, the file alone says how large a tensor is.
-    if dtype.bitWidth != nil {
-      guard let byteCount = dtype.byteCount(ofShape: shape) else {
-        throw error(.shapeOverflows(shape, tensor: name))
-      }
-      guard offsets[1] - offsets[0] == byteCount else {
-        throw error(
-          .wrongByteCount(offsets[1] - offsets[0], expected: byteCount, tensor: name))
-      }
+    // Of a type that is not known, the file alone says how large a tensor is, though no element is less than a bit.
+    guard let byteCount = shape.byteCount(elementBits: dtype.bitWidth ?? 1) else {
+      throw error(.shapeOverflows(shape, tensor: name))
+    }
+    let stored = offsets[1] - offsets[0]
+    guard stored == byteCount || dtype.bitWidth == nil && stored > byteCount else {
+      throw error(.wrongByteCount(stored, expected: byteCount, tensor: name))
     }
     guard offsets[1] <= dataByteCount else {
       throw error(.outOfRange(end: offsets[1], available: dataByteCount, tensor: name))
@@ -201,16 +200,20 @@ private struct HeaderChecker {
 }
 
 extension DType {
-  /// Bytes of a tensor of this type, or nil if they are more than an `Int` counts, or the type is not known.
-  func byteCount(ofShape shape: [Int]) -> Int? {
-    // A zero anywhere makes the tensor empty, whatever the other extents multiply to.
-    if shape.contains(0) { return 0 }
-    guard var bits = bitWidth else { return nil }
-    for extent in shape {
+  /// Bytes of a tensor of this type, or nil if the type is not known, or the extents make more than can be counted.
+  func byteCount(ofShape shape: [Int]) -> Int? { bitWidth.flatMap { shape.byteCount(elementBits: $0) } }
+}
+
+extension [Int] {
+  /// Bytes of a tensor of these extents, or nil if those that are not zero make more bits than an `Int` counts. A zero makes
+  /// the tensor empty, and yet somebody may multiply the others: of a shape that passes here, any of them can be, in any order.
+  fileprivate func byteCount(elementBits: Int) -> Int? {
+    var bits = elementBits
+    for extent in self where extent != 0 {
       let (product, overflow) = bits.multipliedReportingOverflow(by: extent)
       if overflow { return nil }
       bits = product
     }
-    return bits / 8 + (bits % 8 == 0 ? 0 : 1)
+    return contains(0) ? 0 : bits / 8 + (bits % 8 == 0 ? 0 : 1)
   }
 }

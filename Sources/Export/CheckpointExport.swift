@@ -364,8 +364,9 @@ public final class CheckpointExport: Sendable {
     let grids = Set(quantized.values.compactMap(\.gridFormat)).sorted {
       $0.bitWidth.rawValue < $1.bitWidth.rawValue
     }
-    let isMixed = grids.contains { !$0.hasSameLayout(as: grids[0]) }
-    let traits = isMixed ? traits.union(.severalGrids) : traits
+    var traits = traits
+    if grids.contains(where: { !$0.hasSameLayout(as: grids[0]) }) { traits.insert(.severalGrids) }
+    if quantized.values.contains(where: \.hasShorterLastGroup) { traits.insert(.shorterLastGroups) }
     func isHarder(_ support: RuntimeSupport, than other: RuntimeSupport) -> Bool {
       support.loads == other.loads ? support.note.count > other.note.count : other.loads
     }

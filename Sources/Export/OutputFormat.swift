@@ -28,7 +28,8 @@ public protocol OutputFormat: Sendable {
   var name: OutputFormatName { get }
 
   /// The float types that a scale goes through on its way into the files of a model whose weights are
-  /// of `modelType`; a grid must be rounded to them before it is used.
+  /// of `modelType`; a grid must be rounded to them before it is used. Where linears are of several types, to those of
+  /// every one: a linear's scales are written in its own.
   func scaleTypes(modelType: DType) -> [DType]
 
   /// The type of a quantized linear's bias.
@@ -106,6 +107,8 @@ public struct ModelTraits: OptionSet, Sendable {
   public static let stackedExperts = ModelTraits(rawValue: 8)
   /// Linears that have other grids than others.
   public static let severalGrids = ModelTraits(rawValue: 16)
+  /// Linears whose columns the group size does not divide.
+  public static let shorterLastGroups = ModelTraits(rawValue: 32)
 }
 
 /// One linear of the source checkpoint and what is to become of it.

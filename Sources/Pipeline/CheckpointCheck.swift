@@ -23,9 +23,15 @@ extension ModelDescription {
 }
 
 extension CheckpointReader {
-  /// The type that the model's linears are stored in, which is the type it computes in.
+  /// The type that the model's first linear is stored in, which is the type it computes in.
   public func weightType(of description: ModelDescription) -> DType {
-    let name = description.layerPrefix(0) + description.linears(ofLayer: 0)[0].name + ".weight"
-    return tensors[name]?.dtype ?? .float32
+    weightType(ofModule: description.layerPrefix(0) + description.linears(ofLayer: 0)[0].name)
   }
+
+  /// The types that the weights of modules are stored in: linears of a model need not all have the same.
+  func weightTypes(ofModules names: some Sequence<String>) -> Set<DType> {
+    Set(names.lazy.map { self.weightType(ofModule: $0) })
+  }
+
+  private func weightType(ofModule name: String) -> DType { tensors["\(name).weight"]?.dtype ?? .float32 }
 }

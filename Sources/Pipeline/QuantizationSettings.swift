@@ -241,6 +241,26 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
     }
   }
 
+  /// What a person may say of grids, which some results do not read.
+  public enum GridSetting: Sendable {
+    case bits, groupSize, symmetry, ggufType, ggufPure
+  }
+
+  /// Why a value of a setting would change nothing, and what to say in its place; nil if the result is made by it. That is for who
+  /// asked for this one result: defaults are for results of all formats, and say what each of them reads.
+  public func reasonToIgnore(_ setting: GridSetting) -> String? {
+    switch setting {
+    case .bits where averageBits != nil, .ggufType where isGGUF && averageBits != nil:
+      "average-bits stands in its place: leave one of both out"
+    case .bits, .groupSize, .symmetry:
+      isGGUF
+        ? "a GGUF file's grids are its types: say gguf-type, or average-bits, or type:Q6_K in a rule" : nil
+    case .ggufType, .ggufPure:
+      formats.contains(.gguf)
+        ? nil : "it goes with the format gguf, of GGUF files: say bits, group-size, symmetric, asymmetric"
+    }
+  }
+
   /// The recipe that the settings come to.
   /// - Throws: ``SettingsError`` or ``RecipeError``
   public func recipe() throws -> Recipe {

@@ -79,9 +79,13 @@ public struct RecipeRule: Sendable {
       var settings = quantEase.settings
       settings.passes = passes
       result.solver = QuantEase(settings)
+      // With outliers the published algorithm's rounds are its passes.
+      if case .paper = result.outliers?.method { result.outliers?.method = .paper(rounds: passes) }
     }
     if let outlierShare {
-      var settings = treatment.outliers ?? OutlierSettings()
+      var settings =
+        result.outliers
+        ?? OutlierSettings(method: (result.solver as? QuantEase)?.outlierMethod ?? .standard)
       settings.share = outlierShare
       result.outliers = outlierShare > 0 ? settings : nil
     }

@@ -235,11 +235,14 @@ public enum GroupSize: Sendable, Hashable {
   case channel
   case columns(Int)
 
+  /// Beyond any width, and far from where sums overflow.
+  private static let most = 1 << 24
+
   /// From the notation of recipes and file formats, in which −1 is a whole row.
   public init?(_ notation: Int) {
     switch notation {
     case -1: self = .channel
-    case 1...: self = .columns(notation)
+    case 1...Self.most: self = .columns(notation)
     default: return nil
     }
   }

@@ -15,12 +15,12 @@ struct EvaluateCommand: ParsableCommand {
     commandName: "eval",
     abstract: "Measures the perplexity of a checkpoint, and how far it is from another.",
     discussion: """
-      The text is tokenized whole and cut into consecutive windows; perplexity is exp of the mean loss over
-      each window's length − 1 predictions. Compare only figures over the same text and window length.
+      The text is tokenized whole and cut into consecutive windows; perplexity is exp of the mean loss over \
+      each window's length − 1 predictions. Compare only figures over the same text and window length. \
       Reads every checkpoint that `quantize` writes, and dense ones; hidden states are fp32.
 
-      With --against both models predict the same tokens. The Kullback-Leibler divergence, in nats, says how far the
-      distributions are apart, 0 being the same; the share of tokens for which both have the same likeliest next one says
+      With --against both models predict the same tokens. The Kullback-Leibler divergence, in nats, says how far the \
+      distributions are apart, 0 being the same; the share of tokens for which both have the same likeliest next one says \
       how often greedy decoding would go on alike. Both need far less text than a perplexity to tell two models apart.
 
       With --task it answers questions: a .jsonl file in the fields of LAMBADA (text: the last word is asked for), HellaSwag, ARC, \

@@ -44,7 +44,7 @@ struct PlanCommand: ParsableCommand {
     try hosts.validate()
     try machine.validate()
     try options.validate()
-    try settings.requirePossible()
+    try settings.requirePossible(grid)
   }
 
   private var settings: QuantizationSettings { QuantizationSettings(grid, solver, options, model: model) }

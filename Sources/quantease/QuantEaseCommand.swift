@@ -17,8 +17,8 @@ struct QuantEaseCommand: ParsableCommand {
         quantease quantize MODEL --output DIR --calibration text.txt
         quantease eval DIR --against MODEL --text other.txt
 
-      MODEL is a directory as Hugging Face publishes them: config.json, tokenizer.json and
-      *.safetensors or pytorch_model*.bin.
+      MODEL is a directory as Hugging Face publishes them, with config.json, tokenizer.json and *.safetensors or \
+      pytorch_model*.bin, or a GGUF file.
       Known architectures: \(ModelDescription.knownModelTypes.joined(separator: ", ")).
       """,
     version: Producer.version,

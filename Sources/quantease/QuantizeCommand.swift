@@ -17,18 +17,21 @@ struct QuantizeCommand: ParsableCommand {
     commandName: "quantize",
     abstract: "Quantizes a checkpoint and writes it with a report of what it cost.",
     discussion: """
-      The calibration text should read like what the model will be used on. 1.2 MB of English have the 128
-      sequences of 2,048 tokens that are drawn by default; of less, down to a quarter, they are cut at several
+      The calibration text should read like what the model will be used on. 1.2 MB of English have the 128 \
+      sequences of 2,048 tokens that are drawn by default; of less, down to a quarter, they are cut at several \
       places. The output directory appears only when everything in it is complete.
 
       Examples:
         quantease quantize llama --output llama-w4 --calibration prose.txt
-        quantease quantize llama --output llama-w4g128 --group-size 128 --symmetric --calibration prose.txt
-        quantease quantize llama-bf16.gguf --output llama-Q4_K_M.gguf --gguf-type Q4_K_M --calibration ids.safetensors
-        quantease quantize llama --output out --bits 3 --format gptq --format dense --calibration ids.safetensors
+        quantease quantize llama --output llama-w4g128 --group-size 128 \\
+          --symmetric --calibration prose.txt
+        quantease quantize llama-bf16.gguf --output llama-Q4_K_M.gguf \\
+          --gguf-type Q4_K_M --calibration ids.safetensors
+        quantease quantize llama --output out --bits 3 --format gptq \\
+          --format dense --calibration ids.safetensors
 
-      What loads where: 4 and 8 bits symmetric load in vLLM and transformers in every format;
-      other widths, and asymmetric grids, in fewer: the report says in which.
+      What loads where: symmetric grids of 4 bits load in vLLM and transformers in every format, those of 8 in every \
+      one that has them; other widths, and asymmetric grids, in fewer: the report says in which.
       """)
 
   @Argument(
@@ -124,7 +127,7 @@ struct QuantizeCommand: ParsableCommand {
     try hosts.validate()
     try machine.validate()
     try options.validate()
-    try settings.requirePossible()
+    try settings.requirePossible(grid)
   }
 
   private var sources: CalibrationSources { CalibrationSources(calibration) }
@@ -236,7 +239,10 @@ struct QuantizeCommand: ParsableCommand {
     progress.show(.step("converting to GGUF by \(converter.program)"))
     let directory = try StagingDirectory(for: "\(output).converted")
     unfinished.add(directory)
+    let source = try QuantizationRun.sourceFiles(of: model, symlinks: .follow)
     try converter.convert(model, to: FileSystem.join(directory.path, convertedName))
+    // Nobody sees later what the converter has read.
+    try source.check(in: model, symlinks: .follow)
     return directory
   }
 

@@ -9,19 +9,40 @@ import Foundation
 import Pipeline
 import SystemIO
 
+/// An option's value, with whether a person gave it: one that the result does not read is then refused, and a default is not.
+/// The help shows it as the value alone.
+struct Told<Value: ExpressibleByArgument & Sendable>: ExpressibleByArgument, Sendable {
+  let value: Value
+  let isGiven: Bool
+
+  /// The default.
+  init(_ standard: Value) { (value, isGiven) = (standard, false) }
+
+  init?(argument: String) {
+    guard let value = Value(argument: argument) else { return nil }
+    self.value = value
+    isGiven = true
+  }
+
+  var defaultValueDescription: String { value.defaultValueDescription }
+  static var allValueStrings: [String] { Value.allValueStrings }
+  static var allValueDescriptions: [String: String] { Value.allValueDescriptions }
+  static var defaultCompletionKind: CompletionKind { Value.defaultCompletionKind }
+}
+
 struct GridOptions: ParsableArguments {
   @Option(help: "Bits per weight: 2 to 6, or 8.")
-  var bits = 4
+  var bits = Told(4)
 
   @Option(help: "Columns that share a scale; -1 is one scale for a whole row.")
-  var groupSize = -1
+  var groupSize = Told(-1)
 
   @Option(
     help: """
       For GGUF files, in place of --bits, --group-size and --symmetric: the file, with the types that llama-quantize \
       gives its tensors.
       """)
-  var ggufType = GGUFMix.Name.q4_K_M
+  var ggufType = Told(GGUFMix.Name.q4_K_M)
 
   @Option(
     help: ArgumentHelp(
@@ -68,14 +89,25 @@ struct GridOptions: ParsableArguments {
   var unsignedScales = false
 
   func set(_ settings: inout QuantizationSettings) {
-    settings.bits = bits
-    settings.groupSize = groupSize
+    settings.bits = bits.value
+    settings.groupSize = groupSize.value
     settings.symmetric = symmetry.map { $0 == .symmetric }
     settings.unsignedScales = unsignedScales
-    settings.ggufType = ggufType
+    settings.ggufType = ggufType.value
     settings.ggufPure = pure
     settings.averageBits = averageBits
     settings.bitChoices = bitChoices
+  }
+
+  /// What was given of it, as it was written.
+  var given: [(option: String, setting: QuantizationSettings.GridSetting)] {
+    var given: [(option: String, setting: QuantizationSettings.GridSetting)] = []
+    if bits.isGiven { given.append(("--bits \(bits.value)", .bits)) }
+    if groupSize.isGiven { given.append(("--group-size \(groupSize.value)", .groupSize)) }
+    if let symmetry { given.append(("--\(symmetry.rawValue)", .symmetry)) }
+    if ggufType.isGiven { given.append(("--gguf-type \(ggufType.value.rawValue)", .ggufType)) }
+    if pure { given.append(("--pure", .ggufPure)) }
+    return given
   }
 }
 
@@ -289,10 +321,15 @@ extension QuantizationSettings {
     if options.format.isEmpty, CheckpointReader.isGGUF(model) { formats = [.gguf] }
   }
 
-  /// Refuses values that exclude each other, as a mistake on the command line.
-  func requirePossible() throws {
+  /// Refuses values that exclude each other, and those that would be ignored, as mistakes on the command line.
+  func requirePossible(_ grid: GridOptions) throws {
     do { try validate() } catch {
       throw ValidationError("--\(error.key) \(error.value) is not possible: \(error.mend)")
+    }
+    for (option, setting) in grid.given {
+      if let reason = reasonToIgnore(setting) {
+        throw ValidationError("\(option) would be ignored: \(reason)")
+      }
     }
   }
 }

@@ -111,6 +111,31 @@ import Testing
     #expect(try violation(safetensors(text, data: [0, 0, 0, 0])) == expected)
   }
 
+  /// Whoever multiplies them would trap before the zero, or with no bytes to compare them with.
+  @Test(
+    arguments: ["F32", "F4", "F99"], [[1 << 40, 1 << 40, 0], [0, 1 << 40, 1 << 40], [1 << 40, 1 << 40]])
+  func `extents whose product cannot be counted are refused, beside a zero and of any type`(
+    _ type: String, _ shape: [Int]
+  ) throws {
+    let text = "{\(entry("t", type, shape: shape, offsets: (0, 0)))}"
+    #expect(try violation(safetensors(text)) == .shapeOverflows(shape, tensor: "t"))
+  }
+
+  @Test func `what passes can be multiplied`() throws {
+    let text = "{\(entry("t", shape: [1 << 29, 1 << 28, 0], offsets: (0, 0)))}"
+    let tensor = try header(safetensors(text)).tensors[0]
+    #expect(tensor.byteCount == 0)
+    #expect(tensor.matrixDimensions == (1 << 29, 0))
+  }
+
+  @Test func `an element of a type that is not known takes a bit at least`() throws {
+    func text(_ count: Int) -> String { "{\(entry("t", "F99", shape: [count], offsets: (0, 4)))}" }
+    let data: [UInt8] = [1, 2, 3, 4]
+    #expect(try violation(safetensors(text(33), data: data)) == .wrongByteCount(4, expected: 5, tensor: "t"))
+    try FileSystem.removeTree(directory.file("x.safetensors"))
+    #expect(try header(safetensors(text(32), data: data)).tensors[0].shape == [32])
+  }
+
   @Test func `a type that is not known is one all the same`() throws {
     let text = #"{"t":{"dtype":"F99","shape":[7],"data_offsets":[0,4]}}"#
     let tensor = try header(safetensors(text, data: [1, 2, 3, 4])).tensors[0]

@@ -188,6 +188,8 @@ import Testing
       tensor(offset: huge, shape: four, strides: one),
       tensor(shape: huge + [0x85], strides: one),
       tensor(shape: huge + huge + [0x86], strides: huge + huge + [0x86]),
+      // Empty, and yet somebody may multiply the others.
+      tensor(shape: huge + [0x4B, 0, 0x86], strides: [0x4B, 1, 0x4B, 1, 0x86]),
     ]
     for bytes in impossible {
       let violation = try violation(of: bytes)

@@ -140,6 +140,24 @@ struct FormatTests {
     ) { try CompressedTensorsFormat().check(descriptions(format)) }
   }
 
+  @Test(arguments: [OutputFormatName.gptq, .gptqV2])
+  func `a shorter last group of GPTQ loads in transformers, not in vLLM`(_ name: OutputFormatName) throws {
+    let scratch = try ScratchDirectory()
+    let source = try makeModel(in: scratch.subdirectory("source"))
+    func loads(groupsOf columns: Int) throws -> [String: Bool] {
+      let format = gridFormat(.four, .columns(columns), symmetric: true, for: [name])
+      let export = try CheckpointExport(
+        source: source, linears: descriptions(format), formats: [name],
+        directory: scratch.subdirectory("groups-of-\(columns)"))
+      return Dictionary(uniqueKeysWithValues: export.runtimes.map { ($0.runtime, $0.loads) })
+    }
+    #expect(try loads(groupsOf: 32) == ["vLLM": true, "transformers": true])
+    // Of 96 and 160 columns.
+    #expect(try loads(groupsOf: 64) == ["vLLM": false, "transformers": true])
+    // No whole group at all.
+    #expect(try loads(groupsOf: 256) == ["vLLM": false, "transformers": true])
+  }
+
   @Test func `the compressed-tensors configuration has the keys of the format`() throws {
     let format = GridFormat(bitWidth: .three, groupSize: .columns(32), isSymmetric: false)
     let configuration = try #require(

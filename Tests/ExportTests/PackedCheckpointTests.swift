@@ -88,6 +88,15 @@ struct PackedCheckpointTests {
       [
         "quant_method": "compressed-tensors", "format": "pack-quantized",
         "config_groups": [
+          "group_0": [
+            "targets": ["Linear"],
+            "weights": ["num_bits": 4, "strategy": "group", "group_size": 9_223_372_036_854_775_807],
+          ]
+        ],
+      ],
+      [
+        "quant_method": "compressed-tensors", "format": "pack-quantized",
+        "config_groups": [
           "group_0": ["targets": ["Linear"], "weights": ["num_bits": 4, "type": "float"]]
         ],
       ],

@@ -32,7 +32,7 @@ struct BadInputTests {
     let run = try bench.quantize([
       "--samples", "64", "--sequence-length", "128", "--cache-dir", cache, "--states", "cache",
     ])
-    #expect(run.status == 73, "\(run.errors)")
+    #expect(run.status == 75, "\(run.errors)")
     #expect(run.errors.contains(cache))
     #expect(run.errors.contains("full"))
     #expect(try bench.results == [])

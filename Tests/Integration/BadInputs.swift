@@ -248,7 +248,7 @@ extension BadInput {
     BadInput("a token file of endless empty rows", status: 65, "rows.safetensors", "no tokens") { bench in
       bench.calibration = try bench.directory.write(
         tensorFile(
-          header: #"{"input_ids":{"dtype":"I32","shape":[4611686018427387904,0],"data_offsets":[0,0]}}"#,
+          header: #"{"input_ids":{"dtype":"I32","shape":[144115188075855872,0],"data_offsets":[0,0]}}"#,
           data: []),
         to: "rows.safetensors")
     },

@@ -7,7 +7,7 @@ import Tensors
 /// | tensor | type | shape |
 /// |---|---|---|
 /// | `weight_packed` | int32 | [out, ⌈in · bits / 32⌉] |
-/// | `weight_scale` | the model's | [out, groups] |
+/// | `weight_scale` | that of the source's weight | [out, groups] |
 /// | `weight_shape` | int64 | [2]: out, in |
 /// | `weight_zero_point`, asymmetric grids only | int32 | [⌈out · bits / 32⌉, groups], packed downwards |
 ///

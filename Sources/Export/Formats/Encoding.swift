@@ -15,6 +15,12 @@ extension GridFormat {
 }
 
 extension LinearDescription {
+  /// Whether the last group of a row has fewer columns than its group size says.
+  var hasShorterLastGroup: Bool {
+    guard case .columns(let count) = gridFormat?.groupSize else { return false }
+    return !inFeatures.isMultiple(of: count)
+  }
+
   /// Refuses what does not fill the words of a format that packs both ways.
   func requireMultiplesOf32(for format: OutputFormatName) throws(ExportError) {
     guard outFeatures.isMultiple(of: 32), inFeatures.isMultiple(of: 32) else {

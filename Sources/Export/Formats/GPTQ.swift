@@ -11,7 +11,7 @@ import Tensors
 /// | `scales` | fp16 | [groups, out] |
 /// | `g_idx` | int32 | [in], the group of each column |
 ///
-/// Version 1 stores z − 1 and its readers add 1; version 2 stores z.
+/// Version 1 stores z − 1 and its readers add 1; version 2 stores z. The last group may be shorter.
 public struct GPTQFormat: OutputFormat {
   public enum Version: Sendable {
     case one, two
@@ -131,10 +131,19 @@ public struct GPTQFormat: OutputFormat {
 
   public func runtimes(for grid: GridFormat, of traits: ModelTraits) -> [RuntimeSupport] {
     let isCommon = grid.bitWidth == .four || grid.bitWidth == .eight
-    let loadsInVLLM = isCommon && grid.isSymmetric
-    let vLLM = RuntimeSupport(
-      format: name, runtime: "vLLM", loads: loadsInVLLM,
-      note: loadsInVLLM ? "" : "recent versions read GPTQ with 4 or 8 bits, symmetric only")
+    let hasShorterGroups = traits.contains(.shorterLastGroups)
+    let vLLM =
+      switch (isCommon && grid.isSymmetric, hasShorterGroups) {
+      case (true, false): RuntimeSupport(format: name, runtime: "vLLM", loads: true)
+      case (true, true):
+        RuntimeSupport(
+          format: name, runtime: "vLLM", loads: false,
+          note: "it refuses a shorter last group: take a group size that divides the columns of all linears")
+      case (false, _):
+        RuntimeSupport(
+          format: name, runtime: "vLLM", loads: false,
+          note: "recent versions read GPTQ with 4 or 8 bits, symmetric only")
+      }
     // GPTQModel adds 1 to all zero points of a word at once; lest they overflow, it takes asymmetric
     // version 1 files only from itself.
     let isRefused = version == .one && !grid.isSymmetric
@@ -143,6 +152,7 @@ public struct GPTQFormat: OutputFormat {
       ? "GPTQModel reads asymmetric version 1 files only if it wrote them: use gptq-v2"
       : "through gptqmodel"
         + (traits.contains(.experts) ? ", which was not tried with mixtures of experts" : "")
+        + (hasShorterGroups ? ", whose torch and Triton kernels take a shorter last group" : "")
     return [vLLM, RuntimeSupport(format: name, runtime: "transformers", loads: !isRefused, note: note)]
   }
 }

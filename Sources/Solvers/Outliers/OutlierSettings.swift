@@ -32,3 +32,10 @@ public struct OutlierSettings: Sendable, Hashable {
       : Int(share * Double(outFeatures * inFeatures))
   }
 }
+
+extension QuantEase {
+  /// How outliers are found beside it: with the published algorithm as they were published, in as many rounds as it has passes.
+  public var outlierMethod: OutlierSettings.Method {
+    settings == .paper(passes: settings.passes) ? .paper(rounds: settings.passes) : .standard
+  }
+}
