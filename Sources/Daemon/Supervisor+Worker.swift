@@ -170,7 +170,10 @@ extension Supervisor {
   /// Tells of jobs that have come to their end, however they did: a daemon may have ended before it told.
   func tellEnds() {
     for job in ledger.jobs where job.isUntold == true {
+      // A row that cannot be written now has nobody told again and again.
+      let isNew = saidEnds.insert("\(job.id) \(job.finishedAt ?? 0)").inserted
       switch job.phase {
+      case _ where !isNew: break
       case .published:
         tellResumption(job.id)
         log.notice(

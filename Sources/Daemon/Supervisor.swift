@@ -45,6 +45,8 @@ public final class Supervisor {
   var saidRefusals: [String: Drop.Refusal] = [:]
   /// Uploads that nobody ends, and that this process may not remove.
   var saidAbandoned: Set<String> = []
+  /// Ends of jobs that were told of, by the job and the time.
+  var saidEnds: Set<String> = []
   /// Why sources stay that are not to be kept.
   var saidKept: Set<String> = []
   /// Of jobs that the machine stands in the way of, what was last said of it.
