@@ -272,8 +272,12 @@ import Testing
       worker: "sleep 600 & echo $! > \(helper).draft; mv \(helper).draft \(helper); wait")
     try run(supervisor) { _ in (try? FileSystem.exists(helper)) == true }
     let process = try fixture.text(helper).trimmingCharacters(in: .whitespacesAndNewlines)
-    // It may be a zombie for a moment, of whoever takes orphans.
-    let state = try? fixture.text("/proc/\(process)/stat").components(separatedBy: ") ")[1].first
+    // The kernel takes its moment, and it may be a zombie then, of whoever takes orphans.
+    let deadline = ContinuousClock.now + .seconds(20)
+    var state: Character?
+    repeat {
+      state = try? fixture.text("/proc/\(process)/stat").components(separatedBy: ") ")[1].first
+    } while state != nil && state != "Z" && ContinuousClock.now < deadline
     #expect(state == nil || state == "Z")
   }
 

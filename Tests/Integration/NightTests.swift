@@ -41,7 +41,7 @@ extension DaemonTests {
       }
     }
     #expect(try names() == ["one", "two", "bad"])
-    #expect(try names("--state", "failed") == ["bad"])
+    #expect(try names("--outcome", "failed") == ["bad"])
     #expect(try names("--name", "two", "--since", "1h") == ["two"])
     #expect(try names("--since", "0h") == [])
     #expect(try names("--limit", "1") == ["one"])

@@ -4,7 +4,7 @@ import Testing
 
 @Suite struct FileErrorTests {
   @Test(arguments: [
-    (FileOperation.write, Errno.noSpace, Int32(73)),
+    (FileOperation.write, Errno.noSpace, Int32(75)),
     (.create, .fileExists, 73),
     (.create, .readOnlyFileSystem, 73),
     (.create, .noSuchFileOrDirectory, 73),
