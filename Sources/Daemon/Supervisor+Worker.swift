@@ -171,22 +171,24 @@ extension Supervisor {
   func tellEnds() {
     for job in ledger.jobs where job.isUntold == true {
       // A row that cannot be written now has nobody told again and again.
-      let isNew = saidEnds.insert("\(job.id) \(job.finishedAt ?? 0)").inserted
-      switch job.phase {
-      case _ where !isNew: break
-      case .published:
-        tellResumption(job.id)
-        log.notice(
-          "published", .job(job.id), .path(job.output ?? ""),
-          .relativeError(job.summary?.meanRelativeError ?? .nan))
-        leave(.done, job)
-      case .failed:
-        saidPauses[job.id] = nil
-        leave(.failed, job, reason: job.failure?.message)
-      case .queued, .running, .publishing, .cancelled: break
-      }
+      if saidEnds.insert("\(job.id) \(job.finishedAt ?? 0)").inserted { tellEnd(of: job) }
       attempt { try ledger.update(job.id) { $0.isUntold = nil } }
-      nextCleaning = .now
     }
+  }
+
+  private func tellEnd(of job: JobRecord) {
+    switch job.phase {
+    case .published:
+      tellResumption(job.id)
+      log.notice(
+        "published", .job(job.id), .path(job.output ?? ""),
+        .relativeError(job.summary?.meanRelativeError ?? .nan))
+      leave(.done, job)
+    case .failed:
+      saidPauses[job.id] = nil
+      leave(.failed, job, reason: job.failure?.message)
+    case .queued, .running, .publishing, .cancelled: break
+    }
+    nextCleaning = .now
   }
 }

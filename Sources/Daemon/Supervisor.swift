@@ -1,4 +1,3 @@
-import Checkpoint
 import FoundationEssentials
 import SystemIO
 
@@ -288,9 +287,7 @@ public final class Supervisor {
     if configuration.queue == .slurm {
       (order.isShared, order.lastAttempt) = (true, job.lastAttempt)
       // A file that a converter makes stands on its host alone.
-      let isConverted =
-        settings.settings.isGGUF && configuration.ggufConverter != nil && !CheckpointReader.isGGUF(source)
-      order.ranks = settings.ranks > 1 && !isConverted ? settings.ranks : nil
+      order.ranks = settings.ranks > 1 && order.converter == nil ? settings.ranks : nil
       order.forgetsCache = job.attempts > 1 ? true : nil
     }
     try order.write(to: files.order)

@@ -18,15 +18,20 @@ public struct GGUFConverter: Sendable, Equatable {
   /// Makes a GGUF file in the checkpoint's own 16-bit type.
   /// - Parameters:
   ///   - model: the checkpoint's directory
+  ///   - source: its files as they have to be, before and after; nil for those that stand there now
   ///   - file: where the file appears, which has to end in `.gguf`; until it is complete, it stands beside that, hidden
   ///   - heard: called whenever the converter says something
-  /// - Throws: ``GGUFConversionError``; ``FileError`` if there is no space for the file; ``GGUFError`` if what was made is none
+  /// - Throws: ``GGUFConversionError``; ``FileError`` if there is no space for the file; ``GGUFError`` if what was made is none;
+  ///   ``SourceChange``
   public func convert(
-    _ model: String, to file: String, symlinks: SymlinkPolicy = .follow, heard: () -> Void = {}
+    _ model: String, source: SourceFiles? = nil, to file: String, symlinks: SymlinkPolicy = .follow,
+    heard: () -> Void = {}
   ) throws {
     guard FileSystem.isReadable(program) else {
       throw GGUFConversionError.missing(program: program)
     }
+    let source = try source ?? QuantizationRun.sourceFiles(of: model, symlinks: symlinks)
+    try source.check(in: model, symlinks: symlinks)
     let directory = FileSystem.parent(of: file)
     let needed = RunPlan.convertedBytes(of: try CheckpointReader.open(model, symlinks: symlinks))
     if try FileSystem.freeBytes(directory) < needed {
@@ -49,6 +54,8 @@ public struct GGUFConverter: Sendable, Equatable {
     case .missing(let reason): throw GGUFConversionError.noPython(python, reason: reason)
     }
     do {
+      // What the converter has read nobody sees later.
+      try source.check(in: model, symlinks: symlinks)
       // What it says of itself is looked at where the file is opened; here, that it is one.
       _ = try GGUFHeader(of: MappedFile(path: partial))
     } catch {

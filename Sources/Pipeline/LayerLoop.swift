@@ -142,7 +142,8 @@ final class LayerLoop {
   ///   - states: where the states of all of them stand between two stages
   ///   - isResumable: whether another run may go on with what this one leaves in the cache
   ///   - experts: what those of mixtures are solved for
-  ///   - firstTokenWeight: how often a sequence's first token counts in the problems of linears; of an expert's own tokens each counts once
+  ///   - firstTokenWeight: how often a sequence's first token counts in the problems of linears; an expert's own tokens count
+  ///     once each
   ///   - solvesWhole: whether a linear, by its name, is solved by one rank as a whole
   ///   - beforeReading: called before a stage's weights are read
   ///   - advanced: called for every batch of every stage

@@ -58,14 +58,14 @@ public final class ChildProcess: Sendable {
 
   /// Waits for the end, but no longer than until a time.
   /// - Returns: nil if the process runs on; else the end, which is not to be asked for any more
-  public func end(before deadline: ContinuousClock.Instant) throws(FileError) -> End? {
+  public func end(before deadline: ContinuousClock.Instant) throws -> End? {
     while true {
       let status = try FileError.attempt(.inspect, "process \(identifier)") { () throws(Errno) in
         try SystemCall.statusIfEnded(of: identifier)
       }
       if let status { return Self.end(status) }
       guard ContinuousClock.now < deadline else { return nil }
-      SystemCall.pause(milliseconds: 10)
+      _ = try DescriptorWaiting.readable(among: [], for: .milliseconds(10))
     }
   }
 

@@ -74,8 +74,6 @@ extension SystemCall {
     return try retrying { unsafe waitpid(process, &status, WNOHANG) } == 0 ? nil : status
   }
 
-  static func pause(milliseconds: UInt32) { usleep(milliseconds * 1_000) }
-
   static func kill(_ process: pid_t, _ signal: Int32) throws(Errno) {
     try retrying { Glibc.kill(process, signal) }
   }

@@ -381,7 +381,6 @@ public final class JobLedger {
   /// Brings rows and directories together after the daemon ended in whatever way.
   /// - Parameter working: jobs that somebody is at; nil where no daemon knows, and what Slurm has goes on without one
   /// - Throws: ``MissingSpool``; ``FileError``, ``StateError``
-  @discardableResult
   public func recover(sparing working: Set<String>? = nil) throws -> Recovery {
     try requireOwnSpool()
     var recovery = Recovery()

@@ -131,7 +131,7 @@ public struct JobWorker {
     }
     try FileSystem.removeTree(files.convertedDirectory)
     if try !FileSystem.exists(FileSystem.join(files.staged, ChecksumManifest.fileName)) {
-      try checkContents(calibration, identity)
+      try checkContents()
       send(.step("writing checksums"))
       // Whose it is, so that the folders alone tell it.
       var report = try Report(directory: files.staged)
@@ -175,8 +175,8 @@ public struct JobWorker {
     func hasOwnName(_ result: JobOrder.Result) -> Bool { FileSystem.name(of: result.output) == order.name }
     for result in results.filter(hasOwnName) + results.filter({ !hasOwnName($0) }) {
       // Another job's result may stand there by now, where somebody has moved this one's away.
-      guard try FileSystem.exists(result.output),
-        (try? Report(directory: result.output))?.identity == identity
+      guard try FileSystem.exists(result.output), var report = try? Report(directory: result.output),
+        report.identity == identity
       else { continue }
       send(.step("checking \(result.output), to which the same job came before"))
       if let problem = try OutputVerification.problems(of: result.output, advanced: { send(.advanced) }).first
@@ -187,7 +187,6 @@ public struct JobWorker {
           ))
         continue
       }
-      var report = try Report(directory: result.output)
       if hasOwnName(result) {
         send(.reused(job: result.job, output: result.output))
         return WorkerEvent.Summary(report.totals)
@@ -208,12 +207,12 @@ public struct JobWorker {
 
   /// Reads a source again whose file system may show old times to this machine while another one writes: stamps are no
   /// proof there that it stayed what it was.
-  private func checkContents(_ calibration: CalibrationSet, _ identity: String) throws {
+  private func checkContents() throws {
     guard try isNetworked(order.model) else { return }
     send(.step("reading the checkpoint once more, as it is on a network file system"))
-    let contents = try JobIdentity.contents(of: order, symlinks: symlinks) { send(.advanced) }
-    let now = try JobIdentity.digest(of: order, contents: contents, tokens: calibration)
-    guard now != identity else { return }
+    let now = try JobIdentity.contents(of: order, symlinks: symlinks) { send(.advanced) }
+    let before = try FileSystem.contents(of: files.contents, limit: 1 << 26)
+    guard before != Array(now.utf8) else { return }
     for leftover in [
       files.staged, files.journal, files.identity, files.contents, files.tokens, files.convertedDirectory,
     ] {
@@ -236,21 +235,9 @@ public struct JobWorker {
     if try FileSystem.exists(file) { return file }
     send(.step("converting to GGUF by \(program)"))
     try FileSystem.createDirectories(files.convertedDirectory)
-    try checkSource()
     try GGUFConverter(program: program, python: order.python)
-      .convert(order.model, to: file, symlinks: symlinks) { send(.advanced) }
-    // What it read is not seen by anybody later: of a file that changed meanwhile nothing may be left.
-    do { try checkSource() } catch {
-      try FileSystem.removeTree(file)
-      throw error
-    }
+      .convert(order.model, source: order.source, to: file, symlinks: symlinks) { send(.advanced) }
     return file
-  }
-
-  /// Makes sure that the checkpoint's files are those that were claimed.
-  private func checkSource() throws {
-    try order.source?.check(
-      in: CheckpointReader.files(of: order.model, symlinks: symlinks).directory, symlinks: symlinks)
   }
 
   private func quantize(_ calibration: CalibrationSet, _ identity: String, model: String) throws {
