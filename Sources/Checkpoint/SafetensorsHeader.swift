@@ -56,9 +56,10 @@ public struct SafetensorsHeader: Sendable, Equatable {
     let members = try checker.members(file, start)
     metadata = try checker.metadata(members[Self.metadataKey])
     let dataByteCount = file.byteCount - start
+    try checker.checkThatAllIsThere(members, dataByteCount)
     var tensors: [TensorInfo] = []
     for (name, entry) in members where name != Self.metadataKey {
-      tensors.append(try checker.tensor(name, entry, dataStart: start, dataByteCount))
+      tensors.append(try checker.tensor(name, entry, dataStart: start))
     }
     tensors.sort {
       ($0.byteRange.lowerBound, $0.byteRange.upperBound, $0.name)
@@ -136,8 +137,23 @@ private struct HeaderChecker {
     return strings
   }
 
+  /// What a file lacks is up to the tensor that ends last, whichever of them is looked at first.
+  func checkThatAllIsThere(
+    _ members: [String: JSONValue], _ dataByteCount: Int
+  ) throws(SafetensorsError) {
+    let ends = members.compactMap { name, entry -> (end: Int, name: String)? in
+      guard name != SafetensorsHeader.metadataKey,
+        case .integer(let end)? = entry["data_offsets"]?.array?.last
+      else { return nil }
+      return (end, name)
+    }
+    if let last = ends.max(by: <), last.end > dataByteCount {
+      throw error(.outOfRange(end: last.end, available: dataByteCount, tensor: last.name))
+    }
+  }
+
   func tensor(
-    _ name: String, _ entry: JSONValue, dataStart: Int, _ dataByteCount: Int
+    _ name: String, _ entry: JSONValue, dataStart: Int
   ) throws(SafetensorsError) -> TensorInfo {
     guard let typeName = entry["dtype"]?.string else {
       throw error(.invalidField("dtype", tensor: name))
@@ -156,9 +172,6 @@ private struct HeaderChecker {
     let stored = offsets[1] - offsets[0]
     guard stored == byteCount || dtype.bitWidth == nil && stored > byteCount else {
       throw error(.wrongByteCount(stored, expected: byteCount, tensor: name))
-    }
-    guard offsets[1] <= dataByteCount else {
-      throw error(.outOfRange(end: offsets[1], available: dataByteCount, tensor: name))
     }
     return TensorInfo(
       name: name, dtype: dtype, shape: shape, file: file,

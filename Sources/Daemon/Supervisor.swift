@@ -243,7 +243,8 @@ public final class Supervisor {
   /// - Throws: ``ConfigurationError``, ``JobFailure``
   func settings(of source: String) throws -> JobSettings {
     let settings = try JobFile.read(directory: source, defaults: configuration.defaults)
-      .adapted(to: source, defaults: configuration.defaults)
+      .adapted(
+        to: source, defaults: configuration.defaults, file: FileSystem.join(source, JobFile.name))
     do { try settings.requireCalibration(in: source) } catch let error as SubmissionError {
       throw JobFailure(.job, "\(error)", code: error == .noCalibration ? 78 : 66)
     }

@@ -94,6 +94,9 @@ public struct Stage: Sendable {
     experts.isEmpty ? [self] : experts.flatMap(\.halves)
   }
 
+  /// Whether keys and values are made of what the stage reads.
+  public var makesKeys: Bool { !Set([.attention, .latents, .latentAttention]).isDisjoint(with: parts) }
+
   /// Whether the next stage needs the linears once more.
   public var isRunAgain: Bool { parts == [.queryExpansion] }
 }

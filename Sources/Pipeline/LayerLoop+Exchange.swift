@@ -33,7 +33,7 @@ extension LayerLoop {
   ) throws {
     func add(_ batch: Int, _ input: Matrix, _ drift: Matrix?) throws {
       guard let gram else { return }
-      times.measure(.gram) { self.add(input, to: gram) }
+      times.measure(.gram) { firstTokens.add(input, to: gram, of: next.stage, backend) }
       try added(batch, input, drift)
     }
     func input(_ contribution: Contribution) -> Matrix {

@@ -54,20 +54,6 @@ extension LayerLoop {
     return gram.map { Statistics(gram: $0, correction: nil) }
   }
 
-  /// Adds a batch of inputs, in which a sequence's first token counts as often as its weight says.
-  func add(_ input: Matrix, to gram: GramMatrix) {
-    scaleFirstTokens(of: input, by: firstTokenWeight.squareRoot())
-    gram.accumulate(input)
-    scaleFirstTokens(of: input, by: 1 / firstTokenWeight.squareRoot())
-  }
-
-  private func scaleFirstTokens(of states: Matrix, by factor: Float) {
-    if factor == 1 { return }
-    for row in Swift.stride(from: 0, to: states.rows, by: calibration.sequenceLength) {
-      backend.scale(states.rows(row..<row + 1), by: factor)
-    }
-  }
-
   /// Runs a stage on every batch and adds up what the next one's problem is made of.
   private func advance(
     _ here: Position, to next: Position, beginsLayer: Bool, gathering: Bool
@@ -106,9 +92,7 @@ extension LayerLoop {
       contribution.input = reached.quantized.input
       contribution.drift = times.measure(.gram) {
         // What the state held is in the cache by now: its memory takes the difference.
-        let drift = sum.drift(reached.quantized, original: reached.original, layer: next.quantized)
-        scaleFirstTokens(of: drift, by: firstTokenWeight)
-        return drift
+        sum.drift(reached.quantized, original: reached.original, layer: next.quantized)
       }
       return contribution
     } added: { batch, input, drift in

@@ -59,7 +59,7 @@ final class LayerLoop {
   let panelRows: Int
   let solvesWhole: (String) -> Bool
   var streams: [Stream] { [quantized] + (original.map { [$0] } ?? []) }
-  let firstTokenWeight: Float
+  let firstTokens: FirstTokens
   let experts: ExpertSettings
   let beforeReading: () throws -> Void
   let advanced: () -> Void
@@ -142,8 +142,7 @@ final class LayerLoop {
   ///   - states: where the states of all of them stand between two stages
   ///   - isResumable: whether another run may go on with what this one leaves in the cache
   ///   - experts: what those of mixtures are solved for
-  ///   - firstTokenWeight: how often a sequence's first token counts in the problems of linears; an expert's own tokens count
-  ///     once each
+  ///   - firstTokenWeight: how often a sequence's first token counts where keys and values are made
   ///   - solvesWhole: whether a linear, by its name, is solved by one rank as a whole
   ///   - beforeReading: called before a stage's weights are read
   ///   - advanced: called for every batch of every stage
@@ -181,7 +180,7 @@ final class LayerLoop {
     scratchDirectory = FileSystem.parent(of: store.path)
     self.batches = batches
     self.experts = experts
-    self.firstTokenWeight = firstTokenWeight
+    firstTokens = FirstTokens(weight: firstTokenWeight, sequenceLength: calibration.sequenceLength)
     self.beforeReading = beforeReading
     self.advanced = advanced
     self.repeating = repeating

@@ -240,7 +240,7 @@ public struct MemoryPlan: Sendable, Equatable {
         "take --target layer, which needs "
           + (isOfHost ? ofLayerTarget.peakBytes : ofLayerTarget.devicePeakBytes ?? 0).memorySize
       } else if isOfHost {
-        "free memory, or take a machine with more"
+        "free memory, give more with --memory if the machine has it, or take one with more"
       } else {
         "free the GPU's memory, or take one with more, or --device cpu"
       }

@@ -40,7 +40,7 @@ public struct QuantizationRequest: Sendable {
   /// Whether weights that nobody can have trained are an error, and not a warning.
   public var isStrict: Bool
   public var experts: ExpertSettings
-  /// How often a sequence's first token counts in the problems of linears, but for experts'.
+  /// How often a sequence's first token counts where keys and values are made.
   public var firstTokenWeight: Double
   /// Whether a head of its own is corrected for what the layers have lost, for ``Target/original``.
   public var correctsHead: Bool

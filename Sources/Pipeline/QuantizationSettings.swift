@@ -104,7 +104,7 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
   /// The tokens that stand for all in an expert's Gram matrices beside its own, as a multiple of their width; nil for as
   /// many as it asks for.
   public var expertPrior: Double?
-  /// How often a sequence's first token counts in the problems of linears, in place of once, which nil is.
+  /// How often a sequence's first token counts where keys and values are made; nil for what the settings come to.
   public var firstTokenWeight: Double?
   /// Whether a head of its own is corrected for what the layers have lost, for ``Target/original``.
   public var correctHead: Bool {
@@ -315,7 +315,7 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
   }
 
   /// The weight that the settings come to.
-  public var resolvedFirstTokenWeight: Double { firstTokenWeight ?? 1 }
+  public var resolvedFirstTokenWeight: Double { firstTokenWeight ?? (isStandard ? 16 : 1) }
 
   /// The calibration sequences that also run through the original model.
   public var originalSamples: Int {

@@ -182,7 +182,11 @@ public struct Recipe: Sendable {
         resolved.rounded.append(linear)
       }
     }
-    if let unused = used.firstIndex(of: false) { throw .matchesNothing(rules[unused].pattern) }
+    if let unused = used.firstIndex(of: false) {
+      // Of a mixture's experts one is as good as all.
+      let names = model.linears(ofLayer: 0).map { model.layerPrefix(0) + $0.name }
+      throw .matchesNothing(rules[unused].pattern, names: Array(names.prefix(12)))
+    }
     return resolved
   }
 

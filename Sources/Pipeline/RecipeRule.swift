@@ -96,7 +96,7 @@ public struct RecipeRule: Sendable {
 /// A recipe that cannot be carried out.
 public enum RecipeError: Error, Sendable, Equatable, CustomStringConvertible {
   case malformed(String, reason: String)
-  case matchesNothing(String)
+  case matchesNothing(String, names: [String])
   case fusedModulesDiffer(String, String)
   case outliersNeedQuantEase(String, solver: String)
   case passesNeedQuantEase(String, solver: String)
@@ -113,8 +113,8 @@ public enum RecipeError: Error, Sendable, Equatable, CustomStringConvertible {
       "rule \"\(pattern)\": types are those of GGUF files, for which a GGUF file is given; write bits, group-size and so on"
     case .unknownChoice(let module):
       "\(module): the bits that were chosen for it when the job began are none that it may have; begin the job anew"
-    case .matchesNothing(let pattern):
-      "rule \"\(pattern)\" matches no linear of this model; 'quantease inspect' shows their names"
+    case .matchesNothing(let pattern, let names):
+      "rule \"\(pattern)\" matches no linear of this model, whose first layer has \(names.joined(separator: ", "))"
     case .fusedModulesDiffer(let first, let second):
       "\(first) and \(second) would get different grids, but runtimes fuse them into one linear; "
         + "let a rule match both or neither"

@@ -72,6 +72,13 @@ import Testing
     #expect(found == .outOfRange(end: 16, available: 13, tensor: "b"))
   }
 
+  @Test func `what is missing is counted up to the last tensor's end`() throws {
+    let text = (0..<40).map { entry("t\($0)", shape: [2], offsets: ($0 * 8, $0 * 8 + 8)) }.joined(
+      separator: ",")
+    let found = try violation(safetensors("{\(text)}", data: [UInt8](repeating: 0, count: 20)))
+    #expect(found == .outOfRange(end: 320, available: 20, tensor: "t39"))
+  }
+
   @Test(arguments: [
     ("not JSON", SafetensorsError.Violation.headerNotJSON(JSONError(reason: .unexpectedByte(0x6F), byte: 1))),
     ("[]", .headerNotObject),

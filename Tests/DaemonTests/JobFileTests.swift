@@ -42,6 +42,39 @@ struct JobFileTests {
     #expect(job.settings.formats == [.gptq])
   }
 
+  @Test(arguments: [
+    (
+      "bits: 3\n", true,
+      "quantease.yaml: bits: would be ignored; a GGUF file's grids are its types: say gguf-type"
+    ),
+    ("symmetric: true\n", true, "quantease.yaml: symmetric: would be ignored"),
+    ("gguf-type: Q5_K_M\n", true, nil),
+    (
+      "gguf-type: Q5_K_M\n", false,
+      "quantease.yaml: gguf-type: would be ignored; it goes with the format gguf"
+    ),
+    ("bits: 3\n", false, nil),
+    (
+      "average-bits: 3.5\nbits: 3\n", false,
+      "quantease.yaml: bits: would be ignored; average-bits stands in its place"
+    ),
+  ])
+  func `what the result would not be made by is refused before the night`(
+    text: String, isGGUF: Bool, problem: String?
+  ) throws {
+    if isGGUF {
+      try directory.write(
+        FileSystem.contents(of: TestFiles.gguf("llama.gguf"), limit: 1 << 24), to: "llama.gguf")
+    }
+    try directory.write(text, to: JobFile.name)
+    let error = #expect(throws: (any Error).self) {
+      try Submission(source: directory.path, recipe: nil, configuration: DaemonConfiguration())
+    }
+    // Everything else is right, or wrong, by other rules.
+    let refusal = (error as? ConfigurationError)?.description.replacing(directory.path + "/", with: "")
+    #expect(refusal?.hasPrefix(problem ?? "-") == (problem == nil ? nil : true))
+  }
+
   @Test(arguments: ["../x", "a/../../x", "..", "a/.."])
   func `a calibration file outside of the job's directory is refused`(path: String) throws {
     #expect(

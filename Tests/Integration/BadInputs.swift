@@ -284,11 +284,24 @@ extension BadInput {
     BadInput("groups that do not divide a linear", status: 65, "group", "20", "model.layers.0") { bench in
       bench.options = ["--group-size", "20"]
     },
-    BadInput("too little memory", status: 75, "memory", "too few", "a machine with more") { bench in
+    BadInput("too little memory", status: 75, "memory", "too few", "more with --memory") { bench in
       bench.options = ["--memory", "0.0001"]
     },
     BadInput("a number of bits that there is not", status: 64, "--bits 7", "2 to 6, or 8") { bench in
       bench.options = ["--bits", "7"]
+    },
+    BadInput("a preset that the solver does not have", status: 64, "--preset paper would be ignored") {
+      bench in
+      bench.options = ["--solver", "gptq", "--preset", "paper"]
+    },
+    BadInput("a share of no target", status: 64, "--target-share would be ignored") { bench in
+      bench.options = ["--target", "layer", "--target-share", "0.5"]
+    },
+    BadInput("signs of scales that have none", status: 64, "--unsigned-scales would be ignored") { bench in
+      bench.options = ["--asymmetric", "--unsigned-scales"]
+    },
+    BadInput("a rule for no linear", status: 64, "matches no linear", "self_attn.q_proj") { bench in
+      bench.options = ["--rule", "qproj=bits:3"]
     },
     BadInput("an unknown format", status: 64, "exl2", "compressed-tensors") { bench in
       bench.options = ["--format", "exl2"]

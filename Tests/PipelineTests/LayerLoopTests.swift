@@ -58,7 +58,9 @@ struct LayerLoopTests {
 
   /// Layers without experts, whose tokens are not told apart.
   @Test(arguments: ["llama", "falcon-7b", "opt-pre", "qwen3-5", "deepseek-v3-dense"])
-  func `a sequence's first token counts as often as its weight says`(_ fixture: String) throws {
+  func `a sequence's first token counts as often as its weight says where keys and values are made`(
+    _ fixture: String
+  ) throws {
     let weighted = try LoopRun(fixture, batchSamples: 2, originalSamples: 3, firstTokenWeight: 9)
     try expectGrams(of: weighted)
     try expectCorrections(of: weighted, samples: 3)
@@ -68,7 +70,7 @@ struct LayerLoopTests {
 
   private func expectGrams(of run: LoopRun) throws {
     for here in try run.inputs(quantized: true, samples: 4) {
-      run.weigh(here.inputs, by: run.firstTokenWeight.squareRoot())
+      if here.makesKeys { run.weigh(here.inputs, by: run.firstTokenWeight.squareRoot()) }
       let gram = Matrix(rows: here.inputs.columns, columns: here.inputs.columns)
       run.backend.accumulateGram(here.inputs, into: gram)
       run.backend.symmetrize(gram)
@@ -104,7 +106,6 @@ struct LayerLoopTests {
       run.backend.scale(off, by: 1 / description.residualScale)
       run.backend.subtract(here.inputs, from: there.inputs)
       run.backend.multiply(there.inputs, there.weights, transposingB: true, scale: 1, into: off, keeping: 1)
-      for states in [off, here.inputs] { run.weigh(states, by: run.firstTokenWeight.squareRoot()) }
       try expectRegression(correction, of: off, on: here.inputs, ridge: 1, here.module, run)
     }
   }
@@ -263,6 +264,8 @@ final class LoopRun {
   /// What a linear reads, what the residual stream then is, and the linear's own weights.
   struct Reading {
     let module: String
+    /// Whether it is one of those that keys and values are made by, or that read what those do.
+    let makesKeys: Bool
     let inputs: Matrix
     let residual: Matrix
     let weights: Matrix
@@ -326,7 +329,9 @@ final class LoopRun {
         // Experts read some of the tokens each: see MixtureTests.
         inputs += try (stage.experts.isEmpty ? stage.linears : []).map {
           Reading(
-            module: layer.moduleName(of: $0), inputs: input.copy(), residual: state.residual.copy(),
+            module: layer.moduleName(of: $0),
+            makesKeys: stage.parts.contains { [.attention, .latents, .latentAttention].contains($0) },
+            inputs: input.copy(), residual: state.residual.copy(),
             weights: try layer.storedWeights(of: $0))
         }
         layer.run(stage, input: input, sequenceLength: calibration.sequenceLength, state: &state)

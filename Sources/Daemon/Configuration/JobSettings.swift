@@ -43,16 +43,44 @@ public struct JobSettings: Codable, Sendable, Equatable {
   /// - Parameters:
   ///   - model: the job's directory, or a GGUF file
   ///   - defaults: of all jobs
-  func adapted(to model: String, defaults: JobSettings) -> JobSettings {
-    guard settings.formats == defaults.settings.formats, CheckpointReader.isGGUF(model) else { return self }
+  ///   - file: where these settings come from
+  /// - Throws: ``ConfigurationError``, exit code 65, if they ask for what the result would not have: a night later nobody wants
+  ///   another file than the one that was asked for
+  func adapted(to model: String, defaults: JobSettings, file: String) throws(ConfigurationError)
+    -> JobSettings
+  {
     var adapted = self
-    adapted.settings.formats = [.gguf]
+    if settings.formats == defaults.settings.formats, CheckpointReader.isGGUF(model) {
+      adapted.settings.formats = [.gguf]
+    }
+    for (key, setting) in settings.keys(unlike: defaults.settings) {
+      if let reason = adapted.settings.reasonToIgnore(setting) {
+        throw ConfigurationError(
+          .file(file, nil), key: key, problem: "would be ignored", mend: reason, exitCode: EX_DATAERR)
+      }
+    }
     return adapted
   }
 
   /// Whether a relative path stays below the directory that it starts from.
   static func isPossible(calibration path: String) -> Bool {
     !path.contains("\0") && (path.hasPrefix("/") || !path.split(separator: "/").contains(".."))
+  }
+}
+
+extension QuantizationSettings {
+  /// Those of grids that say something else than the defaults do, by their keys.
+  fileprivate func keys(unlike defaults: Self) -> [(String, GridSetting)] {
+    func key<Value: Equatable>(
+      _ key: String, _ setting: GridSetting, _ value: KeyPath<Self, Value>
+    ) -> (String, GridSetting)? {
+      self[keyPath: value] == defaults[keyPath: value] ? nil : (key, setting)
+    }
+    return [
+      key("bits", .bits, \.bits), key("group-size", .groupSize, \.groupSize),
+      key("symmetric", .symmetry, \.symmetric), key("gguf-type", .ggufType, \.ggufType),
+      key("gguf-pure", .ggufPure, \.ggufPure),
+    ].compactMap { $0 }
   }
 }
 

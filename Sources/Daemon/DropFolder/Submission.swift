@@ -16,7 +16,8 @@ public struct Submission: Sendable {
     let own =
       try recipe.map { try JobFile.read(file: $0, defaults: configuration.defaults) }
       ?? JobFile.read(directory: source, defaults: configuration.defaults)
-    settings = own.adapted(to: source, defaults: configuration.defaults)
+    settings = try own.adapted(
+      to: source, defaults: configuration.defaults, file: recipe ?? FileSystem.join(source, JobFile.name))
     plan = try RunPlan(
       model: source, settings: settings.settings, symlinks: .follow,
       hasConverter: configuration.ggufConverter != nil)

@@ -8,7 +8,7 @@ import SystemIO
 /// and the version of the algorithm.
 enum JobIdentity {
   /// To be raised whenever the same job comes to other numbers than before: unfinished jobs then begin anew.
-  static let algorithmVersion = 14
+  static let algorithmVersion = 15
 
   /// What a job comes to, by what it is and by what computes: the same on the same machine.
   /// - Parameters:

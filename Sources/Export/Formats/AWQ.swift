@@ -100,7 +100,8 @@ public struct AWQFormat: OutputFormat {
     return [
       RuntimeSupport(
         format: name, runtime: "vLLM", loads: isCommon,
-        note: isCommon ? "" : "it reads AWQ in groups of 32, 64 or 128: take --group-size 128"),
+        note: isCommon
+          ? "" : "it reads AWQ in groups of 32, 64 or 128: take the largest that divides the columns"),
       RuntimeSupport(format: name, runtime: "transformers", loads: true, note: "through gptqmodel"),
     ]
   }

@@ -6,13 +6,17 @@ import Tensors
 /// Hidden states of a few sequences, taken through a model in the backend's memory, a stage at a time.
 struct TrialStates {
   private var state: LayerState
-  private let sequenceLength: Int
+  private let firstTokens: FirstTokens
   private let backend: any ComputeBackend
 
-  /// - Parameter tokens: whole sequences of the model's length, one after the other
-  init(_ model: DecoderModel, _ tokens: [Int32], backend: any ComputeBackend) throws {
+  /// - Parameters:
+  ///   - tokens: whole sequences of the model's length, one after the other
+  ///   - firstTokenWeight: the run's
+  init(
+    _ model: DecoderModel, _ tokens: [Int32], firstTokenWeight: Double, backend: any ComputeBackend
+  ) throws {
     state = LayerState(residual: backend.copy(of: try model.embed(tokens)))
-    sequenceLength = model.sequenceLength
+    firstTokens = FirstTokens(weight: Float(firstTokenWeight), sequenceLength: model.sequenceLength)
     self.backend = backend
   }
 
@@ -37,8 +41,8 @@ struct TrialStates {
   mutating func advance(through stage: Stage, of layer: DecoderLayer, summing gram: GramMatrix? = nil) {
     var next = state
     let input = layer.input(of: stage, next)
-    gram?.accumulate(input)
-    layer.run(stage, input: input, sequenceLength: sequenceLength, state: &next)
+    if let gram { firstTokens.add(input, to: gram, of: stage, backend) }
+    layer.run(stage, input: input, sequenceLength: firstTokens.sequenceLength, state: &next)
     for slot in StagedStates.Slot.allCases where slot != .residual {
       if stage.writes.contains(slot) {
         state[slot] = next[slot].map { backend.copy(of: $0) }
