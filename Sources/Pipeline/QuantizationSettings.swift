@@ -309,13 +309,18 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
 
   /// The share that the settings come to.
   public var resolvedTargetShare: Double {
-    targetShare
-      ?? Self.defaultTargetShare(
-        bits: averageBits.map { Int($0) } ?? mix?.name.standardType.blocks?.bits ?? bits)
+    targetShare ?? Self.defaultTargetShare(bits: typicalBits)
   }
 
-  /// The weight that the settings come to.
-  public var resolvedFirstTokenWeight: Double { firstTokenWeight ?? (isStandard ? 16 : 1) }
+  /// The width that defaults of whole runs go by.
+  private var typicalBits: Int {
+    averageBits.map { Int($0) } ?? mix?.name.standardType.blocks?.bits ?? bits
+  }
+
+  /// The weight that the settings come to. With the errors that 2 bits leave everywhere, the first token's count for less.
+  public var resolvedFirstTokenWeight: Double {
+    firstTokenWeight ?? (isStandard && typicalBits > 2 ? 16 : 1)
+  }
 
   /// The calibration sequences that also run through the original model.
   public var originalSamples: Int {

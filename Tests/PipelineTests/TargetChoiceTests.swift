@@ -43,6 +43,20 @@ struct TargetChoiceTests {
     #expect(settings.resolvedTargetShare == 0.5)
   }
 
+  @Test func `the first token counts more from 3 bits on, but not where algorithms are as published`() {
+    var settings = QuantizationSettings()
+    #expect(settings.resolvedFirstTokenWeight == 16)
+    for change: (inout QuantizationSettings) -> Void in [
+      { $0.bits = 2 }, { $0.averageBits = 2.5 }, { $0.preset = .paper }, { $0.solver = .gptq },
+    ] {
+      settings = QuantizationSettings()
+      change(&settings)
+      #expect(settings.resolvedFirstTokenWeight == 1)
+      settings.firstTokenWeight = 9
+      #expect(settings.resolvedFirstTokenWeight == 9)
+    }
+  }
+
   @Test(arguments: [0, -0.5, 1.5])
   func `a share that is none is refused`(_ share: Double) {
     var settings = QuantizationSettings()

@@ -163,7 +163,7 @@ enum SettingTable {
     ),
     .automatic(
       "first-token-weight", \.settings.firstTokenWeight, upTo: 10_000, expected: "how often it counts",
-      "How often a sequence's first token, to which all others attend, counts where keys and values are made; auto: by solver."
+      "How often a sequence's first token, to which all others attend, counts where keys and values are made; auto: by bits and solver."
     ),
     .choice(
       "expert-gram", \.settings.expertGram,
