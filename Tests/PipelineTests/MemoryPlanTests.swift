@@ -142,7 +142,7 @@ struct MemoryPlanTests {
     }
     #expect(message(27_000_000_000).hasSuffix("take --sequence-length 1024"))
     #expect(message(22_500_000_000).contains("take --target layer"))
-    #expect(message(15_000_000_000).hasSuffix("a machine with more"))
+    #expect(message(15_000_000_000).hasSuffix("or take one with more"))
     #expect(message(22_500_000_000).contains("while it is "))
   }
 

@@ -135,7 +135,7 @@ struct RankedRunTests {
     throws
   {
     let bench = try ResumeBench(ResumeCase("llama-bf16-sharded"))
-    func change(_ request: inout QuantizationRequest) { request.firstTokenWeight = 16 }
+    func change(_ request: inout QuantizationRequest) { request.firstTokenWeight = 3 }
     let expected = try bench.rankedRun(1, changing: change)[0].get().result
     #expect(try expected.files != bench.rankedRun(1)[0].get().result.files)
     // The first job ends when three hosts are far into it, the second when two are; then all three take it up.
