@@ -95,7 +95,7 @@ public struct Stage: Sendable {
   }
 
   /// Whether keys and values are made of what the stage reads.
-  public var makesKeys: Bool { !Set([.attention, .latents, .latentAttention]).isDisjoint(with: parts) }
+  public var makesKeys: Bool { parts.contains { [.attention, .latents, .latentAttention].contains($0) } }
 
   /// Whether the next stage needs the linears once more.
   public var isRunAgain: Bool { parts == [.queryExpansion] }

@@ -241,14 +241,15 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
     }
   }
 
-  /// What a person may say of grids, which some results do not read.
-  public enum GridSetting: Sendable {
+  /// What a person may say that some results do not read.
+  public enum ConditionalSetting: Sendable {
     case bits, groupSize, symmetry, ggufType, ggufPure
+    case preset, targetShare, unsignedScales
   }
 
   /// Why a value of a setting would change nothing, and what to say in its place; nil if the result is made by it. That is for who
   /// asked for this one result: defaults are for results of all formats, and say what each of them reads.
-  public func reasonToIgnore(_ setting: GridSetting) -> String? {
+  public func reasonToIgnore(_ setting: ConditionalSetting) -> String? {
     switch setting {
     case .bits where averageBits != nil, .ggufType where isGGUF && averageBits != nil:
       "average-bits stands in its place: leave one of both out"
@@ -258,6 +259,12 @@ public struct QuantizationSettings: Codable, Sendable, Equatable {
     case .ggufType, .ggufPure:
       formats.contains(.gguf)
         ? nil : "it goes with the format gguf, of GGUF files: say bits, group-size, symmetric, asymmetric"
+    case .preset:
+      preset == .paper && solver != .quantease ? "it goes with --solver quantease" : nil
+    case .targetShare:
+      targetShare != nil && resolvedTarget == .layer ? "no layer has the original model as target" : nil
+    case .unsignedScales:
+      unsignedScales && symmetric == false ? "scales of grids with zero points have no sign" : nil
     }
   }
 

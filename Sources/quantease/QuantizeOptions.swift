@@ -100,8 +100,8 @@ struct GridOptions: ParsableArguments {
   }
 
   /// What was given of it, as it was written.
-  var given: [(option: String, setting: QuantizationSettings.GridSetting)] {
-    var given: [(option: String, setting: QuantizationSettings.GridSetting)] = []
+  var given: [(option: String, setting: QuantizationSettings.ConditionalSetting)] {
+    var given: [(option: String, setting: QuantizationSettings.ConditionalSetting)] = []
     if bits.isGiven { given.append(("--bits \(bits.value)", .bits)) }
     if groupSize.isGiven { given.append(("--group-size \(groupSize.value)", .groupSize)) }
     if let symmetry { given.append(("--\(symmetry.rawValue)", .symmetry)) }
@@ -327,22 +327,14 @@ extension QuantizationSettings {
     do { try validate() } catch {
       throw ValidationError("--\(error.key) \(error.value) is not possible: \(error.mend)")
     }
-    let ignored =
-      grid.given.map { ($0.0, reasonToIgnore($0.1)) } + [
-        (
-          "--preset paper", preset == .paper && solver != .quantease ? "it goes with --solver quantease" : nil
-        ),
-        (
-          "--target-share",
-          targetShare != nil && resolvedTarget == .layer ? "no layer has the original model as target" : nil
-        ),
-        (
-          "--unsigned-scales",
-          unsignedScales && symmetric == false ? "scales of grids with zero points have no sign" : nil
-        ),
+    let given =
+      grid.given + [
+        ("--preset paper", .preset), ("--target-share", .targetShare), ("--unsigned-scales", .unsignedScales),
       ]
-    for case (let option, let reason?) in ignored {
-      throw ValidationError("\(option) would be ignored: \(reason)")
+    for (option, setting) in given {
+      if let reason = reasonToIgnore(setting) {
+        throw ValidationError("\(option) would be ignored: \(reason)")
+      }
     }
   }
 }

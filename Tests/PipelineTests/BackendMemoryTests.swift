@@ -17,7 +17,11 @@ struct BackendMemoryTests {
   /// One for every arrangement of stages and kind of embedding, and all that solvers do with a matrix.
   static let cases = [
     ResumeCase("llama-bf16-sharded"), ResumeCase("qwen3"), ResumeCase("opt-pre"),
-    ResumeCase("opt-post-350m"), ResumeCase("bloom"), ResumeCase("falcon-7b"), ResumeCase("falcon-40b"),
+    ResumeCase("opt-post-350m"),
+    // So small a model's error hangs on few codes: with a first token that counts 16 times, as in all others, it is 4 % off by
+    // chance, and with 4 or 9 times less than 1.
+    ResumeCase("bloom", "a first token like all others") { $0.firstTokenWeight = 1 },
+    ResumeCase("falcon-7b"), ResumeCase("falcon-40b"),
     ResumeCase("qwen3-5"), ResumeCase("gemma2"), ResumeCase("gemma4-vision"), ResumeCase("granite"),
     ResumeCase("phi3"),
     ResumeCase("cohere2"),
@@ -57,9 +61,7 @@ struct BackendMemoryTests {
   func `a run by the kernels of the GPU is as good`(_ test: ResumeCase) throws {
     let expected = try ResumeBench(test, backend: OpenBLASBackend(threads: 1)).uninterrupted()
     let result = try ResumeBench(test, backend: EmulatedGPU.backend()).uninterrupted()
-    // So small a model's error hangs on few codes: over four families and seven weights of the first token it was −3.1 to
-    // 4.6 % off, 1 % on average.
-    #expect(abs(result.meanRelativeError / expected.meanRelativeError - 1) < 0.05)
+    #expect(abs(result.meanRelativeError / expected.meanRelativeError - 1) < 0.03)
   }
 
   @Test(arguments: [

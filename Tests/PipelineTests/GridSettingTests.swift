@@ -6,7 +6,7 @@ import Testing
 
 /// What a person says of grids is read, or refused: a result of 4 bits where 3 were asked for is a wrong one that nobody sees.
 struct GridSettingTests {
-  private typealias Setting = QuantizationSettings.GridSetting
+  private typealias Setting = QuantizationSettings.ConditionalSetting
 
   private static let grid: [Setting] = [.bits, .groupSize, .symmetry]
   private static let file: [Setting] = [.ggufType, .ggufPure]

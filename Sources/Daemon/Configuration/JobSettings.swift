@@ -70,10 +70,10 @@ public struct JobSettings: Codable, Sendable, Equatable {
 
 extension QuantizationSettings {
   /// Those of grids that say something else than the defaults do, by their keys.
-  fileprivate func keys(unlike defaults: Self) -> [(String, GridSetting)] {
+  fileprivate func keys(unlike defaults: Self) -> [(String, ConditionalSetting)] {
     func key<Value: Equatable>(
-      _ key: String, _ setting: GridSetting, _ value: KeyPath<Self, Value>
-    ) -> (String, GridSetting)? {
+      _ key: String, _ setting: ConditionalSetting, _ value: KeyPath<Self, Value>
+    ) -> (String, ConditionalSetting)? {
       self[keyPath: value] == defaults[keyPath: value] ? nil : (key, setting)
     }
     return [

@@ -192,12 +192,8 @@ struct AllocationTrial {
   /// - Returns: what every unit contributes, in one part or several
   private func measure() throws -> [[Contribution]] {
     let model = try run.model(sequenceLength: calibration.sequenceLength)
-    var gathered = try TrialStates(
-      model, calibration.tokens(of: 0..<sizes.solved), firstTokenWeight: run.request.firstTokenWeight,
-      backend: backend)
-    var reference = try TrialStates(
-      model, heldOut, firstTokenWeight: run.request.firstTokenWeight,
-      backend: backend)
+    var gathered = try TrialStates(model, calibration.tokens(of: 0..<sizes.solved), of: run)
+    var reference = try TrialStates(model, heldOut, of: run)
     var disturbed = try embeddings().map { [$0] } ?? []
     let count = run.description.layerCount
     for index in 0..<count {

@@ -139,13 +139,9 @@ struct RotationTrial {
     let model = try run.model(sequenceLength: length)
     let chosen = chosenLayers
     // What layers are solved for, and what is looked at, without quantized layers and with them.
-    var gathered = try TrialStates(
-      model, calibration.tokens(of: 0..<sizes.solved), firstTokenWeight: run.request.firstTokenWeight,
-      backend: backend)
+    var gathered = try TrialStates(model, calibration.tokens(of: 0..<sizes.solved), of: run)
     let samples = calibration.distinct - sizes.heldOut..<calibration.distinct
-    var reference = try TrialStates(
-      model, calibration.tokens(of: samples), firstTokenWeight: run.request.firstTokenWeight,
-      backend: backend)
+    var reference = try TrialStates(model, calibration.tokens(of: samples), of: run)
     var quantized = reference.copy
     for index in 0..<run.description.layerCount {
       let isChosen = chosen.contains(index)

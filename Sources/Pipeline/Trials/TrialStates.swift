@@ -11,13 +11,12 @@ struct TrialStates {
 
   /// - Parameters:
   ///   - tokens: whole sequences of the model's length, one after the other
-  ///   - firstTokenWeight: the run's
-  init(
-    _ model: DecoderModel, _ tokens: [Int32], firstTokenWeight: Double, backend: any ComputeBackend
-  ) throws {
+  ///   - run: whose backend it is, and whose problems the states sum up
+  init(_ model: DecoderModel, _ tokens: [Int32], of run: QuantizationRun) throws {
+    backend = run.backend
     state = LayerState(residual: backend.copy(of: try model.embed(tokens)))
-    firstTokens = FirstTokens(weight: Float(firstTokenWeight), sequenceLength: model.sequenceLength)
-    self.backend = backend
+    firstTokens = FirstTokens(
+      weight: Float(run.request.firstTokenWeight), sequenceLength: model.sequenceLength)
   }
 
   /// The residual stream, `[tokens, hiddenSize]`.
