@@ -17,11 +17,7 @@ struct BackendMemoryTests {
   /// One for every arrangement of stages and kind of embedding, and all that solvers do with a matrix.
   static let cases = [
     ResumeCase("llama-bf16-sharded"), ResumeCase("qwen3"), ResumeCase("opt-pre"),
-    ResumeCase("opt-post-350m"),
-    // So small a model's error hangs on few codes: with a first token that counts 16 times, as in all others, it is 4 % off by
-    // chance, and with 4 or 9 times less than 1.
-    ResumeCase("bloom", "a first token like all others") { $0.firstTokenWeight = 1 },
-    ResumeCase("falcon-7b"), ResumeCase("falcon-40b"),
+    ResumeCase("opt-post-350m"), ResumeCase("bloom"), ResumeCase("falcon-7b"), ResumeCase("falcon-40b"),
     ResumeCase("qwen3-5"), ResumeCase("gemma2"), ResumeCase("gemma4-vision"), ResumeCase("granite"),
     ResumeCase("phi3"),
     ResumeCase("cohere2"),
@@ -57,11 +53,28 @@ struct BackendMemoryTests {
     #expect(try ResumeBench(test, backend: GuardedBackend(backend)).uninterrupted() == expected)
   }
 
-  @Test(arguments: cases)
-  func `a run by the kernels of the GPU is as good`(_ test: ResumeCase) throws {
+  /// The error of a run by the kernels of the GPU, for that of the same run on the processor.
+  private static func relativeError(_ test: ResumeCase) throws -> Double {
     let expected = try ResumeBench(test, backend: OpenBLASBackend(threads: 1)).uninterrupted()
     let result = try ResumeBench(test, backend: EmulatedGPU.backend()).uninterrupted()
-    #expect(abs(result.meanRelativeError / expected.meanRelativeError - 1) < 0.03)
+    return result.meanRelativeError / expected.meanRelativeError
+  }
+
+  @Test(arguments: cases)
+  func `a run by the kernels of the GPU comes to the same error`(_ test: ResumeCase) throws {
+    var test = test
+    // The order of the nearest plane's columns is another one there: see the test of the mean.
+    test.settings.start = .weights
+    let outliersTakeNearestPlane = test.settings.outliers > 0 && test.settings.preset == .standard
+    #expect(try abs(Self.relativeError(test) - 1) < (outliersTakeNearestPlane ? 0.03 : 0.005))
+  }
+
+  /// In another order of columns other codes are chosen, and the error of so small a model hangs on few of them: by chance
+  /// it is up to 5 % off either way. The mean of many tells whether one order is worse.
+  @Test func `by the order of columns that the GPU takes, runs are as good`() throws {
+    let errors = try Self.cases.map(Self.relativeError)
+    #expect(abs(errors.reduce(0, +) / Double(errors.count) - 1) < 0.015)
+    #expect(errors.allSatisfy { abs($0 - 1) < 0.07 }, "\(errors)")
   }
 
   @Test(arguments: [
