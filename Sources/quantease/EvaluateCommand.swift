@@ -56,8 +56,11 @@ struct EvaluateCommand: ParsableCommand {
     help: ArgumentHelp("Questions to answer (.jsonl, also .zst).", valueName: "file"), completion: .file())
   var task: String?
 
-  @Option(help: "Tokens of a window of a text.")
-  var sequenceLength = 2_048
+  @Option(
+    help: ArgumentHelp(
+      "Tokens of a window. Default: 2048 of a text, and a token file's rows as they are.", valueName: "tokens"
+    ))
+  var sequenceLength: Int?
 
   @Option(help: "Windows to evaluate, at most; of a task, questions.")
   var windows: Int?
@@ -85,7 +88,12 @@ struct EvaluateCommand: ParsableCommand {
     guard [text, tokens, task].compactMap(\.self).count == 1 else {
       throw ValidationError("give one of --text, --tokens and --task")
     }
-    guard sequenceLength > 1 else { throw ValidationError("--sequence-length must be at least 2") }
+    guard sequenceLength.map({ $0 > 1 }) ?? true else {
+      throw ValidationError("--sequence-length must be at least 2")
+    }
+    guard task == nil || sequenceLength == nil else {
+      throw ValidationError("--sequence-length would be ignored: a question is as long as it is")
+    }
     guard windows.map({ $0 > 0 }) ?? true else { throw ValidationError("--windows must be at least 1") }
   }
 
@@ -199,20 +207,14 @@ struct EvaluateCommand: ParsableCommand {
     return answers
   }
 
-  /// The windows, all of one length: a text's consecutive stretches, or a token file's rows.
+  /// The windows: consecutive stretches of one length, or a token file's rows.
   private func readWindows() throws -> [[Int32]] {
-    let all: [[Int32]]
-    let source: TokenRows
-    if let tokens {
-      source = try TokenRows(tokenFile: tokens)
-      all = source.rows.filter { $0.count > 1 }
-    } else {
-      source = try TokenRows(file: text ?? "", model: model)
-      all = source.windows(length: sequenceLength).map(Array.init)
-    }
+    let source = try tokens.map { try TokenRows(tokenFile: $0) } ?? TokenRows(file: text ?? "", model: model)
+    let length = sequenceLength ?? (tokens == nil ? 2_048 : nil)
+    let all = length.map { source.windows(length: $0).map(Array.init) } ?? source.rows.filter { $0.count > 1 }
     guard !all.isEmpty else {
       throw CalibrationError.tooFewTokens(
-        available: source.tokenCount, sequences: 0, samples: 1, sequenceLength: sequenceLength,
+        available: source.tokenCount, sequences: 0, samples: 1, sequenceLength: length ?? 2,
         source: source.name)
     }
     return Array(all.prefix(windows ?? all.count))

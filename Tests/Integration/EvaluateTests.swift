@@ -17,6 +17,24 @@ struct EvaluateTests {
     #expect(try (40..<4_000).contains(#require(result["perplexity"]?.double)))
   }
 
+  @Test func `rows of tokens are cut to the length that is asked for, and a question to none`() throws {
+    let bench = try Workbench()
+    let file = try bench.directory.write(
+      randomTokens: 3, of: 40, vocabulary: 64, seed: 5, to: "rows.safetensors")
+    func evaluation(_ options: String...) throws -> (windows: Double?, tokens: Double?) {
+      let result = try Quantease.json(["eval", bench.model, "--tokens", file] + options)
+      return (result["windows"]?.double, result["tokens"]?.double)
+    }
+    #expect(try evaluation() == (3, 120))
+    // Of every row two, and what is left of it is none.
+    #expect(try evaluation("--sequence-length", "16") == (6, 96))
+    #expect(try evaluation("--sequence-length", "16", "--windows", "4") == (4, 64))
+    let question = try Quantease([
+      "eval", bench.model, "--task", bench.directory.file("task.jsonl"), "--sequence-length", "16",
+    ])
+    #expect(question.status == 64 && question.errors.contains("--sequence-length would be ignored"))
+  }
+
   @Test func `eval tells how far a result is from its source, and adds it to the report`() throws {
     let bench = try Workbench()
     bench.options = ["--bits", "3"]
