@@ -58,7 +58,7 @@ private final class Endpoint {
   let port: UInt16
 
   init(
-    _ snapshot: StatusSnapshot = SampleSnapshots.working, seconds: Double = 5,
+    _ snapshot: StatusSnapshot = SampleSnapshots.working, seconds: Double = 60,
     _ change: (inout StatusServer.Limits) -> Void = { _ in }
   ) throws {
     var limits = StatusServer.Limits()
@@ -186,12 +186,13 @@ struct StatusServerTests {
   }
 
   @Test func `clients that say nothing or little do not hold up others`() throws {
-    let endpoint = try Endpoint(seconds: 20)
+    let endpoint = try Endpoint()
     let silent = try (0..<6).map { _ in try Client(port: endpoint.port) }
     silent[0].send("GET / HT")
     let begin = MonotonicClock.seconds()
     #expect(try endpoint.get("/metrics").hasPrefix("HTTP/1.1 200 "))
-    #expect(MonotonicClock.seconds() - begin < 5)
+    // On a machine that does much else; behind them it would be a minute.
+    #expect(MonotonicClock.seconds() - begin < 30)
   }
 
   @Test func `with all places taken the next request waits no longer than the timeout`() throws {
@@ -201,8 +202,8 @@ struct StatusServerTests {
     defer { withExtendedLifetime(slow) {} }
     let begin = MonotonicClock.seconds()
     #expect(try endpoint.get("/metrics").hasPrefix("HTTP/1.1 200 "))
-    // Two rounds of eight go before it, and the rest of the third beside it.
-    #expect(MonotonicClock.seconds() - begin < 6)
+    // Two rounds of eight go before it, and the rest of the third beside it; one by one they would take 20 seconds.
+    #expect(MonotonicClock.seconds() - begin < 15)
   }
 
   @Test func `a client that says nothing loses its place to one that does`() throws {
@@ -282,8 +283,8 @@ struct StatusServerTests {
     let client = try Client(port: endpoint.port)
     let begin = MonotonicClock.seconds()
     client.send("GET / HTTP/1.1\r\nX: ")
-    while client.send("x"), MonotonicClock.seconds() - begin < 10 { usleep(20_000) }
-    #expect(MonotonicClock.seconds() - begin < 5)
+    while client.send("x"), MonotonicClock.seconds() - begin < 60 { usleep(20_000) }
+    #expect(MonotonicClock.seconds() - begin < 30)
   }
 
   @Test func `a client that does not read its answer is cut off`() throws {
@@ -314,7 +315,7 @@ struct StatusServerTests {
     let begin = MonotonicClock.seconds()
     endpoint.server.stop()
     endpoint.server.stop()
-    #expect(MonotonicClock.seconds() - begin < 3)
+    #expect(MonotonicClock.seconds() - begin < 30)
     #expect(client.rest() == "")
     let again = try StatusServer(
       listening: StatusServer.listen(on: "127.0.0.1:\(endpoint.port)")
