@@ -8,8 +8,7 @@ private enum BlockRows {
   /// 4,096 rows they come in 32 parts, as what a part costs is not its products; from 16,384 on in 64, as products of few
   /// rows are far from a device's rate.
   static func pivoted(_ size: Int) -> Int {
-    let part = (size + 511) / 512 * 16
-    return min(max(min(part, 128), size / 64 / 128 * 128), plain)
+    min(max(min((size + 31) / 32, 128), size / 64 / 128 * 128), plain)
   }
   /// The first rows, whose products are taken off before all others.
   static let first = 128

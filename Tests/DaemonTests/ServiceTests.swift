@@ -101,9 +101,9 @@ struct ServiceNotifierTests {
   @Test func `a manager that does not read holds nobody up for long`() {
     let notifier = notifier()
     let begin = MonotonicClock.seconds()
-    while notifier.failureCount == 0, MonotonicClock.seconds() - begin < 60 { notifier.status("again") }
+    while notifier.failureCount == 0, MonotonicClock.seconds() - begin < 10 { notifier.status("again") }
     #expect(notifier.failureCount == 1)
-    #expect(MonotonicClock.seconds() - begin < 30)
+    #expect(MonotonicClock.seconds() - begin < 5)
   }
 
   @Test func `the watchdog is pinged twice in its time, by the process that it is meant for`() throws {

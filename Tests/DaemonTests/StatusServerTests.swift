@@ -191,19 +191,19 @@ struct StatusServerTests {
     silent[0].send("GET / HT")
     let begin = MonotonicClock.seconds()
     #expect(try endpoint.get("/metrics").hasPrefix("HTTP/1.1 200 "))
-    // On a machine that does much else; behind them it would be a minute.
-    #expect(MonotonicClock.seconds() - begin < 30)
+    // Behind them it would be a minute.
+    #expect(MonotonicClock.seconds() - begin < 15)
   }
 
   @Test func `with all places taken the next request waits no longer than the timeout`() throws {
-    let endpoint = try Endpoint(seconds: 1) { $0.connections = 8 }
+    let endpoint = try Endpoint(seconds: 2) { $0.connections = 8 }
     let slow = try (0..<20).map { _ in try Client(port: endpoint.port) }
     for client in slow { client.send("GET / HTTP/1.1\r\nX: ") }
     defer { withExtendedLifetime(slow) {} }
     let begin = MonotonicClock.seconds()
     #expect(try endpoint.get("/metrics").hasPrefix("HTTP/1.1 200 "))
-    // Two rounds of eight go before it, and the rest of the third beside it; one by one they would take 20 seconds.
-    #expect(MonotonicClock.seconds() - begin < 15)
+    // Two rounds of eight go before it, and the rest of the third beside it.
+    #expect(MonotonicClock.seconds() - begin < 12)
   }
 
   @Test func `a client that says nothing loses its place to one that does`() throws {
@@ -279,12 +279,12 @@ struct StatusServerTests {
   }
 
   @Test func `a client that drips is cut off when its time is over`() throws {
-    let endpoint = try Endpoint(seconds: 0.5)
+    let endpoint = try Endpoint(seconds: 1)
     let client = try Client(port: endpoint.port)
     let begin = MonotonicClock.seconds()
     client.send("GET / HTTP/1.1\r\nX: ")
-    while client.send("x"), MonotonicClock.seconds() - begin < 60 { usleep(20_000) }
-    #expect(MonotonicClock.seconds() - begin < 30)
+    while client.send("x"), MonotonicClock.seconds() - begin < 20 { usleep(20_000) }
+    #expect(MonotonicClock.seconds() - begin < 10)
   }
 
   @Test func `a client that does not read its answer is cut off`() throws {
